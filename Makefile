@@ -1,0 +1,50 @@
+# make help lists the targets. PYTHON=python3.12 picks the interpreter that .venv is made from.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+READY := $(VENV)/.ready
+UV := $(VENV)/bin/uv
+
+# The pins alone decide what is installed: no settings file of the user's, no Python but the one named.
+UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint lock demo clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv with the pinned dependencies
+
+$(READY): requirements.txt build-constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	    { echo "setup: $(PYTHON) is missing or older than 3.10: name another, as in make PYTHON=python3.11 setup" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "setup: $(PYTHON) has no ensurepip: install its venv package (Debian: apt install python3-venv)" >&2; exit 2; }
+	@if [ -x $(VENV)/bin/python ] && [ "$$($(PYTHON) -V)" != "$$($(VENV)/bin/python -V)" ]; then rm -rf $(VENV); fi
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV_ENV) $(UV) pip install --python $(VENV) --require-hashes -r requirements.txt --build-constraint build-constraints.txt
+	$(UV_ENV) $(UV) pip install --quiet --python $(VENV) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: setup  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: setup lint  ## lint, then every test
+	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python || echo "test: the dashboard's tests will be skipped"
+	@bash tests/install_browser.sh || echo "test: the browser's test will be skipped"
+	$(VENV)/bin/python -m pytest
+
+demo: setup  ## train both stages on small painted churches and draw new ones
+	$(VENV)/bin/python demo.py
+
+lock: setup  ## pin the newest releases that pyproject.toml allows
+	$(UV_ENV) $(UV) pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes --upgrade \
+	    --build-constraint build-constraints.txt --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make lock" --output-file requirements.txt --quiet
+
+clean:  ## remove .venv and the tools' caches; runs in logs/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

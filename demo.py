@@ -1,0 +1,66 @@
+"""The whole pipeline on small painted churches: train both stages, draw samples, and say what came of it.
+
+The commands that it prints are those of any other data set. A finished part is not done again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+from utils.run_folder import ABSORBING, VQGAN, RunFolder
+from utils.run_log import read_metrics
+
+AUTOENCODER, PRIOR, SAMPLES = "demo/vqgan", "demo/absorbing", "demo/samples"
+
+TRAIN_VQGAN = f"train_vqgan.py --dataset toy_churches --log_dir {AUTOENCODER} --amp --ema"
+TRAIN_PRIOR = (
+    f"train_sampler.py --sampler absorbing --dataset toy_churches --log_dir {PRIOR} "
+    f"--ae_load_dir {AUTOENCODER} --amp --ema"
+)
+GET_SAMPLES = (
+    f"experiments/get_samples.py --sampler absorbing --dataset toy_churches --log_dir {SAMPLES} "
+    f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9"
+)
+
+
+def main() -> None:
+    run(TRAIN_VQGAN + (" --resume" if RunFolder(AUTOENCODER).state_steps(VQGAN) else ""))
+    run(TRAIN_PRIOR + (" --resume" if RunFolder(PRIOR).state_steps(ABSORBING) else ""))
+    run(GET_SAMPLES)
+    print(report())
+
+
+def run(command: str) -> None:
+    """Print a command as a user would type it, and run it."""
+    print(f"\n$ python3 {command}\n", flush=True)
+    done = subprocess.run([sys.executable, *shlex.split(command)])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def report() -> str:
+    """Figures and pictures of the finished runs."""
+    vqgan, prior, samples = RunFolder(AUTOENCODER), RunFolder(PRIOR), RunFolder(SAMPLES)
+    reconstruction = [line for line in read_metrics(vqgan.metrics) if line["split"] == "val"][-1]
+    lines = read_metrics(prior.metrics)
+    codes = next(line for line in lines if line["split"] == "codes")
+    bound = [line for line in lines if line["split"] == "val"][-1]
+    grid = vqgan.images / f"originals_over_reconstructions_{reconstruction['step']}.png"
+    psnr, used = reconstruction["psnr_db"], reconstruction["codebook_used"]
+    uniform, marginal = codes["log2_codebook_size"], codes["marginal_entropy_bits_per_token"]
+    return f"""
+Validation images, autoencoder:  PSNR {psnr:.2f} dB, {used:.0%} of the codebook in use
+Validation codes, prior:         ELBO {bound["elbo_bits_per_token"]:.3f} bits per token
+  to compare with:               log2 K = {uniform:.3f}, entropy of the codes' marginal distribution = {marginal:.3f}
+
+Originals over reconstructions:  {grid}
+64 samples:                      {samples.images / "samples_000.png"}
+Loss curves' numbers:            {vqgan.metrics}
+                                 {prior.metrics}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments on trained models; each file is a script."""

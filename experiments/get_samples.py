@@ -1,0 +1,74 @@
+"""Draw images from a trained prior."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.saved import describe, save
+from hparams.settings import SamplesExperiment
+from utils.preflight import check_autoencoder, check_output, check_prior
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 "
+    "--ema --n_samples 64 --temp 0.9"
+)
+
+
+def main() -> None:
+    settings = parse(SamplesExperiment, description=__doc__, example=EXAMPLE)
+    ema = settings.checkpoint.ema is not False
+    check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
+    check_autoencoder(settings.source, ema=ema)
+    check_output(settings.run)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    sample(settings, ema=ema)
+
+
+def sample(settings: SamplesExperiment, *, ema: bool) -> None:
+    """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from tqdm import tqdm
+
+    from utils.dashboard import Dashboard
+    from utils.devices import pick_amp_dtype, pick_device
+    from utils.runs import restore_autoencoder, restore_prior
+    from utils.sample_files import SampleFiles
+    from utils.sampling import image_batches
+
+    run, source, checkpoint = settings.run, settings.source, settings.checkpoint
+    device = pick_device(run.device)
+    amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
+    autoencoder, ae_file = restore_autoencoder(
+        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=ema, device=device
+    )
+    prior, prior_file = restore_prior(
+        settings.prior,
+        settings.autoencoder.codebook_size,
+        str(checkpoint.load_dir),
+        checkpoint.load_step,
+        ema=ema,
+        device=device,
+    )
+    print(f"prior from {prior_file}\nautoencoder from {ae_file}")
+
+    folder = RunFolder(run.log_dir)
+    save(settings, folder.hparams)
+    files = SampleFiles(folder.images, individually=settings.output.save_individually)
+    with (
+        Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=print) as dashboard,
+        tqdm(total=settings.sampling.n_samples, unit="image") as progress,
+    ):
+        for images in image_batches(prior, autoencoder, settings.sampling, run, amp_dtype):
+            for grid in files.add(images):
+                dashboard.images("samples", grid, title="samples")
+            progress.update(len(images))
+        for grid in files.finish():
+            dashboard.images("samples", grid, title="samples")
+    print(f"{settings.sampling.n_samples} images in {files.where}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Typed settings, presets by data set, and the command line made from them."""

@@ -1,0 +1,178 @@
+"""Settings that do not fit together, refused before anything is built: one line that names the flag and the fix.
+
+Each check reads one or two groups. Ranges of single values are checked where they are read, by their fields.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from hparams.errors import UserError
+from hparams.fields import as_text
+from hparams.settings import (
+    AutoencoderSettings,
+    AutoencoderSource,
+    CheckpointSource,
+    PriorSettings,
+    RunSettings,
+    SamplingSettings,
+    Stage,
+    TrainingSettings,
+    VQGANSettings,
+)
+
+_GROUPS = 32  # of every GroupNorm
+_LPIPS_MIN_SIDE = 16  # smallest image that VGG16's five levels take
+
+
+def check(stage: Stage) -> None:
+    """Run every check that applies to the groups of a resolved stage.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    groups = vars(stage)
+    check_run(stage.run)
+    if training := groups.get("training"):
+        check_training(training)
+    if autoencoder := groups.get("autoencoder"):
+        check_autoencoder(autoencoder)
+    if vqgan := groups.get("vqgan"):
+        check_vqgan(vqgan, groups["autoencoder"])
+    if prior := groups.get("prior"):
+        check_prior(prior, groups["autoencoder"])
+    if sampling := groups.get("sampling"):
+        check_sampling(sampling, groups["prior"])
+    if source := groups.get("source"):
+        check_source(source, stage.run)
+    if checkpoint := groups.get("checkpoint"):
+        check_checkpoint(checkpoint, stage.run)
+
+
+def run_folder(flag: str, name: str) -> str:
+    """A run's name below ``logs/`` in its shortest spelling.
+
+    Raises:
+        UserError: the name is empty or would leave ``logs/``.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("~") or not name.isprintable():
+        raise UserError(f"{flag} {name!r}: give a name below logs/, without a leading / and without ..")
+    return str(path)
+
+
+def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int]:
+    """Shape (1, h, w) of one image's codes: each level but the first halves the image.
+
+    Raises:
+        UserError: the image cannot be halved that often.
+    """
+    factor = 2 ** (len(ch_mult) - 1)
+    if img_size % factor:
+        raise UserError(
+            f"--img_size {img_size} cannot be halved {len(ch_mult) - 1} times, as the {len(ch_mult)} levels of "
+            f"--ch_mult {as_text(ch_mult)} need: use a multiple of {factor}"
+        )
+    return (1, img_size // factor, img_size // factor)
+
+
+def check_run(run: RunSettings) -> None:
+    """The device is one that exists in PyTorch's notation."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
+        raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
+
+
+def check_training(training: TrainingSettings) -> None:
+    """Flags about reloading come together."""
+    if training.load_step == 0:
+        if training.load_optim:
+            raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
+        if training.load_dir:
+            raise UserError("--load_dir needs --load_step: say which step's weights to start from")
+
+
+def check_autoencoder(autoencoder: AutoencoderSettings) -> None:
+    """Image size, levels, widths and latent shape fit."""
+    a = autoencoder
+    if a.n_channels != 3:
+        raise UserError(f"--n_channels {a.n_channels}: images are read as RGB, use --n_channels 3")
+    shape = latent_shape(a.img_size, a.ch_mult)
+    if a.latent_shape != shape:
+        raise UserError(
+            f"--latent_shape {as_text(a.latent_shape)} does not fit --img_size {a.img_size} with the {len(a.ch_mult)} "
+            f"levels of --ch_mult {as_text(a.ch_mult)}: use --latent_shape {as_text(shape)}"
+        )
+    if a.nf % _GROUPS:
+        raise UserError(
+            f"--nf {a.nf} is not a multiple of {_GROUPS}, the groups of every normalisation: "
+            f"use --nf {max(_GROUPS, round(a.nf / _GROUPS) * _GROUPS)}"
+        )
+
+
+def check_vqgan(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
+    """Discriminator and perceptual network accept images of this size."""
+    side = autoencoder.img_size
+    # Strided 4x4 convolutions with padding 1 halve (rounding down); the two last, with stride 1, take one pixel each.
+    if (side >> vqgan.disc_layers) - 2 < 1:
+        deepest = (side // 3).bit_length() - 1
+        fix = f"use --disc_layers {deepest} or fewer" if deepest >= 1 else "use images of at least 6 pixels"
+        raise UserError(f"--disc_layers {vqgan.disc_layers} leaves nothing of --img_size {side}: {fix}")
+    if vqgan.perceptual == "lpips" and side < _LPIPS_MIN_SIDE:
+        raise UserError(
+            f"--perceptual lpips needs images of at least {_LPIPS_MIN_SIDE} pixels, --img_size is {side}: "
+            "use --perceptual none"
+        )
+    if vqgan.perceptual_weights_file and vqgan.perceptual == "none":
+        raise UserError("--perceptual_weights_file is not used with --perceptual none: leave one of them out")
+
+
+def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
+    """The Transformer's length and heads fit."""
+    codes = code_count(autoencoder)
+    if prior.block_size != codes:
+        raise UserError(
+            f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
+            f"use --block_size {codes}"
+        )
+    if prior.bert_n_emb % prior.bert_n_head:
+        raise UserError(
+            f"--bert_n_head {prior.bert_n_head} does not divide --bert_n_emb {prior.bert_n_emb}: "
+            f"use --bert_n_emb {-(-prior.bert_n_emb // prior.bert_n_head) * prior.bert_n_head}"
+        )
+
+
+def code_count(autoencoder: AutoencoderSettings) -> int:
+    """Codes per image, N."""
+    _, height, width = autoencoder.latent_shape
+    return height * width
+
+
+def check_sampling(sampling: SamplingSettings, prior: PriorSettings) -> None:
+    """The reverse process has no more steps than the forward one."""
+    if sampling.sample_steps > prior.total_steps:
+        raise UserError(
+            f"--sample_steps {sampling.sample_steps} is more than --total_steps {prior.total_steps}: "
+            f"use {prior.total_steps} or fewer"
+        )
+
+
+def check_source(source: AutoencoderSource, run: RunSettings) -> None:
+    """An autoencoder is named, and its run folder is not written to."""
+    if not source.ae_load_dir:
+        raise UserError("--ae_load_dir is required: name the run folder of the trained VQGAN, such as vqgan_churches")
+    _check_apart("--ae_load_dir", source.ae_load_dir, run)
+
+
+def check_checkpoint(checkpoint: CheckpointSource, run: RunSettings) -> None:
+    """A prior is named, and its run folder is not written to."""
+    if not checkpoint.load_dir:
+        raise UserError("--load_dir is required: name the run folder of the trained prior, such as absorbing_churches")
+    _check_apart("--load_dir", checkpoint.load_dir, run)
+
+
+def _check_apart(flag: str, folder: str, run: RunSettings) -> None:
+    if folder == run.log_dir:
+        raise UserError(
+            f"--log_dir {run.log_dir} is also {flag}: use another --log_dir, so that the settings of that run are kept"
+        )

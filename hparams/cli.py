@@ -1,0 +1,188 @@
+"""The command line of a stage, made from its settings.
+
+``parse`` reads the flags and resolves them; ``run_script`` runs a script's main and turns the user's mistakes into one
+line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from hparams.errors import UserError
+from hparams.fields import Setting, as_text, from_text, groups_of, nearest, settings_of
+from hparams.presets import DATASETS, preset
+from hparams.resolve import LOGS, default_log_dir, resolve
+from hparams.settings import Stage
+
+StageT = TypeVar("StageT", bound=Stage)
+
+
+def parse(
+    stage_class: type[StageT],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str,
+    example: str,
+    logs: Path = LOGS,
+) -> StageT:
+    """Read a command line and resolve it against presets and saved runs.
+
+    Args:
+        stage_class: which script's settings.
+        argv: the words after the script's name; by default those of this process.
+        prog: the script's name in ``--help``; by default that of this process.
+        description: first paragraph of ``--help``.
+        example: a whole command, printed at the end of ``--help``.
+        logs: the folder that holds the run folders.
+
+    Raises:
+        UserError: anything about the flags is wrong; the message names the flag and the fix.
+        SystemExit: after ``--help``, with status 0.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    settings = settings_of(stage_class)
+    parser = _build_parser(stage_class, prog, description, example)
+    if {"-h", "--help"} & set(words):
+        parser.parse_args(["--help"])
+    _refuse_slips(words, settings)
+    typed = vars(parser.parse_args(words))
+    return resolve(stage_class, {n: tuple(v) if settings[n].many else v for n, v in typed.items()}, logs=logs)
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main and exit: status 0, 2 with one line on stderr for a UserError, 130 when interrupted."""
+    try:
+        main()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports through UserError instead of printing usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+class _Switch(argparse.Action):
+    """``--x`` stores True, ``--no_x`` False."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == f"--{self.dest}")
+
+
+def _build_parser(stage_class: type[Stage], prog: str | None, description: str, example: str) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [flags]",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    settings = settings_of(stage_class)
+    differences = _preset_differences(stage_class)
+    differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
+    for group, group_class in groups_of(stage_class).items():
+        section = parser.add_argument_group(group_class.title)
+        for setting in settings.values():
+            if setting.group == group:
+                _add_flag(section, setting, differences.get(setting.name, {}))
+    return parser
+
+
+def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> None:
+    default = differences.get("", setting.default)
+    shown = as_text(default) if default is not None else setting.none_means or "none"
+    notes = [f"default: {shown}", *(f"{where}: {as_text(value)}" for where, value in differences.items() if where)]
+    text = f"{setting.help} ({'; '.join(notes)})".replace("%", "%%")
+    if setting.kind is bool:
+        section.add_argument(setting.flag, f"--no_{setting.name}", action=_Switch, nargs=0, help=text)
+        return
+    choices = "{" + ",".join(setting.choices) + "}"
+    metavar = choices if setting.choices else (setting.unit or setting.kind.__name__).upper()
+    nargs = ("*" if setting.allow_empty else "+") if setting.many else None
+    section.add_argument(setting.flag, type=_converter(setting), nargs=nargs, metavar=metavar, help=text)
+
+
+def _converter(setting: Setting) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return from_text(setting, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _preset_differences(stage_class: type[Stage]) -> dict[str, dict[str, Any]]:
+    """By setting: under "" the first data set's value, shown as the default, then the others by where they hold."""
+    sampler = settings_of(stage_class).get("sampler")
+    tables = stage_class.preset_tables
+    first = preset(tables, DATASETS[0])
+    found: dict[str, dict[str, Any]] = {name: {"": value} for name, value in first.items()}
+    for kind in sampler.choices if sampler else ("absorbing",):
+        for dataset in DATASETS:
+            usual = first if kind == "absorbing" else preset(tables, dataset)
+            label = dataset if kind == "absorbing" else f"{kind} {dataset}"
+            for name, value in preset(tables, dataset, kind).items():
+                if name not in usual or value != usual[name]:
+                    found.setdefault(name, {})[label] = value
+    return found
+
+
+def _refuse_slips(words: Sequence[str], settings: dict[str, Setting]) -> None:
+    """Raise UserError for what argparse would report without naming the fix.
+
+    These are unknown flags, flags without their value, values of switches, and bare words where no value belongs.
+    """
+    flags = {setting.flag: setting for setting in settings.values()}
+    flags |= {f"--no_{name}": setting for name, setting in settings.items() if setting.kind is bool}
+    hungry: Setting | None = None  # the flag before, while it has no value yet
+    open_ended = False  # the flag before takes any number of values
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        is_flag = flag.startswith("-") and not _is_number(word)
+        if is_flag and hungry:
+            break
+        if is_flag and flag not in flags:
+            close = nearest(flag.strip("-"), (name.strip("-") for name in flags))
+            raise UserError(f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help"))
+        if is_flag:
+            setting = flags[flag]
+            if setting.kind is bool and equals:
+                raise UserError(f"{flag} takes no value: use --{setting.name} or --no_{setting.name}")
+            takes_more = setting.kind is not bool and not equals
+            open_ended = takes_more and setting.many
+            hungry = setting if takes_more and not setting.allow_empty else None
+        elif hungry:
+            hungry = None
+        elif _as_flag(flag) in flags:
+            raise UserError(f"{word!r} is a flag without its dashes, did you mean {_as_flag(flag)}?")
+        elif not open_ended:
+            raise UserError(f"{word!r} belongs to no flag: see --help")
+    if hungry:
+        raise UserError(f"{hungry.flag} needs a value: {hungry.allowed}")
+
+
+def _as_flag(word: str) -> str:
+    return "--" + word.strip("-").replace("-", "_")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,229 @@
+"""What one setting is: its type, default, range and help, read from a dataclass field.
+
+A group is a frozen dataclass whose fields are made by :func:`setting`; a stage is a frozen dataclass whose fields are
+groups. The command line, the saved file, the range checks and ``--help`` all come from these descriptions, so a new
+setting is one new field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+_METADATA_KEY = "setting"
+_NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a stage.
+
+    ``kind`` is bool, int, float or str; ``many`` means a tuple of them. Limits apply to each value of a tuple.
+    """
+
+    name: str
+    group: str  # attribute of the stage that holds it
+    group_class: type
+    kind: type
+    many: bool
+    optional: bool  # None is a value
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+    unit: str  # shown as the value's name in --help
+    none_means: str  # what the default None stands for
+    minimum: float | None
+    maximum: float | None
+    above: float | None
+    below: float | None
+    saved: bool  # False: describes one call, not the run; never written to or read from a run folder
+    allow_empty: bool
+
+    @property
+    def flag(self) -> str:
+        """The flag on the command line."""
+        return f"--{self.name}"
+
+    @property
+    def allowed(self) -> str:
+        """What is accepted, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        limits = [
+            text
+            for text, limit in (
+                (f"of at least {self.minimum}", self.minimum),
+                (f"above {self.above}", self.above),
+                (f"of at most {self.maximum}", self.maximum),
+                (f"below {self.below}", self.below),
+            )
+            if limit is not None
+        ]
+        return " ".join([_NOUNS[self.kind], " and ".join(limits)]).strip()
+
+
+def setting(
+    default: Any,
+    *,
+    help: str,
+    unit: str = "",
+    none_means: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    saved: bool = True,
+    allow_empty: bool = False,
+) -> Any:
+    """A dataclass field that describes a setting; its type is the field's annotation.
+
+    Annotations may be bool, int, float, str, a ``Literal`` of strings (its values are the choices),
+    ``tuple[int, ...]`` or ``tuple[float, ...]``, each also with ``| None``.
+    ``none_means`` says what the default None stands for; where the type does not allow None, resolving fills it in.
+    """
+    details = {
+        "help": help,
+        "unit": unit,
+        "none_means": none_means,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "saved": saved,
+        "allow_empty": allow_empty,
+    }
+    return field(default=default, metadata={_METADATA_KEY: details})
+
+
+def settings_of(stage_class: type) -> dict[str, Setting]:
+    """All settings of a stage by name, in the order in which they are declared.
+
+    Raises:
+        TypeError: two groups of the stage declare the same name, or a type is not one that :func:`setting` lists.
+    """
+    found: dict[str, Setting] = {}
+    for group, group_class in groups_of(stage_class).items():
+        hints = typing.get_type_hints(group_class)
+        for item in dataclasses.fields(group_class):
+            if item.name in found:
+                raise TypeError(f"{stage_class.__name__}: {item.name} is in both {found[item.name].group} and {group}")
+            kind, many, optional, choices = _read_type(hints[item.name], f"{group_class.__name__}.{item.name}")
+            found[item.name] = Setting(
+                name=item.name,
+                group=group,
+                group_class=group_class,
+                kind=kind,
+                many=many,
+                optional=optional,
+                choices=choices,
+                default=item.default,
+                **item.metadata[_METADATA_KEY],
+            )
+    return found
+
+
+def groups_of(stage_class: type) -> dict[str, Any]:
+    """The group classes of a stage by attribute name."""
+    hints = typing.get_type_hints(stage_class)
+    return {item.name: hints[item.name] for item in dataclasses.fields(stage_class)}
+
+
+def from_text(setting: Setting, text: str) -> Any:
+    """One value typed on the command line (one element where the setting is a tuple).
+
+    Raises:
+        ValueError: the text is not an allowed value; the message says what is.
+    """
+    try:
+        value = setting.kind(text)
+    except ValueError:
+        raise ValueError(_refusal(setting, text)) from None
+    return _in_range(setting, value, text)
+
+
+def from_yaml(setting: Setting, value: Any) -> Any:
+    """A value read from a saved file, as the type that the setting declares.
+
+    Raises:
+        ValueError: the value has another type or is not allowed; the message says what is.
+    """
+    if value is None:
+        if setting.optional or setting.none_means:
+            return None
+        raise ValueError(_refusal(setting, "null"))
+    if not setting.many:
+        return _scalar_from_yaml(setting, value)
+    if not isinstance(value, list) or not (value or setting.allow_empty):
+        raise ValueError(f"{value!r} is not a list, each value {setting.allowed}")
+    return tuple(_scalar_from_yaml(setting, item) for item in value)
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that ``word`` most probably stands for, if one is close."""
+    import difflib
+
+    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def as_text(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(as_text(item) for item in value) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _read_type(hint: Any, where: str) -> tuple[type, bool, bool, tuple[str, ...]]:
+    """(kind, many, optional, choices) of an annotation."""
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [item for item in typing.get_args(hint) if item is not type(None)]
+        if len(inner) != 1:
+            raise TypeError(f"{where}: {hint} is not a type of settings")
+        hint, optional = inner[0], True
+    if typing.get_origin(hint) is typing.Literal:
+        return str, False, optional, typing.get_args(hint)
+    many = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if many else hint
+    if kind not in _NOUNS:
+        raise TypeError(f"{where}: {hint} is not a type of settings")
+    return kind, many, optional, ()
+
+
+def _scalar_from_yaml(setting: Setting, value: Any) -> Any:
+    if setting.kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-8, without a dot, as text
+        return from_text(setting, value)
+    accepted = (int, float) if setting.kind is float else setting.kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and setting.kind is not bool):
+        raise ValueError(_refusal(setting, value))
+    return _in_range(setting, setting.kind(value), value)
+
+
+def _in_range(setting: Setting, value: Any, given: Any) -> Any:
+    inside = not setting.choices or value in setting.choices
+    if setting.kind in (int, float):
+        inside = (
+            (setting.kind is int or math.isfinite(value))
+            and (setting.minimum is None or value >= setting.minimum)
+            and (setting.maximum is None or value <= setting.maximum)
+            and (setting.above is None or value > setting.above)
+            and (setting.below is None or value < setting.below)
+        )
+    if not inside:
+        raise ValueError(_refusal(setting, given))
+    return value
+
+
+def _refusal(setting: Setting, value: Any) -> str:
+    close = nearest(str(value), setting.choices)
+    hint = f" (did you mean {close}?)" if close else ""
+    return f"{str(value)!r} is not {setting.allowed}{hint}"

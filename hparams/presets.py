@@ -1,0 +1,111 @@
+"""What differs from the defaults of ``hparams.settings``, by stage and data set.
+
+Each table has a base row for every data set and further rows only where a data set differs. A stage names its tables,
+and a later one wins. Sizes of networks stand apart from how they are trained, because experiments need only the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hparams.fields import settings_of
+from hparams.settings import VQGANStage
+
+Row = Mapping[str, Any]
+DATASETS: tuple[str, ...] = settings_of(VQGANStage)["dataset"].choices
+
+
+@dataclass(frozen=True)
+class Table:
+    """``base`` holds for every data set, ``rows[dataset]`` wins over it."""
+
+    base: Row = field(default_factory=dict)
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+
+# Small enough that both stages train in minutes on two CPU cores: 32x32 scenes, 8x8 codes out of 256.
+_TOY_AUTOENCODER: Row = {
+    "img_size": 32,
+    "nf": 32,
+    "ch_mult": (1, 2, 2),
+    "res_blocks": 1,
+    "attn_resolutions": (8,),
+    "codebook_size": 256,
+    "emb_dim": 32,
+}
+_TOY_CADENCES: Row = {
+    "batch_size": 32,
+    "num_workers": 0,  # small scenes are read faster than they are handed from process to process
+    "steps_per_log": 50,
+    "steps_per_checkpoint": 550,
+    "steps_per_eval": 550,
+    "steps_per_display_output": 550,
+    "steps_per_save_output": 550,
+    "steps_per_update_ema": 1,
+    "lr": 1e-3,
+}
+_TOY_VQGAN_TRAINING: Row = {
+    **_TOY_CADENCES,
+    "train_steps": 1100,
+    "ema_beta": 0.98,
+    "perceptual": "none",
+    "ndf": 32,
+    "disc_layers": 2,
+    "disc_start_step": 850,
+    "disc_weight_max": 0.02,  # at this learning rate a stronger adversary ruins the codebook within 100 steps
+    "codebook_init": "encoder",
+    "restart_dead_codes": 50,
+    "restart_dead_codes_until": 700,
+}
+_TOY_PRIOR: Row = {
+    "bert_n_emb": 192,
+    "bert_n_head": 6,
+    "bert_n_layers": 6,
+    "total_steps": 64,
+}
+_TOY_PRIOR_TRAINING: Row = {
+    **_TOY_CADENCES,
+    "train_steps": 2200,
+    "ema_beta": 0.99,
+    "warmup_iters": 100,
+}
+_TOY_EXPERIMENT: Row = {"batch_size": 64, "num_workers": 0}
+
+_PRIOR = Table(rows={"toy_churches": _TOY_PRIOR})
+# Published for faces; folders of the user's own take the careful schedule too.
+_SLOW: Row = {"lr": 1e-4, "warmup_iters": 30_000}
+_PRIOR_TRAINING = Table(
+    base={"batch_size": 20, "lr": 2e-4, "warmup_iters": 10_000, "train_steps": 2_000_000},
+    rows={"ffhq": _SLOW, "custom": _SLOW, "toy_churches": _TOY_PRIOR_TRAINING},
+)
+
+TABLES: Mapping[str, Table] = {
+    "autoencoder": Table(rows={"toy_churches": _TOY_AUTOENCODER}),
+    "autoencoder_training": Table(
+        base={"batch_size": 3, "train_steps": 2_200_000}, rows={"toy_churches": _TOY_VQGAN_TRAINING}
+    ),
+    "absorbing": _PRIOR,
+    "absorbing_training": _PRIOR_TRAINING,
+    "autoregressive": _PRIOR,
+    "autoregressive_training": _PRIOR_TRAINING,
+    "experiment": Table(rows={"toy_churches": _TOY_EXPERIMENT}),
+}
+
+
+def preset(tables: Sequence[str], dataset: str, sampler: str = "absorbing") -> dict[str, Any]:
+    """Values by setting name of the named tables for one data set; ``{sampler}`` in a table's name is filled in.
+
+    Raises:
+        ValueError: no such table or data set.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"no preset for {dataset!r}; data sets are {', '.join(DATASETS)}")
+    values: dict[str, Any] = {}
+    for name in tables:
+        table = TABLES.get(name.format(sampler=sampler))
+        if table is None:
+            raise ValueError(f"no table {name!r}; tables are {', '.join(TABLES)}")
+        values |= {**table.base, **table.rows.get(dataset, {})}
+    return values

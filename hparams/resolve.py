@@ -1,0 +1,177 @@
+"""From typed flags to a checked stage: defaults < preset < saved runs < typed flags.
+
+A flag that was not typed never overrides anything. Which saved run feeds what:
+
+- ``--resume``: the run's own folder feeds everything but its own name.
+- training with ``--load_step``: ``load_dir`` feeds the architecture that it trains and the data set.
+- experiments: ``load_dir`` feeds prior, autoencoder, data set and which autoencoder to load.
+- ``ae_load_dir`` feeds the autoencoder, and wins over the others there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hparams import checks, saved
+from hparams.errors import UserError
+from hparams.fields import groups_of, settings_of
+from hparams.presets import DATASETS, preset
+from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettings, PriorStage, Stage, VQGANStage
+
+StageT = TypeVar("StageT", bound=Stage)
+
+LOGS = Path("logs")
+_FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
+_DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
+
+
+def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS) -> StageT:
+    """Settle every setting of a stage.
+
+    Args:
+        stage_class: which script's settings.
+        typed: the flags that were typed, by name, with values of the declared types.
+        logs: the folder that holds the run folders.
+
+    Returns:
+        The stage with every derived value filled in and all checks passed.
+
+    Raises:
+        UserError: a required flag is missing, a saved file is not usable, or values do not fit together.
+        TypeError: ``typed`` or a preset names no setting of the stage.
+    """
+    settings = settings_of(stage_class)
+    _require_known(typed, stage_class)
+    typed = dict(typed)
+    _shorten_folders(typed)
+
+    kept = _saved_values(stage_class, typed, logs)
+    chosen = {**kept, **typed}
+    dataset = _dataset(chosen)
+    sampler = chosen.get("sampler", settings["sampler"].default if "sampler" in settings else "")
+
+    values = {name: setting.default for name, setting in settings.items()}
+    presets = preset(stage_class.preset_tables, dataset, sampler)
+    _require_known(presets, stage_class)
+    values |= {**presets, **chosen}
+    _shorten_folders(values)
+    _derive(values, stage_class)
+
+    stage = _build(stage_class, values)
+    checks.check(stage)
+    return stage
+
+
+def default_log_dir(stage_class: type[Stage], dataset: str, sampler: str = "") -> str:
+    """The run folder's name where none was typed."""
+    return stage_class.default_log_dir.format(dataset=dataset, sampler=sampler)
+
+
+def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -> dict[str, Any]:
+    """What saved runs say, the stronger source winning."""
+    settings = settings_of(stage_class)
+    groups = groups_of(stage_class).values()
+    values: dict[str, Any] = {}
+
+    if typed.get("resume"):
+        if typed.get("load_step") or typed.get("load_dir") or typed.get("load_optim"):
+            raise UserError(
+                "--resume continues from this run's newest step: leave out --load_dir, --load_step and --load_optim"
+            )
+        folder = _own_folder(stage_class, typed)
+        if not (logs / folder).is_dir():
+            raise UserError(
+                f"--resume: there is no run folder {logs / folder}; name a folder under {logs}/ by --log_dir"
+            )
+        values = _of_run(logs / folder, stage_class)
+        values.pop("log_dir", None)  # the folder may have been renamed since
+    elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
+        if not typed.get("ae_load_dir") and not (logs / typed["load_dir"]).is_dir():
+            raise UserError(
+                f"--load_dir: there is no run folder {logs / typed['load_dir']}; name a folder under {logs}/"
+            )
+        run_of = PriorStage if PriorSettings in groups else VQGANStage
+        values = _of_run(logs / typed["load_dir"], run_of)
+        values = _only(values, settings, (PriorSettings, AutoencoderSettings, AutoencoderSource))
+    elif typed.get("load_step") and "training" in groups_of(stage_class):
+        folder = typed.get("load_dir") or _own_folder(stage_class, typed)
+        values = _of_run(logs / folder, stage_class)
+        values = _only(values, settings, (PriorSettings, AutoencoderSettings, AutoencoderSource))
+
+    if typed.get("ae_load_dir", values.get("ae_load_dir")) != values.get("ae_load_dir"):
+        values.pop("ae_load_step", None)  # a step of another run
+    ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
+    if ae_folder and AutoencoderSource in groups:
+        ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
+        values |= _only(_of_run(logs / ae_folder, VQGANStage), settings, (AutoencoderSettings,), data=frozenset())
+    return values
+
+
+def _of_run(folder: Path, stage_class: type[Stage]) -> dict[str, Any]:
+    return saved.load(folder / saved.FILE_NAME, stage_class)
+
+
+def _only(
+    values: dict[str, Any], settings: Mapping[str, Any], groups: tuple[type, ...], data: frozenset[str] = _DATA
+) -> dict[str, Any]:
+    """The values whose setting belongs to one of the groups, or is in ``data``."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name in settings and (settings[name].group_class in groups or name in data)
+    }
+
+
+def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:
+    if "log_dir" in typed:
+        return str(typed["log_dir"])
+    if "dataset" not in typed:
+        raise UserError("--log_dir is required to find the run (or --dataset, for its default name)")
+    settings = settings_of(stage_class)
+    sampler = typed.get("sampler", settings["sampler"].default if "sampler" in settings else "")
+    return default_log_dir(stage_class, _dataset(typed), sampler)
+
+
+def _require_known(values: Mapping[str, Any], stage_class: type[Stage]) -> None:
+    if unknown := values.keys() - settings_of(stage_class).keys():
+        raise TypeError(f"{stage_class.__name__} has no setting {', '.join(sorted(unknown))}")
+
+
+def _dataset(chosen: Mapping[str, Any]) -> str:
+    dataset = str(chosen.get("dataset") or "")
+    if not dataset:
+        raise UserError(f"--dataset is required: one of {', '.join(DATASETS)}")
+    return dataset
+
+
+def _shorten_folders(values: dict[str, Any]) -> None:
+    for name in _FOLDERS:
+        if values.get(name) is not None:
+            values[name] = checks.run_folder(f"--{name}", values[name])
+
+
+def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
+    """Fill in the settings that follow from others, in place."""
+    if values["log_dir"] is None:
+        values["log_dir"] = default_log_dir(stage_class, values["dataset"], values.get("sampler", ""))
+    if "resume" in values and values["load_step"] and values["load_dir"] is None:
+        values["load_dir"] = values["log_dir"]
+    if "lr" in values and values["lr"] is None:
+        values["lr"] = values["base_lr"] * values["batch_size"]
+    if "latent_shape" in values and values["latent_shape"] is None:
+        values["latent_shape"] = checks.latent_shape(values["img_size"], values["ch_mult"])
+    if "block_size" in values and values["block_size"] is None and len(values["latent_shape"]) == 3:
+        values["block_size"] = values["latent_shape"][1] * values["latent_shape"][2]
+    if "sample_steps" in values and values["sample_steps"] is None:
+        values["sample_steps"] = values["total_steps"]
+
+
+def _build(stage_class: type[StageT], values: Mapping[str, Any]) -> StageT:
+    settings = settings_of(stage_class)
+    groups = {
+        group: group_class(**{name: values[name] for name, setting in settings.items() if setting.group == group})
+        for group, group_class in groups_of(stage_class).items()
+    }
+    return stage_class(**groups)

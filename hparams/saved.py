@@ -1,0 +1,121 @@
+"""A run folder's ``hparams.yaml``: every setting of the run as one flat ``name: value``, grouped for the reader."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from hparams.errors import UserError
+from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of
+from hparams.settings import PriorStage, Stage, VQGANStage
+
+FILE_NAME = "hparams.yaml"
+_SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "train_sampler.py"}
+
+
+def to_flat(stage: Stage) -> dict[str, Any]:
+    """All settings by name, in plain types (tuples become lists), those of a single call left out."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, setting in _saved_settings(type(stage)).items()
+        for value in [getattr(getattr(stage, setting.group), name)]
+    }
+
+
+def save(stage: Stage, path: Path) -> None:
+    """Write the settings to ``path``, whole or not at all; missing folders are made."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Lists on one line."""
+
+    Dumper.add_representer(
+        list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+    )
+    flat = to_flat(stage)
+    blocks = []
+    for group in dataclasses.fields(stage):
+        values = {name: flat[name] for name in vars(getattr(stage, group.name)) if name in flat}
+        text = yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=False)
+        blocks.append(f"# {getattr(stage, group.name).title}\n{text}")
+    _write_whole(Path(path), "\n".join(blocks))
+
+
+def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
+    """Saved settings by name, or {} where the file is missing (the authors' run folders have none).
+
+    A null where the type does not allow None says nothing, so that the value is derived again.
+
+    Args:
+        path: the ``hparams.yaml``.
+        stage_class: the stage whose run folder it should be.
+
+    Raises:
+        UserError: the file cannot be read, or holds an unknown name or a value that is not allowed.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{place}: is not valid YAML; mend it or delete the file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: should hold one 'name: value' per line")
+
+    known = _saved_settings(stage_class)
+    values = {}
+    for name, value in content.items():
+        if name not in known:
+            raise UserError(f"{path}: {_unknown(str(name), content, stage_class, list(known))}")
+        try:
+            values[name] = from_yaml(known[name], value)
+        except ValueError as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+    return {name: value for name, value in values.items() if value is not None or known[name].optional}
+
+
+def describe(stage: Stage) -> str:
+    """The settings as aligned text, for terminal and log."""
+    settings = settings_of(type(stage))
+    width = max(len(name) for name in settings)
+    lines = []
+    for group in dataclasses.fields(stage):
+        values = getattr(stage, group.name)
+        lines.append(values.title)
+        lines += [f"  {name:<{width}}  {as_text(value)}" for name, value in vars(values).items()]
+    return "\n".join(lines)
+
+
+def _saved_settings(stage_class: type[Stage]) -> dict[str, Setting]:
+    return {name: setting for name, setting in settings_of(stage_class).items() if setting.saved}
+
+
+def _unknown(name: str, content: dict[Any, Any], stage_class: type[Stage], known: list[str]) -> str:
+    for other, script in _SCRIPTS.items():
+        if other is not stage_class and content.keys() <= _saved_settings(other).keys():
+            wanted = _SCRIPTS.get(stage_class, stage_class.__name__)
+            return f"is a run of {script}, but a run of {wanted} is needed here; name that run's folder"
+    close = nearest(name, known)
+    return f"unknown setting {name!r}" + (f", did you mean {close!r}?" if close else "; remove it")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Networks, quantisers, losses, diffusion and samplers: mathematics only, no files, flags or devices."""

@@ -1,0 +1,66 @@
+"""The vector-quantised autoencoder: images to ids and back (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.encoder import Encoder
+from models.generator import Generator
+from models.quantizers import GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
+
+
+class VQAutoEncoder(nn.Module):
+    """Encoder, quantiser and generator. Its two public verbs are `encode` and `decode`."""
+
+    def __init__(
+        self,
+        *,
+        n_channels: int,  # image channels
+        img_size: int,  # height = width of the images, pixels
+        nf: int,  # width of the highest-resolution level
+        ch_mult: Sequence[int],  # width of each level, in units of nf
+        res_blocks: int,  # residual blocks per level
+        attn_resolutions: Sequence[int],  # resolutions with attention
+        codebook_size: int,  # K
+        emb_dim: int,  # D, width of the latents
+        quantizer: str,  # "nearest" or "gumbel"
+        beta: float,  # weight of the codebook term (nearest)
+        gumbel_kl_weight: float,  # weight of the KL term (gumbel)
+        gumbel_straight_through: bool,  # hard codes while training (gumbel)
+    ) -> None:
+        super().__init__()
+        trunk = (n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions)
+        self.encoder = Encoder(*trunk)
+        self.quantize: Quantizer
+        if quantizer == "nearest":
+            self.quantize = VectorQuantizer(codebook_size, emb_dim, beta)
+        elif quantizer == "gumbel":
+            self.quantize = GumbelQuantizer(codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through)
+        else:
+            raise ValueError(f"quantizer must be 'nearest' or 'gumbel', not {quantizer!r}")
+        self.generator = Generator(*trunk)
+        self.image_shape = (n_channels, img_size, img_size)
+        side = img_size // 2 ** (len(ch_mult) - 1)
+        self.latent_size = (side, side)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
+        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them."""
+        quantized = self.quantize(self.encoder(x))
+        return self.generator(quantized.z_q), quantized
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B,C,H,W] in [0,1] → ids [B,N] int64 in 0..K-1, N = h·w in raster order."""
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images must have shape [B, {', '.join(map(str, self.image_shape))}], not {list(images.shape)}"
+            )
+        return self.quantize.ids(self.encoder(images))
+
+    def decode(self, ids: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """ids [B,N] int → images [B,C,H,W] float32 in [0,1]; `size` (h, w) where it differs from the training size."""
+        size = self.latent_size if size is None else tuple(size)
+        if ids.ndim != 2 or ids.shape[1] != size[0] * size[1]:
+            raise ValueError(f"ids must have shape [B, {size[0] * size[1]}], not {list(ids.shape)}")
+        return self.generator(self.quantize.lookup(ids.long(), size)).float().clamp(0, 1)

@@ -1,0 +1,118 @@
+"""Reference data: small random models of the paper authors' code, what they compute, and how to compare with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from models.absorbing import AbsorbingDiffusion
+from models.autoregressive import AutoregressivePrior
+from models.vqgan import VQGAN
+from utils.building import build_prior, build_vqgan
+from utils.checkpoints import load_into, load_state_dict
+from utils.run_folder import ABSORBING, AUTOREGRESSIVE, RunFolder
+from utils.run_folder import VQGAN as VQGAN_KIND
+
+
+class Reference:
+    """One reference model: its settings, its checkpoints loaded as the scripts do, and what it should compute."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hparams: dict[str, Any] = json.loads((folder / "hparams.json").read_text())
+        self.hparams.pop("batch")
+
+    @cached_property
+    def expected(self) -> dict[str, Tensor]:
+        return self.arrays("expected.npz")
+
+    def arrays(self, name: str) -> dict[str, Tensor]:
+        """Every numerical entry of a file of the folder."""
+        with np.load(self.folder / name, allow_pickle=False) as file:
+            return {entry: torch.from_numpy(file[entry]) for entry in file.files if file[entry].dtype.kind != "U"}
+
+    def names(self, file_name: str, entry: str) -> list[str]:
+        with np.load(self.folder / file_name, allow_pickle=False) as file:
+            return file[entry].tolist()
+
+    def vqgan_settings(self, **changes: Any) -> VQGANStage:
+        """Stage 1 as the shell would set it with the values of hparams.json as flags."""
+        own = {name: value for name, value in self.hparams.items() if not name.startswith(("bert_", "block", "total"))}
+        flags = {"dataset": "churches", "perceptual": "none", "disc_start_step": 0}
+        return resolve(VQGANStage, flags | self._tuples(own) | changes)
+
+    def prior_settings(self, sampler: str, **changes: Any) -> PriorStage:
+        """Stage 2, likewise."""
+        own = {name: value for name, value in self.hparams.items() if name not in ("ndf", "disc_layers")}
+        flags = {"dataset": "churches", "sampler": sampler, "ae_load_dir": "vqgan"}
+        return resolve(PriorStage, flags | self._tuples(own) | changes)
+
+    def vqgan(self, **changes: Any) -> VQGAN:
+        settings = self.vqgan_settings(**changes)
+        vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
+        self._load(vqgan, VQGAN_KIND, 10)
+        return vqgan.eval()
+
+    def absorbing(self) -> AbsorbingDiffusion:
+        settings = self.prior_settings("absorbing")
+        prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
+        assert isinstance(prior, AbsorbingDiffusion)
+        self._load(prior, ABSORBING, 20)
+        return prior.eval()
+
+    def autoregressive(self) -> AutoregressivePrior:
+        settings = self.prior_settings("autoregressive")
+        prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
+        assert isinstance(prior, AutoregressivePrior)
+        self._load(prior, AUTOREGRESSIVE, 20)
+        return prior.eval()
+
+    def check(self, values: Mapping[str, Tensor | float], tolerance: float = 1e-4) -> None:
+        """Compare with expected.npz: exactly for integers, else `tolerance` relative."""
+        for name, value in values.items():
+            assert_near(torch.as_tensor(value).detach(), self.expected[name], name, tolerance)
+
+    def _load(self, module: torch.nn.Module, kind: str, step: int) -> None:
+        path = RunFolder(kind, self.folder).pick_model_file(kind, step, ema=True)
+        load_into(module, load_state_dict(path), path)
+
+    @staticmethod
+    def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def assert_near(value: Tensor, expected: Tensor, name: str, tolerance: float) -> None:
+    """Equal, for integers; else near by the norm of the whole, and place by place.
+
+    A place may differ by `tolerance` of its own size or of the typical size of the entry, whichever is more.
+    """
+    assert value.shape == expected.shape, name
+    if not expected.is_floating_point():
+        assert torch.equal(value, expected), name
+        return
+    value, expected = value.double(), expected.double()
+    assert (value - expected).norm() <= tolerance * expected.norm(), name
+    typical = expected.square().mean().sqrt().item()
+    torch.testing.assert_close(
+        value, expected, rtol=tolerance, atol=tolerance * typical, msg=lambda text: f"{name}: {text}"
+    )
+
+
+@pytest.fixture(scope="session", params=["nearest_small", "gumbel_small"])
+def reference(request: pytest.FixtureRequest, golden_dir: Path) -> Reference:
+    return Reference(golden_dir / request.param)
+
+
+@pytest.fixture(scope="session")
+def nearest_reference(golden_dir: Path) -> Reference:
+    return Reference(golden_dir / "nearest_small")

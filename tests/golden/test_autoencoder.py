@@ -1,0 +1,91 @@
+"""Autoencoder, discriminator and their objectives against the authors' code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from models.adversarial import hinge_discriminator_loss
+from models.gaussian import gaussian_nll_nats
+from models.quantizers import GumbelQuantizer, VectorQuantizer, id_counts, perplexity
+
+
+def test_encoder_and_quantiser(reference: Any) -> None:
+    autoencoder, x = reference.vqgan().ae, reference.expected["x"]
+    with torch.no_grad():
+        z = autoencoder.encoder(x)
+        quantized = autoencoder.quantize(z)
+    reference.check({"z": z, "indices": quantized.ids, "quantized": quantized.z_q})
+    reference.check({"indices": autoencoder.encode(x)})
+    ids = reference.expected["indices"]
+    reference.check({"quantized": autoencoder.quantize.lookup(ids, autoencoder.latent_size)})
+
+
+def test_quantiser_terms(reference: Any) -> None:
+    quantizer, z = reference.vqgan().ae.quantize, reference.expected["z"]
+    quantized = quantizer(z)
+    if isinstance(quantizer, GumbelQuantizer):
+        reference.check({"gumbel_logits": quantizer.logits(z), "gumbel_kl": quantized.loss})
+    else:
+        counts = id_counts(quantized.ids, reference.hparams["codebook_size"])
+        reference.check({"codebook_loss": quantized.loss, "mean_distance": quantizer.mean_distance(z)})
+        reference.check({"perplexity": perplexity(counts)})
+
+
+def test_quantiser_gradients(nearest_reference: Any) -> None:
+    quantizer = nearest_reference.vqgan().ae.quantize
+    assert isinstance(quantizer, VectorQuantizer)
+    z = nearest_reference.expected["z"].clone().requires_grad_()
+    quantized = quantizer(z)
+    a = torch.arange(z.numel()).reshape(z.shape) / z.numel()
+    (quantized.loss + (quantized.z_q * a).sum()).backward()
+    nearest_reference.check(
+        {"quantizer_z_grad": z.grad, "quantizer_codebook_grad": quantizer.codebook.grad}, tolerance=1e-3
+    )
+
+
+def test_generator_and_its_density(reference: Any) -> None:
+    autoencoder, expected = reference.vqgan().ae, reference.expected
+    with torch.no_grad():
+        x_hat, logsigma = autoencoder.generator.distribution(expected["quantized"])
+        decoded = autoencoder.decode(expected["indices"])
+    reference.check({"x_hat": x_hat, "logsigma": logsigma})
+    reference.check({"pixel_nll_nats": gaussian_nll_nats(expected["x"], x_hat, logsigma)})
+    torch.testing.assert_close(decoded, expected["x_hat"].clamp(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_discriminator(reference: Any) -> None:
+    discriminator, expected = reference.vqgan().disc, reference.expected
+    fake, real = expected["x_hat"], expected["x"]
+    with torch.no_grad():
+        reference.check({"disc_eval_fake": discriminator(fake), "disc_eval_real": discriminator(real)})
+        discriminator.train()
+        logits_fake, logits_real = discriminator(fake), discriminator(real)
+    reference.check(
+        {
+            "disc_train_fake": logits_fake,
+            "disc_train_real": logits_real,
+            "hinge_d_loss": hinge_discriminator_loss(logits_real, logits_fake),
+            "disc_running_mean_after": discriminator.main[3].running_mean,
+        }
+    )
+
+
+@pytest.mark.parametrize("weight_max", [1.0, 1e9])
+def test_generator_objective(reference: Any, weight_max: float) -> None:
+    vqgan = reference.vqgan(disc_weight_max=weight_max)
+    vqgan.disc.train()
+    terms = vqgan.generator_backward(reference.expected["x"], step=0).terms
+    reference.check({"l1": terms.l1, "g_loss": terms.g_loss})
+    reference.check({f"adaptive_weight_max{weight_max:.0g}".replace("+0", ""): terms.disc_weight})
+    if weight_max == 1:
+        generator = vqgan.ae.generator
+        reference.check(
+            {
+                "generator_last_conv_grad": generator.last_layer.grad,
+                "generator_first_conv_grad": generator.blocks[0].weight.grad,
+            },
+            tolerance=1e-3,
+        )

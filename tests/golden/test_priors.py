@@ -1,0 +1,60 @@
+"""Both priors, their objectives and the bound against the authors' code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.diffusion import LOSS_TYPES, bound_nats
+from utils.ema import EMA
+
+
+def test_denoiser(reference: Any) -> None:
+    prior, expected = reference.absorbing(), reference.expected
+    assert prior.tokens == reference.hparams["block_size"]
+    reference.check({"x_t": expected["indices"].masked_fill(expected["mask"], prior.mask_id)})
+    with torch.no_grad():
+        reference.check({"logits": prior.logits(expected["x_t"])})
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_objectives(reference: Any, loss_type: str) -> None:
+    expected = reference.expected
+    with torch.no_grad():
+        losses = reference.absorbing().losses(expected["indices"], expected["t"], expected["mask"], loss_type)
+    reference.check(
+        {
+            f"loss_{loss_type}": losses.loss.mean(),
+            "vb_loss": losses.vb_loss.mean(),
+            "cross_entropy_nats_sum": losses.cross_entropy,
+        }
+    )
+
+
+def test_bound(reference: Any) -> None:
+    prior, expected = reference.absorbing(), reference.expected
+    with torch.no_grad():
+        nats = bound_nats(prior.logits, expected["indices"], expected["elbo_uniforms"], mask_id=prior.mask_id)
+    reference.check({"elbo_nats": nats})
+
+
+def test_autoregressive_prior(reference: Any) -> None:
+    prior, ids = reference.autoregressive(), reference.expected["indices"]
+    with torch.no_grad():
+        reference.check({"ar_logits": prior.logits(ids), "ar_loss_bits_per_token": prior.losses(ids).mean()})
+
+
+def test_moving_average(reference: Any) -> None:
+    class Weights(nn.Module):
+        def __init__(self, start: torch.Tensor) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(start.clone())
+
+    expected = reference.expected
+    ema = EMA(Weights(expected["ema_start"]), beta=0.995)
+    for weights in expected["ema_inputs"]:
+        ema.update(Weights(weights))
+    reference.check({"ema_end": ema.model.weight})

@@ -1,0 +1,67 @@
+"""Names, shapes and types of the full-size models' state dicts, as published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lpips
+import pytest
+import torch
+from torch import nn
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from utils.building import build_prior, build_vqgan
+
+
+@pytest.fixture(scope="module")
+def published(golden_dir: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((golden_dir / "state_dict_keys.json").read_text())
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: [list(value.shape), str(value.dtype).removeprefix("torch.")]
+        for name, value in module.state_dict().items()
+    }
+
+
+def vqgan(quantizer: str) -> nn.Module:
+    settings = resolve(VQGANStage, {"dataset": "churches", "quantizer": quantizer})
+    with torch.device("meta"):
+        return build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
+
+
+def test_vqgan(published: dict[str, dict[str, Any]]) -> None:
+    expected = published["vqgan (nearest, churches/bedrooms/ffhq)"]
+    expected = {name: value for name, value in expected.items() if not name.startswith("perceptual.")}
+    assert described(vqgan("nearest")) == expected
+
+
+def test_gumbel_quantiser(published: dict[str, dict[str, Any]]) -> None:
+    own = {name: value for name, value in described(vqgan("gumbel")).items() if name.startswith("ae.quantize.")}
+    assert own == published["vqgan gumbel: quantizer only"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "entry"), [("absorbing", "absorbing (churches/bedrooms/ffhq)"), ("autoregressive", "autoregressive")]
+)
+@pytest.mark.parametrize("dataset", ["churches", "bedrooms", "ffhq"])
+def test_priors(published: dict[str, dict[str, Any]], sampler: str, entry: str, dataset: str) -> None:
+    settings = resolve(PriorStage, {"dataset": dataset, "sampler": sampler, "ae_load_dir": "vqgan"})
+    with torch.device("meta"):
+        prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
+    assert described(prior) == published[entry]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
+def test_perceptual_weights_of_a_published_checkpoint_fit_lpips(published: dict[str, dict[str, Any]]) -> None:
+    prefix = "perceptual."
+    expected = {
+        name.removeprefix(prefix): value
+        for name, value in published["vqgan (nearest, churches/bedrooms/ffhq)"].items()
+        if name.startswith(prefix)
+    }
+    assert described(lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False)) == expected

@@ -1,0 +1,128 @@
+"""Eight updates of each stage against the authors' code: losses, weights, averages, histories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils import prior_trainer
+from utils.prior_trainer import PriorTrainer
+from utils.vqgan_trainer import VQGANTrainer
+
+STEPS = 8
+EMA = {"ema": True, "ema_beta": 0.995, "steps_per_update_ema": 2}
+CPU = torch.device("cpu")
+
+# Without a true gradient, and moved by Adam on rounding noise. A GroupNorm with one channel per group takes away the
+# mean of its channel, and with it the bias directly before it; softmax takes away what all keys share, and with it
+# their bias.
+VQGAN_WITHOUT_GRADIENT = (
+    "ae.encoder.blocks.1.conv1.bias",
+    "ae.generator.blocks.7.conv1.bias",
+    "ae.generator.blocks.7.conv2.bias",
+    "ae.generator.blocks.7.conv_out.bias",
+    "ae.encoder.blocks.4.k.bias",
+    "ae.encoder.blocks.6.k.bias",
+    "ae.generator.blocks.2.k.bias",
+    "ae.generator.blocks.5.k.bias",
+)
+PRIOR_WITHOUT_GRADIENT = tuple(f"_denoise_fn.blocks.{block}.attn.key.bias" for block in range(2))
+
+
+@pytest.fixture(scope="module")
+def training(nearest_reference: Any) -> dict[str, Tensor]:
+    return nearest_reference.arrays("training.npz")
+
+
+@pytest.fixture(scope="module")
+def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGANTrainer, list[dict[str, Tensor]]]:
+    settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
+    trainer = VQGANTrainer(settings, nearest_reference.vqgan(disc_start_step=3), CPU, amp_dtype=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
+        return trainer, [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
+
+
+@pytest.fixture(scope="module")
+def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[PriorTrainer, list[dict[str, Tensor]]]:
+    settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
+    trainer = PriorTrainer(settings, nearest_reference.absorbing(), CPU, amp_dtype=None)
+    times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior_trainer, "sample_time", lambda *_: next(times))
+        patch.setattr(prior_trainer, "sample_mask", lambda *_: next(masks))
+        return trainer, [trainer.step(ids, step) for step, ids in enumerate(training["prior_ids"])]
+
+
+def check_norms(model: torch.nn.Module, names: list[str], norms: Tensor, without_gradient: Iterable[str]) -> None:
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == set(names)
+    assert set(without_gradient) < set(names)
+    for name, norm in zip(names, norms.tolist(), strict=True):
+        tolerance = 5e-3 if name in without_gradient else 1e-4
+        assert parameters[name].double().norm().item() == pytest.approx(norm, rel=tolerance, abs=1e-12), name
+
+
+def test_vqgan_losses(vqgan_run: Any, training: dict[str, Tensor]) -> None:
+    columns = ("loss", "l1", "g_loss", "disc_weight", "codebook", "d_loss")
+    expected = training["vqgan_loss_l1_g_dweight_codebook_dloss"]
+    _, metrics = vqgan_run
+    found = torch.tensor([[terms[c].item() if c in terms else math.nan for c in columns] for terms in metrics])
+    assert expected.shape == (STEPS, len(columns))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-8, equal_nan=True)
+
+
+def test_vqgan_weights_and_averages(vqgan_run: Any, nearest_reference: Any, training: dict[str, Tensor]) -> None:
+    trainer, _ = vqgan_run
+    names = nearest_reference.names("training.npz", "vqgan_param_names")
+    check_norms(trainer.vqgan, names, training["vqgan_param_norms"], VQGAN_WITHOUT_GRADIENT)
+    check_norms(trainer.averaged, names, training["vqgan_ema_norms"], VQGAN_WITHOUT_GRADIENT)
+
+
+def test_prior_losses(prior_run: Any, training: dict[str, Tensor]) -> None:
+    _, metrics = prior_run
+    found = torch.stack([torch.stack([terms["loss"], terms["elbo_bits_per_token"]]) for terms in metrics]).detach()
+    torch.testing.assert_close(found.double(), training["prior_loss_vbloss"], rtol=1e-4, atol=0)
+    assert [terms["lr"].item() for terms in metrics] == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_prior_weights_and_averages(prior_run: Any, nearest_reference: Any, training: dict[str, Tensor]) -> None:
+    trainer, _ = prior_run
+    names = nearest_reference.names("training.npz", "prior_param_names")
+    check_norms(trainer.prior, names, training["prior_param_norms"], PRIOR_WITHOUT_GRADIENT)
+    check_norms(trainer.averaged, names, training["prior_ema_norms"], PRIOR_WITHOUT_GRADIENT)
+
+
+@pytest.mark.parametrize("history", ["loss_history", "Lt_history", "Lt_count"])
+def test_prior_histories(prior_run: Any, training: dict[str, Tensor], history: str) -> None:
+    trainer, _ = prior_run
+    torch.testing.assert_close(getattr(trainer.prior, history), training[f"prior_{history}"], rtol=1e-4, atol=1e-7)
+
+
+def check_no_gradient(model: torch.nn.Module, names: Iterable[str]) -> None:
+    gradients = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    assert {name for name, norm in gradients.items() if norm < 1e-14} == set(names)
+
+
+def test_the_loosely_compared_vqgan_parameters_have_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
+) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the pass in float64
+    vqgan = nearest_reference.vqgan().double()
+    vqgan.generator_backward(training["vqgan_images"][0].double(), step=0)
+    check_no_gradient(vqgan, VQGAN_WITHOUT_GRADIENT)
+
+
+def test_the_loosely_compared_prior_parameters_have_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
+) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    prior = nearest_reference.absorbing().double()
+    batch = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
+    prior.losses(*batch, "reweighted_elbo").loss.mean().backward()
+    check_no_gradient(prior, PRIOR_WITHOUT_GRADIENT)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hparams.checks import latent_shape, run_folder
+from hparams.errors import UserError
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+
+BASE: dict[type[Stage], dict[str, Any]] = {
+    VQGANStage: {"dataset": "churches"},
+    PriorStage: {"dataset": "churches", "ae_load_dir": "ae"},
+    SamplesExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage_class", "typed", "message"),
+    [
+        (
+            VQGANStage,
+            {"latent_shape": (1, 32, 32)},
+            "--latent_shape 1 32 32 does not fit --img_size 256 with the 5 levels of --ch_mult 1 1 2 2 4: "
+            "use --latent_shape 1 16 16",
+        ),
+        (VQGANStage, {"latent_shape": (16, 16)}, "--latent_shape 16 16 does not fit"),
+        (PriorStage, {"latent_shape": (16, 16)}, "--latent_shape 16 16 does not fit"),
+        (
+            VQGANStage,
+            {"img_size": 100},
+            "--img_size 100 cannot be halved 4 times, as the 5 levels of --ch_mult 1 1 2 2 4 need: "
+            "use a multiple of 16",
+        ),
+        (VQGANStage, {"nf": 100}, "--nf 100 is not a multiple of 32, the groups of every normalisation: use --nf 96"),
+        (VQGANStage, {"nf": 5}, "use --nf 32"),
+        (VQGANStage, {"img_size": 16}, "--disc_layers 3 leaves nothing of --img_size 16: use --disc_layers 2 or fewer"),
+        (
+            VQGANStage,
+            {"img_size": 4, "ch_mult": (1,), "disc_layers": 1},
+            "--disc_layers 1 leaves nothing of --img_size 4: use images of at least 6 pixels",
+        ),
+        (
+            VQGANStage,
+            {"img_size": 8, "ch_mult": (1, 1), "disc_layers": 1},
+            "--perceptual lpips needs images of at least 16 pixels, --img_size is 8: use --perceptual none",
+        ),
+        (
+            VQGANStage,
+            {"perceptual": "none", "perceptual_weights_file": "x.pth"},
+            "--perceptual_weights_file is not used with --perceptual none",
+        ),
+        (VQGANStage, {"load_optim": True}, "--load_optim needs --load_step"),
+        (VQGANStage, {"load_dir": "other"}, "--load_dir needs --load_step"),
+        (VQGANStage, {"device": "gpu"}, "--device gpu: use auto, cpu, cuda or cuda:N"),
+        (PriorStage, {"bert_n_head": 7}, "--bert_n_head 7 does not divide --bert_n_emb 512: use --bert_n_emb 518"),
+        (
+            PriorStage,
+            {"block_size": 100},
+            "--block_size 100 does not fit --latent_shape 1 16 16: use --block_size 256",
+        ),
+        (
+            PriorStage,
+            {"sample_steps": 257},
+            "--sample_steps 257 is more than --total_steps 256: use 256 or fewer",
+        ),
+        (PriorStage, {"ae_load_dir": None}, "--ae_load_dir is required: name the run folder of the trained VQGAN"),
+        (PriorStage, {"log_dir": "ae"}, "--log_dir ae is also --ae_load_dir: use another --log_dir"),
+        (SamplesExperiment, {"load_dir": None}, "--load_dir is required: name the run folder of the trained prior"),
+        (SamplesExperiment, {"log_dir": "prior/"}, "--log_dir prior is also --load_dir: use another --log_dir"),
+        (SamplesExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
+    ],
+)
+def test_misfits_name_flag_and_fix(
+    stage_class: type[Stage], typed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "prior").mkdir()
+    with pytest.raises(UserError) as error:
+        resolve(stage_class, {**BASE[stage_class], **typed}, logs=tmp_path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def patch_side(side: int, strided_layers: int) -> int:
+    """Side of the discriminator's output: 4x4 convolutions, padding 1, strided ones and then two with stride 1."""
+    for stride in [2] * strided_layers + [1, 1]:
+        side = (side + 2 - 4) // stride + 1 if side >= 2 else 0
+    return side
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+def test_discriminator_depth_is_refused_exactly_where_nothing_is_left(layers: int, tmp_path: Path) -> None:
+    for side in range(1, 130):
+        typed = {"dataset": "churches", "img_size": side, "ch_mult": (1,), "perceptual": "none", "disc_layers": layers}
+        if patch_side(side, layers) >= 1:
+            assert resolve(VQGANStage, typed, logs=tmp_path).vqgan.disc_layers == layers
+            continue
+        with pytest.raises(UserError, match="--disc_layers") as error:
+            resolve(VQGANStage, typed, logs=tmp_path)
+        if "or fewer" in str(error.value):
+            deepest = int(str(error.value).split()[-3])
+            assert patch_side(side, deepest) >= 1
+            assert patch_side(side, deepest + 1) < 1
+
+
+def test_latent_shape() -> None:
+    assert latent_shape(256, (1, 1, 2, 2, 4)) == (1, 16, 16)
+    assert latent_shape(33, (1,)) == (1, 33, 33)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a", "a"), ("a/b/", "a/b"), ("./a//b", "a/b"), ("...", "...")])
+def test_run_folder(name: str, expected: str) -> None:
+    assert run_folder("--log_dir", name) == expected
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "/tmp/x", "..", "../x", "a/../../x", "a/..", "~/x", "a\nb", "a\0b"])
+@pytest.mark.parametrize("flag", ["log_dir", "ae_load_dir", "load_dir"])
+def test_run_folders_never_leave_logs(name: str, flag: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^--{flag} .* give a name below logs/"):
+        resolve(SamplesExperiment, {**BASE[SamplesExperiment], flag: name}, logs=tmp_path)
+
+
+def test_device_spellings(tmp_path: Path) -> None:
+    for device in ("auto", "cpu", "cuda", "cuda:1"):
+        assert resolve(VQGANStage, {"dataset": "churches", "device": device}, logs=tmp_path).run.device == device

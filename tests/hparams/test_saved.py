@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from hparams.errors import UserError
+from hparams.fields import Setting, settings_of
+from hparams.resolve import resolve
+from hparams.saved import describe, load, save, to_flat
+from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+
+
+def build(stage_class: type[Stage], **typed: object) -> Stage:
+    names = settings_of(stage_class)
+    base = {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"}
+    if stage_class is not SamplesExperiment:
+        del base["load_dir"]
+    return resolve(stage_class, {**{k: v for k, v in base.items() if k in names}, **typed}, logs=Path("no_such_logs"))
+
+
+@pytest.mark.parametrize("stage_class", [VQGANStage, PriorStage, SamplesExperiment])
+def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
+    stage = build(stage_class)
+    path = tmp_path / "deep" / "er" / "hparams.yaml"
+    save(stage, path)
+    settings = settings_of(stage_class)
+    expected = {n: getattr(getattr(stage, s.group), n) for n, s in settings.items() if s.saved}
+    assert load(path, stage_class) == expected
+    assert [file.name for file in path.parent.iterdir()] == ["hparams.yaml"]
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[object]:
+    """Values that the setting allows."""
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    if setting.kind is bool:
+        return st.booleans()
+    if setting.kind is str:
+        return st.text(st.characters(exclude_categories=["Cs"]))
+    low = setting.minimum if setting.minimum is not None else setting.above
+    high = setting.maximum if setting.maximum is not None else setting.below
+    if setting.kind is int:
+        one: st.SearchStrategy[object] = st.integers(low, high)  # type: ignore[arg-type]
+    else:
+        one = st.floats(
+            low, high, exclude_min=setting.above is not None, exclude_max=setting.below is not None, allow_nan=False,
+            allow_infinity=False,
+        )  # fmt: skip
+    return st.lists(one, min_size=1, max_size=5).map(tuple) if setting.many else one
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_allowed_value_survives_the_file(data: st.DataObject) -> None:
+    settings = {n: s for n, s in settings_of(PriorStage).items() if s.saved}
+    values = {name: data.draw(values_of(setting), label=name) for name, setting in settings.items()}
+    groups = {
+        item.group: item.group_class(**{n: values[n] for n, s in settings.items() if s.group == item.group})
+        for item in settings.values()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hparams.yaml"
+        save(PriorStage(**groups), path)
+        assert load(path, PriorStage) == values
+
+
+def test_file_is_flat_plain_and_readable(tmp_path: Path) -> None:
+    path = tmp_path / "hparams.yaml"
+    stage = build(VQGANStage)
+    save(stage, path)
+    text = path.read_text()
+    assert "\nch_mult: [1, 1, 2, 2, 4]\n" in text
+    assert "# autoencoder\n" in text
+    assert yaml.safe_load(text) == to_flat(stage)
+
+
+def test_settings_of_one_call_are_not_saved(tmp_path: Path) -> None:
+    stage = build(VQGANStage, dry_run=True)
+    assert {"dry_run", "resume"}.isdisjoint(to_flat(stage))
+    (tmp_path / "hparams.yaml").write_text("resume: true\n")
+    with pytest.raises(UserError, match="unknown setting 'resume'"):
+        load(tmp_path / "hparams.yaml", VQGANStage)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hparams.yaml"
+    save(build(VQGANStage), path)
+    before = path.read_bytes()
+
+    def no_space(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hparams.saved.os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        save(build(VQGANStage, nf=64), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_file_says_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path / "hparams.yaml", VQGANStage) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nff: 64\n", "unknown setting 'nff', did you mean 'nf'?"),
+        ("colour: red\n", "unknown setting 'colour'; remove it"),
+        ("1: red\n", "unknown setting '1'; remove it"),
+        ("nf: wide\n", "nf: 'wide' is not a whole number of at least 1"),
+        ("ch_mult: 4\n", "ch_mult: 4 is not a list, each value a whole number of at least 1"),
+        ("quantizer: best\n", "quantizer: 'best' is not one of nearest, gumbel"),
+        ("amp: 1\n", "amp: '1' is not true or false"),
+        ("- nf\n- 64\n", "should hold one 'name: value' per line"),
+        ("", "should hold one 'name: value' per line"),
+        ("nf: 64\nch_mult: [1, 2\n", "line 3: is not valid YAML"),
+        ("nf: !!python/object/apply:os.getcwd []\n", "line 1: is not valid YAML"),
+    ],
+)
+def test_bad_files_name_file_and_key(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "hparams.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(path, VQGANStage)
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name, why in (("folder", "Is a directory"), ("binary", "not UTF-8 text")):
+        with pytest.raises(UserError, match=f"{name}: cannot be read .{why}"):
+            load(tmp_path / name, VQGANStage)
+
+
+def test_a_run_of_the_other_script_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "hparams.yaml"
+    save(build(PriorStage), path)
+    with pytest.raises(UserError, match=r"is a run of train_sampler\.py, but a run of train_vqgan\.py is needed"):
+        load(path, VQGANStage)
+
+
+def test_describe_lists_every_setting_aligned() -> None:
+    lines = describe(build(PriorStage)).splitlines()
+    settings = settings_of(PriorStage)
+    rows = [line for line in lines if line.startswith("  ")]
+    assert [row.split()[0] for row in rows] == list(settings)
+    assert len({len(row) - len(row[2:].lstrip("abcdefghijklmnopqrstuvwxyz_").lstrip()) for row in rows}) == 1
+    assert "  ch_mult                   1 1 2 2 4" in lines
+    assert lines[0] == "run"

@@ -1,0 +1,110 @@
+"""A distribution small enough to enumerate, as the model that samplers and bounds are checked against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+State = tuple[int, ...]
+
+
+class ExactModel:
+    """A random joint distribution p(x) of N tokens out of K; called as a model, it gives every log p(x_i | visible).
+
+    At a visible place the logits are noise, since nothing may depend on them.
+    """
+
+    N = 3
+    K = 3
+    mask_id = 3
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.rand((self.K,) * self.N, generator=generator, dtype=torch.float64).pow(3)
+        self.p = weights / weights.sum()
+        self.outcomes: list[State] = list(itertools.product(range(self.K), repeat=self.N))
+        states = list(itertools.product(range(self.K + 1), repeat=self.N))
+        self.table = torch.stack([self._state_logits(state, generator) for state in states])
+        self.calls: list[int] = []  # rows of each call
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        return self.table[self._index(x, self.K + 1)]
+
+    def conditional(self, state: State, place: int, temp: float) -> list[float]:
+        """p(x_place | state), tempered."""
+        index = self._index(torch.tensor(state), self.K + 1)
+        return (self.table[index, place] / temp).softmax(0).tolist()
+
+    def counts(self, x: Tensor) -> Tensor:
+        """How often each outcome occurs among the draws x [n,N], in the order of `outcomes`."""
+        assert x.min() >= 0
+        assert x.max() < self.K
+        return torch.bincount(self._index(x, self.K), minlength=len(self.outcomes))
+
+    def ancestral(
+        self, steps: int, temp: float, start: State | None = None, reveal: Callable[[int], float] = lambda s: 1 / s
+    ) -> Tensor:
+        """Exact distribution over `outcomes` of T-step ancestral sampling, by dynamic programming over the states."""
+        now: dict[State, float] = {start or (self.mask_id,) * self.N: 1.0}
+        for s in range(steps, 0, -1):
+            now = self._step(now, temp, if_masked=reveal(s), if_visible=0.0)
+        return self._vector(now)
+
+    def remasked(self, probabilities: Sequence[float], temp: float) -> Tensor:
+        """Exact distribution over `outcomes` of masking and filling with each probability in turn."""
+        now: dict[State, float] = {(self.mask_id,) * self.N: 1.0}
+        for probability in probabilities:
+            now = self._step(now, temp, if_masked=1.0, if_visible=probability)
+        return self._vector(now)
+
+    def _step(self, now: dict[State, float], temp: float, *, if_masked: float, if_visible: float) -> dict[State, float]:
+        """Draw each token anew with a probability that depends on whether it is masked; drawn tokens see no other."""
+        later: dict[State, float] = defaultdict(float)
+        for state, p in now.items():
+            chances = [if_masked if token == self.mask_id else if_visible for token in state]
+            for drawn in itertools.product([False, True], repeat=self.N):
+                q = p * math.prod(c if d else 1 - c for c, d in zip(chances, drawn, strict=True))
+                if q == 0:
+                    continue
+                seen = tuple(self.mask_id if d else token for token, d in zip(state, drawn, strict=True))
+                options = [
+                    list(enumerate(self.conditional(seen, place, temp))) if drawn[place] else [(state[place], 1.0)]
+                    for place in range(self.N)
+                ]
+                for choice in itertools.product(*options):
+                    later[tuple(token for token, _ in choice)] += q * math.prod(c for _, c in choice)
+        return later
+
+    def _vector(self, distribution: dict[State, float]) -> Tensor:
+        assert set(distribution) <= set(self.outcomes)
+        return torch.tensor([distribution.get(outcome, 0.0) for outcome in self.outcomes], dtype=torch.float64)
+
+    def _state_logits(self, state: State, generator: torch.Generator) -> Tensor:
+        visible = tuple(slice(None) if token == self.mask_id else slice(token, token + 1) for token in state)
+        logits = torch.randn((self.N, self.K), generator=generator, dtype=torch.float64)
+        for place, token in enumerate(state):
+            if token == self.mask_id:
+                others = [axis for axis in range(self.N) if axis != place]
+                logits[place] = self.p[visible].sum(others).log()
+        return logits
+
+    @staticmethod
+    def _index(x: Tensor, base: int) -> Tensor:
+        return (x * base ** torch.arange(x.shape[-1] - 1, -1, -1)).sum(-1)
+
+
+@pytest.fixture
+def exact_model() -> ExactModel:
+    return ExactModel()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1)

@@ -1,0 +1,72 @@
+"""The absorbing prior's running histories."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.absorbing import AbsorbingDiffusion
+from models.diffusion import DiffusionLoss
+from models.transformer import Transformer
+
+
+@pytest.fixture
+def prior() -> AbsorbingDiffusion:
+    torch.manual_seed(0)
+    net = Transformer(
+        codebook_size=5,
+        vocab_size=6,
+        n_emb=8,
+        n_head=2,
+        n_layers=1,
+        block_size=4,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        causal=False,
+    )
+    return AbsorbingDiffusion(net, mask_id=5, total_steps=10)
+
+
+@pytest.mark.parametrize("t", [[3, 7, 10], [4, 4, 4, 4], [2, 9, 2, 9, 9, 1]])
+def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) -> None:
+    """As a plain loop does, also where images of a batch share a time."""
+    generator = torch.Generator().manual_seed(2)
+    loss_history, Lt_history = torch.rand(11, generator=generator), torch.rand(11, generator=generator)
+    prior.loss_history.copy_(loss_history)
+    prior.Lt_history.copy_(Lt_history)
+    counts = torch.zeros(11)
+    for _ in range(3):
+        loss, vb_loss = torch.rand((2, len(t)), generator=generator) * 5
+        prior.record(torch.tensor(t), DiffusionLoss(loss, vb_loss, vb_loss))
+        for time, one_loss, one_bound in zip(t, loss, vb_loss, strict=True):
+            loss_history[time] = 0.9 * loss_history[time] + 0.1 * one_loss
+            Lt_history[time] = 0.9 * Lt_history[time] + 0.1 * one_bound**2
+            counts[time] += 1
+    torch.testing.assert_close(prior.loss_history, loss_history)
+    torch.testing.assert_close(prior.Lt_history, Lt_history)
+    assert torch.equal(prior.Lt_count, counts)
+
+
+def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
+    t = torch.tensor([3, 6])
+    losses = prior.losses(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]), t, torch.ones((2, 4), dtype=torch.bool), "elbo")
+    assert losses.loss.requires_grad
+    prior.record(t, losses)
+    assert not prior.loss_history.requires_grad
+    assert prior.loss_history[3] == pytest.approx(0.1 * losses.loss[0].item())
+
+
+def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
+    """What is masked is hidden: the loss depends on a masked token as a target, never as an input."""
+    x_0, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([5])
+    mask = torch.tensor([[False, True, False, False]])
+    log_p = prior.logits(torch.tensor([[0, 5, 2, 3]])).log_softmax(-1)
+    for code in range(5):
+        x_0[0, 1] = code
+        losses = prior.losses(x_0, t, mask, "mlm")
+        torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
+
+
+def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
+    assert prior.tokens == 4

@@ -1,0 +1,144 @@
+"""The scripts as a user runs them: from a shell, in a working directory of their own, with small models."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+# Nothing listens on port 9, so that a dashboard which happens to run stays empty.
+_EVERYWHERE = "--device cpu --num_workers 0 --visdom_port 9"
+_FLAGS = {
+    "RUN": f"--dataset toy_churches --toy_images 96 --batch_size 8 {_EVERYWHERE}",
+    "EVERYWHERE": _EVERYWHERE,
+    "VQGAN": "--nf 32 --ch_mult 1 2 --res_blocks 1 --attn_resolutions 8 --emb_dim 16 --codebook_size 32 --img_size 16 "
+    "--ndf 8 --disc_layers 1",
+    "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs the project's scripts in `folder`. In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.logs = folder / "logs"
+        self._env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._env |= {"OMP_NUM_THREADS": "1", "COLUMNS": "1000", **env}
+
+    def run(self, command: str, *python: str) -> Outcome:
+        """Run `script.py flags …`, with `python` as words for the interpreter itself."""
+        script, *words = shlex.split(command.format(**_FLAGS))
+        done = subprocess.run(
+            [sys.executable, *python, REPO / script, *words],
+            cwd=self.folder,
+            env=self._env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def ok(self, command: str) -> str:
+        """What a command that succeeds prints."""
+        done = self.run(command)
+        assert done.code == 0, f"{command}\n{done.out[-2000:]}\n{done.err[-4000:]}"
+        return done.out
+
+    def refused(self, command: str) -> str:
+        """The one line on stderr of a command that is refused."""
+        return self.line_of(self.run(command), command)
+
+    @staticmethod
+    def line_of(done: Outcome, command: str) -> str:
+        """The one line on stderr of a refusal."""
+        assert done.code == 2, f"{command}\n{done.code}\n{done.out[-2000:]}\n{done.err[-4000:]}"
+        script = Path(command.split()[0]).name
+        assert done.err.startswith(f"{script}: error: "), done.err
+        assert done.err.count("\n") == 1, done.err
+        assert done.err.endswith("\n")
+        return done.err
+
+    def abreast(self, *chains: Sequence[str]) -> list[list[str]]:
+        """Run chains of commands that must succeed, two chains at a time; what each command printed."""
+
+        def one_after_another(chain: Sequence[str]) -> list[str]:
+            return [self.ok(command) for command in chain]
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one_after_another, chains))
+
+    def snapshot(self) -> dict[str, bytes]:
+        """Every file and folder below `folder`, with the files' content."""
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else b""
+            for path in sorted(self.folder.rglob("*"))
+        }
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell in an empty folder."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shell]:
+    """Makes shells in empty folders, for fixtures that live longer than a test; keywords are environment variables."""
+    return lambda **env: Shell(tmp_path_factory.mktemp("shell"), **env)
+
+
+@pytest.fixture(scope="session")
+def toy(new_shell: Callable[..., Shell]) -> Shell:
+    """A shell whose logs/ holds runs on toy churches, 20 steps each. Tests must not write to these runs.
+
+    `vqgan`, with `absorbing` and `autoregressive` priors; `nested/gumbel`, a VQGAN too, with `gumbel_prior`.
+    """
+    shell = new_shell()
+    # 7 divides neither 20 nor 10; every setting that matters is typed, so that presets may change.
+    cadences = "--train_steps 20 --steps_per_log 7 --steps_per_eval 10 --steps_per_checkpoint 10"
+    averages = f"{cadences} --amp --ema --ema_beta 0.9 --steps_per_update_ema 3"
+    care = "--codebook_init encoder --restart_dead_codes 5"
+    vqgan = f"train_vqgan.py {{RUN}} {{VQGAN}} {averages} --disc_start_step 8"
+    prior = f"train_sampler.py {{RUN}} {{PRIOR}} {averages} --warmup_iters 5 --lr 3e-3"
+    pictures = "--steps_per_save_output 10 --steps_per_display_output 10"
+    shell.abreast(
+        [
+            f"{vqgan} --log_dir vqgan {pictures} {care}",
+            f"{prior} --log_dir absorbing --ae_load_dir vqgan --total_steps 16 --n_samples 6 {pictures}",
+            f"{prior} --log_dir autoregressive --sampler autoregressive --ae_load_dir vqgan --no_ema --no_amp",
+        ],
+        [
+            f"{vqgan} --log_dir nested/gumbel --quantizer gumbel --no_ema --steps_per_save_output 10 "
+            "--save_individually --horizontal_flip",
+            f"{prior} --log_dir gumbel_prior --ae_load_dir nested/gumbel --horizontal_flip --loss_type elbo "
+            "--mask_schedule fixed",
+        ],
+    )
+    return shell
+
+
+@pytest.fixture
+def toy_copy(toy: Shell, shell: Shell) -> Shell:
+    """A shell in a copy of `toy`'s folder, to write to."""
+    shutil.copytree(toy.folder, shell.folder, dirs_exist_ok=True)
+    return shell

@@ -1,0 +1,203 @@
+"""Both stages and samples on toy churches, from the shell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from utils.dashboard import read_panes
+
+DRAWS = {
+    "base": "--load_dir absorbing",
+    "same_seed": "--load_dir absorbing --load_step 20 --ema",
+    "other_seed": "--load_dir absorbing --seed 1",
+    "raw_weights": "--load_dir absorbing --load_step 10 --no_ema",
+    "mlm": "--load_dir absorbing --sample_type mlm",
+    "few_steps": "--load_dir absorbing --sample_steps 3",
+    "cold": "--load_dir absorbing --temp 0.3",
+    "autoregressive": "--load_dir autoregressive --sampler autoregressive",
+    "gumbel": "--load_dir gumbel_prior",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `get_samples.py` printed and drew by way of drawing, uint8 [5,16,16,3]; `grids`: sizes of the first call."""
+
+    printed: dict[str, str]
+    images: dict[str, np.ndarray]
+    grids: dict[str, tuple[int, int]]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def drawn(toy) -> Drawn:
+    script = "experiments/get_samples.py {RUN}"
+    toy.ok(f"{script} --batch_size 32 --n_samples 70 --load_dir absorbing --log_dir drawn_base")
+    grids = {path.name: Image.open(path).size for path in (toy.logs / "drawn_base" / "images").rglob("*.png")}
+    flags = "--n_samples 5 --batch_size 3 --save_individually"
+    printed = toy.abreast(*([f"{script} {flags} {draw} --log_dir drawn_{name}"] for name, draw in DRAWS.items()))
+    images = {}
+    for name in DRAWS:
+        files = sorted((toy.logs / f"drawn_{name}" / "images").rglob("*.png"))
+        assert [file.name for file in files] == [f"{i:06d}.png" for i in range(5)]  # nothing of the call before
+        images[name] = np.stack([np.asarray(Image.open(file)) for file in files])
+    return Drawn(dict(zip(DRAWS, (out for (out,) in printed), strict=True)), images, grids)
+
+
+def test_run_folder_of_stage_1(toy) -> None:
+    run = toy.logs / "vqgan"
+    assert names(run / "saved_models") == {
+        f"vqgan_{part}{step}.th" for part in ("", "ema_", "state_") for step in (10, 20)
+    }
+    assert names(run / "images") == {f"originals_over_reconstructions_{step}.png" for step in (10, 20)}
+    settings = yaml.safe_load((run / "hparams.yaml").read_text())
+    assert (settings["codebook_size"], settings["ch_mult"], settings["latent_shape"]) == (32, [1, 2], [1, 8, 8])
+    log = (run / "log.txt").read_text()
+    assert "codebook_size" in log
+    assert "step 20/20  saved" in log
+
+
+def test_run_folder_of_stage_2(toy) -> None:
+    run = toy.logs / "absorbing"
+    assert names(run / "saved_models") == {
+        f"absorbing_{part}{step}.th" for part in ("", "ema_", "state_") for step in (10, 20)
+    }
+    assert names(run / "images") == {"samples_10.png", "samples_20.png"}
+    settings = yaml.safe_load((run / "hparams.yaml").read_text())
+    assert (settings["block_size"], settings["codebook_size"], settings["ae_load_dir"]) == (64, 32, "vqgan")
+    assert names(toy.logs / "autoregressive" / "saved_models") == {
+        f"autoregressive_{part}{step}.th" for part in ("", "state_") for step in (10, 20)
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "trained", "validated"),
+    [
+        ("vqgan", {"loss", "l1", "codebook", "disc_weight", "batch_perplexity"}, {"psnr_db", "codebook_perplexity"}),
+        ("absorbing", {"loss", "elbo_bits_per_token", "lr"}, {"loss", "elbo_bits_per_token"}),
+        ("autoregressive", {"loss", "elbo_bits_per_token", "lr"}, {"loss", "elbo_bits_per_token"}),
+    ],
+)
+def test_metrics(toy, run: str, trained: set[str], validated: set[str]) -> None:
+    lines = metrics(toy.logs / run)
+    for split, steps, keys in (("train", [7, 14], trained), ("val", [10, 20], validated)):
+        of_split = [line for line in lines if line["split"] == split]
+        assert [line["step"] for line in of_split] == steps
+        assert all(keys <= line.keys() and None not in line.values() for line in of_split)
+
+
+def test_the_discriminator_joins_when_told(toy) -> None:
+    first, second = (line for line in metrics(toy.logs / "vqgan") if line["split"] == "train")
+    assert first["disc_weight"] == 0
+    assert "d_loss" not in first
+    assert second["disc_weight"] > 0
+    assert second["d_loss"] > 0
+
+
+def test_pictures_are_pngs_of_the_right_size(toy) -> None:
+    # 16-pixel images are shown six times as large, with two pixels between them.
+    for run, name, columns, rows in (
+        ("vqgan", "originals_over_reconstructions_20", 8, 4),
+        ("absorbing", "samples_20", 6, 1),
+    ):
+        with Image.open(toy.logs / run / "images" / f"{name}.png") as picture:
+            picture.load()
+            assert (picture.format, picture.mode) == ("PNG", "RGB")
+            assert picture.size == (columns * 98 + 2, rows * 98 + 2)
+
+
+def test_pictures_in_files_of_their_own(toy) -> None:
+    found = names(toy.logs / "nested/gumbel" / "images")
+    assert found == {f"originals_over_reconstructions_{step}_{i}.png" for step in (10, 20) for i in range(32)}
+
+
+def test_without_a_dashboard_one_line_warns_and_the_plots_are_kept(toy) -> None:
+    log = (toy.logs / "vqgan" / "log.txt").read_text()
+    assert log.count("dashboard:") == 1
+    panes = read_panes(toy.logs / "vqgan" / "dashboard.jsonl")
+    curves = {curve["name"]: (curve["x"], curve["y"]) for curve in panes["l1"]["data"]}
+    train = [line["l1"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
+    assert curves["train"] == ([7, 14], pytest.approx(train))
+    assert curves["val"][0] == [10, 20]
+    assert panes["originals_over_reconstructions"]["data"][0]["content"]["src"].startswith("data:image/png;base64,")
+    assert "samples" in read_panes(toy.logs / "absorbing" / "dashboard.jsonl")
+
+
+def test_stages_learn(toy) -> None:
+    first, second = (line["l1"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train")
+    assert second < first
+    for run in ("absorbing", "autoregressive"):
+        first, second = (line["elbo_bits_per_token"] for line in metrics(toy.logs / run) if line["split"] == "train")
+        assert second < first
+
+
+def test_the_average_is_another_model_and_loads_in_its_place(toy) -> None:
+    folder = toy.logs / "vqgan" / "saved_models"
+    raw, average = (torch.load(folder / f"vqgan_{name}20.th", weights_only=True) for name in ("", "ema_"))
+    assert {name: value.shape for name, value in raw.items()} == {name: v.shape for name, v in average.items()}
+    weight = "ae.generator.blocks.0.weight"
+    assert not torch.equal(raw[weight], average[weight])
+
+
+def test_flips_double_the_latents(toy) -> None:
+    shapes = {
+        run: sorted(np.load(file, mmap_mode="r").shape for file in (toy.logs / run / "latents").glob("*.npy"))
+        for run in ("vqgan", "nested/gumbel")
+    }
+    assert shapes == {"vqgan": [(64, 64), (96, 64)], "nested/gumbel": [(64, 64), (192, 64)]}
+
+
+def test_exactly_as_many_as_asked(drawn) -> None:
+    assert drawn.grids == {"samples_000.png": (8 * 98 + 2, 8 * 98 + 2), "samples_001.png": (6 * 98 + 2, 98 + 2)}
+
+
+def test_samples_are_images_that_differ(drawn) -> None:
+    for name, images in drawn.images.items():
+        assert images.shape == (5, 16, 16, 3), name
+        assert len({image.tobytes() for image in images}) == 5, name
+
+
+def test_same_seed_same_samples(drawn) -> None:
+    assert np.array_equal(drawn.images["base"], drawn.images["same_seed"])
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWS if name not in ("base", "same_seed")])
+def test_every_flag_changes_the_samples(drawn, name: str) -> None:
+    assert not np.array_equal(drawn.images["base"], drawn.images[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "prior", "autoencoder"),
+    [
+        ("base", "absorbing_ema_20.th", "vqgan_ema_20.th"),
+        ("same_seed", "absorbing_ema_20.th", "vqgan_ema_20.th"),
+        ("raw_weights", "absorbing_10.th", "vqgan_20.th"),
+        ("autoregressive", "autoregressive_20.th", "vqgan_ema_20.th"),
+        ("gumbel", "absorbing_ema_20.th", "vqgan_20.th"),
+    ],
+)
+def test_the_average_is_used_where_there_is_one_and_it_is_said(drawn, name: str, prior: str, autoencoder: str) -> None:
+    said = drawn.printed[name].splitlines()
+    assert any(line.startswith("prior from") and line.endswith(f"/{prior}") for line in said)
+    assert any(line.startswith("autoencoder from") and line.endswith(f"/{autoencoder}") for line in said)
+
+
+def test_drawing_without_a_dashboard_warns_once_and_keeps_the_picture(toy, drawn) -> None:
+    assert all(out.count("dashboard:") == 1 for out in drawn.printed.values())
+    assert list(read_panes(toy.logs / "drawn_cold" / "dashboard.jsonl")) == ["samples"]

@@ -1,0 +1,131 @@
+"""A run that was interrupted and resumed ends as the uninterrupted one, to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from utils.dashboard import read_panes
+
+# No cadence divides 30, where the runs are interrupted.
+CADENCES = "--steps_per_log 7 --steps_per_eval 25 --steps_per_display_output 25 --ema"
+STAGE_1 = (
+    f"train_vqgan.py {{RUN}} {{VQGAN}} {CADENCES} --codebook_init encoder --restart_dead_codes 7 "
+    "--restart_dead_codes_until 50 --disc_start_step 20 --steps_per_update_ema 3"
+)
+STAGE_2 = (
+    f"train_sampler.py {{RUN}} {{PRIOR}} {CADENCES} --ae_load_dir vqgan --warmup_iters 40 --lr 1e-3 "
+    "--attn_pdrop 0.1 --embd_pdrop 0.1 --n_samples 2 --total_steps 8 --steps_per_update_ema 3"
+)
+RUNS = {
+    "vqgan_float32": f"{STAGE_1} --no_amp",
+    "vqgan_bfloat16": f"{STAGE_1} --amp --diff_aug --horizontal_flip",
+    "absorbing_float32": f"{STAGE_2} --no_amp",
+    "absorbing_bfloat16": f"{STAGE_2} --amp --horizontal_flip --mask_schedule fixed --loss_type mlm",
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(toy, new_shell) -> Path:
+    """A logs folder with each of `RUNS` twice: in one go (`<name>`), and in two (`<name>_resumed`).
+
+    The float32 runs end at step 30 and are resumed. The others are killed on their way from step 30 to 60: their
+    first half is a copy of the whole run without the files of step 60. The second half runs with another number of
+    processes that read images, which must not matter.
+    """
+    shell = new_shell()
+    shutil.copytree(toy.folder / "data", shell.folder / "data")
+    shutil.copytree(toy.logs / "vqgan", shell.logs / "vqgan")
+    whole, halves = "--train_steps 60 --steps_per_checkpoint", "--train_steps 30 --steps_per_checkpoint 0"
+    first = {"vqgan": [], "absorbing": []}
+    for name, command in RUNS.items():
+        chain = first[name.split("_")[0]]
+        chain.append(f"{command} {whole} 30 --log_dir {name}")
+        if "float32" in name:
+            chain.append(f"{command} {halves} --log_dir {name}_resumed")
+    shell.abreast(*first.values())
+    for name in RUNS:
+        killed = shell.logs / f"{name}_resumed"
+        if not killed.exists():
+            shutil.copytree(shell.logs / name, killed)
+            for file in (killed / "saved_models").glob("*_60.th"):
+                file.unlink()
+    resume = "--resume --train_steps 60 --num_workers 2"
+    shell.abreast(*([f"{RUNS[name].split()[0]} --log_dir {name}_resumed {resume}"] for name in RUNS))
+    return shell.logs
+
+
+def same(a: Any, b: Any, where: str = "") -> int:
+    """Assert that two nested containers hold the same values, tensors to the bit; returns how many tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+        assert np.array_equal(bits(a), bits(b)), where
+        return 1
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        return sum(same(a[key], b[key], f"{where}/{key}") for key in a)
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        return sum(same(x, y, f"{where}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True)))
+    assert a == b, where
+    return 0
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0)
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_files_are_bit_identical(resumed: Path, name: str) -> None:
+    once, twice = resumed / name / "saved_models", resumed / f"{name}_resumed" / "saved_models"
+    kind = name.split("_")[0]
+    files = {f"{kind}_60.th", f"{kind}_ema_60.th", f"{kind}_state_60.th"}
+    for folder in (once, twice):
+        assert {file.name for file in folder.iterdir()} == files | {file.replace("60", "30") for file in files}
+    for file in sorted(files):
+        a, b = (torch.load(folder / file, weights_only=True) for folder in (once, twice))
+        assert same(a, b, file) > 10
+        if "state" in file:
+            assert a["averages"]["sums"]  # 60 is no multiple of 7: the means of four steps are open
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_metrics_are_identical(resumed: Path, name: str) -> None:
+    once, twice = (
+        [
+            {key: value for key, value in json.loads(line).items() if key != "steps_per_second"}
+            for line in (resumed / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in (name, f"{name}_resumed")
+    )
+    assert [line["step"] for line in once if line["split"] == "train"] == [7, 14, 21, 28, 35, 42, 49, 56]
+    assert [line["step"] for line in once if line["split"] == "val"] == [25, 50]
+    assert once == twice
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_plots_are_identical(resumed: Path, name: str) -> None:
+    once, twice = (read_panes(resumed / run / "dashboard.jsonl") for run in (name, f"{name}_resumed"))
+    assert len(once) > 3
+    assert {window: message["data"] for window, message in once.items()} == {
+        window: message["data"] for window, message in twice.items()
+    }
+
+
+def test_what_was_resumed_does_something(resumed: Path) -> None:
+    """Between the two halves everything that must be kept has moved: averages, moments, counts, discriminator."""
+    folder = resumed / "vqgan_float32_resumed" / "saved_models"
+    half, end = (torch.load(folder / f"vqgan_state_{step}.th", weights_only=True)["trainer"] for step in (30, 60))
+    assert half["usage"].sum() > 0
+    assert half["optimisers"]["disc"]["state"]
+    models = [torch.load(folder / f"vqgan_{name}.th", weights_only=True) for name in ("30", "60", "ema_30", "ema_60")]
+    for weight in ("ae.generator.blocks.0.weight", "disc.main.0.weight", "ae.quantize.embedding.weight"):
+        assert len({model[weight].numpy().tobytes() for model in models}) == 4, weight
+    assert end["optimisers"]["ae"]["state"][0]["step"] == 60

@@ -1,0 +1,223 @@
+"""What does not work is refused by one line that names the flag or file and the fix; nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --train_steps 4"
+STAGE_2 = "train_sampler.py {RUN} {PRIOR} --train_steps 4"
+SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
+
+# Refused before torch is imported, in an empty folder: command, and what the line must say.
+IN_AN_EMPTY_FOLDER = {
+    "no such data set": ("train_vqgan.py --dataset cathedrals", ["--dataset", "cathedrals", "churches"]),
+    "misspelt data set": ("train_vqgan.py --dataset church", ["--dataset", "did you mean churches"]),
+    "no data set": ("train_vqgan.py --log_dir x", ["--dataset is required"]),
+    "no datasets file": ("train_vqgan.py --dataset churches", ["datasets.yaml", "--datasets_file"]),
+    "no entry": ("train_vqgan.py --dataset ffhq --datasets_file other.yaml", ["other.yaml", "no entry ffhq", "paths"]),
+    "no LMDB": ("train_vqgan.py --dataset bedrooms --datasets_file other.yaml", ["bedroom_train_lmdb", "other.yaml"]),
+    "broken datasets file": ("train_vqgan.py --dataset ffhq --datasets_file bad.yaml", ["bad.yaml"]),
+    "custom without a path": ("train_vqgan.py --dataset custom", ["--custom_dataset_path"]),
+    "no such folder": ("train_vqgan.py --dataset custom --custom_dataset_path no", ["no folder no", "--custom_data"]),
+    "empty folder": ("train_vqgan.py --dataset custom --custom_dataset_path e", ["no images in e", "--custom_data"]),
+    "unknown flag": ("train_vqgan.py {RUN} --batchsize 4", ["--batchsize", "did you mean --batch_size?"]),
+    "unknown flag, nothing like it": ("train_vqgan.py {RUN} --xyzzy 4", ["--xyzzy", "--help"]),
+    "no dashes": (
+        "experiments/get_samples.py --sampler absorbing --dataset churches --log_dir big --ae_load_dir vqgan_churches "
+        "--ae_load_step 2200000 load_dir absorbing_churches --load_step 2000000 --ema",
+        ["'load_dir'", "did you mean --load_dir?"],
+    ),
+    "no dashes after many values": ("train_vqgan.py {RUN} --ch_mult 1 2 load_dir x", ["did you mean --load_dir?"]),
+    "no value": ("train_vqgan.py {RUN} --batch_size", ["--batch_size needs a value"]),
+    "no number": ("train_vqgan.py {RUN} --batch_size few", ["--batch_size", "few", "whole number"]),
+    "out of range": ("train_vqgan.py {RUN} --batch_size 0", ["--batch_size", "at least 1"]),
+    "log_dir above logs": ("train_vqgan.py {RUN} --log_dir a/../../b", ["--log_dir", ".."]),
+    "log_dir elsewhere": ("train_vqgan.py {RUN} --log_dir /tmp/x", ["--log_dir", "below logs/"]),
+    "latent shape": ("train_vqgan.py {RUN} {VQGAN} --latent_shape 1 4 4", ["--latent_shape", "use", "1 8 8"]),
+    "levels": ("train_vqgan.py {RUN} {VQGAN} --img_size 15", ["--img_size 15", "multiple of 2"]),
+    "heads": (
+        "train_sampler.py {RUN} --ae_load_dir v --bert_n_emb 30 --bert_n_head 4",
+        ["--bert_n_head", "--bert_n_emb"],
+    ),
+    "device": ("train_vqgan.py {RUN} --device tpu", ["--device tpu", "cuda"]),
+    "no autoencoder named": ("train_sampler.py {RUN}", ["--ae_load_dir is required"]),
+    "no such autoencoder": ("train_sampler.py {RUN} --ae_load_dir v", ["--ae_load_dir", "logs/v"]),
+    "no such prior": (f"{SAMPLES} --load_dir p --ae_load_dir v", ["--load_dir", "logs/p"]),
+    "nothing to resume": ("train_vqgan.py {RUN} --resume --log_dir new", ["--resume", "logs/new"]),
+    "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_step", "logs/new"]),
+    "optimisers of no step": ("train_vqgan.py {RUN} --load_optim", ["--load_optim needs --load_step"]),
+}
+
+# Refused before torch is imported, among finished runs.
+AMONG_RUNS = {
+    "missing autoencoder step": (f"{STAGE_2} --ae_load_dir vqgan --ae_load_step 7", ["--ae_load_step", "step 10, 20"]),
+    "missing prior step": (f"{SAMPLES} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
+    "missing own step": (f"{STAGE_1} --log_dir vqgan --load_step 7", ["--load_step", "step 10, 20"]),
+    "no such prior": (f"{SAMPLES} --load_dir elsewhere --ae_load_dir vqgan", ["--load_dir", "logs/elsewhere"]),
+    "a prior where a VQGAN belongs": (f"{STAGE_2} --ae_load_dir absorbing", ["absorbing", "train_vqgan.py"]),
+    "another kind of prior": (f"{SAMPLES} --load_dir absorbing --sampler autoregressive", ["autoregressive_<step>.th"]),
+    "fresh start on a run": (f"{STAGE_1} --log_dir vqgan", ["logs/vqgan", "--resume", "--log_dir"]),
+    "fresh start on another stage's run": (f"{STAGE_1} --log_dir absorbing", ["logs/absorbing", "--log_dir"]),
+    "start from elsewhere on a run": (
+        f"{STAGE_1} --log_dir vqgan --load_dir nested/gumbel --load_step 20 --quantizer gumbel",
+        ["logs/vqgan", "--log_dir"],
+    ),
+    "samples into the prior's run": (f"{SAMPLES} --load_dir absorbing --log_dir absorbing", ["--log_dir"]),
+    "samples into another run": (f"{SAMPLES} --load_dir absorbing --log_dir autoregressive", ["--log_dir"]),
+    "resume, but also load": ("train_vqgan.py --log_dir vqgan --resume --load_step 10", ["--resume", "--load_step"]),
+    "resume without a name": ("train_vqgan.py --resume", ["--log_dir is required"]),
+    "misspelt saved setting": (f"{STAGE_2} --ae_load_dir misspelt", ["misspelt/hparams.yaml", "did you mean"]),
+    "no average was saved, nor raw weights": (f"{SAMPLES} --load_dir only_ema --no_ema", ["--no_ema"]),
+}
+
+# Refused once the models are built or the data read.
+LATE = {
+    "codes unlike the checkpoint's": (
+        f"{SAMPLES} --load_dir absorbing --log_dir new --codebook_size 64",
+        ["vqgan_ema_20.th", "quantize.embedding.weight is [32, 16] there and [64, 16] here", "flags"],
+    ),
+    "resumed with other sizes": (
+        "train_sampler.py --log_dir absorbing --resume --bert_n_layers 2 --train_steps 40",
+        ["absorbing_20.th", "missing", "flags"],
+    ),
+    "no CUDA device": (f"{STAGE_1} --log_dir new --device cuda", ["--device cuda", "--device cpu"]),
+    "truncated checkpoint": (f"{SAMPLES} --load_dir truncated --log_dir new", ["truncated", "absorbing_ema_20.th"]),
+    "checkpoint that runs code": (f"{SAMPLES} --load_dir hostile --log_dir new", ["hostile", "absorbing_ema_20.th"]),
+    "no optimisers": (
+        f"{STAGE_1} --log_dir new --load_dir vqgan --load_step 10 --load_optim",
+        ["--load_optim", "steps with one: 20"],
+    ),
+    "perceptual weights without a network": (
+        "train_vqgan.py --dataset custom --custom_dataset_path one --log_dir new {VQGAN} {EVERYWHERE} "
+        "--perceptual lpips",
+        ["--perceptual lpips", "vgg16-397923af.pth", "--perceptual_weights_file", "--perceptual none"],
+    ),
+    "broken JPEG": (
+        "train_vqgan.py --dataset custom --custom_dataset_path broken --log_dir begun {VQGAN} {EVERYWHERE} "
+        "--perceptual none --batch_size 2 --num_workers 1",
+        ["broken/b.jpg"],
+    ),
+}
+
+
+@pytest.fixture
+def wrong(shell) -> Any:
+    (shell.folder / "e" / "nested").mkdir(parents=True)
+    (shell.folder / "e" / "notes.txt").write_text("no image")
+    (shell.folder / "other.yaml").write_text("bedrooms: {paths: e}\n")
+    (shell.folder / "bad.yaml").write_text("ffhq: [unclosed\n")
+    return shell
+
+
+class RunsCode:
+    """Pickled, it creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.fixture(scope="module")
+def runs(toy, new_shell) -> Any:
+    """A copy of the toy runs, with damaged ones beside them, in a place without a network."""
+    nowhere = "http://127.0.0.1:9"
+    proxies = {f"{scheme}_proxy": nowhere for scheme in ("http", "https")}
+    shell = new_shell(**proxies, HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere, no_proxy="", NO_PROXY="", TORCH_HOME="torch")
+    for name in ("vqgan", "absorbing", "autoregressive", "nested/gumbel"):
+        shutil.copytree(toy.logs / name, shell.logs / name)
+    shutil.copytree(toy.folder / "data", shell.folder / "data")
+    for name in ("truncated", "hostile", "only_ema"):
+        shutil.copytree(toy.logs / "absorbing", shell.logs / name)
+
+    checkpoint = shell.logs / "truncated/saved_models/absorbing_ema_20.th"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    hostile = {"weight": RunsCode(shell.folder / "executed")}
+    torch.save(hostile, shell.logs / "hostile/saved_models/absorbing_ema_20.th")
+    for step in (10, 20):
+        (shell.logs / f"only_ema/saved_models/absorbing_{step}.th").unlink()
+    (shell.logs / "vqgan/saved_models/vqgan_state_10.th").unlink()
+    (shell.logs / "misspelt").mkdir()
+    settings = (shell.logs / "vqgan/hparams.yaml").read_text()
+    (shell.logs / "misspelt/hparams.yaml").write_text(settings.replace("codebook_size", "codebok_size"))
+
+    for name in ("one", "broken"):
+        (shell.folder / name).mkdir()
+        for letter in "ab":
+            noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(noise).save(shell.folder / name / f"{letter}.jpg")
+    broken = shell.folder / "broken/b.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    return shell
+
+
+@dataclass(frozen=True)
+class Late:
+    """What the commands of `LATE` left behind, and the folder before and after."""
+
+    outcomes: dict[str, Any]
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def late(runs) -> Late:
+    before = runs.snapshot()
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = dict(zip(LATE, pool.map(runs.run, (command for command, _ in LATE.values())), strict=True))
+    return Late(outcomes, before, runs.snapshot())
+
+
+@pytest.mark.parametrize("name", list(IN_AN_EMPTY_FOLDER))
+def test_refused_in_an_empty_folder(wrong, name: str) -> None:
+    command, says = IN_AN_EMPTY_FOLDER[name]
+    before = wrong.snapshot()
+    line = wrong.refused(command)
+    assert all(part in line for part in says), line
+    assert wrong.snapshot() == before
+
+
+@pytest.mark.parametrize("name", list(AMONG_RUNS))
+def test_refused_among_runs(runs, name: str) -> None:
+    command, says = AMONG_RUNS[name]
+    before = runs.snapshot()
+    line = runs.refused(command)
+    assert all(part in line for part in says), line
+    assert runs.snapshot() == before
+
+
+@pytest.mark.parametrize("name", list(LATE))
+def test_refused_late(runs, late: Late, name: str) -> None:
+    if name == "no CUDA device" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    command, says = LATE[name]
+    line = runs.line_of(late.outcomes[name], command)
+    assert all(part in line for part in says), line
+
+
+def test_late_refusals_leave_every_run_as_it_was(late: Late) -> None:
+    """Only a run that has begun when it meets a broken image leaves a folder; torch makes one for downloads."""
+    assert {path: content for path, content in late.after.items() if path in late.before} == late.before
+    new = late.after.keys() - late.before.keys()
+    assert [path for path in new if not path.startswith(("logs/begun", "torch"))] == []
+
+
+def test_a_run_that_met_a_broken_image_starts_anew_without_it(runs, late: Late) -> None:
+    (runs.folder / "broken/b.jpg").unlink()
+    runs.ok(LATE["broken JPEG"][0] + " --dry_run")
+
+
+def test_code_in_a_checkpoint_never_runs(runs, late: Late) -> None:
+    assert "executed" not in late.after
+    torch.load(runs.logs / "hostile/saved_models/absorbing_ema_20.th", weights_only=False).popitem()[1].close()
+    assert (runs.folder / "executed").exists()  # it would have

@@ -1,0 +1,105 @@
+"""The project says what it needs in several files: they must agree with each other and with what is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb"}
+PACKAGES = ("experiments", "hparams", "models", "utils")
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def direct_requirements() -> list[Requirement]:
+    project = pyproject()
+    return [Requirement(line) for line in project["project"]["dependencies"] + project["dependency-groups"]["dev"]]
+
+
+def pins(python: str | None = None) -> dict[str, str]:
+    """Release of every package in requirements.txt that applies to this machine, or to another `python` on it."""
+    environment = {"python_full_version": python, "python_version": python.rpartition(".")[0]} if python else None
+    found = {}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"([\w.-]+)==(\S+)(?: ; (.*?))?(?: \\)?$", line):
+            name, release, marker = match.groups()
+            if marker is None or Marker(marker).evaluate(environment):
+                assert canonicalize_name(name) not in found
+                found[canonicalize_name(name)] = release
+    return found
+
+
+@pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0"])
+def test_pins_fulfil_pyproject(python: str) -> None:
+    pinned = pins(python)
+    for requirement in direct_requirements():
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_every_pin_has_a_hash_and_no_address() -> None:
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    entries = re.split(r"(?m)^(?=[a-z])", text)[1:]
+    assert len(entries) > 50
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text
+
+
+def test_installed_releases_are_the_pinned_ones() -> None:
+    pinned = pins()
+    for requirement in direct_requirements():
+        installed = Version(importlib.metadata.version(requirement.name))
+        assert installed.public == pinned[canonicalize_name(requirement.name)], requirement
+
+
+def test_conda_file_says_the_same() -> None:
+    *conda, pip_part = yaml.safe_load((ROOT / "requirements.yml").read_text(encoding="utf-8"))["dependencies"]
+    named = dict(line.split("=", 1) for line in conda if "=" in line)
+    python = named.pop("python") + ".1"
+    named |= dict(line.split("==") for line in pip_part["pip"])
+    pinned = pins(python)
+    expected = {}
+    for requirement in direct_requirements():
+        name = canonicalize_name(requirement.name)
+        expected[CONDA_NAMES.get(name, name)] = pinned[name]
+    assert named == expected
+
+
+def test_every_package_folder_is_installed(tmp_path: Path) -> None:
+    listed = pyproject()["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    assert {folder.replace("/", ".") for folder in folders} <= set(listed)
+
+    code = "import importlib, sys; [print(importlib.import_module(name).__path__[0]) for name in sys.argv[1:]]"
+    command = [sys.executable, "-c", code, *PACKAGES]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [Path(line) for line in run.stdout.splitlines()] == [ROOT / name for name in PACKAGES]
+
+
+def test_no_file_touches_the_module_search_path() -> None:
+    sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")] + list(ROOT.glob("*.py"))
+    assert sources
+    assert [path for path in sources if "sys.path" in path.read_text(encoding="utf-8")] == []
+
+
+def test_build_constraints_are_said_once_more_for_uv() -> None:
+    lines = (ROOT / "build-constraints.txt").read_text(encoding="utf-8").split()
+    assert lines == pyproject()["tool"]["uv"]["build-constraint-dependencies"]

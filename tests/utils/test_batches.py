@@ -1,0 +1,145 @@
+"""The order of the data, and loaders that follow it with any number of workers."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hparams.errors import UserError
+from utils.batches import BatchOrder, eval_batches, train_batches
+from utils.datasets import ImageData, open_images
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    file = tmp_path_factory.mktemp("toys") / "datasets.yaml"
+    return open_images("toy_churches", split="train", img_size=8, toy_images=30, datasets_file=file, hold_out=False)
+
+
+def take(batches: object, n: int) -> torch.Tensor:
+    return torch.stack(list(islice(batches, n)))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(30, 4), (32, 8), (5, 5), (7, 1)])
+def test_an_epoch_sees_each_image_at_most_once(n: int, batch_size: int) -> None:
+    order = BatchOrder(n, batch_size, seed=1)
+    per_epoch = n // batch_size
+    assert order.batches_per_epoch == per_epoch
+    for epoch in range(3):
+        seen = np.concatenate([order.indices(epoch * per_epoch + i) for i in range(per_epoch)])
+        assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size
+        assert seen.min() >= 0
+        assert seen.max() < n
+
+
+def test_left_out_images_come_in_other_epochs() -> None:
+    order = BatchOrder(10, 4, seed=0)
+    assert {int(i) for step in range(20) for i in order.indices(step)} == set(range(10))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = BatchOrder(50, 50, seed=0)
+    orders = [first.indices(0), first.indices(1), BatchOrder(50, 50, seed=1).indices(0)]
+    assert len({o.tobytes() for o in orders}) == 3
+
+
+def test_a_step_has_the_same_batch_however_it_is_reached() -> None:
+    straight = BatchOrder(23, 5, seed=7)
+    expected = [straight.indices(step) for step in range(40)]
+    jumping = BatchOrder(23, 5, seed=7)
+    for step in (39, 0, 17, 4, 16, 38):
+        np.testing.assert_array_equal(jumping.indices(step), expected[step])
+        np.testing.assert_array_equal(BatchOrder(23, 5, seed=7).indices(step), expected[step])
+
+
+def test_fewer_images_than_a_batch() -> None:
+    order = BatchOrder(3, 8, seed=0)
+    batch = order.indices(5)
+    assert sorted(np.bincount(batch).tolist()) == [2, 3, 3]
+
+
+def test_changing_a_batch_changes_no_other() -> None:
+    order = BatchOrder(6, 6, seed=0)
+    expected = order.indices(0).copy()
+    order.indices(0)[:] = 0
+    np.testing.assert_array_equal(order.indices(0), expected)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 0), (5, 0, 0), (5, 1, -1)])
+def test_order_refuses(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        BatchOrder(*arguments)
+
+
+def test_order_refuses_negative_steps() -> None:
+    with pytest.raises(ValueError, match="step"):
+        BatchOrder(5, 2, 0).indices(-1)
+
+
+def test_train_batches_follow_the_order(toys: ImageData) -> None:
+    order = BatchOrder(len(toys), 4, seed=2)
+    batches = take(train_batches(toys, order, 0, num_workers=0), 10)
+    assert batches.dtype == torch.uint8
+    assert batches.shape == (10, 4, 3, 8, 8)
+    for step in range(10):
+        expected = np.stack([toys[int(i)] for i in order.indices(step)])
+        np.testing.assert_array_equal(batches[step].numpy(), expected)
+
+
+@pytest.mark.parametrize(("workers", "start_method"), [(0, None), (1, None), (2, "fork"), (2, "spawn")])
+def test_workers_and_resuming_change_no_batch(workers: int, start_method: str | None, toys: ImageData) -> None:
+    whole = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 20)
+    order = BatchOrder(len(toys), 4, seed=2)
+    resumed = take(train_batches(toys, order, 9, num_workers=workers, start_method=start_method), 11)
+    assert torch.equal(resumed, whole[9:])
+
+
+def test_the_global_random_stream_is_left_alone(toys: ImageData) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 2)
+    list(eval_batches(toys, 8, num_workers=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_order_of_another_size_is_refused(toys: ImageData) -> None:
+    with pytest.raises(ValueError, match="31"):
+        train_batches(toys, BatchOrder(31, 4, seed=0), 0, num_workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("batch_size", "start", "sizes"), [(8, 0, [8, 8, 8, 6]), (8, 16, [8, 6]), (15, 0, [15, 15]), (64, 0, [30])]
+)
+def test_eval_batches_are_in_order_and_whole(
+    batch_size: int, start: int, sizes: list[int], workers: int, toys: ImageData
+) -> None:
+    batches = list(eval_batches(toys, batch_size, num_workers=workers, start=start))
+    assert [len(batch) for batch in batches] == sizes
+    expected = np.stack([toys[i] for i in range(start, len(toys))])
+    np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
+
+
+def test_nothing_left_to_evaluate(toys: ImageData) -> None:
+    assert list(eval_batches(toys, 8, num_workers=0, start=30)) == []
+
+
+def test_eval_batches_refuse_no_batch_size(toys: ImageData) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        eval_batches(toys, 0, num_workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_line_from_a_worker_too(workers: int, tmp_path: Path) -> None:
+    for i in range(8):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    data = open_images("custom", split="all", img_size=8, custom_dataset_path=tmp_path, hold_out=False)
+    with pytest.raises(UserError, match=r"5\.png") as caught:
+        list(eval_batches(data, 2, num_workers=workers))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,410 @@
+"""The dashboard against a real visdom server on the loopback interface, in good health and in bad."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import visdom
+from PIL import Image
+
+from hparams.errors import UserError
+from utils import dashboard
+from utils.dashboard import Dashboard, read_panes, replay
+
+ENV = "churches_test"
+# The visdom command, but for torch: its server makes no use of it, and importing it takes most of the start.
+VISDOM = """
+import sys
+sys.modules["torch"] = None
+from visdom.server.run_server import download_scripts_and_run
+download_scripts_and_run()
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Wait for something that another thread or process does; far longer than it needs, so that it is sure to fail."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+class VisdomServer:
+    """A real visdom server on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._output = folder / "visdom.txt"
+        self._command = [sys.executable, "-c", VISDOM, "-port", str(self.port), "-bind_local", "-env_path", str(folder)]
+        self.start()
+
+    def start(self) -> None:
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+        eventually(lambda: self.process.poll() is not None or self._answers())
+        if self.process.poll() is not None:
+            pytest.skip("visdom's server does not start: " + self._output.read_text().strip().splitlines()[-1])
+
+    def _answers(self) -> bool:
+        try:
+            return self.post("env_state", {}).ok
+        except requests.ConnectionError:
+            return False
+
+    def post(self, endpoint: str, message: dict[str, Any]) -> requests.Response:
+        return requests.post(f"http://127.0.0.1:{self.port}/{endpoint}", json=message, timeout=30)
+
+    def panes(self, env: str = ENV) -> dict[str, dict[str, Any]]:
+        if env not in self.post("env_state", {}).json():
+            return {}
+        return dict(self.post("win_data", {"eid": env, "win": None}).json())
+
+    def curves(self, window: str) -> dict[str, list[tuple[float, float]]]:
+        data = self.panes().get(window, {"content": {"data": []}})["content"]["data"]
+        return {curve["name"]: list(zip(curve["x"], curve["y"], strict=True)) for curve in data}
+
+    def forget(self) -> None:
+        self.post("close", {"eid": ENV, "win": None})
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisdomServer]:
+    running = VisdomServer(tmp_path_factory.mktemp("visdom"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def server(shared_server: VisdomServer) -> Iterator[VisdomServer]:
+    """A running server that knows nothing of the test's run."""
+    yield shared_server
+    if shared_server.process.poll() is not None:
+        shared_server.start()
+    shared_server.process.send_signal(signal.SIGCONT)
+    shared_server.forget()
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def opened(tmp_path: Path, warnings: list[str]) -> Callable[..., Dashboard]:
+    """Opens the dashboard of the one run that a test has."""
+
+    def open_dashboard(port: int, **settings: Any) -> Dashboard:
+        settings = {"retry_seconds": 0.05, "warn": warnings.append, **settings}
+        return Dashboard("churches/test", tmp_path / "visdom.log", port=port, **settings)
+
+    return open_dashboard
+
+
+def losses(board: Dashboard, *steps: int) -> None:
+    for step in steps:
+        board.line("losses", step, {"train": 1 / (step + 1), "valid": 2.0}, title="losses", ylabel="nats")
+
+
+def expected_losses(*steps: int) -> dict[str, list[tuple[float, float]]]:
+    return {"train": [(step, 1 / (step + 1)) for step in steps], "valid": [(step, 2.0) for step in steps]}
+
+
+def logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    data = read_panes(folder / "visdom.log")["losses"]["data"]
+    return {curve["name"]: list(zip(curve["x"], curve["y"], strict=True)) for curve in data}
+
+
+def picture_of(pane: dict[str, Any]) -> np.ndarray:
+    png = base64.b64decode(pane["src"].removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+
+
+def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]) -> None:
+    grid = np.random.default_rng(0).integers(0, 256, (3, 30, 40), dtype=np.uint8)
+    with opened(server.port) as board:
+        losses(board, 0, 10, 20)
+        board.images("samples", np.zeros_like(grid), title="samples, step 10")
+        board.images("samples", grid, title="samples, step 20")
+        board.bars("codes", np.array([3, 0, 1]), title="codebook", xlabel="code", ylabel="uses")
+        board.text("settings", "lr  1e-4\nname <b>", title="settings")
+    panes = server.panes()
+    assert server.curves("losses") == expected_losses(0, 10, 20)
+    assert panes["losses"]["content"]["layout"]["yaxis"]["title"]["text"] == "nats"
+    assert panes["losses"]["title"] == "losses"
+    assert panes["samples"]["title"] == "samples, step 20"
+    np.testing.assert_array_equal(picture_of(panes["samples"]["content"]), grid)
+    assert panes["codes"]["content"]["data"][0]["y"] == [3, 0, 1]
+    assert "lr  1e-4\nname &lt;b&gt;" in panes["settings"]["content"]
+    assert warnings == []
+
+
+def test_points_that_come_faster_than_the_server_takes_them(
+    server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]
+) -> None:
+    with opened(server.port) as board:
+        for start in range(0, 900, 100):
+            losses(board, *range(start, start + 100))
+            board.text("settings", str(start), title="settings")
+    assert server.curves("losses") == expected_losses(*range(900))
+    assert server.panes()["settings"]["content"] == "<pre>800</pre>"
+    assert warnings == []
+
+
+def test_curves_that_begin_late_or_pause(server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
+    with opened(server.port) as board:
+        board.line("d", 0, {"real": 1.0}, title="d", ylabel="loss")
+        board.line("d", 1, {"fake": 2.0}, title="d", ylabel="loss")
+        board.line("d", 2, {"real": 3.0, "fake": 4.0}, title="d", ylabel="loss")
+    assert server.curves("d") == {"real": [(0, 1), (2, 3)], "fake": [(1, 2), (2, 4)]}
+
+
+def test_values_that_no_browser_can_read_become_gaps(server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
+    with opened(server.port) as board:
+        for step, value in enumerate([1.0, float("nan"), float("inf"), 2.0]):
+            board.line("losses", step, {"train": value}, title="losses", ylabel="nats")
+        board.bars("codes", [float("nan"), 1.0], title="codes", xlabel="code", ylabel="uses")
+    assert server.curves("losses") == {"train": [(0, 1), (1, None), (2, None), (3, 2)]}
+    assert server.panes()["codes"]["content"]["data"][0]["y"] == [None, 1]
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")  # visdom's own
+def test_without_a_server_the_log_has_everything_and_can_be_replayed(
+    tmp_path: Path, opened: Callable[..., Dashboard], warnings: list[str], request: pytest.FixtureRequest
+) -> None:
+    port = free_port()
+    grid = np.full((3, 8, 8), 77, np.uint8)
+    with opened(port) as board:
+        losses(board, *range(200))
+        eventually(lambda: len(warnings) > 0)
+        losses(board, 200)
+        board.images("samples", grid, title="samples")
+    assert len(warnings) == 1
+    assert f"visdom -p {port}" in warnings[0]
+    assert str(tmp_path / "visdom.log") in warnings[0]
+    assert "\n" not in warnings[0]
+    assert logged(tmp_path) == expected_losses(*range(201))
+
+    server = request.getfixturevalue("server")
+    assert replay(tmp_path / "visdom.log", port=server.port) == 2
+    assert server.curves("losses") == expected_losses(*range(201))
+    np.testing.assert_array_equal(picture_of(server.panes()["samples"]["content"]), grid)
+
+    server.forget()
+    logging.getLogger("visdom").setLevel(logging.ERROR)
+    client = visdom.Visdom(port=server.port, use_incoming_socket=False, raise_exceptions=True)
+    client.replay_log(str(tmp_path / "visdom.log"))
+    assert server.curves("losses") == expected_losses(*range(201))
+    np.testing.assert_array_equal(picture_of(server.panes()["samples"]["content"]), grid)
+
+
+def test_killed_server_costs_one_warning_and_its_successor_gets_all(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]
+) -> None:
+    with opened(server.port) as board:
+        losses(board, 0, 1)
+        board.text("settings", "kept", title="settings")
+        eventually(lambda: "settings" in server.panes())
+        for outage in (1, 2):
+            server.stop()
+            losses(board, *range(2 * outage, 2 * outage + 1))
+            eventually(lambda expected=outage: len(warnings) == expected)
+            losses(board, *range(2 * outage + 1, 2 * outage + 2))
+            server.start()
+            eventually(lambda last=2 * outage + 2: server.curves("losses") == expected_losses(*range(last)))
+            eventually(lambda: "settings" in server.panes())
+        assert len(warnings) == 2
+    assert logged(tmp_path) == expected_losses(*range(6))
+
+
+def test_server_that_was_restarted_unnoticed_gets_all(server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
+    with opened(server.port) as board:
+        losses(board, 0, 1)
+        board.text("settings", "kept", title="settings")
+        eventually(lambda: "settings" in server.panes())
+        server.stop()
+        server.start()
+        losses(board, 2)
+    assert server.curves("losses") == expected_losses(0, 1, 2)
+    assert "settings" in server.panes()
+
+
+def test_hung_server_does_not_hold_up_the_run(
+    tmp_path: Path,
+    server: VisdomServer,
+    opened: Callable[..., Dashboard],
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dashboard, "TIMEOUT", (0.5, 0.5))
+    with opened(server.port) as board:
+        losses(board, 0)
+        eventually(lambda: server.curves("losses") == expected_losses(0))
+        server.process.send_signal(signal.SIGSTOP)
+        losses(board, *range(1, 300))  # would never end if it waited for the server
+        assert logged(tmp_path) == expected_losses(*range(300))
+        eventually(lambda: len(warnings) == 1)
+        server.process.send_signal(signal.SIGCONT)
+        eventually(lambda: server.curves("losses") == expected_losses(*range(300)))
+        losses(board, 300)
+    assert server.curves("losses") == expected_losses(*range(301))
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_another_program_on_the_port(
+    tmp_path: Path, opened: Callable[..., Dashboard], warnings: list[str], status: int
+) -> None:
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with opened(other.server_port) as board:
+            losses(board, 0)
+            eventually(lambda: len(asked) > 3)
+            losses(board, 1)
+        with pytest.raises(UserError, match="--visdom_port"):
+            replay(tmp_path / "visdom.log", port=other.server_port)
+        other.shutdown()
+    assert len(warnings) == 1
+    assert "something" in warnings[0]
+    assert logged(tmp_path) == expected_losses(0, 1)
+
+
+def test_resumed_run_goes_on_where_it_was(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]
+) -> None:
+    log_file = tmp_path / "visdom.log"
+    with opened(server.port) as board:
+        losses(board, 0, 10, 20, 30)
+        for shade in (1, 2, 3):
+            board.images("samples", np.full((3, 4, 4), shade, np.uint8), title="samples")
+    with log_file.open("a") as log:
+        log.write('["update", {"win": "losses", "eid"')  # killed while writing
+    assert logged(tmp_path) == expected_losses(0, 10, 20, 30)
+
+    with opened(server.port, resume_step=20) as board:
+        assert logged(tmp_path) == expected_losses(0, 10, 20)
+        assert log_file.read_text().count("data:image/png") == 1
+        losses(board, 20, 30, 40)
+    assert server.curves("losses") == expected_losses(0, 10, 20, 30, 40)
+    assert logged(tmp_path) == expected_losses(0, 10, 20, 30, 40)
+    assert picture_of(server.panes()["samples"]["content"]).max() == 3
+
+    with opened(server.port) as board:  # from the beginning
+        losses(board, 5)
+    assert logged(tmp_path) == expected_losses(5)
+    assert server.curves("losses") == expected_losses(5)
+    assert [path.name for path in tmp_path.glob("visdom.log*")] == ["visdom.log"]
+
+
+def test_log_keeps_small(tmp_path: Path, opened: Callable[..., Dashboard], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "SLACK_BYTES", 100_000)
+    rng = np.random.default_rng(0)
+    with opened(free_port()) as board:
+        losses(board, 0)
+        for _ in range(40):
+            grid = rng.integers(0, 256, (3, 64, 64), dtype=np.uint8)  # noise: 16 kB each
+            board.images("samples", grid, title="samples")
+        losses(board, 1)
+    assert (tmp_path / "visdom.log").stat().st_size < 200_000
+    assert logged(tmp_path) == expected_losses(0, 1)
+    pane = read_panes(tmp_path / "visdom.log")["samples"]["data"][0]["content"]
+    np.testing.assert_array_equal(picture_of(pane), grid)
+
+
+def test_long_curves_are_thinned_evenly(tmp_path: Path, opened: Callable[..., Dashboard]) -> None:
+    with opened(free_port()) as board:
+        for step in range(0, 200_000, 10):
+            board.line("losses", step, {"train": 0.0}, title="losses", ylabel="nats")
+    steps = [step for step, _ in logged(tmp_path)["train"]]
+    assert len(steps) < 5000
+    assert steps[:900] == list(range(0, 9000, 10))
+    assert max(np.diff(steps)) <= 200_000 / dashboard.RESOLUTION + 10
+    assert steps[-1] > 199_000
+
+
+def test_large_grids_are_scaled_down(tmp_path: Path, opened: Callable[..., Dashboard]) -> None:
+    with opened(free_port()) as board:
+        board.images("samples", np.full((3, 600, 1200), 9, np.uint8), title="samples")
+    pane = read_panes(tmp_path / "visdom.log")["samples"]["data"][0]["content"]
+    np.testing.assert_array_equal(picture_of(pane), np.full((3, 256, 512), 9))
+
+
+def test_grids_must_be_pictures(opened: Callable[..., Dashboard]) -> None:
+    with opened(free_port()) as board:
+        with pytest.raises(ValueError, match=r"uint8 \[3,H,W\], got float32 \[3, 4, 4\]"):
+            board.images("samples", np.zeros((3, 4, 4), np.float32), title="samples")
+        with pytest.raises(ValueError, match=r"got uint8 \[4, 4, 3\]"):
+            board.images("samples", np.zeros((4, 4, 3), np.uint8), title="samples")
+
+
+def test_user_errors_name_flag_or_file(tmp_path: Path, opened: Callable[..., Dashboard]) -> None:
+    with pytest.raises(UserError, match="--visdom_server"):
+        opened(8097, server="http://[::")
+    with pytest.raises(UserError, match=r"nowhere\.log"):
+        replay(tmp_path / "nowhere.log")
+    event = ["events", {"win": "w", "eid": "e", "data": [{"type": "text"}]}]
+    (tmp_path / "one.log").write_text(json.dumps(event) + "\n")
+    with pytest.raises(UserError, match=r"--visdom_port.*visdom -p"):
+        replay(tmp_path / "one.log", port=free_port())
+
+
+def test_browser_draws_the_panes(tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium to draw the dashboard with")
+    red = np.zeros((3, 64, 64), np.uint8)
+    red[0] = 255
+    with opened(server.port) as board:
+        losses(board, *range(0, 100, 10))
+        board.images("samples", red, title="samples")
+        board.bars("codes", [1, 2, 3], title="codebook", xlabel="code", ylabel="uses")
+    screenshot = tmp_path / "dashboard.png"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", f"--screenshot={screenshot}"]
+    command += [f"http://127.0.0.1:{server.port}/env/{ENV}"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    drawn = np.asarray(Image.open(screenshot).convert("RGB")).reshape(-1, 3)
+    assert 64 * 63 < (drawn == [255, 0, 0]).all(axis=1).sum() <= 64 * 65  # whole, but for the handle in the corner
+    plotly_blue, plotly_orange = [31, 119, 180], [255, 127, 14]  # bars and first curve, second curve
+    assert (drawn == plotly_blue).all(axis=1).sum() > 2000
+    assert (drawn == plotly_orange).all(axis=1).sum() > 20

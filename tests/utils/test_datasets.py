@@ -1,0 +1,243 @@
+"""Data sets by name: splits, orders, fingerprints, errors. Real LMDBs and folders, made here."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from hparams.errors import UserError
+from utils.datasets import ImageData, Split, check_images, list_images, open_images
+from utils.images import resize_and_crop
+from utils.lmdb_images import LMDBImages, write_lmdb
+
+SPLITS: tuple[Split, ...] = ("train", "val", "all")
+
+
+def picture(number: int) -> Image.Image:
+    return Image.new("RGB", (20 + number % 7, 18), (number % 256, 255 - number % 256, 90))
+
+
+def save_pictures(folder: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / name)
+
+
+def write_lsun(folder: Path, stem: str, n_train: int, n_val: int) -> None:
+    """Values alternate between WebP and JPEG, as LSUN's may be either."""
+    for split, n, offset in (("train", n_train, 0), ("val", n_val, 100)):
+        values = []
+        for i in range(n):
+            buffer = BytesIO()
+            picture(offset + i).save(buffer, "WEBP" if i % 2 else "JPEG", quality=95)
+            values.append((f"{i:040x}".encode(), buffer.getvalue()))
+        write_lmdb(folder / f"{stem}_{split}_lmdb", values)
+
+
+def open_custom(folder: Path, split: Split, hold_out: bool = True, img_size: int = 16) -> ImageData:
+    return open_images("custom", split=split, img_size=img_size, custom_dataset_path=folder, hold_out=hold_out)
+
+
+@pytest.mark.parametrize(("dataset", "stem"), [("churches", "church_outdoor"), ("bedrooms", "bedroom")])
+def test_lsun(dataset: str, stem: str, tmp_path: Path) -> None:
+    write_lsun(tmp_path / "lsun", stem, 12, 5)
+    (tmp_path / "datasets.yaml").write_text(f"{dataset}: {{paths: lsun}}")
+    sets = {
+        split: open_images(
+            dataset, split=split, img_size=16, datasets_file=tmp_path / "datasets.yaml", hold_out=hold_out
+        )
+        for split, hold_out in zip(SPLITS, (False, True, True), strict=True)
+    }
+    assert {split: len(data) for split, data in sets.items()} == {"train": 12, "val": 5, "all": 12}
+    for split, offset in (("train", 0), ("val", 100), ("all", 0)):
+        for i in range(5):
+            image = sets[split][i]
+            assert image.dtype == np.uint8
+            assert image.shape == (3, 16, 16)
+            expected = (offset + i, 255 - offset - i, 90)
+            np.testing.assert_allclose(image.astype(float).mean((1, 2)), expected, atol=6)
+    assert sets["val"].source(3).endswith(f"{stem}_val_lmdb:{3:040x}")
+    assert sets["train"].name == dataset
+    assert sets["train"].fingerprint == sets["all"].fingerprint != sets["val"].fingerprint
+
+
+def test_images_are_resized_and_cropped(tmp_path: Path) -> None:
+    noise = Image.effect_noise((41, 30), 80).convert("RGB")
+    tmp_path.joinpath("set").mkdir()
+    noise.save(tmp_path / "set" / "a.png")
+    data = open_custom(tmp_path / "set", "all", img_size=11)
+    np.testing.assert_array_equal(data[0], resize_and_crop(noise, 11))
+
+
+def test_nested_folders_are_in_image_folder_order(tmp_path: Path) -> None:
+    names = [
+        "b/2.png",
+        "b/10.png",
+        "b-x/1.jpg",
+        "a/z/9.webp",
+        "a/z.PNG",
+        "a/z-y/8.jpeg",
+        "B/1.JPG",
+        "b/c/d/0.bmp",
+        "b/B.png",
+    ]
+    save_pictures(tmp_path, names)
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    published = [Path(file) for file, _ in ImageFolder(str(tmp_path)).samples]
+    assert len(published) == len(names)
+    assert list_images(tmp_path) == published
+
+
+def test_flat_folders_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["10.png", "2.PNG", "a.webp", "B.jpg", "1.JPEG"])
+    (tmp_path / "LICENSE.txt").write_text("no image")
+    assert [f.name for f in list_images(tmp_path)] == ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]
+
+
+def test_a_folders_own_files_come_after_its_subfolders(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png", "z/b.png"])
+    assert [f.name for f in list_images(tmp_path)] == ["b.png", "a.png"]
+
+
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png", ".thumbs/a.png", "c/b.png", "c/.old/b.png"])
+    (tmp_path / "._a.png").write_bytes(b"resource fork")
+    assert [f.name for f in list_images(tmp_path)] == ["b.png", "a.png"]
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "elsewhere", ["a.png"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    assert len(open_custom(tmp_path / "set", "all")) == 1
+
+
+@pytest.mark.parametrize(("n", "n_train"), [(2, 1), (19, 18), (20, 19), (21, 19), (40, 38)])
+def test_held_out_split(n: int, n_train: int, tmp_path: Path) -> None:
+    save_pictures(tmp_path, [f"{i:03}.png" for i in range(n)])
+    sources = {s: [d.source(i) for i in range(len(d))] for s in SPLITS for d in [open_custom(tmp_path, s)]}
+    assert len(sources["train"]) == n_train
+    assert sources["train"] + sources["val"] == sources["all"]
+    assert len(open_custom(tmp_path, "train", hold_out=False)) == n
+
+
+def test_val_of_a_folder_that_holds_nothing_out(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png", "b.png"])
+    with pytest.raises(ValueError, match="held out"):
+        open_custom(tmp_path, "val", hold_out=False)
+
+
+def test_ffhq_lies_where_the_file_says(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "faces", [f"00000/{i:05}.png" for i in range(3)])
+    (tmp_path / "datasets.yml").write_text("ffhq: {path: faces}")
+    data = open_images("ffhq", split="all", img_size=8, datasets_file=tmp_path / "datasets.yaml", hold_out=False)
+    assert [Path(data.source(i)).name for i in range(len(data))] == ["00000.png", "00001.png", "00002.png"]
+
+
+def open_toys(folder: Path, split: Split, **changes: int) -> ImageData:
+    options = {"img_size": 16, "toy_images": 20, "seed": 3, **changes}
+    return open_images("toy_churches", split=split, datasets_file=folder / "datasets.yaml", hold_out=True, **options)
+
+
+def test_toy_churches_are_written_on_first_use(tmp_path: Path) -> None:
+    train, val, every = (open_toys(tmp_path, split) for split in SPLITS)
+    assert (len(train), len(val), len(every)) == (20, 64, 20)
+    folder = tmp_path / "data" / "toy_churches" / "16px_20_3"
+    assert sorted(p.name for p in folder.iterdir()) == ["toy_churches_train_lmdb", "toy_churches_val_lmdb"]
+    assert train[0].shape == (3, 16, 16)
+    assert {train[i].tobytes() for i in range(20)}.isdisjoint(val[i].tobytes() for i in range(64))
+
+
+def test_toy_churches_go_where_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "datasets.yaml").write_text("toy_churches: {paths: toys}")
+    assert (
+        open_toys(tmp_path, "val", toy_images=1000, img_size=4)
+        .source(0)
+        .startswith(str(tmp_path / "toys" / "4px_1000_3"))
+    )
+    assert len(LMDBImages(tmp_path / "toys" / "4px_1000_3" / "toy_churches_val_lmdb")) == 100
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    check_images("toy_churches", datasets_file=tmp_path / "datasets.yaml", hold_out=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checking_looks_at_the_held_out_part_too(tmp_path: Path) -> None:
+    write_lsun(tmp_path, "church_outdoor", 3, 1)
+    (tmp_path / "datasets.yaml").write_text("churches: {paths: {train: church_outdoor_train_lmdb}}")
+    check_images("churches", datasets_file=tmp_path / "datasets.yaml", hold_out=False)
+    with pytest.raises(UserError, match="no val path"):
+        check_images("churches", datasets_file=tmp_path / "datasets.yaml", hold_out=True)
+
+
+def test_fingerprint_is_stable_and_tells_changes(tmp_path: Path) -> None:
+    save_pictures(tmp_path, [f"{i}.png" for i in range(40)])
+    first = open_custom(tmp_path, "train").fingerprint
+    assert open_custom(tmp_path, "train").fingerprint == first
+    assert open_custom(tmp_path, "val").fingerprint != first
+    assert open_custom(tmp_path, "train", img_size=17).fingerprint != first
+    os.utime(tmp_path / "0.png", (1, 1))
+    touched = open_custom(tmp_path, "train").fingerprint
+    assert touched != first
+    picture(50).save(tmp_path / "00.png")
+    assert open_custom(tmp_path, "train").fingerprint not in (first, touched)
+
+
+def test_fingerprint_of_an_lmdb_tells_its_size(tmp_path: Path) -> None:
+    small, large = (open_toys(tmp_path, "train", toy_images=n) for n in (5, 6))
+    assert small.fingerprint == open_toys(tmp_path, "train", toy_images=5).fingerprint != large.fingerprint
+
+
+def test_pickled_copies_are_equal(tmp_path: Path) -> None:
+    data = open_toys(tmp_path, "train")
+    expected, fingerprint = data[5], data.fingerprint
+    copy = pickle.loads(pickle.dumps(data))
+    np.testing.assert_array_equal(copy[5], expected)
+    assert copy.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("i", [-1, 20])
+def test_index_out_of_range(i: int, tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        open_toys(tmp_path, "train")[i]
+
+
+def test_unknown_data_set() -> None:
+    with pytest.raises(UserError, match=r"'church'.*--dataset.*churches, bedrooms, ffhq, custom, toy_churches"):
+        open_images("church", split="train", img_size=8, hold_out=False)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"no images in .*correct --custom_dataset_path"):
+        open_custom(tmp_path, "train")
+
+
+def test_one_image_cannot_be_split(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png"])
+    assert len(open_custom(tmp_path, "train", hold_out=False)) == 1
+    with pytest.raises(UserError, match="one image"):
+        open_custom(tmp_path, "train")
+
+
+def test_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    data = open_custom(tmp_path, "all")
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        data[0]
+
+
+def test_unreadable_lmdb_value_is_named(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a", [(b"0a1b", b"no image")])
+    (tmp_path / "datasets.yaml").write_text("churches: {paths: {train: a}}")
+    data = open_images("churches", split="train", img_size=8, datasets_file=tmp_path / "datasets.yaml", hold_out=False)
+    with pytest.raises(UserError, match="0a1b"):
+        data[0]

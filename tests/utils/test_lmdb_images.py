@@ -1,0 +1,209 @@
+"""LMDB folders: order, laziness, processes, damage, and writing whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from hparams.errors import UserError
+from utils.lmdb_images import LMDBImages, write_lmdb
+
+
+def items(n: int, size: int = 50) -> list[tuple[bytes, bytes]]:
+    rng = np.random.default_rng(n)
+    return [(rng.bytes(int(rng.integers(6, 30))).hex().encode(), rng.bytes(size)) for _ in range(n)]
+
+
+def test_reads_everything_in_the_order_of_the_keys(tmp_path: Path) -> None:
+    written = items(300)
+    write_lmdb(tmp_path / "images_lmdb", written)
+    images = LMDBImages(tmp_path / "images_lmdb")
+    assert len(images) == 300
+    assert [(images.key(i), images.read(i)) for i in range(300)] == sorted(written)
+
+
+def test_grows_beyond_the_first_map(tmp_path: Path) -> None:
+    written = [(f"{i:03}".encode(), bytes([i]) * 2_000_000) for i in range(50)]
+    write_lmdb(tmp_path / "big_lmdb", written)
+    images = LMDBImages(tmp_path / "big_lmdb")
+    assert [images.read(i) for i in (0, 49)] == [written[0][1], written[49][1]]
+
+
+@pytest.mark.parametrize("i", [-1, 3])
+def test_index_out_of_range(i: int, tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(3))
+    with pytest.raises(IndexError):
+        LMDBImages(tmp_path / "a_lmdb").read(i)
+
+
+def test_can_be_opened_twice_in_a_process(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(3))
+    first, second = LMDBImages(tmp_path / "a_lmdb"), LMDBImages(tmp_path / "a_lmdb")
+    assert first.read(1) == second.read(1)
+
+
+def test_a_pickled_copy_reads_the_same_and_carries_the_keys(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(40))
+    images = LMDBImages(tmp_path / "a_lmdb")
+    images.read(0)
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy.__dict__["_env"] is None
+    assert copy.key(39) == images.key(39)
+    assert copy.read(39) == images.read(39)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_open_their_own(method: str, tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(40))
+    images = LMDBImages(tmp_path / "a_lmdb")
+    own = images.read(7)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        value = pool.apply_async(images.read, (7,)).get(timeout=60)
+    assert value == own == images.read(7)
+
+
+def test_a_forked_child_reopens(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(40))
+    images = LMDBImages(tmp_path / "a_lmdb")
+    parent = images._environment()
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    child = multiprocessing.get_context("fork").Process(target=lambda: queue.put(images._environment() is parent))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert queue.get() is False
+    assert images._environment() is parent
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent_lmdb"):
+        LMDBImages(tmp_path / "absent_lmdb")
+
+
+def test_folder_without_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no LMDB at"):
+        LMDBImages(tmp_path)
+
+
+def test_empty(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", [])
+    with pytest.raises(UserError, match="empty"):
+        LMDBImages(tmp_path / "a_lmdb")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8192, b"no database at all" * 1000])
+def test_not_an_lmdb(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(content)
+    with pytest.raises(UserError, match="download"):
+        LMDBImages(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.9, 0.5, 0.1])
+def test_truncated(kept: float, tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(500, 3000))
+    data = tmp_path / "a_lmdb" / "data.mdb"
+    os.truncate(data, int(data.stat().st_size * kept))
+    with pytest.raises(UserError, match="truncated"):
+        LMDBImages(tmp_path / "a_lmdb")
+
+
+def test_truncated_at_a_page(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(500, 3000))
+    data = tmp_path / "a_lmdb" / "data.mdb"
+    os.truncate(data, data.stat().st_size // 2 // 4096 * 4096)
+    with pytest.raises(UserError, match="truncated"):
+        LMDBImages(tmp_path / "a_lmdb")
+
+
+def test_a_whole_lmdb_without_its_last_free_pages_is_accepted(tmp_path: Path) -> None:
+    """Much rewriting may leave free pages at the end that never reached the disk."""
+    rng = np.random.default_rng(0)
+    for trial in range(40):
+        path, expected = tmp_path / str(trial), {}
+        with lmdb.open(str(path), map_size=1 << 26, sync=False) as env:
+            for _ in range(15):
+                with env.begin(write=True) as txn:
+                    for _ in range(60):
+                        key, value = b"%03d" % rng.integers(80), rng.bytes(int(rng.choice([10, 3000, 20000])))
+                        txn.put(key, value)
+                        expected[key] = value
+                    for key in [b"%03d" % k for k in rng.integers(80, size=30)]:
+                        txn.delete(key)
+                        expected.pop(key, None)
+            pages = env.info()["last_pgno"] + 1
+            is_short = (path / "data.mdb").stat().st_size < pages * env.stat()["psize"]
+        images = LMDBImages(path)
+        assert {images.key(i): images.read(i) for i in range(len(images))} == expected
+        if is_short:
+            return
+    pytest.skip("no such file came about")
+
+
+def test_pages_of_zeros_are_an_error_not_a_crash(tmp_path: Path) -> None:
+    """What a download leaves that reserved the space and stopped."""
+    write_lmdb(tmp_path / "a_lmdb", items(3000, 100))
+    data = tmp_path / "a_lmdb" / "data.mdb"
+    size = data.stat().st_size
+    os.truncate(data, 8192)
+    os.truncate(data, size)
+    images = LMDBImages(tmp_path / "a_lmdb")
+    with pytest.raises(UserError, match="damaged"):
+        images.read(0)
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[tuple[bytes, bytes]]:
+        yield from items(2000)
+        raise RuntimeError("no more images")
+
+    with pytest.raises(RuntimeError):
+        write_lmdb(tmp_path / "a_lmdb", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/a_lmdb"):
+        write_lmdb(tmp_path / "file" / "a_lmdb", items(3))
+
+
+def test_equal_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        write_lmdb(tmp_path / "a_lmdb", [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_is_left_alone(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", [(b"first", b"1")])
+    write_lmdb(tmp_path / "a_lmdb", [(b"second", b"2")])
+    assert LMDBImages(tmp_path / "a_lmdb").key(0) == b"first"
+
+
+def test_of_writers_at_once_one_wins(tmp_path: Path) -> None:
+    def write(name: bytes) -> None:
+        write_lmdb(tmp_path / "a_lmdb", ((b"%s%04d" % (name, i), name) for i in range(3000)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [b"a", b"b", b"c", b"d"]))
+    images = LMDBImages(tmp_path / "a_lmdb")
+    assert len(images) == 3000
+    assert len({images.read(i) for i in range(3000)}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a_lmdb"]
+
+
+def test_a_loser_that_finishes_late_keeps_the_winner(tmp_path: Path) -> None:
+    def overtaken() -> Iterator[tuple[bytes, bytes]]:
+        yield b"late", b"1"
+        write_lmdb(tmp_path / "a_lmdb", [(b"winner", b"2")])
+
+    write_lmdb(tmp_path / "a_lmdb", overtaken())
+    assert LMDBImages(tmp_path / "a_lmdb").key(0) == b"winner"
+    assert [p.name for p in tmp_path.iterdir()] == ["a_lmdb"]

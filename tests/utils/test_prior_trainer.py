@@ -1,0 +1,193 @@
+"""Updates of both priors, their validation, and their state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage
+from models.absorbing import AbsorbingDiffusion
+from utils.building import build_prior
+from utils.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
+
+CPU = torch.device("cpu")
+K, N = 16, 64
+SMALL: dict[str, Any] = {
+    "dataset": "churches",
+    "ae_load_dir": "vqgan",
+    "img_size": 16,
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "codebook_size": K,
+    "bert_n_emb": 16,
+    "bert_n_head": 2,
+    "bert_n_layers": 1,
+    "total_steps": 8,
+    "lr": 1e-2,
+    "warmup_iters": 0,
+    "ema": True,
+    "ema_beta": 0.9,
+    "steps_per_update_ema": 1,
+}
+SAMPLERS = ["absorbing", "autoregressive"]
+
+
+def trainer(amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
+    settings = resolve(PriorStage, SMALL | changes)
+    torch.manual_seed(0)
+    return PriorTrainer(settings, build_prior(settings.prior, K), CPU, amp_dtype)
+
+
+def codes(step: int = 0, n: int = 8) -> Tensor:
+    """Few of the codes, so that there is something to learn."""
+    return torch.randint(4, (n, N), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
+
+
+def run(trainer: PriorTrainer, start: int, stop: int) -> list[dict[str, Tensor]]:
+    return [trainer.step(codes(step), step) for step in range(start, stop)]
+
+
+def state_of(trainer: PriorTrainer) -> dict[str, Tensor]:
+    return {
+        f"{ema} {name}": value.clone()
+        for ema, model in trainer.models().items()
+        for name, value in model.state_dict().items()
+    }
+
+
+def assert_same_state(first: PriorTrainer, second: PriorTrainer) -> None:
+    expected = state_of(first)
+    for name, value in state_of(second).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_rate_warms_up_linearly() -> None:
+    assert [warmed_up(0.4, step, 4) for step in (0, 1, 2, 4, 100)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+    assert warmed_up(0.4, 0, 0) == 0.4
+
+
+@pytest.mark.parametrize("loss_type", ["reweighted_elbo", "elbo", "mlm"])
+@pytest.mark.parametrize("mask_schedule", ["random", "fixed"])
+def test_the_absorbing_prior_learns_the_frequencies(loss_type: str, mask_schedule: str) -> None:
+    training = trainer(loss_type=loss_type, mask_schedule=mask_schedule, ema=False)
+    before = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
+    run(training, 0, 60)
+    after = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
+    assert before > 3.9  # log2 16 and more
+    assert 1.9 < after < 2.5  # log2 4 and more
+
+
+def test_the_autoregressive_prior_learns_the_frequencies() -> None:
+    training = trainer(sampler="autoregressive", ema=False)
+    run(training, 0, 60)
+    assert 1.9 < training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"] < 2.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_metrics_are_scalars(sampler: str) -> None:
+    (metrics,) = run(trainer(sampler=sampler, warmup_iters=10), 5, 6)
+    assert set(metrics) == {"loss", "elbo_bits_per_token", "lr"}
+    assert all(value.shape == () and value.isfinite() for value in metrics.values())
+    assert metrics["lr"].item() == pytest.approx(5e-3)
+
+
+def test_the_first_step_of_a_warm_up_moves_nothing() -> None:
+    training = trainer(warmup_iters=10)
+    before = state_of(training)
+    training.step(codes(), 0)
+    parameters = {f"False {name}" for name, _ in training.prior.named_parameters()}
+    assert all(torch.equal(value, before[name]) for name, value in state_of(training).items() if name in parameters)
+    assert isinstance(training.prior, AbsorbingDiffusion)
+    assert training.prior.Lt_count.sum() == 8
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_updates_are_a_function_of_seed_and_step(sampler: str, amp_dtype: torch.dtype | None) -> None:
+    changes = {"sampler": sampler, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
+    first, second, other = (trainer(amp_dtype, seed=seed, **changes) for seed in (0, 0, 1))
+    run(first, 0, 4)
+    torch.manual_seed(99)  # whatever the global stream did before
+    run(second, 0, 4)
+    assert_same_state(first, second)
+    run(other, 0, 4)
+    assert any(not torch.equal(value, state_of(first)[name]) for name, value in state_of(other).items())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_continued_training_equals_an_uninterrupted_one(sampler: str, amp_dtype: torch.dtype | None) -> None:
+    changes = {"sampler": sampler, "resid_pdrop": 0.1, "warmup_iters": 6, "steps_per_update_ema": 2}
+    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
+    run(whole, 0, 9)
+    run(first, 0, 5)
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run(second, 5, 9)
+    assert_same_state(whole, second)
+
+
+def test_the_average_is_updated_every_so_many_steps_but_the_first() -> None:
+    training = trainer(steps_per_update_ema=2)
+    assert training.ema is not None
+    weight = "_denoise_fn.head.weight"
+    expected = training.prior.state_dict()[weight].clone()
+    for step in range(6):
+        training.step(codes(step), step)
+        if step in (2, 4):
+            expected = 0.9 * expected + 0.1 * training.prior.state_dict()[weight]
+        torch.testing.assert_close(training.ema.model.state_dict()[weight], expected)
+
+
+def test_without_an_average_the_model_itself_is_shown() -> None:
+    training = trainer(ema=False)
+    assert training.averaged is training.prior
+    assert set(training.models()) == {False}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_validation_changes_nothing_and_repeats(sampler: str) -> None:
+    training = trainer(sampler=sampler, resid_pdrop=0.3)
+    run(training, 0, 3)
+    state, stream = state_of(training), torch.get_rng_state()
+    first = training.validate(codes(99, 20), batch_size=8)
+    assert training.validate(codes(99, 20), batch_size=8) == first
+    assert all(torch.equal(value, state[name]) for name, value in state_of(training).items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert training.prior.training
+    assert not training.averaged.training
+
+
+def test_validation_is_a_true_mean_over_images_and_passes() -> None:
+    training = trainer(ema=False)
+    run(training, 0, 20)
+    assert isinstance(training.prior, AbsorbingDiffusion)
+    single = [training.validate(codes(99, 20), batch_size=size)["elbo_bits_per_token"] for size in (20, 8, 1)]
+    # Other masks, same mean: a sum of batch means over images would differ by the batch size.
+    assert single[1:] == pytest.approx([single[0]] * 2, rel=0.25)
+    seen: list[int] = []
+    losses = training.prior.losses
+
+    def count(x_0: Tensor, *arguments: Any) -> Any:
+        seen.append(len(x_0))
+        return losses(x_0, *arguments)
+
+    training.prior.losses = count  # type: ignore[method-assign]
+    training.validate(codes(99, 20), batch_size=8)
+    assert seen == [8, 8, 4] * VALIDATION_PASSES
+
+
+def test_autoregressive_validation_is_exact() -> None:
+    training = trainer(sampler="autoregressive", ema=False)
+    run(training, 0, 5)
+    ids = codes(99, 11)
+    with torch.no_grad():
+        expected = training.prior.losses(ids.long()).double().mean().item()  # type: ignore[call-arg, union-attr]
+    metrics = training.validate(ids, batch_size=4)
+    assert metrics["loss"] == metrics["elbo_bits_per_token"] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,82 @@
+"""Drawing images from a prior, batch by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage
+from utils.building import build_autoencoder, build_prior
+from utils.sampling import draw_images, image_batches
+
+SMALL: dict[str, Any] = {
+    "dataset": "churches",
+    "ae_load_dir": "vqgan",
+    "img_size": 16,
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "res_blocks": 1,
+    "codebook_size": 16,
+    "emb_dim": 4,
+    "bert_n_emb": 16,
+    "bert_n_head": 2,
+    "bert_n_layers": 1,
+    "total_steps": 8,
+    "batch_size": 4,
+    "n_samples": 10,
+}
+
+
+def draw(amp_dtype: torch.dtype | None = None, **changes: Any) -> torch.Tensor:
+    settings = resolve(PriorStage, SMALL | changes)
+    torch.manual_seed(0)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    torch.nn.init.normal_(autoencoder.quantize.codebook)
+    return draw_images(prior, autoencoder, settings.sampling, settings.run, amp_dtype)
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+@pytest.mark.parametrize("n_samples", [1, 4, 10])
+def test_exactly_as_many_images_as_asked_for(sampler: str, n_samples: int) -> None:
+    images = draw(sampler=sampler, n_samples=n_samples)
+    assert images.shape == (n_samples, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_batches_are_of_the_batch_size_but_for_the_last() -> None:
+    settings = resolve(PriorStage, SMALL)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    prior.train()
+    autoencoder.eval()
+    sizes = []
+    for images in image_batches(prior, autoencoder, settings.sampling, settings.run, None):
+        sizes.append(len(images))
+        assert prior.training  # modes are back whenever the caller has control
+        assert not autoencoder.training
+        assert torch.is_grad_enabled()
+    assert sizes == [4, 4, 2]
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_images_are_a_function_of_the_seed(sampler: str) -> None:
+    first = draw(sampler=sampler)
+    assert torch.equal(first, draw(sampler=sampler))
+    assert not torch.equal(first, draw(sampler=sampler, seed=1))
+    assert not torch.equal(first[:4], first[4:8])
+    assert torch.equal(first[:8], draw(sampler=sampler, n_samples=8))  # a batch does not depend on how many follow
+
+
+@pytest.mark.parametrize("change", [{"temp": 0.2}, {"sample_steps": 2}, {"sample_type": "mlm"}])
+def test_settings_of_sampling_count(change: dict[str, Any]) -> None:
+    assert not torch.equal(draw(), draw(**change))
+
+
+def test_mixed_precision_gives_float32_images() -> None:
+    images = draw(torch.bfloat16)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()

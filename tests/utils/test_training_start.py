@@ -1,0 +1,76 @@
+"""Where a training run begins, and what refuses to begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hparams.errors import UserError
+from hparams.resolve import resolve
+from hparams.settings import VQGANStage
+from utils.training_start import first_step
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    return tmp_path / "logs"
+
+
+def run(logs: Path, name: str, *files: str, settings: bool = True) -> None:
+    folder = logs / name
+    (folder / "saved_models").mkdir(parents=True)
+    for file in files:
+        (folder / "saved_models" / file).touch()
+    if settings:
+        (folder / "hparams.yaml").write_text("{}\n")
+
+
+def start(logs: Path, **typed: object) -> int:
+    return first_step(resolve(VQGANStage, {"dataset": "toy_churches", **typed}, logs=logs), "vqgan", logs)
+
+
+def test_a_fresh_run_begins_at_0(logs: Path) -> None:
+    assert start(logs, log_dir="new") == 0
+
+
+def test_resume_begins_after_the_newest_training_state(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th", "vqgan_10.th", "vqgan_state_10.th", "vqgan_15.th")
+    assert start(logs, log_dir="a", resume=True) == 10
+
+
+def test_weights_of_this_project_count_updates(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th")
+    assert start(logs, log_dir="b", load_dir="a", load_step=5) == 5
+    assert start(logs, log_dir="a", load_step=5) == 5
+
+
+def test_published_files_count_from_0(logs: Path) -> None:
+    run(logs, "theirs", "vqgan_5.th", settings=False)
+    assert start(logs, log_dir="b", load_dir="theirs", load_step=5) == 6
+
+
+def test_a_published_step_stays_one_in_a_folder_that_was_trained_on(logs: Path) -> None:
+    """The first run on their folder leaves settings there; the step is theirs all the same."""
+    run(logs, "theirs", "vqgan_5.th", "ae_optim_5.th", "disc_optim_5.th")
+    assert start(logs, log_dir="theirs", load_step=5) == 6
+
+
+def test_an_older_step_of_the_same_folder_is_refused(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th", "vqgan_10.th", "vqgan_state_10.th")
+    with pytest.raises(UserError, match=r"--load_step 5: .*goes on to step 10.*--log_dir"):
+        start(logs, log_dir="a", load_step=5)
+
+
+def test_a_run_is_not_written_over(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th")
+    with pytest.raises(UserError, match="--resume"):
+        start(logs, log_dir="a")
+    run(logs, "b", "absorbing_5.th")
+    with pytest.raises(UserError, match="already holds an absorbing run"):
+        start(logs, log_dir="b", load_dir="a", load_step=5)
+
+
+def test_nothing_to_resume(logs: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        start(logs, log_dir="a", resume=True)

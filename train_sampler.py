@@ -1,0 +1,75 @@
+"""Stage 2: train a prior over the codes of a trained VQGAN."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.saved import describe
+from hparams.settings import PriorStage
+from utils.preflight import check_autoencoder, check_data
+from utils.training_start import first_step
+
+EXAMPLE = (
+    "python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --amp --ema"
+)
+
+
+def main() -> None:
+    settings = parse(PriorStage, description=__doc__, example=EXAMPLE)
+    check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
+    check_autoencoder(settings.source)
+    first_step(settings, settings.prior.sampler)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    train(settings)
+
+
+def train(settings: PriorStage) -> None:
+    """Train as the settings say, from the start or from where an earlier run ended."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.batches import BatchOrder
+    from utils.building import build_prior
+    from utils.devices import pick_amp_dtype, pick_device
+    from utils.latents import code_statistics, encode_split
+    from utils.prior_trainer import PriorTrainer
+    from utils.runs import restore_autoencoder
+    from utils.sampling import draw_images
+    from utils.seeding import seed_global
+    from utils.training_run import TrainingRun
+
+    run_settings, training, source = settings.run, settings.training, settings.source
+    codebook_size = settings.autoencoder.codebook_size
+    device = pick_device(run_settings.device)
+    amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
+    autoencoder, ae_file = restore_autoencoder(
+        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
+    )
+
+    seed_global(run_settings.seed, "prior")
+    trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, amp_dtype)
+
+    with TrainingRun(settings, settings.prior.sampler, trainer) as run:
+        run.say(f"autoencoder from {ae_file}")
+        ids = encode_split(settings, autoencoder, "train", say=run.say)
+        held_out = encode_split(settings, autoencoder, "val", say=run.say) if training.steps_per_eval else None
+        order = BatchOrder(len(ids), run_settings.batch_size, run_settings.seed)
+        run.introduce(
+            trainer, amp_dtype, f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
+        )
+        run.baselines(code_statistics(ids, codebook_size))
+        for step in run.steps():
+            batch = ids[order.indices(step)]
+            metrics = trainer.step(batch, step)
+            done = step + 1
+            run.log(done, metrics)
+            if held_out is not None and run.due(training.steps_per_eval, done):
+                run.validated(done, trainer.validate(held_out, run_settings.batch_size))
+            if run.picture_due(done):
+                samples = draw_images(trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype)
+                run.picture(done, "samples", samples)
+            run.save_if_due(done, trainer)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,69 @@
+"""Stage 1: train a VQGAN, which turns images into a grid of codes and back."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.saved import describe
+from hparams.settings import VQGANStage
+from utils.preflight import check_data
+from utils.run_folder import VQGAN
+from utils.training_start import first_step
+
+EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
+
+
+def main() -> None:
+    settings = parse(VQGANStage, description=__doc__, example=EXAMPLE)
+    check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
+    first_step(settings, VQGAN)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    train(settings)
+
+
+def train(settings: VQGANStage) -> None:
+    """Train as the settings say, from the start or from where an earlier run ended."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.batches import BatchOrder, eval_batches, train_batches
+    from utils.building import build_vqgan, open_data
+    from utils.devices import pick_amp_dtype, pick_device
+    from utils.perceptual import build_perceptual
+    from utils.pictures import comparison_rows
+    from utils.seeding import seed_global
+    from utils.training_run import TrainingRun
+    from utils.vqgan_trainer import VQGANTrainer
+
+    run_settings, training = settings.run, settings.training
+    device = pick_device(run_settings.device)
+    amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
+
+    validates = training.steps_per_eval > 0
+    img_size, workers = settings.autoencoder.img_size, run_settings.num_workers
+    images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
+    held_out = open_data(run_settings, split="val", img_size=img_size, hold_out=True) if validates else None
+    order = BatchOrder(len(images), run_settings.batch_size, run_settings.seed)
+
+    seed_global(run_settings.seed, "vqgan")
+    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
+    trainer = VQGANTrainer(settings, vqgan, device, amp_dtype)
+
+    with TrainingRun(settings, VQGAN, trainer) as run:
+        run.introduce(trainer, amp_dtype, f"{len(images)} training images, {order.batches_per_epoch} steps per epoch")
+        batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda")
+        for step in run.steps():
+            batch = next(batches)
+            terms = trainer.step(batch, step)
+            done = step + 1
+            run.log(done, terms)
+            if held_out and run.due(training.steps_per_eval, done):
+                run.validated(done, trainer.validate(eval_batches(held_out, run_settings.batch_size, workers)))
+            if run.picture_due(done):
+                shown = next(eval_batches(held_out, 16, 0)) if held_out else batch
+                pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
+                run.picture(done, "originals_over_reconstructions", pairs, columns)
+            run.save_if_due(done, trainer)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,151 @@
+"""Batches of images in an order that is a function of the seed alone, from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hparams.errors import UserError
+
+T = TypeVar("T")
+
+
+class Images(Protocol):
+    """What batches are made of: uint8 arrays [3, S, S], as `utils.datasets.ImageData` gives them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+
+class BatchOrder:
+    """Which images make up the batch of a step: a pure function of (n, batch size, seed, step).
+
+    Every epoch is a permutation of its own, drawn from (seed, epoch); what is left at its end and fills no batch is
+    dropped. With fewer images than a batch holds, an epoch is one batch, which repeats its permutation to fill up.
+
+    Args:
+        n: number of images, at least 1.
+        batch_size: images in a batch, at least 1.
+        seed: not negative.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1 or batch_size < 1 or seed < 0:
+            raise ValueError(f"need n ≥ 1, batch_size ≥ 1, seed ≥ 0; got {n}, {batch_size}, {seed}")
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = np.empty(0, np.int64)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, self.n // self.batch_size)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Images of the batch that update number `step` (from 0) sees: int64 [batch_size], values 0..n-1."""
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            self._epoch = epoch
+        if self.n < self.batch_size:
+            return np.resize(self._permutation, self.batch_size)
+        return self._permutation[batch * self.batch_size : (batch + 1) * self.batch_size].copy()
+
+
+def train_batches(
+    data: Images,
+    order: BatchOrder,
+    start_step: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> Iterator[torch.Tensor]:
+    """Endless batches for the steps start_step, start_step + 1, …: uint8 [B, 3, S, S], values 0..255.
+
+    The number of workers changes the speed, never the batches, and no global random stream is touched.
+    `start_method` is how workers start: fork, spawn or forkserver (None: the platform's own).
+
+    Raises:
+        UserError: an image cannot be read (from the worker too, in one line).
+        ValueError: `order` is not for a data set of this size.
+    """
+    if order.n != len(data):
+        raise ValueError(f"the order is for {order.n} images, the data set has {len(data)}")
+    return _load(data, _Steps(order, start_step), num_workers, pin_memory, start_method)
+
+
+def eval_batches(
+    data: Images,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+    start: int = 0,
+) -> Iterator[torch.Tensor]:
+    """The images from number `start` on, once, in order: uint8 [B, 3, S, S]; the last batch may be smaller."""
+    if batch_size < 1 or start < 0:
+        raise ValueError(f"need batch_size ≥ 1 and start ≥ 0, got {batch_size} and {start}")
+    stops = range(start + batch_size, len(data) + batch_size, batch_size)
+    batches = [np.arange(stop - batch_size, min(stop, len(data))) for stop in stops]
+    return _load(data, batches, num_workers, pin_memory, start_method)
+
+
+class _Steps:
+    def __init__(self, order: BatchOrder, start_step: int) -> None:
+        self._order = order
+        self._start_step = start_step
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        step = self._start_step
+        while True:
+            yield self._order.indices(step)
+            step += 1
+
+
+class _Stacks(Dataset[torch.Tensor | UserError]):
+    """Maps a batch's indices to its images.
+
+    A worker's exception would reach the main process as a page of traceback, so the user's errors come as values.
+    """
+
+    def __init__(self, data: Images) -> None:
+        self._data = data
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor | UserError:
+        try:
+            return torch.from_numpy(np.stack([self._data[int(i)] for i in indices]))
+        except UserError as error:
+            return error
+
+
+def _load(
+    data: Images, batches: Iterable[np.ndarray], num_workers: int, pin_memory: bool, start_method: str | None
+) -> Iterator[torch.Tensor]:
+    if num_workers:
+        data[0]  # opened before the workers start, so that they inherit a key list instead of each reading it
+    loader = DataLoader(
+        _Stacks(data),
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=start_method if num_workers else None,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _unchanged(batch: T) -> T:
+    return batch

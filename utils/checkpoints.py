@@ -1,0 +1,121 @@
+"""Model files and training states: written whole, loaded strictly, never unpickled into code."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hparams.errors import UserError
+from utils.files import sha256_of, whole_file
+from utils.run_folder import RunFolder
+
+StateDict = Mapping[str, Tensor]
+
+# Part of published checkpoints, and of no use here: the perceptual network comes from its own weights.
+READ_OVER = ("perceptual.",)
+
+
+def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
+    """Write a step: model files by whether they are the average, then the training state, which names them."""
+    siblings = {}
+    for ema, model in models.items():
+        file = folder.model_file(kind, step, ema=ema)
+        with whole_file(file) as out:
+            torch.save({name: value.contiguous() for name, value in model.state_dict().items()}, out)
+        siblings[file.name] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
+    with whole_file(folder.state_file(kind, step)) as out:
+        torch.save({**state, "step": step, "siblings": siblings}, out)
+
+
+def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
+    """The training state of a step, once the files it names have been found unharmed.
+
+    Raises:
+        UserError: the state or one of the files is missing, damaged or not ours.
+    """
+    path = folder.state_file(kind, step)
+    state = load_file(path)
+    siblings = state.get("siblings") if isinstance(state, dict) else None
+    if not isinstance(siblings, dict):
+        raise UserError(f"{path} is not a training state of this project")
+    for name, expected in siblings.items():
+        file = folder.saved_models / name
+        if not file.exists():
+            raise UserError(f"{file} is missing, and {path.name} needs it: restore it, or delete {path.name}")
+        if file.stat().st_size != expected["size"] or sha256_of(file) != expected["sha256"]:
+            raise UserError(f"{file} is damaged (checksum differs): restore it, or delete {path.name}")
+    return state
+
+
+def load_file(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; only tensors and plain containers, nothing that runs code.
+
+    Raises:
+        UserError: missing, damaged, or holds anything else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
+    except Exception as error:  # the bytes of a damaged file lead the unpickler anywhere
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:120]}): it is damaged or no checkpoint"
+        ) from None
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """A model file: names to tensors.
+
+    Raises:
+        UserError: as `load_file`, or the content is no state dict.
+    """
+    content = load_file(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is no model file: it should hold names and tensors only")
+    return content
+
+
+def load_into(module: nn.Module, state_dict: StateDict, source: Path, *, may_lack: tuple[str, ...] = ()) -> None:
+    """Load strictly: the same names and shapes, but for `READ_OVER`. Names under `may_lack` may stay as they are.
+
+    Raises:
+        UserError: names are missing or not known, or shapes differ; the line lists them.
+    """
+    given = {name: value for name, value in state_dict.items() if not name.startswith(READ_OVER)}
+    own = module.state_dict()
+    lacking = [name for name in own if name not in given and not name.startswith(may_lack)]
+    unknown = [name for name in given if name not in own]
+    reshaped = [
+        f"{name} is {list(given[name].shape)} there and {list(own[name].shape)} here"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what} {_listed(names)}"
+        for what, names in (("shapes differ:", reshaped), ("missing:", lacking), ("unknown:", unknown))
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{source} does not fit these settings ({'; '.join(problems)}): check the flags of the model's sizes"
+        )
+    module.load_state_dict(given, strict=False)
+
+
+def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,141 @@
+"""Where data sets lie: `datasets.yaml`, or the published code's `datasets.yml`.
+
+Each entry is a data set's name with a `paths` attribute (`path` is read too): one folder, or for LSUN's data sets a
+folder for each of `train` and `val`. `~` and environment variables are expanded; relative paths start at the file's own
+folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hparams.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """The paths of one data set, not yet looked at.
+
+    Attributes:
+        dataset: its name.
+        paths: one path, or one for each split.
+        base: folder where relative paths start.
+        origin: what to correct when nothing is there, for messages.
+    """
+
+    dataset: str
+    paths: str | Mapping[str, str]
+    base: Path
+    origin: str
+
+    def folder(self, *, must_exist: bool = True) -> Path:
+        """The one folder.
+
+        Raises:
+            UserError: it is not there, or there are several paths.
+        """
+        if not isinstance(self.paths, str):
+            raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
+        folder = self._resolve(self.paths)
+        if must_exist and not folder.is_dir():
+            raise UserError(f"no folder {folder} for {self.dataset}: correct {self.origin}")
+        return folder
+
+    def lmdb(self, split: str, stem: str) -> Path:
+        """The LMDB folder of a split: as given for it, or `<stem>_<split>_lmdb` in (or beside) the one folder.
+
+        Raises:
+            UserError: it is not there.
+        """
+        name = f"{stem}_{split}_lmdb"
+        if isinstance(self.paths, str):
+            folder = self._resolve(self.paths)
+            candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
+        elif split in self.paths:
+            candidates = [self._resolve(self.paths[split])]
+        else:
+            raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
+        for candidate in candidates:
+            if (candidate / "data.mdb").is_file():
+                return candidate
+        looked = " or ".join(str(c) for c in candidates)
+        raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: correct {self.origin}")
+
+    def _resolve(self, path: str) -> Path:
+        return self.base / Path(os.path.expandvars(path)).expanduser()
+
+
+def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
+    """The entry of a data set in the datasets file.
+
+    Args:
+        dataset: the entry's name.
+        datasets_file: a YAML file. When a `.yaml` is absent, the `.yml` beside it is read.
+        default: the path when the file or the entry is missing; relative to the file's folder.
+
+    Raises:
+        UserError: no such file or entry, or one that cannot be read.
+    """
+    file = _existing_file(Path(datasets_file).expanduser())
+    if file is None:
+        if default is None:
+            raise UserError(
+                f"no {datasets_file}, which says where {dataset} lies: create it, or name another with --datasets_file"
+            )
+        return DatasetPaths(dataset, default, Path(datasets_file).expanduser().parent, str(datasets_file))
+    entries = _read(file)
+    if entries.get(dataset) is None:
+        if default is None:
+            raise UserError(f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`")
+        return DatasetPaths(dataset, default, file.parent, f"{dataset} in {file}")
+    return DatasetPaths(dataset, _paths_of(entries[dataset], dataset, file), file.parent, f"{dataset} in {file}")
+
+
+def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
+    """The folder of `--dataset custom`: the flag's (relative to the working directory), else the file's entry.
+
+    Raises:
+        UserError: neither is given.
+    """
+    if custom_dataset_path:
+        return DatasetPaths("custom", str(custom_dataset_path), Path(), "--custom_dataset_path")
+    try:
+        return find_paths("custom", datasets_file)
+    except UserError as error:
+        raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
+
+
+def _existing_file(file: Path) -> Path | None:
+    for candidate in (file, file.with_suffix(".yml")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from error
+    if entries is None:
+        return {}
+    if not isinstance(entries, Mapping):
+        raise UserError(f"{file} must map names of data sets to their paths, as in `churches: {{paths: data/lsun}}`")
+    return entries
+
+
+def _paths_of(entry: Any, dataset: str, file: Path) -> str | Mapping[str, str]:
+    paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
+    if isinstance(paths, str) and paths:
+        return paths
+    if isinstance(paths, Mapping) and paths:
+        by_split = {split: path for split, path in paths.items() if split in ("train", "val") and isinstance(path, str)}
+        if len(by_split) == len(paths):
+            return by_split
+    raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")

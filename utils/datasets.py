@@ -1,0 +1,242 @@
+"""Data sets by name: LSUN's LMDBs, folders of images, and the embedded toy churches, behind one `ImageData`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from hparams.errors import UserError
+from utils.dataset_paths import DatasetPaths, custom_paths, find_paths
+from utils.images import decode_rgb, resize_and_crop
+from utils.lmdb_images import LMDBImages
+from utils.toy_churches import write_toy_churches
+
+Split = Literal["train", "val", "all"]
+
+DATASETS = ("churches", "bedrooms", "ffhq", "custom", "toy_churches")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+_LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
+
+
+class _Store(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | Path: ...
+
+    def describe(self, i: int) -> str: ...
+
+    def identity(self) -> Iterator[str]: ...
+
+
+class ImageData:
+    """Images of one split, decoded, resized and cropped on access. Can be pickled and read in several processes.
+
+    Attributes:
+        name: the data set's name.
+        img_size: side of the images in pixels, S.
+    """
+
+    def __init__(self, name: str, store: _Store, img_size: int) -> None:
+        self.name = name
+        self.img_size = img_size
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i: uint8 [3, S, S], values 0..255.
+
+        Raises:
+            UserError: the file or the LMDB's value is no readable image.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {i} is out of range for {len(self)} images")
+        return resize_and_crop(decode_rgb(self._store.read(i), self._store.describe(i)), self.img_size)
+
+    def source(self, i: int) -> str:
+        """Where image i comes from: its file, or its LMDB and key."""
+        return self._store.describe(i)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the files behind the images (paths, sizes, times of change; LMDBs: path, entries, size) and of S.
+
+        Equal splits of one data set have equal fingerprints, whatever they are called.
+        """
+        digest = hashlib.sha256()
+        for line in (self.name, str(self.img_size), *self._store.identity()):
+            digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+
+class _LMDBStore:
+    def __init__(self, path: Path) -> None:
+        self._images = LMDBImages(path)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, i: int) -> bytes:
+        return self._images.read(i)
+
+    def describe(self, i: int) -> str:
+        return f"{self._images.path}:{self._images.key(i).decode(errors='replace')}"
+
+    def identity(self) -> Iterator[str]:
+        path = self._images.path.resolve()
+        yield str(path)
+        yield str(len(self))
+        yield str((path / "data.mdb").stat().st_size)
+
+
+class _FolderStore:
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, i: int) -> Path:
+        return self._files[i]
+
+    def describe(self, i: int) -> str:
+        return str(self._files[i])
+
+    def identity(self) -> Iterator[str]:
+        for file in self._files:
+            stat = file.stat()
+            yield f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+
+def open_images(
+    dataset: str,
+    *,
+    split: Split,
+    img_size: int,
+    custom_dataset_path: str | Path | None = None,
+    datasets_file: str | Path = "datasets.yaml",
+    hold_out: bool,
+    toy_images: int = 10_000,
+    seed: int = 0,
+) -> ImageData:
+    """Opens one split of a data set. Cheap: nothing is decoded (but toy churches are drawn at their first use).
+
+    Args:
+        dataset: one of `DATASETS`.
+        split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
+            the published FID compares with. Of a folder "all" is every image.
+        img_size: side in pixels.
+        custom_dataset_path: the folder of `custom`, before the entry of the datasets file.
+        datasets_file: where the data sets lie; see `utils.dataset_paths`.
+        hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
+        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate.
+        seed: of toy_churches' scenes.
+
+    Raises:
+        UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB.
+        ValueError: the val split of a folder of which nothing is held out.
+    """
+    _check_name(dataset)
+    if dataset in _LMDB_STEMS:
+        path = find_paths(dataset, datasets_file).lmdb(_lmdb_split(split), _LMDB_STEMS[dataset])
+        return ImageData(dataset, _LMDBStore(path), img_size)
+    if dataset == "toy_churches":
+        folder = _toy_folder(datasets_file) / f"{img_size}px_{toy_images}_{seed}"
+        val_images = max(64, toy_images // 10)
+        write_toy_churches(folder, size=img_size, train_images=toy_images, val_images=val_images, seed=seed)
+        return ImageData(dataset, _LMDBStore(folder / f"toy_churches_{_lmdb_split(split)}_lmdb"), img_size)
+    paths = (
+        custom_paths(custom_dataset_path, datasets_file) if dataset == "custom" else find_paths(dataset, datasets_file)
+    )
+    return ImageData(dataset, _FolderStore(_files_of_split(paths, split, hold_out)), img_size)
+
+
+def check_images(
+    dataset: str,
+    *,
+    custom_dataset_path: str | Path | None = None,
+    datasets_file: str | Path = "datasets.yaml",
+    hold_out: bool,
+) -> None:
+    """Raises what `open_images` would raise for the training split, and for val when held out, but writes nothing."""
+    _check_name(dataset)
+    if dataset == "toy_churches":
+        _toy_folder(datasets_file)
+        return
+    splits: tuple[Split, ...] = ("train", "val") if hold_out else ("train",)
+    for split in splits:
+        open_images(
+            dataset,
+            split=split,
+            img_size=1,
+            custom_dataset_path=custom_dataset_path,
+            datasets_file=datasets_file,
+            hold_out=hold_out,
+        )
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files under a folder, in the order of torchvision's `ImageFolder`.
+
+    Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
+    `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.append((root, sorted(name for name in names if _is_image(name))))
+    own, nested = found[0], found[1:]
+    nested.sort(key=lambda walked: (Path(walked[0]).relative_to(folder).parts[0], walked[0]))
+    return [Path(root, name) for root, names in [*nested, own] for name in names]
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): make it readable") from error
+
+
+def _check_name(dataset: str) -> None:
+    if dataset not in DATASETS:
+        raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
+
+
+def _lmdb_split(split: Split) -> str:
+    return "val" if split == "val" else "train"
+
+
+def _toy_folder(datasets_file: str | Path) -> Path:
+    return find_paths("toy_churches", datasets_file, default="data/toy_churches").folder(must_exist=False)
+
+
+def _files_of_split(paths: DatasetPaths, split: Split, hold_out: bool) -> list[Path]:
+    folder = paths.folder()
+    files = list_images(folder)
+    if not files:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
+    if split == "all":
+        return files
+    if not hold_out:
+        if split == "val":
+            raise ValueError("nothing of a folder is held out: its val split is empty")
+        return files
+    train = len(files) * 95 // 100
+    if train == 0:
+        raise UserError(
+            f"{folder} holds one image, too few to validate on a part: add images or correct {paths.origin}"
+        )
+    return files[:train] if split == "train" else files[train:]

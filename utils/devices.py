@@ -1,0 +1,42 @@
+"""Where and in which precision to compute: decided once, by the script."""
+
+from __future__ import annotations
+
+import torch
+
+from hparams.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA when there is one, else the CPU. UserError for a device that this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+def pick_amp_dtype(device: torch.device, amp: bool, name: str) -> torch.dtype | None:
+    """Type to autocast to, None for float32. `auto`: bfloat16 where the hardware has it, else float16.
+
+    A CPU without bfloat16 has no fast float16 either: there `auto` stays with float32.
+    """
+    if not amp:
+        return None
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.bfloat16 if _cpu_has_bfloat16() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _cpu_has_bfloat16() -> bool:
+    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for the log."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"

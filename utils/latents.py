@@ -1,0 +1,140 @@
+"""The codes of a whole data set, computed once: memory-mapped small integers, keyed by what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hparams.settings import PriorStage
+from models.autoencoder import VQAutoEncoder
+from models.quantizers import id_counts, perplexity
+from utils.batches import eval_batches
+from utils.building import open_data
+from utils.datasets import ImageData, Split
+from utils.evaluation import evaluating
+from utils.files import exclusive, sync_folder
+from utils.run_folder import RunFolder
+
+SAVE_EVERY = 50  # batches between two notes of how far the encoding has come
+
+
+def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
+    """Hash of what determines the codes: encoder and quantiser weights, images, image size, flipping."""
+    digest = hashlib.sha256(f"latents 1\0{data.fingerprint}\0{data.img_size}\0{flip}".encode())
+    for part in (autoencoder.encoder, autoencoder.quantize):
+        for name, value in part.state_dict().items():
+            digest.update(f"{name}{list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def cached_latents(
+    folder: Path,
+    autoencoder: VQAutoEncoder,
+    data: ImageData,
+    *,
+    flip: bool,
+    batch_size: int,
+    num_workers: int,
+    say: Callable[[str], None],
+) -> np.ndarray:
+    """Codes of every image, in order: a read-only memory map [n,N], uint8 where K ≤ 256, else uint16 (or int32).
+
+    With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete; an interrupted
+    encoding goes on where it stopped. Encoding is done in float32, on the autoencoder's device.
+    """
+    path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):  # of two runs that start at once, one encodes and the other waits
+            if not path.exists():
+                say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
+                _encode(path, autoencoder, data, flip, batch_size, num_workers, say)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _encode(
+    path: Path,
+    autoencoder: VQAutoEncoder,
+    data: ImageData,
+    flip: bool,
+    batch_size: int,
+    num_workers: int,
+    say: Callable[[str], None],
+) -> None:
+    h, w = autoencoder.latent_size
+    codebook_size = len(autoencoder.quantize.codebook)
+    dtype = np.min_scalar_type(codebook_size - 1) if codebook_size <= 2**16 else np.dtype(np.int32)
+    shape = (len(data) * (2 if flip else 1), h * w)
+    partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress.json")
+    done = _resume_at(partial, progress, shape, dtype)
+    codes = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=dtype, shape=shape)
+    device = next(autoencoder.parameters()).device
+
+    with evaluating(autoencoder):
+        for number, batch in enumerate(eval_batches(data, batch_size, num_workers, start=done), start=1):
+            images = batch.to(device).float() / 255
+            codes[done : done + len(batch)] = autoencoder.encode(images).cpu().numpy()
+            if flip:
+                codes[len(data) + done : len(data) + done + len(batch)] = (
+                    autoencoder.encode(images.flip(-1)).cpu().numpy()
+                )
+            done += len(batch)
+            if number % SAVE_EVERY == 0 and done < len(data):
+                codes.flush()
+                progress.write_text(json.dumps({"done": done}))
+                say(f"encoded {done} of {len(data)} images")
+    codes.flush()
+    del codes
+    partial.replace(path)
+    sync_folder(path.parent)
+    progress.unlink(missing_ok=True)
+
+
+def _resume_at(partial: Path, progress: Path, shape: tuple[int, int], dtype: np.dtype) -> int:
+    """How many images of an interrupted encoding are safe on disk."""
+    try:
+        done = int(json.loads(progress.read_text())["done"])
+        codes = np.load(partial, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return done if codes.shape == shape and codes.dtype == dtype else 0
+
+
+def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
+    """What a prior has to beat on codes ids [n,N], in bits per token, and the share of the codebook in use.
+
+    Uniform guessing costs log2 K; the frequencies of single codes, pooled over places, cost their marginal entropy.
+    """
+    counts = id_counts(ids.long(), codebook_size)
+    return {
+        "log2_codebook_size": math.log2(codebook_size),
+        "marginal_entropy_bits_per_token": math.log2(perplexity(counts).item()),
+        "codebook_used": (counts > 0).double().mean().item(),
+    }
+
+
+def encode_split(
+    settings: PriorStage, autoencoder: VQAutoEncoder, split: Split, *, say: Callable[[str], None]
+) -> torch.Tensor:
+    """Codes of one split of the run's data, by the cache in the autoencoder's folder: int32 [n,N], on its device.
+
+    They are small enough to stay there for the whole run. Flipped images follow in training with --horizontal_flip.
+    """
+    validates = settings.training.steps_per_eval > 0
+    codes = cached_latents(
+        RunFolder(str(settings.source.ae_load_dir)).latents,
+        autoencoder,
+        open_data(settings.run, split=split, img_size=settings.autoencoder.img_size, hold_out=validates),
+        flip=split == "train" and settings.training.horizontal_flip,
+        batch_size=settings.run.batch_size,
+        num_workers=settings.run.num_workers,
+        say=say,
+    )
+    return torch.from_numpy(codes.astype(np.int32)).to(next(autoencoder.parameters()).device)

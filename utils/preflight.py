@@ -1,0 +1,46 @@
+"""What can be found wrong before anything is built: missing data and checkpoints. Imports no torch."""
+
+from __future__ import annotations
+
+from hparams.errors import UserError
+from hparams.settings import AutoencoderSource, CheckpointSource, RunSettings
+from utils.datasets import check_images
+from utils.run_folder import KINDS, VQGAN, RunFolder
+
+
+def check_data(run: RunSettings, *, hold_out: bool) -> None:
+    """UserError unless the data set can be opened."""
+    check_images(
+        run.dataset, custom_dataset_path=run.custom_dataset_path, datasets_file=run.datasets_file, hold_out=hold_out
+    )
+
+
+def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> None:
+    """UserError unless the trained autoencoder's file exists."""
+    if not source.ae_load_dir:
+        raise UserError("--ae_load_dir is required: the run folder of a trained VQGAN")
+    folder = RunFolder(source.ae_load_dir)
+    folder.pick_model_file(
+        VQGAN, folder.pick_step(VQGAN, source.ae_load_step, _flag("ae_load", source.ae_load_step)), ema=ema
+    )
+
+
+def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
+    """UserError unless the trained prior's file exists."""
+    if not source.load_dir:
+        raise UserError("--load_dir is required: the run folder of a trained prior")
+    folder = RunFolder(source.load_dir)
+    folder.pick_model_file(
+        sampler, folder.pick_step(sampler, source.load_step, _flag("load", source.load_step)), ema=ema
+    )
+
+
+def check_output(run: RunSettings) -> None:
+    """UserError if an experiment would write its settings over those of a training run."""
+    folder = RunFolder(run.log_dir)
+    if any(folder.model_steps(kind) for kind in KINDS):
+        raise UserError(f"--log_dir {run.log_dir}: {folder.path} holds a training run: use another --log_dir")
+
+
+def _flag(stem: str, step: int | None) -> str:
+    return f"--{stem}_dir" if step is None else f"--{stem}_step"

@@ -1,0 +1,89 @@
+"""Where a run's files lie, and which of its steps are whole. Knows names and sizes, and no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hparams.errors import UserError
+from hparams.resolve import LOGS
+
+VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
+
+
+class RunFolder:
+    """`logs/<log_dir>`. Model files are named `<kind>_<step>.th`, their average's `<kind>_ema_<step>.th`."""
+
+    def __init__(self, log_dir: str, root: Path = LOGS) -> None:
+        self.name = log_dir
+        self.path = root / log_dir
+        self.hparams = self.path / "hparams.yaml"
+        self.log = self.path / "log.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.dashboard = self.path / "dashboard.jsonl"
+        self.images = self.path / "images"
+        self.saved_models = self.path / "saved_models"
+        self.latents = self.path / "latents"
+
+    def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
+        """The state dict of a model at a step."""
+        return self.saved_models / f"{kind}{'_ema' if ema else ''}_{step}.th"
+
+    def state_file(self, kind: str, step: int) -> Path:
+        """The training state of a step: written last, so that it vouches for the step's other files."""
+        return self.saved_models / f"{kind}_state_{step}.th"
+
+    def state_steps(self, kind: str) -> list[int]:
+        """Steps that have a training state, in order."""
+        return self._steps(rf"{kind}_state_(\d+)\.th")
+
+    def model_steps(self, kind: str) -> list[int]:
+        """Steps that can be loaded, in order.
+
+        Model files newer than the newest training state belong to a step that was never finished, and do not count;
+        a folder without any training state (the authors') counts as it is.
+        """
+        steps, states = self._steps(rf"{kind}(?:_ema)?_(\d+)\.th"), self.state_steps(kind)
+        return [step for step in steps if not states or step <= states[-1]]
+
+    def pick_step(self, kind: str, step: int | None, flag: str) -> int:
+        """`step` if the run has it, or its newest for None.
+
+        Raises:
+            UserError: no such folder, no model in it, or not at this step; `flag` is the one to correct.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{flag}: there is no run folder {self.path}; name a folder under {self.path.parent}/")
+        steps = self.model_steps(kind)
+        if not steps:
+            raise UserError(f"{flag}: no {kind}_<step>.th in {self.saved_models}; has this run saved a step?")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            near = sorted(steps, key=lambda other: abs(other - step))[:5]
+            raise UserError(
+                f"{flag}: {self.path} has no {kind} of step {step}; it has step {', '.join(map(str, sorted(near)))}"
+                + (", …" if len(near) < len(steps) else "")
+            )
+        return step
+
+    def pick_model_file(self, kind: str, step: int, *, ema: bool) -> Path:
+        """The file of a step that `pick_step` found: the average if it exists and `ema` wants it, else the raw weights.
+
+        Raises:
+            UserError: raw weights are wanted, and only the average was saved.
+        """
+        raw, average = self.model_file(kind, step), self.model_file(kind, step, ema=True)
+        if ema and average.exists():
+            return average
+        if not raw.exists():
+            raise UserError(
+                f"{raw} does not exist, only {average.name}: leave out --no_ema; to train on from the average, copy it"
+            )
+        return raw
+
+    def _steps(self, pattern: str) -> list[int]:
+        if not self.saved_models.is_dir():
+            return []
+        found = (re.fullmatch(pattern, file.name) for file in self.saved_models.iterdir())
+        return sorted({int(match[1]) for match in found if match})

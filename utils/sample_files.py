@@ -1,0 +1,62 @@
+"""Sampled images on disk: grids of 64, or a file each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.pictures import image_grid, save_png, to_uint8
+
+PER_GRID = 64
+COLUMNS = 8
+
+
+class SampleFiles:
+    """Takes images as they come and writes them to `folder`, in place of the samples of an earlier call.
+
+    Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size.
+    """
+
+    def __init__(self, folder: Path, *, individually: bool) -> None:
+        self._folder = folder
+        self._individually = individually
+        self._waiting: list[Tensor] = []
+        self._images = self._grids = 0
+        for old in [*folder.glob("samples_*.png"), *folder.glob("samples/*.png")]:
+            old.unlink()
+
+    @property
+    def where(self) -> str:
+        """The files written so far, in words."""
+        if self._individually:
+            return f"{self._folder / 'samples'}/, 000000.png to {self._images - 1:06d}.png"
+        last = f" to samples_{self._grids - 1:03d}.png" if self._grids > 1 else ""
+        return f"{self._folder / 'samples_000.png'}{last}"
+
+    def add(self, images: Tensor) -> Iterator[np.ndarray]:
+        """Take images [b,C,H,W] in [0,1]; yields each grid uint8 [3,H',W'] that is full, once it is written."""
+        pixels = to_uint8(images)
+        if self._individually:
+            for image in pixels:
+                save_png(self._folder / "samples" / f"{self._images:06d}.png", image.expand(3, -1, -1).numpy())
+                self._images += 1
+        self._waiting.extend(pixels)
+        while len(self._waiting) >= PER_GRID:
+            yield self._write_grid()
+
+    def finish(self) -> Iterator[np.ndarray]:
+        """Write and yield what fills no whole grid."""
+        if self._waiting:
+            yield self._write_grid()
+
+    def _write_grid(self) -> np.ndarray:
+        grid = image_grid(torch.stack(self._waiting[:PER_GRID]), COLUMNS)
+        del self._waiting[:PER_GRID]
+        if not self._individually:
+            save_png(self._folder / f"samples_{self._grids:03d}.png", grid)
+            self._grids += 1
+        return grid

@@ -1,0 +1,193 @@
+"""A training run on disk: where it starts, what it logs, when it saves, and how it is resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hparams.errors import UserError
+from hparams.saved import describe, save
+from hparams.settings import PriorStage, VQGANStage
+from utils.averages import Averages
+from utils.checkpoints import load_file, load_into, load_state, load_state_dict, save_step
+from utils.dashboard import Dashboard
+from utils.devices import describe_device
+from utils.pictures import image_grid, save_png
+from utils.run_folder import RunFolder
+from utils.run_log import RunLog, tell, tell_duration
+from utils.training_start import first_step
+
+# A head that only the likelihood estimate uses; older checkpoints lack it.
+MAY_LACK = ("ae.generator.logsigma.",)
+
+
+class Trainer(Protocol):
+    """What a run needs of the stage that it runs. Optimisers go by the names of the published files."""
+
+    device: torch.device
+    optimisers: dict[str, torch.optim.Adam]
+
+    def models(self) -> Mapping[bool, nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class TrainingRun:
+    """Log, dashboard, pictures and checkpoints of one run. Use it in a `with` block."""
+
+    def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer) -> None:
+        """Bring the trainer to where the run starts, then open the run's files: a refusal leaves them as they were."""
+        self.settings = settings
+        self.kind = kind
+        self.folder = RunFolder(settings.run.log_dir)
+        self.start = first_step(settings, kind)
+        self.end = settings.training.train_steps
+        self._averages = Averages()
+        self._restore(trainer)
+        kept = self.start if self.start and self.folder.metrics.exists() else None
+        self._log = RunLog(self.folder.log, self.folder.metrics, resume_step=kept)
+        self.say = self._log.say
+        save(settings, self.folder.hparams)
+        self._dashboard = Dashboard(
+            settings.run.log_dir,
+            self.folder.dashboard,
+            settings.run.visdom_server,
+            settings.run.visdom_port,
+            warn=self.say,
+            resume_step=kept,
+        )
+        self._clock = (time.monotonic(), self.start)
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._dashboard.close()
+        self._log.close()
+
+    def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
+        """First lines of the log: settings, device, precision, sizes, and where the run begins."""
+        parameters = sum(p.numel() for p in trainer.models()[False].parameters()) / 1e6
+        precision = "float32" if amp_dtype is None else f"mixed precision ({str(amp_dtype).removeprefix('torch.')})"
+        self.say(describe(self.settings))
+        self.say(f"{self.kind}: {parameters:.2f} M parameters, {describe_device(trainer.device)}, {precision}")
+        self.say(data)
+        begin = f"continuing after step {self.start}" if self.start else "starting"
+        self.say(f"{begin}, {max(0, self.end - self.start)} steps to do; run folder {self.folder.path}")
+
+    def baselines(self, values: Mapping[str, float]) -> None:
+        """Write what the run's figures are to be compared with."""
+        self.say(tell(values))
+        if not self.settings.training.resume:
+            self._log.record(self.start, "codes", values)
+
+    def _restore(self, trainer: Trainer) -> None:
+        """Load everything on resume, weights only with --load_step."""
+        training = self.settings.training
+        if training.resume:
+            state = load_state(self.folder, self.kind, self.start)
+            for ema, model in trainer.models().items():
+                file = self.folder.model_file(self.kind, self.start, ema=ema)
+                if file.name not in state["siblings"]:
+                    raise UserError(f"--ema: step {self.start} was saved without {file.name}: resume with --no_ema")
+                load_into(model, load_state_dict(file), file)
+            trainer.load_state_dict(state["trainer"])
+            self._averages.load_state_dict(state["averages"], trainer.device)
+        elif training.load_step:
+            source = RunFolder(training.load_dir or self.settings.run.log_dir)
+            raw = source.pick_model_file(self.kind, training.load_step, ema=False)
+            for ema, model in trainer.models().items():
+                file = source.pick_model_file(self.kind, training.load_step, ema=True) if ema else raw
+                load_into(model, load_state_dict(file), file, may_lack=MAY_LACK)
+            if training.load_optim:
+                self._load_optimisers(source, trainer, training.load_step)
+
+    def steps(self) -> Iterator[int]:
+        """The steps to do; each is the number of updates before it."""
+        self._clock = (time.monotonic(), self.start)
+        yield from range(self.start, self.end)
+
+    def due(self, every: int, done: int) -> bool:
+        """Whether something that happens every so many steps (0: never) happens after `done` updates."""
+        return bool(every) and done % every == 0
+
+    def log(self, done: int, metrics: Mapping[str, Tensor]) -> None:
+        """Enter one step's metrics; means are written every `steps_per_log` steps."""
+        self._averages.add(metrics)
+        if not self.due(self.settings.training.steps_per_log, done):
+            return
+        means = self._averages.pop()
+        now = time.monotonic()
+        rate = (done - self._clock[1]) / max(now - self._clock[0], 1e-9)
+        self._clock = (now, done)
+        left = tell_duration((self.end - done) / rate) if rate else "?"
+        self.say(f"step {done}/{self.end}  {tell(means)}  {rate:.3g} steps/s, {left} left")
+        self._log.record(done, "train", {**means, "steps_per_second": rate})
+        self._plot(done, "train", means)
+
+    def validated(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Write the result of a validation."""
+        self.say(f"step {done}/{self.end}  validation: {tell(metrics)}")
+        self._log.record(done, "val", metrics)
+        self._plot(done, "val", metrics)
+
+    def picture_due(self, done: int) -> bool:
+        """Whether a picture is to be shown or written after `done` updates."""
+        training = self.settings.training
+        return self.due(training.steps_per_display_output, done) or self.due(training.steps_per_save_output, done)
+
+    def picture(self, done: int, name: str, images: Tensor, columns: int = 8) -> None:
+        """Show and write images [n,C,H,W], uint8 or in [0,1], as far as each is due."""
+        training = self.settings.training
+        grid = image_grid(images, columns)
+        if self.due(training.steps_per_display_output, done):
+            self._dashboard.images(name, grid, title=f"{name}, step {done}")
+        if not self.due(training.steps_per_save_output, done):
+            return
+        if training.save_individually:
+            for number, image in enumerate(images):
+                save_png(self.folder.images / f"{name}_{done}_{number}.png", image_grid(image[None], 1))
+        else:
+            save_png(self.folder.images / f"{name}_{done}.png", grid)
+
+    def save_if_due(self, done: int, trainer: Trainer) -> None:
+        """Save the step every `steps_per_checkpoint` steps, and always the last one."""
+        if not (self.due(self.settings.training.steps_per_checkpoint, done) or done == self.end):
+            return
+        state = {"trainer": trainer.state_dict(), "averages": self._averages.state_dict()}
+        save_step(self.folder, self.kind, done, trainer.models(), state)
+        self.say(f"step {done}/{self.end}  saved {self.folder.model_file(self.kind, done)}")
+
+    def _plot(self, done: int, split: str, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._dashboard.line(
+                name, done, {split: value}, title=name.replace("_", " "), ylabel=name.replace("_", " ")
+            )
+
+    def _load_optimisers(self, source: RunFolder, trainer: Trainer, step: int) -> None:
+        if source.state_file(self.kind, step).exists():
+            states = load_state(source, self.kind, step)["trainer"]["optimisers"]
+        else:
+            files = {name: source.saved_models / f"{name}_optim_{step}.th" for name in trainer.optimisers}
+            if not all(file.exists() for file in files.values()):
+                known = ", ".join(map(str, source.state_steps(self.kind))) or "none"
+                raise UserError(
+                    f"--load_optim: {source.path} has no optimiser state of step {step}; steps with one: {known}"
+                )
+            states = {name: load_file(file) for name, file in files.items()}
+        for name, optimiser in trainer.optimisers.items():
+            try:
+                optimiser.load_state_dict(states[name])
+            except (ValueError, KeyError) as error:
+                raise UserError(
+                    f"--load_optim: the {name} optimiser of step {step} does not fit this model ({error})"
+                ) from None
