@@ -24,35 +24,21 @@ def main() -> None:
     if settings.run.dry_run:
         print(describe(settings))
         return
-    sample(settings, ema=ema)
+    sample(settings)
 
 
-def sample(settings: SamplesExperiment, *, ema: bool) -> None:
+def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from tqdm import tqdm
 
     from utils.dashboard import Dashboard
-    from utils.devices import pick_amp_dtype, pick_device
-    from utils.runs import restore_autoencoder, restore_prior
     from utils.sample_files import SampleFiles
     from utils.sampling import image_batches
+    from utils.trained_models import load_trained_models
 
-    run, source, checkpoint = settings.run, settings.source, settings.checkpoint
-    device = pick_device(run.device)
-    amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
-    autoencoder, ae_file = restore_autoencoder(
-        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=ema, device=device
-    )
-    prior, prior_file = restore_prior(
-        settings.prior,
-        settings.autoencoder.codebook_size,
-        str(checkpoint.load_dir),
-        checkpoint.load_step,
-        ema=ema,
-        device=device,
-    )
-    print(f"prior from {prior_file}\nautoencoder from {ae_file}")
+    run, models = settings.run, load_trained_models(settings)
+    print(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
 
     folder = RunFolder(run.log_dir)
     save(settings, folder.hparams)
@@ -61,7 +47,7 @@ def sample(settings: SamplesExperiment, *, ema: bool) -> None:
         Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=print) as dashboard,
         tqdm(total=settings.sampling.n_samples, unit="image") as progress,
     ):
-        for images in image_batches(prior, autoencoder, settings.sampling, run, amp_dtype):
+        for images in image_batches(models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype):
             for grid in files.add(images):
                 dashboard.images("samples", grid, title="samples")
             progress.update(len(images))

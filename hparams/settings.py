@@ -273,15 +273,22 @@ class PriorStage(Stage):
 
 
 @dataclass(frozen=True)
-class SamplesExperiment(Stage):
-    """Images drawn from a trained prior."""
+class PriorExperiment(Stage):
+    """What every experiment with a trained prior and its autoencoder needs."""
 
     preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "{sampler}", "experiment")
-    default_log_dir: ClassVar[str] = "samples_{dataset}"
 
     source: AutoencoderSource
     checkpoint: CheckpointSource
     autoencoder: AutoencoderSettings
     prior: PriorSettings
+
+
+@dataclass(frozen=True)
+class SamplesExperiment(PriorExperiment):
+    """Images drawn from a trained prior."""
+
+    default_log_dir: ClassVar[str] = "samples_{dataset}"
+
     sampling: SamplingSettings
     output: OutputSettings

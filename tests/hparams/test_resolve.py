@@ -247,3 +247,8 @@ def test_unknown_names_are_the_programmers_error(logs: Path) -> None:
 def test_a_misspelt_run_is_named_by_its_own_flag(logs: Path) -> None:
     with pytest.raises(UserError, match=r"--load_dir: there is no run folder .*typo"):
         resolve(SamplesExperiment, {"dataset": "toy_churches", "load_dir": "typo"}, logs=logs)
+
+
+def test_resume_needs_a_run_folder(logs: Path) -> None:
+    with pytest.raises(UserError, match=r"--resume: there is no run folder .*typo"):
+        resolve(VQGANStage, {"resume": True, "log_dir": "typo"}, logs=logs)

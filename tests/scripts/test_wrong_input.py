@@ -89,6 +89,10 @@ LATE = {
         "train_sampler.py --log_dir absorbing --resume --bert_n_layers 2 --train_steps 40",
         ["absorbing_20.th", "missing", "flags"],
     ),
+    "resumed with an average that was not kept": (
+        "train_vqgan.py --log_dir nested/gumbel --resume --ema --train_steps 40",
+        ["--ema", "vqgan_ema_20.th", "--no_ema"],
+    ),
     "no CUDA device": (f"{STAGE_1} --log_dir new --device cuda", ["--device cuda", "--device cpu"]),
     "truncated checkpoint": (f"{SAMPLES} --load_dir truncated --log_dir new", ["truncated", "absorbing_ema_20.th"]),
     "checkpoint that runs code": (f"{SAMPLES} --load_dir hostile --log_dir new", ["hostile", "absorbing_ema_20.th"]),

@@ -72,5 +72,13 @@ def test_a_run_is_not_written_over(logs: Path) -> None:
 
 
 def test_nothing_to_resume(logs: Path) -> None:
-    with pytest.raises(UserError, match="--resume"):
+    run(logs, "a", "vqgan_5.th")
+    with pytest.raises(UserError, match=r"--resume: .*a holds no saved step"):
         start(logs, log_dir="a", resume=True)
+
+
+def test_a_run_is_not_resumed_towards_an_earlier_step(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th")
+    assert start(logs, log_dir="a", resume=True, train_steps=5) == 5
+    with pytest.raises(UserError, match=r"--train_steps 4: .* has reached step 5"):
+        start(logs, log_dir="a", resume=True, train_steps=4)

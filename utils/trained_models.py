@@ -1,0 +1,50 @@
+"""The two trained models of an experiment, with everything they are run with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hparams.settings import PriorExperiment
+from models.autoencoder import VQAutoEncoder
+from utils.building import Prior
+from utils.devices import pick_amp_dtype, pick_device
+from utils.runs import restore_autoencoder, restore_prior
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Frozen modules in evaluation mode on `device`; `amp_dtype` is the type for autocast, or None."""
+
+    prior: Prior
+    autoencoder: VQAutoEncoder
+    prior_file: Path
+    ae_file: Path
+    device: torch.device
+    amp_dtype: torch.dtype | None
+
+
+def load_trained_models(settings: PriorExperiment) -> TrainedModels:
+    """Load prior and autoencoder of an experiment.
+
+    Raises:
+        UserError: no such run, step or file, a file that does not fit the settings, or no such device.
+    """
+    run, source, checkpoint = settings.run, settings.source, settings.checkpoint
+    device = pick_device(run.device)
+    ema = checkpoint.ema is not False
+    autoencoder, ae_file = restore_autoencoder(
+        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=ema, device=device
+    )
+    prior, prior_file = restore_prior(
+        settings.prior,
+        settings.autoencoder.codebook_size,
+        str(checkpoint.load_dir),
+        checkpoint.load_step,
+        ema=ema,
+        device=device,
+    )
+    amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
+    return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)
