@@ -118,7 +118,10 @@ class AutoencoderSettings:
         none_means="1 s s, s = img_size / 2^(levels - 1)",
     )
     n_channels: int = setting(3, help="colour channels of an image", unit="channels", minimum=1)
-    beta: float = setting(0.25, help="factor of the codebook term", unit="weight", minimum=0)
+    beta: float = setting(0.25, help="factor of one term of the quantizer's loss", unit="weight", minimum=0)
+    beta_term: Literal["codebook", "commitment"] = setting(
+        "codebook", help="which term beta weighs: as in the published code, or as the VQ-VAE paper has it"
+    )
     gumbel_kl_weight: float = setting(1e-8, help="factor of the gumbel quantizer's KL term", unit="weight", minimum=0)
     gumbel_straight_through: bool = setting(False, help="hard codes in the gumbel quantizer's forward pass")
 
@@ -138,6 +141,9 @@ class VQGANSettings:
         None, help="LPIPS (VGG16) weights on disk, for use without a network", unit="file", none_means="downloaded"
     )
     perceptual_weight: float = setting(1.0, help="factor of the perceptual loss", unit="weight", minimum=0)
+    lpips_input: Literal["unit", "symmetric"] = setting(
+        "unit", help="range of the images that LPIPS sees: 0..1 as in the published code, or -1..1 as it expects"
+    )
     base_lr: float = setting(
         4.5e-6, help="learning rate per image of a batch, where --lr is not given", unit="rate", above=0
     )
@@ -186,6 +192,9 @@ class PriorSettings:
     resid_pdrop: float = setting(0.0, help="dropout of residual branches", unit="p", minimum=0, below=1)
     total_steps: int = setting(256, help="diffusion steps, T", unit="steps", minimum=1)
     loss_type: Literal["reweighted_elbo", "elbo", "mlm"] = setting("reweighted_elbo", help="training objective")
+    reweighting: Literal["published", "paper"] = setting(
+        "published", help="weights of reweighted_elbo: 1 - t/T as in the published code, or the paper's (T - t + 1)/T"
+    )
     mask_schedule: Literal["random", "fixed"] = setting(
         "random", help="mask each code with probability t/T, or exactly round(t/T * N) of them"
     )

@@ -34,10 +34,19 @@ class AbsorbingDiffusion(nn.Module):
         """Partly masked tokens x_t [B,N] int64 in 0..K (K masks) → logits of x_0, [B,N,K] float32."""
         return self._denoise_fn(x_t)
 
-    def losses(self, x_0: Tensor, t: Tensor, mask: Tensor, loss_type: str) -> DiffusionLoss:
+    def losses(
+        self, x_0: Tensor, t: Tensor, mask: Tensor, loss_type: str, reweighting: str = "published"
+    ) -> DiffusionLoss:
         """Objective and bound of codes x_0 [B,N] at times t [B] and masks [B,N]; see `diffusion_loss`."""
         return diffusion_loss(
-            self.logits, x_0, t, mask, total_steps=self.total_steps, mask_id=self.mask_id, loss_type=loss_type
+            self.logits,
+            x_0,
+            t,
+            mask,
+            total_steps=self.total_steps,
+            mask_id=self.mask_id,
+            loss_type=loss_type,
+            reweighting=reweighting,
         )
 
     def sample(

@@ -26,7 +26,8 @@ class VQAutoEncoder(nn.Module):
         codebook_size: int,  # K
         emb_dim: int,  # D, width of the latents
         quantizer: str,  # "nearest" or "gumbel"
-        beta: float,  # weight of the codebook term (nearest)
+        beta: float,  # weight of one term of the quantiser's loss (nearest)
+        beta_term: str = "codebook",  # which one: "codebook" or "commitment"
         gumbel_kl_weight: float,  # weight of the KL term (gumbel)
         gumbel_straight_through: bool,  # hard codes while training (gumbel)
     ) -> None:
@@ -35,7 +36,7 @@ class VQAutoEncoder(nn.Module):
         self.encoder = Encoder(*trunk)
         self.quantize: Quantizer
         if quantizer == "nearest":
-            self.quantize = VectorQuantizer(codebook_size, emb_dim, beta)
+            self.quantize = VectorQuantizer(codebook_size, emb_dim, beta, beta_term)
         elif quantizer == "gumbel":
             self.quantize = GumbelQuantizer(codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through)
         else:

@@ -18,6 +18,7 @@ from torch import Tensor
 LogitsFn = Callable[[Tensor], Tensor]  # x_t [B,N] int64 → logits [B,N,K] float
 
 LOSS_TYPES = ("reweighted_elbo", "elbo", "mlm")
+REWEIGHTINGS = ("published", "paper")
 MASK_SCHEDULES = ("random", "fixed")
 
 
@@ -58,11 +59,19 @@ def masked_cross_entropy(logits: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
 
 
 def diffusion_loss(
-    logits_fn: LogitsFn, x_0: Tensor, t: Tensor, mask: Tensor, *, total_steps: int, mask_id: int, loss_type: str
+    logits_fn: LogitsFn,
+    x_0: Tensor,
+    t: Tensor,
+    mask: Tensor,
+    *,
+    total_steps: int,
+    mask_id: int,
+    loss_type: str,
+    reweighting: str = "published",
 ) -> DiffusionLoss:
     """Objectives of the paper's equations 5 to 8 at given times and masks.
 
-    x_0: [B,N] int64 in 0..K-1; t: [B] int64 in 1..T; mask: [B,N] bool.
+    x_0: [B,N] int64 in 0..K-1; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for `reweighted_elbo` alone.
     """
     cross_entropy = masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask)
     per_token = cross_entropy / (math.log(2) * x_0.shape[1])
@@ -70,13 +79,22 @@ def diffusion_loss(
     if loss_type == "elbo":
         loss = vb_loss
     elif loss_type == "reweighted_elbo":
-        # Departure from the paper's (T − t + 1) / T, as published: no gradient at t = T.
-        loss = (1 - t / total_steps) * per_token
+        loss = reweighted(t, total_steps, reweighting) * per_token
     elif loss_type == "mlm":
         loss = cross_entropy / mask.sum(1).clamp(min=1)
     else:
         raise ValueError(f"loss_type must be one of {LOSS_TYPES}, not {loss_type!r}")
     return DiffusionLoss(loss, vb_loss, cross_entropy)
+
+
+def reweighted(t: Tensor, total_steps: int, reweighting: str) -> Tensor:
+    """Weight of time t [B] in the reweighted bound, [B] in 0..1.
+
+    `paper`: (T − t + 1) / T. `published`: 1 − t/T, what the paper's models were trained with; no gradient at t = T.
+    """
+    if reweighting not in REWEIGHTINGS:
+        raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
+    return (total_steps - t + (reweighting == "paper")) / total_steps
 
 
 def bound_nats(logits_fn: LogitsFn, x_0: Tensor, uniforms: Tensor, *, mask_id: int) -> Tensor:

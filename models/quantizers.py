@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BETA_TERMS = ("codebook", "commitment")
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -53,9 +55,12 @@ def perplexity(counts: Tensor) -> Tensor:
 class VectorQuantizer(nn.Module):
     """Nearest-code quantiser with a straight-through gradient (van den Oord et al. 2017)."""
 
-    def __init__(self, codebook_size: int, emb_dim: int, beta: float) -> None:
+    def __init__(self, codebook_size: int, emb_dim: int, beta: float, beta_term: str = "codebook") -> None:
         super().__init__()
+        if beta_term not in BETA_TERMS:
+            raise ValueError(f"beta_term must be one of {BETA_TERMS}, not {beta_term!r}")
         self.beta = beta
+        self.beta_term = beta_term
         self.embedding = nn.Embedding(codebook_size, emb_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
@@ -69,9 +74,10 @@ class VectorQuantizer(nn.Module):
         z = z.float()
         ids = self.ids(z)
         z_q = self.lookup(ids, z.shape[-2:])
-        # Departure from the VQ-VAE paper, as published: beta weighs the codebook term, not the commitment term.
-        loss = F.mse_loss(z, z_q.detach()) + self.beta * F.mse_loss(z_q, z.detach())
-        return Quantized(z + (z_q - z).detach(), ids, loss)
+        commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
+        # Departure from the VQ-VAE paper, as published and by default: beta weighs the codebook term.
+        full, weighed = (commitment, codebook) if self.beta_term == "codebook" else (codebook, commitment)
+        return Quantized(z + (z_q - z).detach(), ids, full + self.beta * weighed)
 
     def ids(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → nearest codes [B,N] int64."""

@@ -27,6 +27,7 @@ def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
         emb_dim=settings.emb_dim,
         quantizer=settings.quantizer,
         beta=settings.beta,
+        beta_term=settings.beta_term,
         gumbel_kl_weight=settings.gumbel_kl_weight,
         gumbel_straight_through=settings.gumbel_straight_through,
     )

@@ -19,17 +19,18 @@ from utils.checkpoints import load_into, load_state_dict, part_of
 
 
 class LPIPS:
-    """Distances of images; frozen, in evaluation mode, and no part of the model that holds it."""
+    """Distances of images; frozen, in evaluation mode, and no part of the model that holds it.
 
-    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+    `symmetric`: show it images in [−1,1], as it expects; otherwise in [0,1], as the published code does.
+    """
+
+    def __init__(self, network: torch.nn.Module, device: torch.device, *, symmetric: bool) -> None:
         self._network = network.to(device).eval().requires_grad_(False)
+        self._symmetric = symmetric
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [0,1], twice → distances [B,1,1,1].
-
-        Departure from LPIPS, as published: it expects [−1,1] and is given [0,1].
-        """
-        return self._network(x, y)
+        """Images [B,3,H,W] in [0,1], twice → distances [B,1,1,1]."""
+        return self._network(x, y, normalize=self._symmetric)
 
     def __deepcopy__(self, memo: dict[int, object]) -> LPIPS:
         return self  # it never changes, so copies of a model share it
@@ -44,7 +45,8 @@ def build_perceptual(settings: VQGANSettings, device: torch.device) -> Perceptua
     if settings.perceptual == "none" or settings.perceptual_weight == 0:
         return None
     weights = settings.perceptual_weights_file
-    return LPIPS(_from_file(Path(weights) if weights else _downloaded()), device)
+    network = _from_file(Path(weights) if weights else _downloaded())
+    return LPIPS(network, device, symmetric=settings.lpips_input == "symmetric")
 
 
 def _downloaded() -> Path:

@@ -113,7 +113,7 @@ class PriorTrainer:
                 return Losses(bits, bits)
             t = sample_time(len(ids), model.total_steps, generator)
             mask = sample_mask(t, model.total_steps, ids.shape[1], self.settings.mask_schedule, generator)
-            losses = model.losses(ids, t, mask, self.settings.loss_type)
+            losses = model.losses(ids, t, mask, self.settings.loss_type, self.settings.reweighting)
         if record:
             model.record(t, losses)
         return Losses(losses.loss, losses.vb_loss)

@@ -155,7 +155,7 @@ class VQGANTrainer:
         restart_codes(codebook, dead, z, generator)
         if self.ema:  # an average of a code's old and new place would be neither
             self.ema.model.ae.quantize.codebook[dead] = codebook[dead]
-        moments = self.optimisers["ae"].state[codebook]
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name][dead] = 0
+        if moments := self.optimisers["ae"].state.get(codebook):  # none while every update was skipped
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name][dead] = 0
         self.usage.reset()

@@ -102,6 +102,28 @@ def test_the_loss_pulls_latents_fully_and_codes_by_beta(nearest: VectorQuantizer
     assert (nearest.codebook.grad[unused] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("beta_term", "latent_factor", "code_factor"), [("codebook", 1, 0.25), ("commitment", 0.25, 1)]
+)
+def test_beta_weighs_the_term_that_is_named(beta_term: str, latent_factor: float, code_factor: float) -> None:
+    """Same value, other gradients: as published codes move slowly, corrected they move fully and latents slowly."""
+    quantizer = VectorQuantizer(20, 6, beta=0.25, beta_term=beta_term)
+    z = normal(2, 6, 3, 4).requires_grad_()
+    quantized = quantizer(z)
+    error = z.detach() - quantizer.lookup(quantized.ids, (3, 4)).detach()
+    assert quantized.loss.item() == pytest.approx(1.25 * error.square().mean().item())
+    quantized.loss.backward()
+    torch.testing.assert_close(z.grad, latent_factor * 2 * error / error.numel())
+    assert quantizer.codebook.grad is not None
+    code_grad = -code_factor * 2 * error.sum((0, 2, 3)) / error.numel()
+    torch.testing.assert_close(quantizer.codebook.grad.sum(0), code_grad)
+
+
+def test_unknown_terms_are_refused() -> None:
+    with pytest.raises(ValueError, match="beta_term"):
+        VectorQuantizer(20, 6, beta=0.25, beta_term="both")
+
+
 def test_mean_distance_is_over_all_pairs(nearest: VectorQuantizer) -> None:
     z = normal(2, 6, 3, 4)
     flat = z.permute(0, 2, 3, 1).reshape(-1, 6)

@@ -78,6 +78,17 @@ def test_weights_come_from_each_kind_of_file(
     assert torch.equal(distances, expected)
 
 
+def test_the_range_that_lpips_expects_by_flag(network: lpips.LPIPS, expected: Tensor, tmp_path: Path) -> None:
+    write(network, "torchvision", tmp_path / "vgg.pth")
+    settings = VQGANSettings(perceptual_weights_file=str(tmp_path / "vgg.pth"), lpips_input="symmetric")
+    loss = build_perceptual(settings, CPU)
+    assert loss is not None
+    with torch.no_grad():
+        corrected = network(2 * images(0) - 1, 2 * images(1) - 1)
+    torch.testing.assert_close(loss(images(0), images(1)), corrected)
+    assert ((corrected - expected).abs() > 0.1 * expected).all()
+
+
 def test_distances_are_positive_and_vanish_for_equal_images(loss: PerceptualLoss) -> None:
     assert (loss(images(0), images(1)) > 1e-3).all()
     assert (loss(images(0), images(0)) == 0).all()

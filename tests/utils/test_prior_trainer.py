@@ -71,6 +71,19 @@ def test_the_rate_warms_up_linearly() -> None:
     assert warmed_up(0.4, 0, 0) == 0.4
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_float16_never_leaves_a_weight_that_is_not_finite(sampler: str) -> None:
+    """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
+    training = trainer(torch.float16, sampler=sampler)
+    training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": 2.0**40})
+    losses = []
+    for step in range(300):
+        losses.append(training.step(codes(step), step)["loss"].item())
+        assert all(value.isfinite().all() for value in state_of(training).values()), step
+    assert 1 < training.scaler.get_scale() < 2.0**30
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:5]) * 4
+
+
 @pytest.mark.parametrize("loss_type", ["reweighted_elbo", "elbo", "mlm"])
 @pytest.mark.parametrize("mask_schedule", ["random", "fixed"])
 def test_the_absorbing_prior_learns_the_frequencies(loss_type: str, mask_schedule: str) -> None:

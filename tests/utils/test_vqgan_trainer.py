@@ -109,6 +109,27 @@ def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torc
     assert not torch.equal(first.vqgan.ae.generator.last_layer, other.vqgan.ae.generator.last_layer)
 
 
+def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
+    """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
+    training = trainer(
+        torch.float16, img_size=8, disc_start_step=60, diff_aug=True, codebook_init="encoder", restart_dead_codes=20
+    )
+    for scaler in training.scalers.values():
+        scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
+    overflown, weights = 0, []
+    for step in range(300):
+        before = training.vqgan.ae.generator.last_layer.clone()
+        metrics = training.step(images(step, 2)[:, :, :8, :8], step)
+        overflown += torch.equal(before, training.vqgan.ae.generator.last_layer)
+        weights.append(metrics["disc_weight"].item())
+        assert all(value.isfinite().all() for value in state_of(training).values()), step
+    assert 5 < overflown < 60
+    assert all(scaler.get_scale() < 2.0**30 for scaler in training.scalers.values())
+    assert weights[:60] == [0] * 60
+    assert all(0 < weight <= 1 for weight in weights[100:])
+    assert sum(state["step"].item() for state in training.optimisers["ae"].state.values()) > 0
+
+
 def test_whole_batches_are_flipped_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     training = trainer(horizontal_flip=True)
     seen: list[Tensor] = []
