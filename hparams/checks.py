@@ -36,18 +36,28 @@ def check(stage: Stage) -> None:
     check_run(stage.run)
     if training := groups.get("training"):
         check_training(training)
-    if autoencoder := groups.get("autoencoder"):
-        check_autoencoder(autoencoder)
+    check_sizes(stage)
     if vqgan := groups.get("vqgan"):
         check_vqgan(vqgan, groups["autoencoder"])
-    if prior := groups.get("prior"):
-        check_prior(prior, groups["autoencoder"])
     if sampling := groups.get("sampling"):
         check_sampling(sampling, groups["prior"])
     if source := groups.get("source"):
         check_source(source, stage.run)
     if checkpoint := groups.get("checkpoint"):
         check_checkpoint(checkpoint, stage.run)
+
+
+def check_sizes(stage: Stage) -> None:
+    """The checks that the networks themselves need.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    groups = vars(stage)
+    if autoencoder := groups.get("autoencoder"):
+        check_autoencoder(autoencoder)
+    if prior := groups.get("prior"):
+        check_prior(prior, groups["autoencoder"])
 
 
 def run_folder(flag: str, name: str) -> str:

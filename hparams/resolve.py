@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hparams import checks, saved
 from hparams.errors import UserError
-from hparams.fields import groups_of, settings_of
+from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.presets import DATASETS, preset
 from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettings, PriorStage, Stage, VQGANStage
 
@@ -61,6 +61,41 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
 
     stage = _build(stage_class, values)
     checks.check(stage)
+    return stage
+
+
+def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
+    """The settings of a finished run, for programs: defaults < preset < the run's saved settings < `given`.
+
+    A folder without saved settings counts as one of the published models, which have the same sizes for every data set.
+
+    Args:
+        stage_class: the stage that made the run.
+        folder: the run folder.
+        given: settings of either training stage by name, as YAML has them (lists or tuples); those that this stage
+            does not have are ignored.
+
+    Raises:
+        TypeError: `given` names no setting.
+        UserError: the saved file is not usable, or values are not allowed or do not fit together.
+    """
+    settings = settings_of(stage_class)
+    if unknown := given.keys() - settings.keys() - settings_of(VQGANStage).keys() - settings_of(PriorStage).keys():
+        raise TypeError(f"no flag is named {', '.join(sorted(unknown))}")
+    values = {name: setting.default for name, setting in settings.items()}
+    chosen = saved.load(folder / saved.FILE_NAME, stage_class)
+    for name in settings.keys() & given.keys():
+        value = given[name]
+        try:
+            chosen[name] = from_yaml(settings[name], list(value) if isinstance(value, tuple) else value)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+    chosen["dataset"] = chosen.get("dataset") or "churches"
+    sampler = chosen.get("sampler", settings["sampler"].default if "sampler" in settings else "")
+    values |= {**preset(stage_class.preset_tables, chosen["dataset"], sampler), **chosen}
+    _derive(values, stage_class)
+    stage = _build(stage_class, values)
+    checks.check_sizes(stage)
     return stage
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import DiffusionLoss, diffusion_loss
-from models.samplers import remask_times, sample_diffusion, sample_mlm
+from models.samplers import own_generator, remask_times, sample_diffusion, sample_mlm
 from models.transformer import Transformer
 
 
@@ -53,12 +53,16 @@ class AbsorbingDiffusion(nn.Module):
         self,
         n: int,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
         temp: float = 1.0,
         sample_steps: int | None = None,
         sample_type: str = "diffusion",
     ) -> Tensor:
-        """Draw n samples: ids [n,N] int64 in 0..K-1, on the generator's device. `sample_steps` None means T."""
+        """Draw n samples: ids [n,N] int64 in 0..K-1, on the model's device.
+
+        Without a `generator` (of that device) the draws follow torch's global stream. `sample_steps` None means T.
+        """
+        generator = own_generator(generator, self._denoise_fn.pos_emb.device)
         x_T = torch.full((n, self.tokens), self.mask_id, device=generator.device)
         steps = sample_steps or self.total_steps
         if sample_type == "diffusion":

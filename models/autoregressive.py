@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.samplers import sample_autoregressive
+from models.samplers import own_generator, sample_autoregressive
 from models.transformer import Transformer
 
 
@@ -33,6 +33,10 @@ class AutoregressivePrior(nn.Module):
         nats = F.cross_entropy(self.logits(ids).transpose(1, 2), ids, reduction="none")
         return nats.mean(1) / math.log(2)
 
-    def sample(self, n: int, *, generator: torch.Generator, temp: float = 1.0) -> Tensor:
-        """Draw n samples: ids [n,N] int64 in 0..K-1, on the generator's device."""
+    def sample(self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0) -> Tensor:
+        """Draw n samples: ids [n,N] int64 in 0..K-1, on the model's device.
+
+        Without a `generator` (of that device) the draws follow torch's global stream.
+        """
+        generator = own_generator(generator, self.net.pos_emb.device)
         return sample_autoregressive(self.net, n, self.tokens, temp=temp, generator=generator)

@@ -15,6 +15,13 @@ from models.diffusion import LogitsFn
 from models.transformer import KeyValue, Transformer
 
 
+def own_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """`generator`, or for None one on `device` that is seeded by torch's global stream."""
+    if generator is not None:
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+
+
 def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator) -> Tensor:
     """One draw from softmax(logits / temp) per row: [...,K] → [...] int64. temp > 0."""
     scores = logits.double() / temp

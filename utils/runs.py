@@ -1,31 +1,106 @@
-"""Trained models from run folders, rebuilt from resolved settings."""
+"""Trained models from run folders: for scripts, from resolved settings; for programs, by the run's name alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hparams.resolve import LOGS
-from hparams.settings import AutoencoderSettings, PriorSettings
+from hparams import checks, saved
+from hparams.errors import UserError
+from hparams.resolve import LOGS, resolve_run
+from hparams.settings import AutoencoderSettings, PriorSettings, PriorStage, VQGANStage
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior, build_autoencoder, build_prior
 from utils.checkpoints import load_into, load_state_dict, part_of
-from utils.run_folder import VQGAN, RunFolder
+from utils.devices import pick_device
+from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
 
 LOGSIGMA = ("generator.logsigma.",)
 
 
+def load_autoencoder(
+    log_dir: str,
+    step: int | None = None,
+    *,
+    ema: bool = True,
+    device: torch.device | str | None = None,
+    root: Path | str = LOGS,
+    **settings: Any,
+) -> VQAutoEncoder:
+    """The autoencoder of a run, frozen, in evaluation mode.
+
+    Its `encode` takes images [B,3,H,W] in [0,1] to ids [B,N] int64, its `decode` ids to images.
+
+    Args:
+        log_dir: the run's name below `root`.
+        step: which step; None for the newest whole one.
+        ema: the averaged weights where they exist, else the raw ones; False for the raw ones.
+        device: where to put it; None for CUDA when there is one, else the CPU.
+        root: the folder that holds the run folders.
+        **settings: flags of either training stage by name, over the run's `hparams.yaml`, which is over the preset of
+            `dataset`. Those that do not concern the autoencoder are ignored.
+
+    Raises:
+        UserError: no such run, step, file or device, or a file that does not fit the settings.
+        TypeError: a keyword is no flag.
+    """
+    folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
+    stage = resolve_run(VQGANStage, folder.path, settings)
+    return restore_autoencoder(
+        stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flag="step"
+    )[0]
+
+
+def load_prior(
+    log_dir: str,
+    step: int | None = None,
+    *,
+    ema: bool = True,
+    device: torch.device | str | None = None,
+    root: Path | str = LOGS,
+    **settings: Any,
+) -> Prior:
+    """The prior of a run, frozen, in evaluation mode; arguments and errors as for `load_autoencoder`.
+
+    Its `logits` takes ids [B,N] int64 (absorbing: the id K is the mask) to logits [B,N,K]; those of the autoregressive
+    prior at place i come from the ids before it. Its `sample` draws ids [n,N] int64. Without `sampler`, the kind is
+    that of the run's settings, or of its only files.
+    """
+    folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
+    if "sampler" not in settings and "sampler" not in saved.load(folder.hparams, PriorStage):
+        settings["sampler"] = _only_kind(folder)
+    stage = resolve_run(PriorStage, folder.path, settings)
+    return restore_prior(
+        stage.prior,
+        stage.autoencoder.codebook_size,
+        folder.name,
+        step,
+        ema=ema,
+        device=_device(device),
+        root=Path(root),
+        flag="step",
+    )[0]
+
+
 def restore_autoencoder(
-    settings: AutoencoderSettings, log_dir: str, step: int | None, *, ema: bool, device: torch.device, root: Path = LOGS
+    settings: AutoencoderSettings,
+    log_dir: str,
+    step: int | None,
+    *,
+    ema: bool,
+    device: torch.device,
+    root: Path = LOGS,
+    flag: str = "--ae_load_step",
 ) -> tuple[VQAutoEncoder, Path]:
     """The autoencoder of a run, frozen, in evaluation mode, and the file that it came from.
 
     Raises:
-        UserError: no such run, step or file, or a file that does not fit the settings.
+        UserError: no such run, step or file, or a file that does not fit the settings; `flag` is what to correct.
     """
     folder = RunFolder(log_dir, root)
-    path = folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, "--ae_load_step"), ema=ema)
+    path = folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, flag), ema=ema)
     autoencoder = build_autoencoder(settings)
     load_into(autoencoder, part_of(load_state_dict(path), "ae."), path, may_lack=LOGSIGMA)
     return autoencoder.to(device).eval().requires_grad_(False), path
@@ -40,14 +115,26 @@ def restore_prior(
     ema: bool,
     device: torch.device,
     root: Path = LOGS,
+    flag: str = "--load_step",
 ) -> tuple[Prior, Path]:
     """The prior of a run, frozen, in evaluation mode, and the file that it came from.
 
     Raises:
-        UserError: no such run, step or file, or a file that does not fit the settings.
+        UserError: no such run, step or file, or a file that does not fit the settings; `flag` is what to correct.
     """
     folder = RunFolder(log_dir, root)
-    path = folder.pick_model_file(settings.sampler, folder.pick_step(settings.sampler, step, "--load_step"), ema=ema)
+    path = folder.pick_model_file(settings.sampler, folder.pick_step(settings.sampler, step, flag), ema=ema)
     prior = build_prior(settings, codebook_size)
     load_into(prior, load_state_dict(path), path)
     return prior.to(device).eval().requires_grad_(False), path
+
+
+def _only_kind(folder: RunFolder) -> str:
+    kinds = [kind for kind in (ABSORBING, AUTOREGRESSIVE) if folder.model_steps(kind)]
+    if len(kinds) == 2:
+        raise UserError(f"{folder.path} holds priors of both kinds: say which, by sampler={kinds[0]!r} or {kinds[1]!r}")
+    return kinds[0] if kinds else ABSORBING
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return pick_device("auto" if device is None else str(device))
