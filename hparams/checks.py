@@ -94,7 +94,9 @@ def check_run(run: RunSettings) -> None:
 
 
 def check_training(training: TrainingSettings) -> None:
-    """Flags about reloading come together."""
+    """Flags about reloading come together, and at least one checkpoint is kept."""
+    if not re.fullmatch(r"all|[1-9]\d*", training.keep_checkpoints):
+        raise UserError(f"--keep_checkpoints {training.keep_checkpoints}: use a whole number from 1 on, or all")
     if training.load_step == 0:
         if training.load_optim:
             raise UserError("--load_optim needs --load_step: say which step's optimisers to read")

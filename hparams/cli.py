@@ -7,18 +7,21 @@ line and exit status 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hparams.errors import UserError
+from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, groups_of, nearest, settings_of
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve
 from hparams.settings import Stage
 
 StageT = TypeVar("StageT", bound=Stage)
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def parse(
@@ -55,16 +58,33 @@ def parse(
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main and exit: status 0, 2 with one line on stderr for a UserError, 130 when interrupted."""
+    """Run a script's main and exit, with one line on stderr if it failed.
+
+    Status 0; 2 for a UserError; 1 for a RunError, a disk that takes or gives no data, or too little memory; 130 when
+    interrupted.
+    """
     try:
         main()
-    except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        line = _as_line(error)
+        if line is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(0)
+
+
+def _as_line(error: Exception) -> str | None:
+    """What to say in place of a traceback; None for what only a programmer can mend."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return "out of memory: lower --batch_size, or use --amp"
+    return None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -75,6 +75,16 @@ class TrainingSettings:
     steps_per_checkpoint: int = setting(
         25_000, help="steps between two checkpoints; the last step is always saved", unit="steps", minimum=0
     )
+    keep_states: int = setting(
+        2,
+        help="newest steps that keep what --resume needs; older ones keep their weights only",
+        unit="steps",
+        minimum=1,
+    )
+    keep_checkpoints: str = setting("all", help="newest steps that keep their weights: a number, or all", unit="n")
+    max_skipped: int = setting(
+        100, help="updates in a row with gradients that are not finite, before the run ends", unit="updates", minimum=1
+    )
     steps_per_display_output: int = setting(
         5_000, help="steps between two pictures on the dashboard; 0 for none", unit="steps", minimum=0
     )

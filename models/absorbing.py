@@ -83,10 +83,12 @@ class AbsorbingDiffusion(nn.Module):
     def record(self, t: Tensor, losses: DiffusionLoss) -> None:
         """Enter one batch into the per-step histories, image by image: t [B] int64. Only training calls it.
 
-        An image with time t moves a history's entry t to 0.9 · old + 0.1 · value.
+        An image with time t moves a history's entry t to 0.9 · old + 0.1 · value, if its losses are finite.
         """
-        later = torch.triu(t[:, None] == t[None, :], diagonal=1).sum(1)  # images of the same time that come after
-        count = torch.zeros_like(self.Lt_count).index_add_(0, t, torch.ones_like(self.Lt_count[t]))
+        finite = losses.loss.isfinite() & losses.vb_loss.isfinite()
+        # For each image, those of the same time that come after it.
+        later = torch.triu((t[:, None] == t[None, :]) & finite, diagonal=1).sum(1)
+        count = torch.zeros_like(self.Lt_count).index_add_(0, t, finite.to(self.Lt_count.dtype))
         for history, value in ((self.loss_history, losses.loss), (self.Lt_history, losses.vb_loss.square())):
-            history.mul_(0.9**count).index_add_(0, t, (0.1 * 0.9**later * value).to(history.dtype))
+            history.mul_(0.9**count).index_add_(0, t, (0.1 * 0.9**later * value).where(finite, 0).to(history.dtype))
         self.Lt_count += count

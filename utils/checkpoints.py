@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hparams.errors import UserError
-from utils.files import sha256_of, whole_file
+from utils.files import sha256_of, sync_folder, whole_file
 from utils.run_folder import RunFolder
 
 StateDict = Mapping[str, Tensor]
@@ -22,15 +22,22 @@ READ_OVER = ("perceptual.",)
 
 
 def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
-    """Write a step: model files by whether they are the average, then the training state, which names them."""
+    """Write a step: model files by whether they are the average, then the training state, which names them.
+
+    Raises:
+        OSError: the disk does not take it; earlier steps are as they were.
+    """
+    folder.saved_models.mkdir(parents=True, exist_ok=True)
+    mark = folder.saving_mark(kind, step)
+    mark.touch()
+    sync_folder(folder.saved_models)
     siblings = {}
     for ema, model in models.items():
         file = folder.model_file(kind, step, ema=ema)
-        with whole_file(file) as out:
-            torch.save({name: value.contiguous() for name, value in model.state_dict().items()}, out)
+        _write(file, {name: value.contiguous() for name, value in model.state_dict().items()})
         siblings[file.name] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
-    with whole_file(folder.state_file(kind, step)) as out:
-        torch.save({**state, "step": step, "siblings": siblings}, out)
+    _write(folder.state_file(kind, step), {**state, "step": step, "siblings": siblings})
+    mark.unlink()
 
 
 def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
@@ -115,6 +122,16 @@ def load_into(module: nn.Module, state_dict: StateDict, source: Path, *, may_lac
 def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as out:
+        try:
+            torch.save(content, out)
+        except RuntimeError as error:  # how torch reports that the file took no more
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _listed(names: list[str], most: int = 6) -> str:

@@ -8,6 +8,7 @@ and nothing else.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -123,8 +124,7 @@ class Dashboard:
             and go on. None: a new run, which replaces the file.
         retry_seconds: pause between attempts to reach a server that failed.
 
-    Raises:
-        OSError: `log_file` cannot be read or written; from every method that records.
+    A log file that cannot be written costs one warning; it is written anew, with everything, once that works again.
     """
 
     def __init__(
@@ -148,7 +148,9 @@ class Dashboard:
         if resume_step is not None and log_file.exists():
             panes = read_panes(log_file, resume_step)
             self._panes = {window: {**message, "eid": self._env} for window, message in panes.items()}
-        self._log = self._start_log()
+        self._log: TextIO | None = None
+        self._log_failed = False
+        self._keep(None)
 
         self._pending: dict[str, list[Event]] = {}  # by window: what the server has not got yet, oldest window first
         self._closing = False
@@ -219,7 +221,8 @@ class Dashboard:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout)
-        self._log.close()
+        if self._log:
+            self._log.close()
 
     def _message(self, window: str, data: list[Message], **more: Any) -> Message:
         return {"win": window, "eid": self._env, "data": data, **more}
@@ -230,8 +233,6 @@ class Dashboard:
         return self._message(window, data, layout=layout, opts={"title": title})
 
     def _record(self, event: Event) -> None:
-        self._log.write(json.dumps(event) + "\n")
-        self._log.flush()
         window = event.message["win"]
         with self._changed:
             # The thread gets copies: this one goes on appending to the curves.
@@ -241,9 +242,31 @@ class Dashboard:
             if event.endpoint == "events" or len(backlog) > LONGEST_BACKLOG:
                 backlog[:] = [self._whole(window)]
             self._changed.notify_all()
-        if self._log.tell() > self._log_limit:
-            self._log.close()
-            self._log = self._start_log()
+        self._keep(event)
+
+    def _keep(self, event: Event | None) -> None:
+        """Record an event that the panes have already; without an open log, all panes."""
+        try:
+            if self._log and event:
+                self._log.write(json.dumps(event) + "\n")
+                self._log.flush()
+            if self._log is None or self._log.tell() > self._log_limit:
+                self._drop_log()
+                self._log = self._start_log()
+            self._log_failed = False
+        except OSError as error:
+            self._drop_log()
+            if not self._log_failed:
+                self._warn(
+                    f"dashboard: {self._log_file}: {error.strerror}: plots are kept in memory until it can be written"
+                )
+            self._log_failed = True
+
+    def _drop_log(self) -> None:
+        if self._log:
+            with contextlib.suppress(OSError):  # closing writes what an earlier write could not
+                self._log.close()
+        self._log = None
 
     def _start_log(self) -> TextIO:
         """Write one event per pane in place of the log so far; returns the new file, open for more."""

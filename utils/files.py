@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from hparams.errors import UserError
 
 
 @contextmanager
@@ -39,6 +42,31 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of such a block for this folder, which is made if missing.
+
+    The lock is the process's own: no child inherits it, and it ends with the process however that ends.
+
+    Raises:
+        UserError: another process is in such a block.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            raise UserError(
+                f"{folder} is being written to by {holder}: wait for it or end it, or use another --log_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.flush()
+        yield
 
 
 def sync_folder(folder: Path) -> None:

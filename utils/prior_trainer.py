@@ -16,6 +16,7 @@ from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
 from utils.ema import EMA
 from utils.evaluation import evaluating
+from utils.optimiser import Optimiser
 from utils.seeding import make_generator, seed_global
 
 VALIDATION_PASSES = 5  # over the validation codes, each with fresh times and masks, as published
@@ -35,7 +36,7 @@ class Losses:
 
 
 class PriorTrainer:
-    """Owns prior, average, optimiser and scaler. Steps count from 0: `step` is the number of updates done so far."""
+    """Owns prior, average and optimiser. Steps count from 0: `step` is the number of updates done so far."""
 
     def __init__(self, settings: PriorStage, prior: Prior, device: torch.device, amp_dtype: torch.dtype | None) -> None:
         self.prior = prior.to(device).train()
@@ -46,9 +47,8 @@ class PriorTrainer:
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.settings = settings.prior
         self.lr = settings.training.lr
-        self.optimiser = torch.optim.Adam(prior.parameters(), lr=self.lr)
+        self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
         self.optimisers = {self.settings.sampler: self.optimiser}
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
     @property
     def averaged(self) -> Prior:
@@ -60,22 +60,24 @@ class PriorTrainer:
         return {False: self.prior} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, ids: Tensor, step: int) -> dict[str, Tensor]:
-        """One update on codes ids [B,N] int64; returns scalars: objective, bound in bits per token, rate."""
+        """One update on codes ids [B,N] int64; returns scalars: objective, bound in bits per token, rate.
+
+        `skipped` is 1 where the gradients were not finite: then the weights stay as they were.
+        """
         generator = make_generator(self.device, self.seed, "prior", step)
         seed_global(self.seed, "dropout", step)
         lr = warmed_up(self.lr, step, self.settings.warmup_iters)
-        for group in self.optimiser.param_groups:
+        for group in self.optimiser.adam.param_groups:
             group["lr"] = lr
 
         losses = self._losses(self.prior, ids, generator, record=True)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.loss.mean()).backward()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.optimiser.scaler.scale(losses.loss.mean()).backward()
+        finite = self.optimiser.step()
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.prior)
         means = {"loss": losses.loss.mean(), "elbo_bits_per_token": losses.elbo.mean()}
-        return {**means, "lr": torch.tensor(lr)}
+        return {**means, "lr": torch.tensor(lr), "skipped": (~finite).float()}
 
     def validate(self, ids: Tensor, batch_size: int) -> dict[str, float]:
         """Mean objective and bound of the averaged model on all codes ids [n,N], over `VALIDATION_PASSES` passes.
@@ -96,14 +98,14 @@ class PriorTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""
-        optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
-        return {"optimisers": optimisers, "scaler": self.scaler.state_dict()}
+        optimisers = {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()}
+        return {"optimisers": optimisers, "scaler": self.optimiser.scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the models are loaded on their own."""
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
-        self.scaler.load_state_dict(state["scaler"])
+            optimiser.load_adam(state["optimisers"][name])
+        self.optimiser.scaler.load_state_dict(state["scaler"])
 
     def _losses(self, model: Prior, ids: Tensor, generator: torch.Generator, *, record: bool = False) -> Losses:
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):

@@ -33,6 +33,10 @@ class RunFolder:
         """The training state of a step: written last, so that it vouches for the step's other files."""
         return self.saved_models / f"{kind}_state_{step}.th"
 
+    def saving_mark(self, kind: str, step: int) -> Path:
+        """A file that is there while a step is being saved."""
+        return self.saved_models / f".{kind}_saving_{step}"
+
     def state_steps(self, kind: str) -> list[int]:
         """Steps that have a training state, in order."""
         return self._steps(rf"{kind}_state_(\d+)\.th")
@@ -40,11 +44,17 @@ class RunFolder:
     def model_steps(self, kind: str) -> list[int]:
         """Steps that can be loaded, in order.
 
-        Model files newer than the newest training state belong to a step that was never finished, and do not count;
-        a folder without any training state (the authors') counts as it is.
+        Unfinished steps do not count; a folder without any training state (the authors') counts as it is.
         """
+        unfinished = self.unfinished_steps(kind)
+        return [step for step in self._steps(rf"{kind}(?:_ema)?_(\d+)\.th") if step not in unfinished]
+
+    def unfinished_steps(self, kind: str) -> list[int]:
+        """Steps whose saving was interrupted: marked as begun, or newer than the newest training state."""
         steps, states = self._steps(rf"{kind}(?:_ema)?_(\d+)\.th"), self.state_steps(kind)
-        return [step for step in steps if not states or step <= states[-1]]
+        begun = self._steps(rf"\.{kind}_saving_(\d+)")
+        newer = [step for step in steps if states and step > states[-1]]
+        return sorted({step for step in [*begun, *newer] if step not in states})
 
     def pick_step(self, kind: str, step: int | None, flag: str) -> int:
         """`step` if the run has it, or its newest for None.

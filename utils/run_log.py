@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from utils.files import whole_file
 
@@ -28,14 +30,14 @@ class RunLog:
             )
             with whole_file(metrics_file) as out:
                 out.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-        self._log = log_file.open("w" if resume_step is None else "a", encoding="utf-8", buffering=1)
-        self._metrics = metrics_file.open("a", encoding="utf-8", buffering=1)
+        self._log = LineFile(log_file, "wb" if resume_step is None else "ab")
+        self._metrics = LineFile(metrics_file, "ab")
 
     def say(self, text: str) -> None:
         """A line (or several) for people."""
         print(text, flush=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._log.writelines(f"{stamp}  {line}\n" for line in text.splitlines())
+        self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
 
     def record(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """A line for programs. Values that are not finite become null."""
@@ -46,6 +48,33 @@ class RunLog:
         """Close both files."""
         self._log.close()
         self._metrics.close()
+
+
+class LineFile:
+    """A text file that outlives a full disk: what cannot be written waits in memory for the next write."""
+
+    def __init__(self, path: Path, mode: Literal["wb", "ab"]) -> None:
+        self._file = path.open(mode, buffering=0)
+        self._path = path
+        self._waiting = b""
+        self._failed = False
+
+    def write(self, text: str) -> None:
+        """Append text, now or when the disk takes it; the first failure is said on stderr."""
+        self._waiting += text.encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                print(f"{self._path}: {error.strerror}: lines wait in memory until it can be written", file=sys.stderr)
+            self._failed = True
+
+    def close(self) -> None:
+        """Close the file, once more trying to write what waits."""
+        self.write("")
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:

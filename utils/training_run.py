@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hparams.errors import UserError
+from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
 from utils.checkpoints import load_file, load_into, load_state, load_state_dict, save_step
 from utils.dashboard import Dashboard
 from utils.devices import describe_device
+from utils.files import sole_writer
+from utils.optimiser import Optimiser
 from utils.pictures import image_grid, save_png
-from utils.run_folder import RunFolder
+from utils.run_folder import VQGAN, RunFolder
 from utils.run_log import RunLog, tell, tell_duration
+from utils.signals import Signals, exit_code
+from utils.skipped import SkippedUpdates
 from utils.training_start import first_step
 
 # A head that only the likelihood estimate uses; older checkpoints lack it.
@@ -30,7 +36,7 @@ class Trainer(Protocol):
     """What a run needs of the stage that it runs. Optimisers go by the names of the published files."""
 
     device: torch.device
-    optimisers: dict[str, torch.optim.Adam]
+    optimisers: dict[str, Optimiser]
 
     def models(self) -> Mapping[bool, nn.Module]: ...
 
@@ -50,7 +56,13 @@ class TrainingRun:
         self.start = first_step(settings, kind)
         self.end = settings.training.train_steps
         self._averages = Averages()
+        self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
+        self._notes: list[str] = []
         self._restore(trainer)
+        self._open = ExitStack()
+        self._open.enter_context(sole_writer(self.folder.path))
+        self._signals = Signals()
+        self._unfinished = self.folder.unfinished_steps(kind)
         kept = self.start if self.start and self.folder.metrics.exists() else None
         self._log = RunLog(self.folder.log, self.folder.metrics, resume_step=kept)
         self.say = self._log.say
@@ -66,6 +78,7 @@ class TrainingRun:
         self._clock = (time.monotonic(), self.start)
 
     def __enter__(self) -> TrainingRun:
+        self._open.enter_context(self._signals)
         return self
 
     def __exit__(
@@ -73,14 +86,20 @@ class TrainingRun:
     ) -> None:
         self._dashboard.close()
         self._log.close()
+        self._open.close()
 
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
         """First lines of the log: settings, device, precision, sizes, and where the run begins."""
         parameters = sum(p.numel() for p in trainer.models()[False].parameters()) / 1e6
         precision = "float32" if amp_dtype is None else f"mixed precision ({str(amp_dtype).removeprefix('torch.')})"
+        training = self.settings.training
         self.say(describe(self.settings))
         self.say(f"{self.kind}: {parameters:.2f} M parameters, {describe_device(trainer.device)}, {precision}")
         self.say(data)
+        for note in self._notes:
+            self.say(note)
+        if self._unfinished and training.resume:
+            self.say(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
         begin = f"continuing after step {self.start}" if self.start else "starting"
         self.say(f"{begin}, {max(0, self.end - self.start)} steps to do; run folder {self.folder.path}")
 
@@ -93,8 +112,10 @@ class TrainingRun:
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
         training = self.settings.training
-        if training.resume:
-            state = load_state(self.folder, self.kind, self.start)
+        if training.resume and not self.start:
+            self._notes.append("this run was interrupted before it saved a step: it starts again")
+        elif training.resume:
+            state = self._newest_whole_state()
             for ema, model in trainer.models().items():
                 file = self.folder.model_file(self.kind, self.start, ema=ema)
                 if file.name not in state["siblings"]:
@@ -102,6 +123,7 @@ class TrainingRun:
                 load_into(model, load_state_dict(file), file)
             trainer.load_state_dict(state["trainer"])
             self._averages.load_state_dict(state["averages"], trainer.device)
+            self._skipped.load_state_dict(state["skipped"])
         elif training.load_step:
             source = RunFolder(training.load_dir or self.settings.run.log_dir)
             raw = source.pick_model_file(self.kind, training.load_step, ema=False)
@@ -111,10 +133,41 @@ class TrainingRun:
             if training.load_optim:
                 self._load_optimisers(source, trainer, training.load_step)
 
+    def _newest_whole_state(self) -> dict[str, Any]:
+        """The newest training state whose step is unharmed; sets `start` to it.
+
+        Raises:
+            UserError: none is; the line is about the newest.
+        """
+        problems = []
+        for step in reversed(self.folder.state_steps(self.kind)):
+            try:
+                state = load_state(self.folder, self.kind, step)
+            except UserError as error:
+                problems.append(error)
+                self._notes.append(f"{error}; trying an older step")
+                continue
+            self.start = step
+            return state
+        raise problems[0]
+
     def steps(self) -> Iterator[int]:
-        """The steps to do; each is the number of updates before it."""
+        """The steps to do; each is the number of updates before it.
+
+        Raises:
+            SystemExit: a signal asked the run to stop, and its last step is saved.
+        """
         self._clock = (time.monotonic(), self.start)
-        yield from range(self.start, self.end)
+        for step in range(self.start, self.end):
+            yield step
+            done, stop = step + 1, self._signals.stop
+            if stop and done < self.end:
+                script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
+                self.say(
+                    f"stopped by {stop.name} after step {done}; continue with: "
+                    f"python3 {script} --resume --log_dir {self.folder.name}"
+                )
+                raise SystemExit(exit_code(stop))
 
     def due(self, every: int, done: int) -> bool:
         """Whether something that happens every so many steps (0: never) happens after `done` updates."""
@@ -122,16 +175,22 @@ class TrainingRun:
 
     def log(self, done: int, metrics: Mapping[str, Tensor]) -> None:
         """Enter one step's metrics; means are written every `steps_per_log` steps."""
+        metrics = dict(metrics)
+        skipped = metrics.pop("skipped")
+        self._skipped.add(done, skipped)
         self._averages.add(metrics)
-        if not self.due(self.settings.training.steps_per_log, done):
+        due = self.due(self.settings.training.steps_per_log, done)
+        total = self._skipped.check() if due or skipped.device.type == "cpu" else 0
+        if not due:
             return
         means = self._averages.pop()
         now = time.monotonic()
         rate = (done - self._clock[1]) / max(now - self._clock[0], 1e-9)
         self._clock = (now, done)
         left = tell_duration((self.end - done) / rate) if rate else "?"
-        self.say(f"step {done}/{self.end}  {tell(means)}  {rate:.3g} steps/s, {left} left")
-        self._log.record(done, "train", {**means, "steps_per_second": rate})
+        shown = means | ({"skipped_updates": total} if total else {})
+        self.say(f"step {done}/{self.end}  {tell(shown)}  {rate:.3g} steps/s, {left} left")
+        self._log.record(done, "train", {**means, "skipped_updates": total, "steps_per_second": rate})
         self._plot(done, "train", means)
 
     def validated(self, done: int, metrics: Mapping[str, float]) -> None:
@@ -151,21 +210,64 @@ class TrainingRun:
         grid = image_grid(images, columns)
         if self.due(training.steps_per_display_output, done):
             self._dashboard.images(name, grid, title=f"{name}, step {done}")
-        if not self.due(training.steps_per_save_output, done):
-            return
-        if training.save_individually:
+        if self.due(training.steps_per_save_output, done):
+            try:
+                self._save_picture(done, name, images, grid)
+            except OSError as error:
+                self.say(f"step {done}/{self.end}  WARNING: picture not written ({error.strerror}); the run goes on")
+
+    def _save_picture(self, done: int, name: str, images: Tensor, grid: np.ndarray) -> None:
+        if self.settings.training.save_individually:
             for number, image in enumerate(images):
                 save_png(self.folder.images / f"{name}_{done}_{number}.png", image_grid(image[None], 1))
         else:
             save_png(self.folder.images / f"{name}_{done}.png", grid)
 
     def save_if_due(self, done: int, trainer: Trainer) -> None:
-        """Save the step every `steps_per_checkpoint` steps, and always the last one."""
-        if not (self.due(self.settings.training.steps_per_checkpoint, done) or done == self.end):
+        """Save the step every `steps_per_checkpoint` steps, when a signal asks for it, and always the last one.
+
+        Raises:
+            RunError: the run's last step cannot be saved. Earlier ones may fail: the run goes on.
+        """
+        last = done == self.end or self._signals.stop is not None
+        if not (last or self._signals.save or self.due(self.settings.training.steps_per_checkpoint, done)):
             return
-        state = {"trainer": trainer.state_dict(), "averages": self._averages.state_dict()}
-        save_step(self.folder, self.kind, done, trainer.models(), state)
+        self._signals.save = False
+        state = {
+            "trainer": trainer.state_dict(),
+            "averages": self._averages.state_dict(),
+            "skipped": self._skipped.state_dict(),
+        }
+        try:
+            save_step(self.folder, self.kind, done, trainer.models(), state)
+        except OSError as error:
+            problem = f"step {done} could not be saved in {self.folder.saved_models} ({error.strerror})"
+            if last:
+                raise RunError(
+                    f"{problem}: make room there, then --resume goes on from the newest saved step"
+                ) from None
+            self.say(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
+            return
         self.say(f"step {done}/{self.end}  saved {self.folder.model_file(self.kind, done)}")
+        self._clean_up(done)
+
+    def _clean_up(self, done: int) -> None:
+        """Delete what a whole newer step makes useless: older training states, unfinished steps, remains of writing."""
+        training, folder = self.settings.training, self.folder
+        weights = None if training.keep_checkpoints == "all" else int(training.keep_checkpoints)
+        states = training.keep_states if weights is None else min(training.keep_states, weights)
+        useless = [folder.state_file(self.kind, step) for step in folder.state_steps(self.kind)[:-states]]
+        old = [step for step in self._unfinished if step < done]
+        if weights is not None:
+            own = [step for step in folder.model_steps(self.kind) if step > training.load_step]
+            old += own[:-weights]
+        useless += [folder.model_file(self.kind, step, ema=ema) for step in old for ema in (False, True)]
+        useless += [folder.saving_mark(self.kind, step) for step in old]
+        useless += folder.saved_models.glob(".*.th.*")
+        for file in useless:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+        self._unfinished = [step for step in self._unfinished if step > done]
 
     def _plot(self, done: int, split: str, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -186,7 +288,7 @@ class TrainingRun:
             states = {name: load_file(file) for name, file in files.items()}
         for name, optimiser in trainer.optimisers.items():
             try:
-                optimiser.load_state_dict(states[name])
+                optimiser.load_adam(states[name])
             except (ValueError, KeyError) as error:
                 raise UserError(
                     f"--load_optim: the {name} optimiser of step {step} does not fit this model ({error})"

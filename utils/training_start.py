@@ -19,6 +19,8 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
     training, folder = settings.training, RunFolder(settings.run.log_dir, root)
     if training.resume:
         steps = folder.state_steps(kind)
+        if not steps and folder.hparams.exists() and not folder.model_steps(kind):
+            return 0  # begun, but interrupted before its first step was saved
         if not steps:
             raise UserError(
                 f"--resume: {folder.path} holds no saved step to continue from; leave out --resume to start"

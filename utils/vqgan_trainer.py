@@ -14,11 +14,12 @@ from models.quantizers import id_counts, perplexity
 from models.vqgan import VQGAN
 from utils.ema import EMA
 from utils.evaluation import evaluating
+from utils.optimiser import Optimiser
 from utils.seeding import derive_seed, make_generator
 
 
 class VQGANTrainer:
-    """Owns model, average, optimisers and scalers. Steps count from 0: `step` is the number of updates done so far."""
+    """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far."""
 
     def __init__(self, settings: VQGANStage, vqgan: VQGAN, device: torch.device, amp_dtype: torch.dtype | None) -> None:
         self.vqgan = vqgan.to(device).train()
@@ -31,11 +32,9 @@ class VQGANTrainer:
         self.care = settings.vqgan
         lr = settings.training.lr
         self.optimisers = {
-            "ae": torch.optim.Adam(vqgan.ae.parameters(), lr=lr),
-            "disc": torch.optim.Adam(vqgan.disc.parameters(), lr=lr),
+            name: Optimiser(network.parameters(), lr, device, amp_dtype)
+            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
-        scaled = amp_dtype is torch.float16
-        self.scalers = {name: torch.amp.GradScaler(device.type, enabled=scaled) for name in self.optimisers}
         self.usage = CodeUsage(settings.autoencoder.codebook_size, device)
 
     @property
@@ -48,7 +47,10 @@ class VQGANTrainer:
         return {False: self.vqgan} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """One update of both networks on images uint8 [B,C,H,W]; returns the terms of the losses, scalars."""
+        """One update of both networks on images uint8 [B,C,H,W]; returns the terms of the losses, scalars.
+
+        `skipped` is 1 where a network's gradients were not finite: then it stays as it was, its statistics too.
+        """
         generator = make_generator(self.device, self.seed, "vqgan", step)
         x = self._prepare(images)
         if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
@@ -56,25 +58,31 @@ class VQGANTrainer:
         if step == 0 and self.care.codebook_init == "encoder":
             self._start_codes(x, generator)
 
-        self._zero_grad("ae")
-        scale = self.scalers["ae"].scale(torch.ones((), device=self.device))
+        buffers = [buffer.clone() for buffer in self.vqgan.buffers()]
+        ae, disc = self.optimisers["ae"], self.optimisers["disc"]
+        ae.zero_grad()
+        scale = ae.scaler.scale(torch.ones((), device=self.device))
         done = self.vqgan.generator_backward(x, step, generator=generator, amp_dtype=self.amp_dtype, scale=scale)
         terms = vars(done.terms)
         # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
         if step > self.vqgan.disc_start_step:
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 d_loss = self.vqgan.discriminator_loss(x, done.fake, generator)
-            self._zero_grad("disc")
-            self.scalers["disc"].scale(d_loss).backward()
-            self._update("disc")
+            disc.zero_grad()
+            disc.scaler.scale(d_loss).backward()
+            finite = disc.step()
             terms = terms | {"d_loss": d_loss}
-        self._update("ae")
+        else:
+            finite = done.terms.g_loss.isfinite()
+        for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
+            now.copy_(torch.where(finite, now, before))
+        finite = finite & ae.step()
 
         self._care_for_codes(done.ids, done.z, step, generator)
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.vqgan)
         counts = id_counts(done.ids, len(self.usage.counts))
-        return {**terms, "batch_perplexity": perplexity(counts)}
+        return {**terms, "batch_perplexity": perplexity(counts), "skipped": (~finite).float()}
 
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.
@@ -111,16 +119,16 @@ class VQGANTrainer:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""
         return {
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "optimisers": {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()},
+            "scalers": {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()},
             "usage": self.usage.counts,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the models are loaded on their own."""
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
-            self.scalers[name].load_state_dict(state["scalers"][name])
+            optimiser.load_adam(state["optimisers"][name])
+            optimiser.scaler.load_state_dict(state["scalers"][name])
         self.usage.counts.copy_(state["usage"])
 
     def _prepare(self, images: Tensor) -> Tensor:
@@ -128,13 +136,6 @@ class VQGANTrainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
-
-    def _zero_grad(self, name: str) -> None:
-        self.optimisers[name].zero_grad(set_to_none=True)
-
-    def _update(self, name: str) -> None:
-        self.scalers[name].step(self.optimisers[name])
-        self.scalers[name].update()
 
     @torch.no_grad()
     def _start_codes(self, x: Tensor, generator: torch.Generator) -> None:
@@ -149,13 +150,13 @@ class VQGANTrainer:
         if not every or (until and step >= until):
             return
         self.usage.add(ids)
-        if (step + 1) % every:
+        if (step + 1) % every or not z.isfinite().all():
             return
         codebook, dead = self.vqgan.ae.quantize.codebook, self.usage.dead()
         restart_codes(codebook, dead, z, generator)
         if self.ema:  # an average of a code's old and new place would be neither
             self.ema.model.ae.quantize.codebook[dead] = codebook[dead]
-        if moments := self.optimisers["ae"].state.get(codebook):  # none while every update was skipped
+        if moments := self.optimisers["ae"].adam.state.get(codebook):  # none while every update was skipped
             for name in ("exp_avg", "exp_avg_sq"):
                 moments[name][dead] = 0
         self.usage.reset()

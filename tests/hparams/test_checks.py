@@ -53,6 +53,7 @@ BASE: dict[type[Stage], dict[str, Any]] = {
             "--perceptual_weights_file is not used with --perceptual none",
         ),
         (VQGANStage, {"n_channels": 1}, "--n_channels 1: images are read as RGB, use --n_channels 3"),
+        (VQGANStage, {"keep_checkpoints": "0"}, "--keep_checkpoints 0: use a whole number from 1 on, or all"),
         (VQGANStage, {"load_optim": True}, "--load_optim needs --load_step"),
         (VQGANStage, {"load_dir": "other"}, "--load_dir needs --load_step"),
         (VQGANStage, {"device": "gpu"}, "--device gpu: use auto, cpu, cuda or cuda:N"),

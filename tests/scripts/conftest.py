@@ -58,6 +58,18 @@ class Shell:
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a command in the background."""
+        script, *words = shlex.split(command.format(**_FLAGS))
+        return subprocess.Popen(
+            [sys.executable, REPO / script, *words],
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def ok(self, command: str) -> str:
         """What a command that succeeds prints."""
         done = self.run(command)

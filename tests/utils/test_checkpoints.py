@@ -100,7 +100,9 @@ def test_a_step_without_its_state_is_not_seen(folder: RunFolder, monkeypatch: py
         save(folder, 10)
     assert folder.model_file(VQGAN, 10).exists()
     assert folder.state_steps(VQGAN) == folder.model_steps(VQGAN) == [5]
-    assert not [file for file in folder.saved_models.iterdir() if file.name.startswith(".")]
+    hidden = [file.name for file in folder.saved_models.iterdir() if file.name.startswith(".")]
+    assert hidden == [".vqgan_saving_10"]  # the mark of an unfinished step, and no half-written file
+    assert folder.unfinished_steps(VQGAN) == [10]
 
 
 def test_an_interrupted_model_file_leaves_the_old_one(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

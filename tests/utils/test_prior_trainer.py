@@ -75,12 +75,12 @@ def test_the_rate_warms_up_linearly() -> None:
 def test_float16_never_leaves_a_weight_that_is_not_finite(sampler: str) -> None:
     """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
     training = trainer(torch.float16, sampler=sampler)
-    training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": 2.0**40})
+    training.optimiser.scaler.load_state_dict(training.optimiser.scaler.state_dict() | {"scale": 2.0**40})
     losses = []
     for step in range(300):
         losses.append(training.step(codes(step), step)["loss"].item())
         assert all(value.isfinite().all() for value in state_of(training).values()), step
-    assert 1 < training.scaler.get_scale() < 2.0**30
+    assert 1 < training.optimiser.scaler.get_scale() < 2.0**30
     assert sum(losses[-20:]) < 0.7 * sum(losses[:5]) * 4
 
 
@@ -104,7 +104,7 @@ def test_the_autoregressive_prior_learns_the_frequencies() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_metrics_are_scalars(sampler: str) -> None:
     (metrics,) = run(trainer(sampler=sampler, warmup_iters=10), 5, 6)
-    assert set(metrics) == {"loss", "elbo_bits_per_token", "lr"}
+    assert set(metrics) == {"loss", "elbo_bits_per_token", "lr", "skipped"}
     assert all(value.shape == () and value.isfinite() for value in metrics.values())
     assert metrics["lr"].item() == pytest.approx(5e-3)
 

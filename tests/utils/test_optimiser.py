@@ -1,0 +1,64 @@
+"""Updates, and those that are left out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.optimiser import Optimiser
+
+CPU = torch.device("cpu")
+
+
+def start(amp_dtype: torch.dtype | None = None) -> tuple[nn.Linear, Optimiser]:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    return network, Optimiser(network.parameters(), 0.1, CPU, amp_dtype)
+
+
+def update(network: nn.Linear, optimiser: Optimiser, factor: float = 1.0) -> bool:
+    optimiser.zero_grad()
+    optimiser.scaler.scale(network(torch.ones(4, 3)).square().mean() * factor).backward()
+    return bool(optimiser.step())
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+def test_updates_are_adams(amp_dtype: torch.dtype | None) -> None:
+    network, optimiser = start(amp_dtype)
+    twin, _ = start()
+    adam = torch.optim.Adam(twin.parameters(), lr=0.1)
+    for _ in range(3):
+        assert update(network, optimiser)
+        adam.zero_grad()
+        twin(torch.ones(4, 3)).square().mean().backward()
+        adam.step()
+    assert torch.equal(network.weight, twin.weight)
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_changes_nothing(amp_dtype: torch.dtype | None, factor: float) -> None:
+    network, optimiser = start(amp_dtype)
+    twin, twins = start(amp_dtype)
+    for number in range(4):
+        if number == 2:
+            assert not update(network, optimiser, factor)
+        assert update(network, optimiser)
+        assert update(twin, twins)
+    assert torch.equal(network.weight, twin.weight)
+    state, expected = (o.adam.state_dict()["state"][0] for o in (optimiser, twins))
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_state_saved_by_the_fused_kernel_is_taken_by_the_plain_one() -> None:
+    network, optimiser = start()
+    update(network, optimiser)
+    saved = optimiser.adam.state_dict()
+    saved["param_groups"][0]["fused"] = True
+    _, other = start()
+    other.load_adam(saved)
+    assert other.adam.param_groups[0]["fused"] is False
+    assert torch.equal(other.adam.state_dict()["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])

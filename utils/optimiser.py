@@ -1,0 +1,53 @@
+"""Adam for one network, with updates left out where gradients are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimiser:
+    """Adam, and the loss scaler that float16 needs. An update whose gradients are not all finite is skipped.
+
+    On CUDA nothing waits for the device to know: the fused Adam is told to skip by a tensor.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, device: torch.device, amp_dtype: torch.dtype | None
+    ) -> None:
+        self._parameters = list(parameters)
+        self._fused = device.type == "cuda"
+        self.adam = torch.optim.Adam(self._parameters, lr=lr, fused=self._fused)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Update the parameters by their gradients if these are finite; returns whether they were, a bool scalar."""
+        self.scaler.unscale_(self.adam)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        finite = nn.utils.get_total_norm(gradients).isfinite()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.adam)
+            self.scaler.update()
+        elif self._fused:
+            self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.adam.step()
+        elif finite:
+            self.adam.step()
+        return finite
+
+    def load_adam(self, state: Mapping[str, Any]) -> None:
+        """Adam's own state dict, of whatever device it was saved on.
+
+        Raises:
+            ValueError, KeyError: it does not fit the parameters.
+        """
+        groups = [{**group, "fused": self._fused, "foreach": None} for group in state["param_groups"]]
+        self.adam.load_state_dict({**state, "param_groups": groups})

@@ -1,0 +1,52 @@
+"""Ending a run politely: it finishes its step, saves, and says how to go on. For batch schedulers and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+SAVING = signal.SIGUSR1
+
+
+class Signals:
+    """While in a `with` block: SIGTERM and SIGINT set `stop`, SIGUSR1 sets `save`. A second one to stop exits at once.
+
+    Worker processes that inherit the handlers leave Ctrl-C to this process, and end on SIGTERM as always.
+    """
+
+    def __init__(self) -> None:
+        self.stop: signal.Signals | None = None
+        self.save = False
+        self._pid = os.getpid()
+        self._former: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (*STOPPING, SAVING):
+            self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._former:
+            number, former = self._former.popitem()
+            signal.signal(number, former)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        elif number == SAVING:
+            self.save = True
+        elif self.stop is None:
+            self.stop = signal.Signals(number)
+        else:
+            os._exit(exit_code(signal.Signals(number)))
+
+
+def exit_code(number: signal.Signals) -> int:
+    """Exit status of a process that a signal ended, as shells have it: 143 for SIGTERM, 130 for SIGINT."""
+    return 128 + number
