@@ -20,6 +20,9 @@ StateDict = Mapping[str, Tensor]
 # Part of published checkpoints, and of no use here: the perceptual network comes from its own weights.
 READ_OVER = ("perceptual.",)
 
+# A head that only the likelihood estimate uses; older checkpoints lack it.
+LOGSIGMA = ("ae.generator.logsigma.",)
+
 
 def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
     """Write a step: model files by whether they are the average, then the training state, which names them.
@@ -92,14 +95,25 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def load_into(module: nn.Module, state_dict: StateDict, source: Path, *, may_lack: tuple[str, ...] = ()) -> None:
+def load_into(
+    module: nn.Module,
+    state_dict: StateDict,
+    source: Path,
+    *,
+    may_lack: tuple[str, ...] = (),
+    prefix: str = "",
+    beside: tuple[str, ...] = (),
+) -> None:
     """Load strictly: the same names and shapes, but for `READ_OVER`. Names under `may_lack` may stay as they are.
+
+    Where the module is a part of what the file holds, its names there begin with `prefix`, and those under `beside`
+    are other parts. All names are the file's.
 
     Raises:
         UserError: names are missing or not known, or shapes differ; the line lists them.
     """
-    given = {name: value for name, value in state_dict.items() if not name.startswith(READ_OVER)}
-    own = module.state_dict()
+    given = {name: value for name, value in state_dict.items() if not name.startswith((*READ_OVER, *beside))}
+    own = {prefix + name: value for name, value in module.state_dict().items()}
     lacking = [name for name in own if name not in given and not name.startswith(may_lack)]
     unknown = [name for name in given if name not in own]
     reshaped = [
@@ -116,7 +130,7 @@ def load_into(module: nn.Module, state_dict: StateDict, source: Path, *, may_lac
         raise UserError(
             f"{source} does not fit these settings ({'; '.join(problems)}): check the flags of the model's sizes"
         )
-    module.load_state_dict(given, strict=False)
+    module.load_state_dict(part_of(given, prefix), strict=False)
 
 
 def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.moments import put_moments
+
 
 class Optimiser:
     """Adam, and the loss scaler that float16 needs. An update whose gradients are not all finite is skipped.
@@ -44,10 +46,5 @@ class Optimiser:
         return finite
 
     def load_adam(self, state: Mapping[str, Any]) -> None:
-        """Adam's own state dict, of whatever device it was saved on.
-
-        Raises:
-            ValueError, KeyError: it does not fit the parameters.
-        """
-        groups = [{**group, "fused": self._fused, "foreach": None} for group in state["param_groups"]]
-        self.adam.load_state_dict({**state, "param_groups": groups})
+        """Moments of Adam's own state dict, of whatever device it was saved on; the rate stays the settings'."""
+        put_moments(self.adam, state)

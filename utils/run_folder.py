@@ -10,6 +10,9 @@ from hparams.resolve import LOGS
 
 VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
 
+# The published code saves each optimiser to a file of its own, `<name>_optim_<step>.th`.
+OPTIMISERS = {VQGAN: ("ae", "disc"), ABSORBING: (ABSORBING,), AUTOREGRESSIVE: (AUTOREGRESSIVE,)}
+
 
 class RunFolder:
     """`logs/<log_dir>`. Model files are named `<kind>_<step>.th`, their average's `<kind>_ema_<step>.th`."""
@@ -36,6 +39,15 @@ class RunFolder:
     def saving_mark(self, kind: str, step: int) -> Path:
         """A file that is there while a step is being saved."""
         return self.saved_models / f".{kind}_saving_{step}"
+
+    def optimiser_files(self, kind: str, step: int) -> dict[str, Path]:
+        """The published code's optimiser files of a step, by the optimiser's name."""
+        return {name: self.saved_models / f"{name}_optim_{step}.th" for name in OPTIMISERS[kind]}
+
+    def optimiser_steps(self, kind: str) -> list[int]:
+        """Steps that --load_optim can read, in order: those with a training state, or all published files."""
+        published = (set(self._steps(rf"{name}_optim_(\d+)\.th")) for name in OPTIMISERS[kind])
+        return sorted(set.intersection(*published) | set(self.state_steps(kind)))
 
     def state_steps(self, kind: str) -> list[int]:
         """Steps that have a training state, in order."""

@@ -13,11 +13,9 @@ from hparams.resolve import LOGS, resolve_run
 from hparams.settings import AutoencoderSettings, PriorSettings, PriorStage, VQGANStage
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior, build_autoencoder, build_prior
-from utils.checkpoints import load_into, load_state_dict, part_of
+from utils.checkpoints import LOGSIGMA, load_into, load_state_dict
 from utils.devices import pick_device
 from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
-
-LOGSIGMA = ("generator.logsigma.",)
 
 
 def load_autoencoder(
@@ -102,7 +100,7 @@ def restore_autoencoder(
     folder = RunFolder(log_dir, root)
     path = folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, flag), ema=ema)
     autoencoder = build_autoencoder(settings)
-    load_into(autoencoder, part_of(load_state_dict(path), "ae."), path, may_lack=LOGSIGMA)
+    load_into(autoencoder, load_state_dict(path), path, may_lack=LOGSIGMA, prefix="ae.", beside=("disc.",))
     return autoencoder.to(device).eval().requires_grad_(False), path
 
 

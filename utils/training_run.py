@@ -16,10 +16,11 @@ from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
-from utils.checkpoints import load_file, load_into, load_state, load_state_dict, save_step
+from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
 from utils.dashboard import Dashboard
 from utils.devices import describe_device
 from utils.files import sole_writer
+from utils.moments import load_moments
 from utils.optimiser import Optimiser
 from utils.pictures import image_grid, save_png
 from utils.run_folder import VQGAN, RunFolder
@@ -27,9 +28,6 @@ from utils.run_log import RunLog, tell, tell_duration
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
 from utils.training_start import first_step
-
-# A head that only the likelihood estimate uses; older checkpoints lack it.
-MAY_LACK = ("ae.generator.logsigma.",)
 
 
 class Trainer(Protocol):
@@ -129,7 +127,8 @@ class TrainingRun:
             raw = source.pick_model_file(self.kind, training.load_step, ema=False)
             for ema, model in trainer.models().items():
                 file = source.pick_model_file(self.kind, training.load_step, ema=True) if ema else raw
-                load_into(model, load_state_dict(file), file, may_lack=MAY_LACK)
+                load_into(model, load_state_dict(file), file, may_lack=LOGSIGMA)
+                self._notes.append(f"{'average' if ema else 'weights'} from {file}")
             if training.load_optim:
                 self._load_optimisers(source, trainer, training.load_step)
 
@@ -276,20 +275,15 @@ class TrainingRun:
             )
 
     def _load_optimisers(self, source: RunFolder, trainer: Trainer, step: int) -> None:
+        names = {parameter: name for name, parameter in trainer.models()[False].named_parameters()}
         if source.state_file(self.kind, step).exists():
-            states = load_state(source, self.kind, step)["trainer"]["optimisers"]
+            saved = load_state(source, self.kind, step)["trainer"]["optimisers"]
+            states = {name: (source.state_file(self.kind, step), saved[name]) for name in trainer.optimisers}
         else:
-            files = {name: source.saved_models / f"{name}_optim_{step}.th" for name in trainer.optimisers}
-            if not all(file.exists() for file in files.values()):
-                known = ", ".join(map(str, source.state_steps(self.kind))) or "none"
-                raise UserError(
-                    f"--load_optim: {source.path} has no optimiser state of step {step}; steps with one: {known}"
-                )
-            states = {name: load_file(file) for name, file in files.items()}
+            files = source.optimiser_files(self.kind, step)
+            states = {name: (files[name], load_file(files[name])) for name in trainer.optimisers}
         for name, optimiser in trainer.optimisers.items():
-            try:
-                optimiser.load_adam(states[name])
-            except (ValueError, KeyError) as error:
-                raise UserError(
-                    f"--load_optim: the {name} optimiser of step {step} does not fit this model ({error})"
-                ) from None
+            file, state = states[name]
+            own = [names[parameter] for parameter in optimiser.adam.param_groups[0]["params"]]
+            load_moments(optimiser.adam, own, state, f"--load_optim: {file}", may_lack=LOGSIGMA)
+            self._notes.append(f"{name} optimiser from {file}")

@@ -22,9 +22,9 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
         if not steps and folder.hparams.exists() and not folder.model_steps(kind):
             return 0  # begun, but interrupted before its first step was saved
         if not steps:
-            raise UserError(
-                f"--resume: {folder.path} holds no saved step to continue from; leave out --resume to start"
-            )
+            weights = folder.model_steps(kind)
+            advice = f"--load_step {weights[-1]} starts from its weights" if weights else "leave out --resume to start"
+            raise UserError(f"--resume: {folder.path} holds no saved step to continue from exactly; {advice}")
         if steps[-1] > training.train_steps:
             raise UserError(
                 f"--train_steps {training.train_steps}: {folder.path} has reached step {steps[-1]} already; "
@@ -34,27 +34,39 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
     if training.load_step:
         source = RunFolder(training.load_dir or settings.run.log_dir, root)
         step = source.pick_step(kind, training.load_step, "--load_step")
+        source.pick_model_file(kind, step, ema=False)
+        if training.load_optim and step not in source.optimiser_steps(kind):
+            known = ", ".join(map(str, source.optimiser_steps(kind))) or "none"
+            raise UserError(
+                f"--load_optim: {source.path} has no optimiser state of step {step}; steps with one: {known}"
+            )
         if source.path != folder.path:
-            _refuse_occupied(folder)
+            _refuse_occupied(folder, kind)
         elif folder.model_steps(kind)[-1] > step:
             raise UserError(
                 f"--load_step {step}: {folder.path} goes on to step {folder.model_steps(kind)[-1]}, and would be mixed "
                 "with the new run: use another --log_dir, and --load_dir for this one"
             )
-        return step + 1 if _is_published(source, step) else step
-    _refuse_occupied(folder)
+        return step + 1 if _is_published(source, kind, step) else step
+    _refuse_occupied(folder, kind)
     return 0
 
 
-def _is_published(folder: RunFolder, step: int) -> bool:
+def _is_published(folder: RunFolder, kind: str, step: int) -> bool:
     """Whether a step comes from the published code, which counts from 0: its file of step s holds s + 1 updates."""
-    return not folder.hparams.exists() or any(folder.saved_models.glob(f"*_optim_{step}.th"))
+    if folder.state_file(kind, step).exists():
+        return False
+    return not folder.hparams.exists() or any(file.exists() for file in folder.optimiser_files(kind, step).values())
 
 
-def _refuse_occupied(folder: RunFolder) -> None:
+def _refuse_occupied(folder: RunFolder, wanted: str) -> None:
     for kind in KINDS:
-        if folder.model_steps(kind):
-            article = "a" if kind == VQGAN else "an"
-            raise UserError(
-                f"{folder.path} already holds {article} {kind} run: use --resume to continue it, or another --log_dir"
-            )
+        steps = folder.model_steps(kind)
+        if not steps:
+            continue
+        advice = "use another --log_dir"
+        if kind == wanted:
+            whole = bool(folder.state_steps(kind))
+            advice = f"use {'--resume' if whole else f'--load_step {steps[-1]}'} to continue it, or another --log_dir"
+        article = "a" if kind == VQGAN else "an"
+        raise UserError(f"{folder.path} already holds {article} {kind} run: {advice}")

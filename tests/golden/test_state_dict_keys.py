@@ -28,16 +28,23 @@ def described(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def vqgan(quantizer: str) -> nn.Module:
-    settings = resolve(VQGANStage, {"dataset": "churches", "quantizer": quantizer})
+DATASETS = ["churches", "bedrooms", "ffhq", "custom"]
+
+
+def vqgan(quantizer: str, dataset: str = "churches") -> nn.Module:
+    flags = {"dataset": dataset, "custom_dataset_path": "photographs"}
+    settings = resolve(VQGANStage, {**flags, "quantizer": quantizer})
     with torch.device("meta"):
         return build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
 
 
-def test_vqgan(published: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_vqgan(published: dict[str, dict[str, Any]], dataset: str) -> None:
     expected = published["vqgan (nearest, churches/bedrooms/ffhq)"]
     expected = {name: value for name, value in expected.items() if not name.startswith("perceptual.")}
-    assert described(vqgan("nearest")) == expected
+    own = described(vqgan("nearest", dataset))
+    assert own == expected
+    assert list(own) == list(expected)  # the order gives the optimisers' moments to their parameters
 
 
 def test_gumbel_quantiser(published: dict[str, dict[str, Any]]) -> None:
@@ -48,12 +55,14 @@ def test_gumbel_quantiser(published: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("sampler", "entry"), [("absorbing", "absorbing (churches/bedrooms/ffhq)"), ("autoregressive", "autoregressive")]
 )
-@pytest.mark.parametrize("dataset", ["churches", "bedrooms", "ffhq"])
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_priors(published: dict[str, dict[str, Any]], sampler: str, entry: str, dataset: str) -> None:
-    settings = resolve(PriorStage, {"dataset": dataset, "sampler": sampler, "ae_load_dir": "vqgan"})
+    flags = {"dataset": dataset, "custom_dataset_path": "photographs", "sampler": sampler, "ae_load_dir": "vqgan"}
+    settings = resolve(PriorStage, flags)
     with torch.device("meta"):
         prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
     assert described(prior) == published[entry]
+    assert list(described(prior)) == list(published[entry])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")

@@ -42,7 +42,9 @@ class Shell:
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
         self.logs = folder / "logs"
-        self._env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # Compiled modules are kept: half of a short run would go into compiling torch anew.
+        dropped = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+        self._env = {name: value for name, value in os.environ.items() if name not in dropped}
         self._env |= {"OMP_NUM_THREADS": "1", "COLUMNS": "1000", **env}
 
     def run(self, command: str, *python: str) -> Outcome:

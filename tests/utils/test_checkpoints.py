@@ -271,6 +271,16 @@ def test_named_parts_may_be_missing() -> None:
         load_into(network(), {}, SOURCE, may_lack=("1.",))
 
 
+def test_a_part_is_loaded_by_the_names_of_the_file() -> None:
+    content = {f"ae.{name}": value + 1 for name, value in network().state_dict().items()}
+    model = network()
+    load_into(model, content | {"disc.weight": torch.zeros(1)}, SOURCE, prefix="ae.", beside=("disc.",))
+    assert torch.equal(model[0].weight, content["ae.0.weight"])
+    content["aero.weight"] = content.pop("ae.0.weight")
+    with pytest.raises(UserError, match=r"missing: ae\.0\.weight; unknown: aero\.weight"):
+        load_into(network(), content, SOURCE, prefix="ae.", beside=("disc.",))
+
+
 def test_parts_lose_their_prefix() -> None:
     content = {"ae.weight": torch.zeros(1), "aero": torch.ones(1), "disc.weight": torch.ones(1)}
     assert part_of(content, "ae.") == {"weight": content["ae.weight"]}

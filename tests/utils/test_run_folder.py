@@ -36,6 +36,13 @@ def test_steps_are_in_numerical_order_and_of_one_kind(folder: RunFolder) -> None
     assert folder.state_steps(VQGAN) == []
 
 
+def test_optimisers_count_where_each_has_a_file_or_the_training_state_has_them(folder: RunFolder) -> None:
+    put(folder, "ae_optim_5.th", "disc_optim_5.th", "ae_optim_6.th", "vqgan_state_20.th", "absorbing_optim_7.th")
+    assert folder.optimiser_steps(VQGAN) == [5, 20]
+    assert folder.optimiser_steps(ABSORBING) == [7]
+    assert [file.name for file in folder.optimiser_files(VQGAN, 6).values()] == ["ae_optim_6.th", "disc_optim_6.th"]
+
+
 def test_temporary_files_are_no_steps(folder: RunFolder) -> None:
     put(folder, ".vqgan_5.th.1234", "vqgan_5.th.part")
     assert folder.model_steps(VQGAN) == []

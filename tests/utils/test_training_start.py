@@ -71,6 +71,28 @@ def test_a_run_is_not_written_over(logs: Path) -> None:
         start(logs, log_dir="b", load_dir="a", load_step=5)
 
 
+def test_the_way_to_go_on_is_named(logs: Path) -> None:
+    """A folder without training states, as the authors', cannot be resumed, and its weights can be loaded."""
+    run(logs, "theirs", "vqgan_5.th", settings=False)
+    with pytest.raises(UserError, match=r"already holds a vqgan run: use --load_step 5"):
+        start(logs, log_dir="theirs")
+    with pytest.raises(UserError, match=r"--resume: .*--load_step 5"):
+        start(logs, log_dir="theirs", resume=True)
+    run(logs, "other", "absorbing_5.th", "absorbing_state_5.th")
+    with pytest.raises(UserError, match=r"already holds an absorbing run: use another --log_dir"):
+        start(logs, log_dir="other")
+
+
+def test_missing_files_are_refused_before_anything_is_built(logs: Path) -> None:
+    run(logs, "theirs", "vqgan_5.th", "vqgan_6.th", "vqgan_ema_7.th", "ae_optim_5.th", "ae_optim_6.th", settings=False)
+    (logs / "theirs/saved_models/disc_optim_6.th").touch()
+    assert start(logs, log_dir="b", load_dir="theirs", load_step=6, load_optim=True) == 7
+    with pytest.raises(UserError, match=r"--load_optim: .*theirs has no optimiser state of step 5; steps with one: 6$"):
+        start(logs, log_dir="b", load_dir="theirs", load_step=5, load_optim=True)
+    with pytest.raises(UserError, match=r"vqgan_7\.th does not exist, only vqgan_ema_7\.th"):
+        start(logs, log_dir="b", load_dir="theirs", load_step=7)
+
+
 def test_nothing_to_resume(logs: Path) -> None:
     run(logs, "a", "vqgan_5.th")
     with pytest.raises(UserError, match=r"--resume: .*a holds no saved step"):

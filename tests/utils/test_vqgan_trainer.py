@@ -287,3 +287,10 @@ def test_reconstructions_are_images_of_the_averaged_model() -> None:
     assert training.ema is not None
     with torch.no_grad():
         assert torch.equal(x_hat, training.ema.model.ae(images().float() / 255)[0].clamp(0, 1))
+
+
+def test_a_restored_trainer_keeps_the_rate_of_its_settings() -> None:
+    saved, restored = trainer(), trainer(lr=2e-3)
+    run(saved, 0, 1)
+    restored.load_state_dict(saved.state_dict())
+    assert [optimiser.adam.param_groups[0]["lr"] for optimiser in restored.optimisers.values()] == [2e-3, 2e-3]

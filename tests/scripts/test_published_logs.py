@@ -1,0 +1,406 @@
+"""The authors' logs folder, dropped in: full-size files in their names and types, through the published commands.
+
+The values are random, since only names, shapes and types are published with the reference data. A command that reads
+trained models is one row of `COMMANDS`: its published words, flags that only shrink its work, and what it reads.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+AE_STEP, PRIOR_STEP = 2_200_000, 2_000_000
+ENTRIES = {
+    "vqgan": "vqgan (nearest, churches/bedrooms/ffhq)",
+    "absorbing": "absorbing (churches/bedrooms/ffhq)",
+    "autoregressive": "autoregressive",
+    "gumbel": "vqgan gumbel: quantizer only",
+}
+LAST_CONV = "ae.generator.blocks.21"  # its bias makes the images of the averaged model brighter
+MOMENT = 1e6  # large beside any gradient, so that the next update is known: 0.9 · lr / sqrt(0.999) downwards
+MOVED = 0.9 / math.sqrt(0.999)
+
+AE = f"--ae_load_dir vqgan_churches --ae_load_step {AE_STEP}"
+SHRUNK = "--n_samples 1 --sample_steps 2 --batch_size 1"
+
+
+@dataclass(frozen=True)
+class Command:
+    """`words` as published; `reads` are model files as "<run folder>/<kind>", whose average is taken if it exists."""
+
+    words: str
+    flags: str
+    reads: tuple[str, ...]
+
+
+def prior(kind: str) -> str:
+    return f"--load_dir {kind}_churches --load_step {PRIOR_STEP}"
+
+
+COMMANDS = {
+    "absorbing samples": Command(
+        f"experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples {AE} "
+        f"{prior('absorbing')} --ema",
+        SHRUNK,
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "autoregressive samples": Command(
+        f"experiments/get_samples.py --sampler autoregressive --dataset ffhq --log_dir samples_ar {AE} "
+        f"{prior('autoregressive')} --ema",
+        SHRUNK,
+        ("vqgan_churches/vqgan", "autoregressive_churches/autoregressive"),
+    ),
+    "stage 2": Command(
+        f"train_sampler.py --sampler absorbing --dataset churches --log_dir new_prior {AE} --amp --ema",
+        "--batch_size 1 --train_steps 1",
+        ("vqgan_churches/vqgan",),
+    ),
+}
+# By which files the folder has: "averaged" has raw and averaged weights, "raw" has raw ones alone.
+ROWS = [*(("averaged", name) for name in COMMANDS), ("raw", "absorbing samples")]
+
+
+class Logs:
+    """The authors' folder in one variant, and a shell beside it."""
+
+    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]], *, averaged: bool) -> None:
+        self.shell, self.averaged, self.published = shell, averaged, published
+        self._printed: dict[str, str] = {}
+        for file in files.iterdir():
+            kind = file.name.split("_")[0]
+            run = {"ae": "vqgan", "disc": "vqgan"}.get(kind, kind)
+            if averaged or "_ema_" not in file.name:
+                target = self.models(f"{run}_churches")
+                target.mkdir(parents=True, exist_ok=True)
+                os.link(file, target / file.name)
+        write_lsun(shell.folder / "lsun")
+        (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\n")
+
+    def models(self, run: str) -> Path:
+        return self.shell.logs / run / "saved_models"
+
+    def file(self, kind: str, *, ema: bool) -> Path:
+        """The file that a command should take."""
+        step = AE_STEP if kind == "vqgan" else PRIOR_STEP
+        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema and self.averaged else ''}_{step}.th"
+
+    def reads(self, path: str, *, ema: bool = True) -> str:
+        """What a command should say of a model file."""
+        return f"from {self.file(path.split('/')[1], ema=ema).relative_to(self.shell.folder)}"
+
+    def run(self, name: str) -> str:
+        """What a command of the table prints; it runs once."""
+        if name not in self._printed:
+            self._printed[name] = self.ok(f"{COMMANDS[name].words} {COMMANDS[name].flags}")
+        return self._printed[name]
+
+    def ok(self, command: str) -> str:
+        return self.shell.ok(f"{command} {{EVERYWHERE}}")
+
+    @property
+    def latents(self) -> Path:
+        return self.shell.logs / "vqgan_churches/latents"
+
+
+def random_value(name: str, shape: list[int], dtype: str, generator: torch.Generator) -> Tensor:
+    """Of a size that keeps activations finite and lets codes differ."""
+    if dtype != "float32":
+        return torch.full(shape, 3, dtype=getattr(torch, dtype))
+    if name.endswith("running_var"):
+        return torch.rand(shape, generator=generator) + 0.5
+    scale = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
+    gain = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0  # of a norm
+    return gain + scale * torch.randn(shape, generator=generator)
+
+
+def random_model(entries: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    return {name: random_value(name, shape, dtype, generator) for name, (shape, dtype) in entries.items()}
+
+
+def average_of(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Another model of the same entries; buffers stay those of the start, as published."""
+    average = {name: value * 0.9 if is_parameter(name) else value for name, value in model.items()}
+    if f"{LAST_CONV}.bias" in average:
+        average[f"{LAST_CONV}.bias"] = model[f"{LAST_CONV}.bias"] + 3
+    return average
+
+
+def is_parameter(name: str) -> bool:
+    return not name.endswith(
+        ("running_mean", "running_var", "num_batches_tracked", "_history", "Lt_count", "attn.mask")
+    )
+
+
+def is_trained(name: str, model: dict[str, Tensor]) -> bool:
+    """Whether a parameter has a gradient; Adam keeps nothing for the others."""
+    if name.startswith(("ae.generator.logsigma.", "_denoise_fn.start_tok")):
+        return False
+    if ".conv_out." in name:  # used only where a residual block changes the width
+        conv_out = model[name.rsplit(".", 1)[0] + ".weight"]
+        return conv_out.shape[0] != conv_out.shape[1]
+    return True
+
+
+def optimiser_state(model: dict[str, Tensor], prefix: str, step: int) -> dict[str, Any]:
+    """As torch wrote it when the models were published: counts are plain numbers, groups have fewer entries."""
+    names = [name for name in model if name.startswith(prefix) and is_parameter(name)]
+    moments = {
+        number: {
+            "step": step + 1,
+            "exp_avg": torch.full_like(model[name], MOMENT),
+            "exp_avg_sq": torch.full_like(model[name], MOMENT**2),
+        }
+        for number, name in enumerate(names)
+        if is_trained(name, model)
+    }
+    group = {"lr": 3e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+    return {"state": moments, "param_groups": [{**group, "params": list(range(len(names)))}]}
+
+
+def write_lsun(folder: Path) -> None:
+    """One image: encoding and training at full size take a second or more each."""
+    rng = np.random.default_rng(0)
+    path = folder / "church_outdoor_train_lmdb"
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as txn:
+        image = Image.fromarray(rng.integers(0, 256, (16, 19, 3), dtype=np.uint8)).resize((304, 256))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP")
+        txn.put(f"{0:040x}".encode(), buffer.getvalue())
+
+
+def load(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True, mmap=True)
+
+
+@pytest.fixture(scope="module")
+def published(golden_dir: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((golden_dir / "state_dict_keys.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every file of the authors' folder, about 3.4 GB."""
+    folder = tmp_path_factory.mktemp("published")
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("vqgan", "absorbing", "autoregressive"):
+        step = AE_STEP if kind == "vqgan" else PRIOR_STEP
+        model = random_model(published[ENTRIES[kind]], generator)
+        torch.save(model, folder / f"{kind}_{step}.th")
+        torch.save(average_of(model), folder / f"{kind}_ema_{step}.th")
+        for name, prefix in {"vqgan": {"ae": "ae.", "disc": "disc."}}.get(kind, {kind: ""}).items():
+            torch.save(optimiser_state(model, prefix, step), folder / f"{name}_optim_{step}.th")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def variants(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable) -> Iterator[dict[str, Logs]]:
+    logs = {name: Logs(new_shell(), files, published, averaged=name == "averaged") for name in ("averaged", "raw")}
+    yield logs
+    for variant in logs.values():
+        shutil.rmtree(variant.shell.folder)
+
+
+@pytest.mark.parametrize(("variant", "name"), ROWS)
+def test_published_commands(variants: dict[str, Logs], variant: str, name: str) -> None:
+    """They run, and say which files they took: the average where there is one."""
+    logs = variants[variant]
+    for path in COMMANDS[name].reads:
+        assert logs.reads(path) in logs.run(name)
+
+
+def brightness(logs: Logs, run: str) -> float:
+    return float(np.asarray(Image.open(logs.shell.logs / run / "images/samples_000.png")).mean())
+
+
+def test_what_they_say_is_what_they_use(variants: dict[str, Logs]) -> None:
+    """The averaged autoencoder makes bright images. --no_ema draws the same image as where no average exists."""
+    averaged, raw = variants["averaged"], variants["raw"]
+    command = COMMANDS["absorbing samples"]
+    for logs in (averaged, raw):
+        logs.run("absorbing samples")
+    out = averaged.ok(f"{command.words.replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
+    for path in command.reads:
+        assert averaged.reads(path, ema=False) in out
+    image = "images/samples_000.png"
+    assert (averaged.shell.logs / "no_ema" / image).read_bytes() == (raw.shell.logs / "samples" / image).read_bytes()
+    assert brightness(averaged, "samples") > brightness(averaged, "no_ema") + 50
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A training command that goes on from a published step for one update."""
+
+    command: str
+    kind: str
+    step: int
+    lr: float
+    optimisers: dict[str, str]  # name: prefix of its parameters
+
+
+STAGE_1 = Resumed(
+    "train_vqgan.py --dataset churches --log_dir vqgan_on --load_dir vqgan_churches --amp --ema --batch_size 1 "
+    f"--perceptual_weights_file logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
+    "vqgan",
+    AE_STEP,
+    4.5e-6,
+    {"ae": "ae.", "disc": "disc."},
+)
+ABSORBING = Resumed(
+    f"train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches {AE} --amp --ema "
+    "--batch_size 1",
+    "absorbing",
+    PRIOR_STEP,
+    2e-4,
+    {"absorbing": ""},
+)
+AUTOREGRESSIVE = Resumed(
+    f"train_sampler.py --sampler autoregressive --dataset churches --log_dir autoregressive_on {AE} --amp --ema "
+    "--batch_size 1 --load_dir autoregressive_churches",
+    "autoregressive",
+    PRIOR_STEP,
+    2e-4,
+    {"autoregressive": ""},
+)
+
+
+def check_resumed(logs: Logs, resumed: Resumed) -> str:
+    """One update, from the weights, the average and the moments of the published files; returns what was printed."""
+    words, kind, step = resumed.command.split(), resumed.kind, resumed.step
+    run = logs.shell.logs / words[words.index("--log_dir") + 1]
+    end = step + 2  # the file of step s holds s + 1 updates
+    out = logs.ok(f"{resumed.command} --load_step {step} --load_optim --train_steps {end} --steps_per_log 1")
+    path = f"{kind}_churches/{kind}"
+    assert f"weights {logs.reads(path, ema=False)}\n" in out
+    assert f"average {logs.reads(path)}\n" in out
+    for name in resumed.optimisers:
+        assert f"{name} optimiser from logs/{kind}_churches/saved_models/{name}_optim_{step}.th" in out
+    (record,) = (line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["split"] == "train")
+    assert record["step"] == end
+    assert all(math.isfinite(value) for value in record.values() if not isinstance(value, str))
+
+    before, after = load(logs.file(kind, ema=False)), load(run / f"saved_models/{kind}_{end}.th")
+    names = check_published(after, logs.published[ENTRIES[kind]])
+    for name in filter(is_parameter, names):
+        moved = MOVED * resumed.lr if is_trained(name, before) else 0
+        old, new = tail(before[name]), tail(after[name])
+        assert (old - new - moved).abs().max() < 0.05 * resumed.lr + 1e-6 * old.abs().max(), name
+
+    average, start = load(run / f"saved_models/{kind}_ema_{end}.th"), load(logs.file(kind, ema=True))
+    assert all(torch.equal(tail(average[name]), tail(start[name])) for name in names)  # not yet updated
+
+    optimisers = load(run / f"saved_models/{kind}_state_{end}.th")["trainer"]["optimisers"]
+    for name, prefix in resumed.optimisers.items():
+        moments = optimisers[name]["state"]
+        trained = [n for n in names if n.startswith(prefix) and is_parameter(n) and is_trained(n, before)]
+        assert len(moments) == len(trained)
+        assert {float(entry["step"]) for entry in moments.values()} == {step + 2}
+    for file in (run / "saved_models").glob(f"*_{end}.th"):
+        file.unlink()
+    return out
+
+
+def check_published(model: dict[str, Tensor], entries: dict[str, Any]) -> list[str]:
+    """A model of ours has the published entries, in their order, but for the perceptual network; returns the names."""
+    expected = {name: entry for name, entry in entries.items() if not name.startswith("perceptual.")}
+    assert list(model) == list(expected)
+    assert {
+        name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in model.items()
+    } == expected
+    return list(expected)
+
+
+def tail(value: Tensor) -> Tensor:
+    """The last values of a mapped tensor, so that not all of it need be read."""
+    return value.flatten()[-1000:]
+
+
+@pytest.mark.parametrize("variant", ["averaged", "raw"])
+def test_stage_1_goes_on(variants: dict[str, Logs], variant: str) -> None:
+    check_resumed(variants[variant], STAGE_1)
+
+
+def test_stage_2_starts_afresh(variants: dict[str, Logs]) -> None:
+    logs = variants["averaged"]
+    assert "starting, 1 steps to do" in logs.run("stage 2")
+    saved_models = logs.models("new_prior")
+    check_published(load(saved_models / "absorbing_1.th"), logs.published[ENTRIES["absorbing"]])
+    shutil.rmtree(saved_models)
+
+
+def test_stage_2_goes_on(variants: dict[str, Logs]) -> None:
+    """In a run folder of its own, and in the published one. Latents are made once for the same autoencoder."""
+    averaged, raw = variants["averaged"], variants["raw"]
+    assert "encoding 1 images" in averaged.run("stage 2")
+    assert "encoding" not in check_resumed(averaged, AUTOREGRESSIVE)
+    # Where the average is gone, the codes that it made are in the way, but not taken.
+    shutil.copytree(averaged.latents, raw.latents)
+    assert "encoding 1 images" in check_resumed(raw, ABSORBING)
+    (stale,) = averaged.latents.glob("*.npy")
+    fresh = [np.load(file) for file in raw.latents.glob("*.npy") if file.name != stale.name]
+    assert len(fresh) == 1
+    assert fresh[0].shape == (1, 256)
+    assert not np.array_equal(np.load(stale), fresh[0])
+
+
+def test_a_gumbel_autoencoder_of_before_the_likelihood_head(variants: dict[str, Logs]) -> None:
+    logs = variants["raw"]
+    model = load(logs.file("vqgan", ema=False))
+    dropped = ("ae.quantize.", "ae.generator.logsigma.")
+    model = {name: value for name, value in model.items() if not name.startswith(dropped)}
+    model |= random_model(logs.published[ENTRIES["gumbel"]], torch.Generator().manual_seed(1))
+    file = logs.models("vqgan_gumbel") / f"vqgan_{AE_STEP}.th"
+    file.parent.mkdir(parents=True)
+    torch.save(model, file)
+    command = COMMANDS["absorbing samples"].words.replace("vqgan_churches", "vqgan_gumbel")
+    out = logs.ok(f"{command} {SHRUNK} --log_dir samples_gumbel --quantizer gumbel")
+    assert f"autoencoder from logs/vqgan_gumbel/saved_models/vqgan_{AE_STEP}.th" in out
+    assert (logs.shell.logs / "samples_gumbel/images/samples_000.png").exists()
+
+
+def hollow(entries: dict[str, Any]) -> dict[str, Tensor]:
+    """Full shapes that take no room in a file."""
+    return {
+        name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape) for name, (shape, dtype) in entries.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost", "cut"),
+    [
+        ("vqgan", "ae.quantize.embedding.weight", "ae.encoder.blocks.0.weight"),
+        ("absorbing", "_denoise_fn.head.weight", "_denoise_fn.pos_emb"),
+    ],
+)
+def test_what_does_not_match_is_named(
+    published: dict[str, dict[str, Any]], shell: Any, kind: str, lost: str, cut: str
+) -> None:
+    for good in ("vqgan", "absorbing"):
+        model = hollow(published[ENTRIES[good]])
+        if good == kind:
+            model[lost + "s"] = model.pop(lost)
+            model[cut] = model[cut][:, :1]
+        folder = shell.logs / f"{good}_churches/saved_models"
+        folder.mkdir(parents=True)
+        torch.save(model, folder / f"{good}_{AE_STEP if good == 'vqgan' else PRIOR_STEP}.th")
+    line = shell.refused(f"{COMMANDS['absorbing samples'].words} {SHRUNK} {{EVERYWHERE}}")
+    assert f"{kind}_churches/saved_models/{kind}_" in line
+    shape = published[ENTRIES[kind]][cut][0]
+    assert f"shapes differ: {cut} is {[shape[0], 1, *shape[2:]]} there and {shape} here" in line
+    assert f"missing: {lost};" in line
+    assert f"unknown: {lost}s)" in line
