@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from models.diffusion import LOSS_TYPES, bound_nats
+from models.larger import window_mixture
 from utils.ema import EMA
 
 
@@ -58,3 +60,16 @@ def test_moving_average(reference: Any) -> None:
     for weights in expected["ema_inputs"]:
         ema.update(Weights(weights))
     reference.check({"ema_end": ema.model.weight})
+
+
+def test_mixture_of_windows(reference: Any) -> None:
+    """Distributions at every place of a grid larger than the prior's; those of places not masked too."""
+    prior, expected = reference.absorbing(), reference.expected
+    x_t = expected["big_x_t"]
+    side = math.isqrt(prior.tokens)
+    mixture = window_mixture(
+        prior.logits, x_t, torch.ones_like(x_t, dtype=torch.bool), window=(side, side), stride=1, batch_size=64
+    )
+    mixture = mixture.view(*x_t.shape, -1)
+    cooled = torch.softmax(mixture.log() / 0.8, dim=-1)  # what draw_categorical draws from at temperature 0.8
+    reference.check({"big_mixture_probs": mixture, "big_mixture_probs_temp08": cooled})

@@ -48,6 +48,27 @@ class ExactModel:
         assert x.max() < self.K
         return torch.bincount(self._index(x, self.K), minlength=len(self.outcomes))
 
+    def bound(self, total_steps: int | None) -> Tensor:
+        """Upper bound on −log p of each of `outcomes`, nats, its expectation over masks taken by enumeration.
+
+        With `total_steps` the T-step bound, for None the one in continuous time.
+        """
+        x_0 = torch.tensor(self.outcomes)
+        value = torch.zeros(len(x_0), dtype=torch.float64)
+        for places in itertools.product([False, True], repeat=self.N):
+            m = sum(places)
+            if m == 0:
+                continue
+            if total_steps is None:
+                weight = 1 / (m * math.comb(self.N, m))
+            else:
+                levels = [t / total_steps for t in range(1, total_steps + 1)]
+                weight = sum(q ** (m - 1) * (1 - q) ** (self.N - m) for q in levels) / total_steps
+            mask = torch.tensor(places).expand(len(x_0), -1)
+            log_p = self(x_0.masked_fill(mask, self.mask_id)).log_softmax(-1).gather(2, x_0[..., None]).squeeze(2)
+            value -= weight * (log_p * mask).sum(1)
+        return value
+
     def ancestral(
         self, steps: int, temp: float, start: State | None = None, reveal: Callable[[int], float] = lambda s: 1 / s
     ) -> Tensor:

@@ -168,21 +168,6 @@ def test_only_masked_places_have_gradients() -> None:
 # --- the bound, by enumeration ------------------------------------------------------------------------------------
 
 
-def exact_bounds(model: Any, total_steps: int) -> Tensor:
-    """The T-step bound of each outcome, nats, with the expectation over masks taken by enumeration."""
-    x_0 = torch.tensor(model.outcomes)
-    bound = torch.zeros(len(x_0), dtype=torch.float64)
-    for places in itertools.product([False, True], repeat=model.N):
-        mask = torch.tensor(places).expand(len(x_0), -1)
-        cross_entropy = -model(x_0.masked_fill(mask, model.mask_id)).log_softmax(-1)
-        cross_entropy = (cross_entropy.gather(2, x_0[..., None]).squeeze(2) * mask).sum(1)
-        m = sum(places)
-        for t in range(1, total_steps + 1):
-            q = t / total_steps
-            bound += q**m * (1 - q) ** (model.N - m) * cross_entropy / t
-    return bound
-
-
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_the_bound_estimate_has_the_enumerated_mean(exact_model: Any, steps: int) -> None:
     draws = 4000
@@ -190,7 +175,7 @@ def test_the_bound_estimate_has_the_enumerated_mean(exact_model: Any, steps: int
     uniforms = torch.rand((steps, len(x_0) * draws, exact_model.N), generator=seeded())
     estimates = bound_nats(exact_model, x_0.repeat_interleave(draws, 0), uniforms, mask_id=exact_model.mask_id)
     estimates = estimates.view(len(x_0), draws)
-    expected = exact_bounds(exact_model, steps)
+    expected = exact_model.bound(steps)
     assert estimates.dtype == torch.float64
     # One step masks everything: no draw differs, and only the rounding of float32 remains.
     error = 5 * estimates.std(1) / draws**0.5 + 1e-5
@@ -207,7 +192,7 @@ def test_the_elbo_objective_averages_to_the_bound(exact_model: Any) -> None:
         exact_model, x_0, t, mask, total_steps=steps, mask_id=exact_model.mask_id, loss_type="elbo"
     ).loss.double()
     nats = bits * math.log(2) * exact_model.N
-    expected = exact_bounds(exact_model, steps)[exact_model.outcomes.index((0, 2, 1))]
+    expected = exact_model.bound(steps)[exact_model.outcomes.index((0, 2, 1))]
     assert abs(nats.mean() - expected) < 5 * nats.std() / draws**0.5
 
 
@@ -243,7 +228,7 @@ def test_the_elbo_objective_of_a_transformer_averages_to_its_bound() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_the_bound_is_above_what_the_sampler_draws(exact_model: Any, steps: int) -> None:
     """Sampler and bound belong together: bound(x) ≥ −log p_T(x), p_T the T-step sampler's exact distribution."""
-    gap = exact_bounds(exact_model, steps) + exact_model.ancestral(steps, 1.0).log()
+    gap = exact_model.bound(steps) + exact_model.ancestral(steps, 1.0).log()
     assert (gap > -1e-9).all()
     if steps == 1:  # all tokens at once: one path leads to each outcome, and the bound is tight
         assert gap.abs().max() < 1e-9
@@ -254,9 +239,9 @@ def test_the_bound_is_above_what_the_sampler_draws(exact_model: Any, steps: int)
 def test_the_bound_converges_to_the_likelihood_of_an_exact_model(exact_model: Any) -> None:
     truth = -exact_model.p.flatten().log()
     mean_gaps = [
-        (exact_model.p.flatten() * (exact_bounds(exact_model, steps) - truth)).sum().item() for steps in (1, 4, 16, 256)
+        (exact_model.p.flatten() * (exact_model.bound(steps) - truth)).sum().item() for steps in (1, 4, 16, 256)
     ]
     assert mean_gaps == sorted(mean_gaps, reverse=True)
     assert min(mean_gaps) > 0
     assert mean_gaps[-1] < 0.02 * mean_gaps[0]
-    assert (exact_bounds(exact_model, 2048) - truth).abs().max() < 0.01
+    assert (exact_model.bound(2048) - truth).abs().max() < 0.01
