@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hparams.cli import parse, run_script
+from hparams.experiments import SamplesExperiment
 from hparams.saved import describe, save
-from hparams.settings import SamplesExperiment
 from utils.preflight import check_autoencoder, check_output, check_prior
 from utils.run_folder import RunFolder
 

@@ -9,11 +9,11 @@ import re
 from pathlib import PurePosixPath
 
 from hparams.errors import UserError
+from hparams.experiments import CheckpointSource, FeatureSettings
 from hparams.fields import as_text
 from hparams.settings import (
     AutoencoderSettings,
     AutoencoderSource,
-    CheckpointSource,
     PriorSettings,
     RunSettings,
     SamplingSettings,
@@ -45,6 +45,8 @@ def check(stage: Stage) -> None:
         check_source(source, stage.run)
     if checkpoint := groups.get("checkpoint"):
         check_checkpoint(checkpoint, stage.run)
+    if features := groups.get("features"):
+        check_features(features)
 
 
 def check_sizes(stage: Stage) -> None:
@@ -181,6 +183,12 @@ def check_checkpoint(checkpoint: CheckpointSource, run: RunSettings) -> None:
     if not checkpoint.load_dir:
         raise UserError("--load_dir is required: name the run folder of the trained prior, such as absorbing_churches")
     _check_apart("--load_dir", checkpoint.load_dir, run)
+
+
+def check_features(features: FeatureSettings) -> None:
+    """Only networks with trained weights read a file of them."""
+    if features.features == "r64" and features.feature_weights:
+        raise UserError("--feature_weights is not used with --features r64, whose weights are fixed: leave it out")
 
 
 def _check_apart(flag: str, folder: str, run: RunSettings) -> None:

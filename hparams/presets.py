@@ -91,6 +91,7 @@ TABLES: Mapping[str, Table] = {
     "autoregressive": _PRIOR,
     "autoregressive_training": _PRIOR_TRAINING,
     "experiment": Table(rows={"toy_churches": _TOY_EXPERIMENT}),
+    "features": Table(base={"features": "inception"}, rows={"toy_churches": {"features": "r64"}}),
 }
 
 

@@ -1,7 +1,8 @@
-"""The settings of every script: groups of fields, and stages made of groups.
+"""The settings of the training scripts, and what every script needs: groups of fields, and stages made of groups.
 
 A field's name is its flag (``nf`` is ``--nf``) and its key in a saved ``hparams.yaml``; it is unique within a stage.
-Defaults are those of the published 256-pixel models. ``hparams.presets`` holds what differs by stage and data set.
+Defaults are those of the published 256-pixel models. ``hparams.presets`` holds what differs by stage and data set,
+``hparams.experiments`` what only experiments need.
 A field whose default is None though its type is not optional is filled in by :func:`hparams.resolve.resolve`.
 """
 
@@ -232,30 +233,6 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
-class CheckpointSource:
-    """Which trained prior an experiment loads."""
-
-    title: ClassVar[str] = "trained prior"
-
-    load_dir: str | None = setting(
-        None, help="run folder of the trained prior, under logs/", unit="run", none_means="required"
-    )
-    load_step: int | None = setting(None, help="its step", unit="step", minimum=1, none_means="the newest")
-    ema: bool | None = setting(
-        None, help="averaged weights of prior and autoencoder, or raw ones", none_means="averaged where they exist"
-    )
-
-
-@dataclass(frozen=True)
-class OutputSettings:
-    """What an experiment writes."""
-
-    title: ClassVar[str] = "output"
-
-    save_individually: bool = setting(False, help="write each image to a file of its own, not in grids")
-
-
-@dataclass(frozen=True)
 class Stage:
     """All settings of one script. ``preset_tables`` name tables of ``hparams.presets``, later ones winning."""
 
@@ -289,25 +266,3 @@ class PriorStage(Stage):
     autoencoder: AutoencoderSettings
     prior: PriorSettings
     sampling: SamplingSettings
-
-
-@dataclass(frozen=True)
-class PriorExperiment(Stage):
-    """What every experiment with a trained prior and its autoencoder needs."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "{sampler}", "experiment")
-
-    source: AutoencoderSource
-    checkpoint: CheckpointSource
-    autoencoder: AutoencoderSettings
-    prior: PriorSettings
-
-
-@dataclass(frozen=True)
-class SamplesExperiment(PriorExperiment):
-    """Images drawn from a trained prior."""
-
-    default_log_dir: ClassVar[str] = "samples_{dataset}"
-
-    sampling: SamplingSettings
-    output: OutputSettings

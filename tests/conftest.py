@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,22 @@ def golden_dir() -> Path:
     if not folder:
         pytest.skip("GOLDEN_DIR names no reference data")
     return Path(folder)
+
+
+class _Unloaded(FeatureExtractorInceptionV3):
+    """Keeps its random start."""
+
+    def load_state_dict(self, *_: object, **__: object) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of torch-fidelity's Inception-v3 in names and shapes, with random values."""
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    torch.manual_seed(0)
+    network = _Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=empty)
+    file = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save(network.state_dict(), file)
+    return file

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.models import VGG16_Weights
 
-from hparams.errors import UserError
 from hparams.settings import VQGANSettings
 from models.vqgan import PerceptualLoss
 from utils.checkpoints import load_into, load_state_dict, part_of
+from utils.weights import pretrained_file
 
 
 class LPIPS:
@@ -44,28 +44,16 @@ def build_perceptual(settings: VQGANSettings, device: torch.device) -> Perceptua
     """
     if settings.perceptual == "none" or settings.perceptual_weight == 0:
         return None
-    weights = settings.perceptual_weights_file
-    network = _from_file(Path(weights) if weights else _downloaded())
+    network = _from_file(
+        Path(settings.perceptual_weights_file)
+        if settings.perceptual_weights_file
+        else pretrained_file(
+            VGG16_Weights.IMAGENET1K_V1.url,
+            what="the VGG16 weights of --perceptual lpips",
+            instead="name a file by --perceptual_weights_file, or use --perceptual none",
+        )
+    )
     return LPIPS(network, device, symmetric=settings.lpips_input == "symmetric")
-
-
-def _downloaded() -> Path:
-    """Torchvision's VGG16 file in torch's cache, downloaded at its first use.
-
-    Loading is left to `_from_file`: torchvision itself would unpickle the file.
-    """
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
-        except (OSError, RuntimeError) as error:  # no network, or not the file that its name promises
-            raise UserError(
-                f"the VGG16 weights of --perceptual lpips cannot be downloaded ({error}): put the file at {path}, "
-                "name a file by --perceptual_weights_file, or use --perceptual none"
-            ) from None
-    return path
 
 
 def _from_file(path: Path) -> torch.nn.Module:

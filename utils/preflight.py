@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hparams.errors import UserError
-from hparams.settings import AutoencoderSource, CheckpointSource, RunSettings
+from hparams.experiments import CheckpointSource, FeatureSettings
+from hparams.settings import AutoencoderSource, RunSettings
 from utils.datasets import check_images
 from utils.run_folder import KINDS, VQGAN, RunFolder
 
@@ -33,6 +36,12 @@ def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
     folder.pick_model_file(
         sampler, folder.pick_step(sampler, source.load_step, _flag("load", source.load_step)), ema=ema
     )
+
+
+def check_features(settings: FeatureSettings) -> None:
+    """UserError if the named file of weights is not there."""
+    if settings.feature_weights and not Path(settings.feature_weights).is_file():
+        raise UserError(f"--feature_weights {settings.feature_weights}: there is no such file")
 
 
 def check_output(run: RunSettings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hparams.settings import PriorExperiment
+from hparams.experiments import PriorExperiment
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.devices import pick_amp_dtype, pick_device

@@ -7,13 +7,15 @@ import pytest
 
 from hparams.checks import latent_shape, run_folder
 from hparams.errors import UserError
+from hparams.experiments import FeatureExperiment, SamplesExperiment
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
     PriorStage: {"dataset": "churches", "ae_load_dir": "ae"},
     SamplesExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
+    FeatureExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
 }
 
 
@@ -73,6 +75,7 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (SamplesExperiment, {"load_dir": None}, "--load_dir is required: name the run folder of the trained prior"),
         (SamplesExperiment, {"log_dir": "prior/"}, "--log_dir prior is also --load_dir: use another --log_dir"),
         (SamplesExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
+        (FeatureExperiment, {"feature_weights": "x"}, "--feature_weights is not used with --features r64"),
     ],
 )
 def test_misfits_name_flag_and_fix(

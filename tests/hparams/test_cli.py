@@ -10,12 +10,13 @@ import pytest
 
 from hparams.cli import parse, run_script
 from hparams.errors import UserError
+from hparams.experiments import FeatureExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
 from hparams.saved import save
-from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
+STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from hparams.experiments import FeatureExperiment, SamplesExperiment
 from hparams.fields import Setting, as_text, from_text, settings_of
 from hparams.presets import DATASETS, TABLES, preset
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
+STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
 
 
 def allowed(setting: Setting, value: object) -> bool:

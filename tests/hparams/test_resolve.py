@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from hparams.errors import UserError
+from hparams.experiments import FeatureExperiment, SamplesExperiment
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve
 from hparams.saved import save, to_flat
-from hparams.settings import PriorStage, SamplesExperiment, Stage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 
 
 @pytest.fixture
@@ -227,13 +228,14 @@ def test_other_derived_values(logs: Path) -> None:
 def test_nothing_is_left_underived(logs: Path) -> None:
     may_be_none = {
         "custom_dataset_path", "load_dir", "perceptual_weights_file", "ae_load_step", "load_step", "ema",
+        "feature_weights",
     }  # fmt: skip
-    stages: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
+    stages: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
     for stage_class in stages:
         typed: dict[str, Any] = {"dataset": "ffhq"}
         if stage_class is not VQGANStage:
             typed["ae_load_dir"] = "ae"
-        if stage_class is SamplesExperiment:
+        if stage_class not in (VQGANStage, PriorStage):
             typed["load_dir"] = "prior"
         flat = to_flat(resolve(stage_class, typed, logs=logs))
         assert {name for name, value in flat.items() if value is None} <= may_be_none

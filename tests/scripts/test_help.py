@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hparams.experiments import SamplesExperiment
 from hparams.fields import settings_of
-from hparams.settings import PriorStage, SamplesExperiment, VQGANStage
+from hparams.settings import PriorStage, VQGANStage
 from utils.lmdb_images import write_lmdb
 
 REPO = Path(__file__).parents[2]
