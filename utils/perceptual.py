@@ -1,8 +1,9 @@
-"""The perceptual distance LPIPS with VGG16 (Zhang et al. 2018), by the lpips package."""
+"""The perceptual distance LPIPS (Zhang et al. 2018), by the lpips package."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,19 @@ from pathlib import Path
 import lpips
 import torch
 from torch import Tensor
-from torchvision.models import VGG16_Weights
+from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
+from hparams.errors import UserError
 from hparams.settings import VQGANSettings
 from models.vqgan import PerceptualLoss
 from utils.checkpoints import load_into, load_state_dict, part_of
 from utils.weights import pretrained_file
+
+_TRUNKS = {
+    "alex": AlexNet_Weights.IMAGENET1K_V1.url,
+    "vgg": VGG16_Weights.IMAGENET1K_V1.url,
+    "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
+}
 
 
 class LPIPS:
@@ -44,22 +52,55 @@ def build_perceptual(settings: VQGANSettings, device: torch.device) -> Perceptua
     """
     if settings.perceptual == "none" or settings.perceptual_weight == 0:
         return None
-    network = _from_file(
-        Path(settings.perceptual_weights_file)
-        if settings.perceptual_weights_file
-        else pretrained_file(
-            VGG16_Weights.IMAGENET1K_V1.url,
-            what="the VGG16 weights of --perceptual lpips",
-            instead="name a file by --perceptual_weights_file, or use --perceptual none",
-        )
+    network = load_lpips(
+        "vgg",
+        settings.perceptual_weights_file,
+        what="the VGG16 weights of --perceptual lpips",
+        instead="name a file by --perceptual_weights_file, or use --perceptual none",
     )
     return LPIPS(network, device, symmetric=settings.lpips_input == "symmetric")
 
 
-def _from_file(path: Path) -> torch.nn.Module:
-    """LPIPS from torchvision's VGG16 file, from a whole LPIPS state dict, or from a published VQGAN checkpoint."""
+class LPIPSEmbedding:
+    """Images to vectors whose squared Euclidean distance is their LPIPS; frozen.
+
+    LPIPS is a sum over layers of the mean over places of w_c · (difference of unit-normalised features)²: the square
+    roots of weights and means are taken into the vector.
+    """
+
+    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+        self._network = network.to(device).eval().requires_grad_(False)
+        weights = [head.model[-1].weight.flatten() for head in network.lins]
+        if any((weight < 0).any() for weight in weights):
+            raise UserError("these LPIPS weights have negative heads, which make no distance: use others")
+        self._weights = [weight.sqrt()[:, None, None] for weight in weights]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [0,1] → [B,D] float32, D about 10 (alex) to 125 (vgg) times H·W."""
+        with torch.autocast(images.device.type, enabled=False):
+            features = self._network.net(self._network.scaling_layer(2 * images.float() - 1))
+            parts = [
+                (lpips.normalize_tensor(layer) * (weight / math.sqrt(layer[0, 0].numel()))).flatten(1)
+                for layer, weight in zip(features, self._weights, strict=True)
+            ]
+        return torch.cat(parts, dim=1)
+
+
+def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> torch.nn.Module:
+    """LPIPS with trunk `net`: alex, vgg or squeeze.
+
+    weights: torchvision's file of the trunk, a whole LPIPS state dict, or (vgg) a published VQGAN checkpoint; None for
+    torchvision's file in torch's cache, which is downloaded at its first use. `what` and `instead` are for the message
+    where that fails.
+
+    Raises:
+        NoWeightsError: there is no file, and no download.
+        UserError: the file is not usable.
+    """
+    path = Path(weights) if weights else pretrained_file(_TRUNKS[net], what=what, instead=instead)
     with _quiet():
-        network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     content = load_state_dict(path)
     whole = part_of(content, "perceptual.") or content
     if "features.0.weight" not in whole:

@@ -14,8 +14,10 @@ from hparams.errors import UserError
 from hparams.settings import VQGANSettings
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
+from models.neighbours import NearestNeighbours
 from models.vqgan import VQGAN, PerceptualLoss
-from utils.perceptual import LPIPS, build_perceptual
+from utils.perceptual import LPIPS, LPIPSEmbedding, build_perceptual, load_lpips
+from utils.weights import NoWeightsError
 
 CPU = torch.device("cpu")
 
@@ -184,3 +186,43 @@ def test_a_damaged_file_at_the_named_place_is_refused(offline: Path) -> None:
     (offline / "vgg16-397923af.pth").write_bytes(b"half a download")
     with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):
         build(None)
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("net", "side"), [("alex", 45), ("vgg", 32), ("squeeze", 32)])
+def test_squared_distances_of_vectors_are_lpips(net: str, side: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="deprecated"):
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    trunk = {"features." + name.split(".", 1)[1]: value for name, value in network.net.state_dict().items()}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    embed = LPIPSEmbedding(load_lpips(net, str(tmp_path / "trunk.pth"), what="", instead=""), CPU)
+
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.rand((2, 4, 3, side, side), generator=generator)
+    y[0] = x[0]
+    with torch.no_grad():
+        expected = network(x, y, normalize=True).flatten()
+    assert expected[1:].min() > 0.01
+    vectors = embed(x), embed(y)
+    torch.testing.assert_close((vectors[0] - vectors[1]).square().sum(1), expected, rtol=0, atol=1e-5)
+    found = NearestNeighbours(vectors[0], 4)
+    found.add(vectors[1])
+    for i in range(4):  # by one product
+        assert found.distances[i, found.indices[i] == i].item() == pytest.approx(expected[i].item(), abs=1e-4)
+
+
+def test_negative_heads_make_no_distance(network: lpips.LPIPS) -> None:
+    changed = copy.deepcopy(network)
+    changed.lin2.model[-1].weight.data[0, 0] = -1
+    with pytest.raises(UserError, match="negative"):
+        LPIPSEmbedding(changed, CPU)
+
+
+@pytest.mark.parametrize(("net", "file"), [("alex", "alexnet-owt-7be5be79.pth"), ("squeeze", "squeezenet1_1")])
+def test_each_trunk_has_its_own_file(offline: Path, net: str, file: str) -> None:
+    with pytest.raises(NoWeightsError, match=file) as refusal:
+        load_lpips(net, None, what="the weights of LPIPS", instead="use another")
+    assert "https://" in str(refusal.value)

@@ -1,0 +1,34 @@
+"""Exact nearest neighbours by squared distance, over embeddings that come batch by batch and are not kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class NearestNeighbours:
+    """The k nearest of all embeddings seen so far, for each of some queries.
+
+    queries: [S,D] float32. `distances` [S,k] are squared and ascending, +∞ where fewer than k were seen; `indices`
+    [S,k] int64 number the embeddings in the order in which they came. Of equally near ones the earlier counts.
+    """
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self._queries = queries
+        self._query_norms = queries.square().sum(1, keepdim=True)
+        self.distances = torch.full((len(queries), k), torch.inf, device=queries.device)
+        self.indices = torch.full((len(queries), k), -1, device=queries.device)
+        self.seen = 0
+
+    def add(self, embeddings: Tensor) -> None:
+        """Take the next embeddings, [b,D] float32."""
+        # |q − e|² by one product; its rounding, about 1e-7 of |q|² + |e|², may leave equal ones slightly below zero.
+        distances = torch.addmm(
+            self._query_norms + embeddings.square().sum(1), self._queries, embeddings.t(), alpha=-2
+        ).clamp(min=0)
+        numbers = torch.arange(self.seen, self.seen + len(embeddings), device=embeddings.device)
+        distances = torch.cat([self.distances, distances], dim=1)
+        indices = torch.cat([self.indices, numbers.expand(len(distances), -1)], dim=1)
+        self.distances, order = (part[:, : self.distances.shape[1]] for part in distances.sort(dim=1, stable=True))
+        self.indices = indices.gather(1, order)
+        self.seen += len(embeddings)
