@@ -68,7 +68,7 @@ class LPIPSEmbedding:
     roots of weights and means are taken into the vector.
     """
 
-    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+    def __init__(self, network: lpips.LPIPS, device: torch.device) -> None:
         self._network = network.to(device).eval().requires_grad_(False)
         weights = [head.model[-1].weight.flatten() for head in network.lins]
         if any((weight < 0).any() for weight in weights):
@@ -87,7 +87,7 @@ class LPIPSEmbedding:
         return torch.cat(parts, dim=1)
 
 
-def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> torch.nn.Module:
+def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpips.LPIPS:
     """LPIPS with trunk `net`: alex, vgg or squeeze.
 
     weights: torchvision's file of the trunk, a whole LPIPS state dict, or (vgg) a published VQGAN checkpoint; None for
