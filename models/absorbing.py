@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
+from models.categorical import image_generators
 from models.diffusion import DiffusionLoss, diffusion_loss
-from models.samplers import own_generator, remask_times, sample_diffusion, sample_mlm
+from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.transformer import Transformer
+
+SAMPLE_TYPES = ("diffusion", "mlm")
 
 
 class AbsorbingDiffusion(nn.Module):
@@ -49,6 +54,44 @@ class AbsorbingDiffusion(nn.Module):
             reweighting=reweighting,
         )
 
+    def logits_at(self, x_t: Tensor, places: Tensor) -> Tensor:
+        """Logits of x_0 at some places alone: x_t [B,N], places [B,m] int64 → [B,m,K] float32."""
+        return self.logits(x_t).gather(1, places.unsqueeze(2).expand(-1, -1, self.mask_id))
+
+    def samples(
+        self,
+        generators: Iterable[torch.Generator],
+        *,
+        batch_size: int,
+        temp: float = 1.0,
+        sample_steps: int | None = None,
+        sample_type: str = "diffusion",
+    ) -> Iterator[Tensor]:
+        """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
+
+        A sample is a function of its own generator, whatever is drawn beside it; `batch_size` images are evaluated
+        together. `sample_steps` None means T.
+        """
+        if sample_type not in SAMPLE_TYPES:
+            raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
+        start = torch.full((self.tokens,), self.mask_id)
+        steps = sample_steps or self.total_steps
+        probabilities = [t / self.total_steps for t in remask_times(self.total_steps, steps)]
+
+        def image(generator: torch.Generator) -> Image:
+            if sample_type == "diffusion":
+                return diffusion_image(start, mask_id=self.mask_id, steps=steps, generator=generator)
+            return mlm_image(start, mask_id=self.mask_id, mask_probabilities=probabilities, generator=generator)
+
+        return sample_images(
+            self.logits_at,
+            map(image, generators),
+            mask_id=self.mask_id,
+            temp=temp,
+            batch_size=batch_size,
+            device=self._denoise_fn.pos_emb.device,
+        )
+
     def sample(
         self,
         n: int,
@@ -57,27 +100,23 @@ class AbsorbingDiffusion(nn.Module):
         temp: float = 1.0,
         sample_steps: int | None = None,
         sample_type: str = "diffusion",
+        batch_size: int = 64,
     ) -> Tensor:
-        """Draw n samples: ids [n,N] int64 in 0..K-1, on the model's device.
+        """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
 
-        Without a `generator` (of that device) the draws follow torch's global stream. `sample_steps` None means T.
+        Without a `generator` the draws follow torch's global stream. `sample_steps` None means T.
         """
-        generator = own_generator(generator, self._denoise_fn.pos_emb.device)
-        x_T = torch.full((n, self.tokens), self.mask_id, device=generator.device)
-        steps = sample_steps or self.total_steps
-        if sample_type == "diffusion":
-            return sample_diffusion(self.logits, x_T, mask_id=self.mask_id, steps=steps, temp=temp, generator=generator)
-        if sample_type == "mlm":
-            times = remask_times(self.total_steps, steps)
-            return sample_mlm(
-                self.logits,
-                x_T,
-                mask_id=self.mask_id,
-                mask_probabilities=[t / self.total_steps for t in times],
-                temp=temp,
-                generator=generator,
+        return torch.stack(
+            list(
+                self.samples(
+                    image_generators(n, generator),
+                    batch_size=batch_size,
+                    temp=temp,
+                    sample_steps=sample_steps,
+                    sample_type=sample_type,
+                )
             )
-        raise ValueError(f"sample_type must be 'diffusion' or 'mlm', not {sample_type!r}")
+        )
 
     @torch.no_grad()
     def record(self, t: Tensor, losses: DiffusionLoss) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.samplers import own_generator, sample_autoregressive
+from models.categorical import image_generators
+from models.samplers import sample_autoregressive
 from models.transformer import Transformer
 
 
@@ -33,10 +36,21 @@ class AutoregressivePrior(nn.Module):
         nats = F.cross_entropy(self.logits(ids).transpose(1, 2), ids, reduction="none")
         return nats.mean(1) / math.log(2)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0) -> Tensor:
-        """Draw n samples: ids [n,N] int64 in 0..K-1, on the model's device.
+    def samples(self, generators: Iterable[torch.Generator], *, batch_size: int, temp: float = 1.0) -> Iterator[Tensor]:
+        """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
-        Without a `generator` (of that device) the draws follow torch's global stream.
+        A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are drawn together.
         """
-        generator = own_generator(generator, self.net.pos_emb.device)
-        return sample_autoregressive(self.net, n, self.tokens, temp=temp, generator=generator)
+        numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
+        while batch := list(itertools.islice(numbers, batch_size)):
+            uniforms = torch.stack(batch).to(self.net.pos_emb.device)
+            yield from sample_autoregressive(self.net, uniforms, temp=temp)
+
+    def sample(
+        self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, batch_size: int = 64
+    ) -> Tensor:
+        """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
+
+        Without a `generator` the draws follow torch's global stream.
+        """
+        return torch.stack(list(self.samples(image_generators(n, generator), batch_size=batch_size, temp=temp)))

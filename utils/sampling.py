@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,42 @@ from utils.building import Prior
 from utils.evaluation import evaluating
 from utils.seeding import make_generator
 
+DECODE_BATCH = 32  # images that go through the decoder together: its activations are far larger than the prior's
+
+
+def id_batches(
+    prior: Prior,
+    sampling: SamplingSettings,
+    run: RunSettings,
+    amp_dtype: torch.dtype | None,
+    indices: Sequence[int] | None = None,
+) -> Iterator[Tensor]:
+    """Ids of the images with these `indices` (None: 0..n_samples-1), in their order, [b,N] int64 on the prior's device.
+
+    b = `batch_size` but for a smaller last batch. An image is a function of weights, sampling settings, seed and index,
+    whatever is drawn beside it, but for what the size of a batch does to the network's rounding. So range(done,
+    n_samples) goes on with an interrupted sampling, and range(rank, n_samples, ranks) is one process's share.
+    """
+    indices = range(sampling.n_samples) if indices is None else indices
+    generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
+    if isinstance(prior, AbsorbingDiffusion):
+        samples = prior.samples(
+            generators,
+            batch_size=run.batch_size,
+            temp=sampling.temp,
+            sample_steps=sampling.sample_steps,
+            sample_type=sampling.sample_type,
+        )
+    else:
+        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp)
+    device_type = next(prior.parameters()).device.type
+    while True:
+        with evaluating(prior), torch.autocast(device_type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            batch = list(itertools.islice(samples, run.batch_size))
+        if not batch:
+            return
+        yield torch.stack(batch)
+
 
 def image_batches(
     prior: Prior,
@@ -21,30 +58,15 @@ def image_batches(
     sampling: SamplingSettings,
     run: RunSettings,
     amp_dtype: torch.dtype | None,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Exactly `n_samples` images in batches [b,C,H,W] float32 in [0,1], b = `batch_size` but for a smaller last one.
-
-    A batch is a function of the seed and its number alone.
-    """
-    device = next(prior.parameters()).device
-    for number, first in enumerate(range(0, sampling.n_samples, run.batch_size)):
-        count = min(run.batch_size, sampling.n_samples - first)
-        generator = make_generator(device, run.seed, "samples", number)
+    """The images of `id_batches`, decoded: [b,C,H,W] float32 in [0,1]."""
+    for ids in id_batches(prior, sampling, run, amp_dtype, indices):
         with (
-            evaluating(prior, autoencoder),
-            torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
+            evaluating(autoencoder),
+            torch.autocast(ids.device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
         ):
-            if isinstance(prior, AbsorbingDiffusion):
-                ids = prior.sample(
-                    count,
-                    generator=generator,
-                    temp=sampling.temp,
-                    sample_steps=sampling.sample_steps,
-                    sample_type=sampling.sample_type,
-                )
-            else:
-                ids = prior.sample(count, generator=generator, temp=sampling.temp)
-            images = autoencoder.decode(ids)
+            images = torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
         yield images
 
 

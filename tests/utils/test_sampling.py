@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
 from utils.building import build_autoencoder, build_prior
-from utils.sampling import draw_images, image_batches
+from utils.sampling import draw_images, id_batches, image_batches
 
 SMALL: dict[str, Any] = {
     "dataset": "churches",
@@ -36,6 +37,14 @@ def draw(amp_dtype: torch.dtype | None = None, **changes: Any) -> torch.Tensor:
     prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
     torch.nn.init.normal_(autoencoder.quantize.codebook)
     return draw_images(prior, autoencoder, settings.sampling, settings.run, amp_dtype)
+
+
+def ids(indices: Sequence[int] | None = None, **changes: Any) -> torch.Tensor | None:
+    settings = resolve(PriorStage, SMALL | changes)
+    torch.manual_seed(0)
+    prior = build_prior(settings.prior, 16)
+    batches = list(id_batches(prior, settings.sampling, settings.run, None, indices))
+    return torch.cat(batches) if batches else None
 
 
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
@@ -68,7 +77,17 @@ def test_images_are_a_function_of_the_seed(sampler: str) -> None:
     assert torch.equal(first, draw(sampler=sampler))
     assert not torch.equal(first, draw(sampler=sampler, seed=1))
     assert not torch.equal(first[:4], first[4:8])
-    assert torch.equal(first[:8], draw(sampler=sampler, n_samples=8))  # a batch does not depend on how many follow
+
+
+@pytest.mark.parametrize("change", [{"sampler": "autoregressive"}, {"sample_type": "mlm"}, {}])
+def test_an_image_depends_on_its_index_alone(change: dict[str, Any]) -> None:
+    whole = ids(**change)
+    assert torch.equal(ids(**change, n_samples=8), whole[:8])
+    for batch_size in (1, 3, 32):
+        assert torch.equal(ids(**change, batch_size=batch_size), whole)
+    assert torch.equal(ids(range(7, 10), **change), whole[7:])  # an interrupted sampling goes on
+    assert torch.equal(ids(range(1, 10, 3), **change), whole[1::3])  # one of three processes
+    assert ids([], **change) is None
 
 
 @pytest.mark.parametrize("change", [{"temp": 0.2}, {"sample_steps": 2}, {"sample_type": "mlm"}])
