@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.categorical import draw_categorical
 from models.diffusion import LogitsFn
-from models.samplers import draw_categorical
 
 ORDERS = ("raster", "random")
 

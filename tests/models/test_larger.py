@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from models.categorical import draw_categorical
 from models.larger import larger_steps, larger_trajectory, window_mixture, window_starts
-from models.samplers import draw_categorical
 
 K = MASK = 5
 
