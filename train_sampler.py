@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hparams.cli import parse, run_script
 from hparams.saved import describe
 from hparams.settings import PriorStage
@@ -58,8 +60,8 @@ def train(settings: PriorStage) -> None:
             trainer, amp_dtype, f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
         )
         run.baselines(code_statistics(ids, codebook_size))
-        for step in run.steps():
-            batch = ids[order.indices(step)]
+        batches = (ids[order.indices(step)] for step in itertools.count(run.start))
+        for step, batch in run.steps(batches):
             metrics = trainer.step(batch, step)
             done = step + 1
             run.log(done, metrics)

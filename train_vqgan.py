@@ -51,8 +51,7 @@ def train(settings: VQGANStage) -> None:
     with TrainingRun(settings, VQGAN, trainer) as run:
         run.introduce(trainer, amp_dtype, f"{len(images)} training images, {order.batches_per_epoch} steps per epoch")
         batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda")
-        for step in run.steps():
-            batch = next(batches)
+        for step, batch in run.steps(batches):
             terms = trainer.step(batch, step)
             done = step + 1
             run.log(done, terms)

@@ -30,22 +30,22 @@ def main() -> None:
 def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from tqdm import tqdm
-
     from utils.dashboard import Dashboard
+    from utils.progress import Progress, say
     from utils.sample_files import SampleFiles
     from utils.sampling import image_batches
     from utils.trained_models import load_trained_models
 
     run, models = settings.run, load_trained_models(settings)
-    print(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+    if not run.quiet:
+        say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
 
     folder = RunFolder(run.log_dir)
     save(settings, folder.hparams)
     files = SampleFiles(folder.images, individually=settings.output.save_individually)
     with (
-        Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=print) as dashboard,
-        tqdm(total=settings.sampling.n_samples, unit="image") as progress,
+        Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard,
+        Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
     ):
         for images in image_batches(models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype):
             for grid in files.add(images):

@@ -42,6 +42,7 @@ class RunSettings:
     )
     visdom_server: str = setting("http://localhost", help="address of the visdom dashboard", unit="url")
     visdom_port: int = setting(8097, help="port of the visdom dashboard", unit="port", minimum=1, maximum=65535)
+    quiet: bool = setting(False, help="nothing on the terminal but warnings, errors and results", saved=False)
     dry_run: bool = setting(False, help="resolve and check the settings, print them, and stop", saved=False)
 
 

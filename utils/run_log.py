@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from utils import progress
 from utils.files import whole_file
 
 
@@ -17,9 +18,10 @@ class RunLog:
     """Lines to the terminal and `log.txt`; one JSON object per logged step to `metrics.jsonl`.
 
     resume_step: keep the metrics up to this step and drop later ones, which will come again; None starts afresh.
+    quiet: of all lines the terminal gets only warnings.
     """
 
-    def __init__(self, log_file: Path, metrics_file: Path, *, resume_step: int | None) -> None:
+    def __init__(self, log_file: Path, metrics_file: Path, *, resume_step: int | None, quiet: bool = False) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self._metrics_file = metrics_file
         if metrics_file.exists():
@@ -32,10 +34,25 @@ class RunLog:
                 out.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self._log = LineFile(log_file, "wb" if resume_step is None else "ab")
         self._metrics = LineFile(metrics_file, "ab")
+        self._quiet = quiet
 
     def say(self, text: str) -> None:
-        """A line (or several) for people."""
-        print(text, flush=True)
+        """A line (or several) for people, to terminal and log."""
+        self.show(text)
+        self.note(text)
+
+    def warn(self, text: str) -> None:
+        """A line that a quiet run shows too."""
+        progress.say(text)
+        self.note(text)
+
+    def show(self, text: str) -> None:
+        """A line for the terminal alone."""
+        if not self._quiet:
+            progress.say(text)
+
+    def note(self, text: str) -> None:
+        """A line (or several) for the log alone."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
 
@@ -86,19 +103,3 @@ def read_metrics(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def tell(metrics: Mapping[str, float]) -> str:
-    """Metrics in one aligned line."""
-    return "  ".join(
-        f"{name} {value:<9.4g}" if abs(value) < 1e5 else f"{name} {value:<9.3e}" for name, value in metrics.items()
-    )
-
-
-def tell_duration(seconds: float) -> str:
-    """Seconds in words: `42 s`, `3 min 20 s`, `5 h 10 min`, `9 d 4 h`."""
-    seconds = int(seconds)
-    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= length:
-            return f"{seconds // length} {unit} {seconds % length // part} {smaller}"
-    return f"{seconds} s"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +15,15 @@ from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
 from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
-from utils.dashboard import Dashboard
 from utils.devices import describe_device
 from utils.files import sole_writer
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
-from utils.pictures import image_grid, save_png
 from utils.run_folder import VQGAN, RunFolder
-from utils.run_log import RunLog, tell, tell_duration
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
+from utils.stopwatch import Stopwatch
+from utils.training_report import TrainingReport
 from utils.training_start import first_step
 
 
@@ -44,7 +41,7 @@ class Trainer(Protocol):
 
 
 class TrainingRun:
-    """Log, dashboard, pictures and checkpoints of one run. Use it in a `with` block."""
+    """Steps, checkpoints and report of one run. Use it in a `with` block."""
 
     def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer) -> None:
         """Bring the trainer to where the run starts, then open the run's files: a refusal leaves them as they were."""
@@ -62,18 +59,13 @@ class TrainingRun:
         self._signals = Signals()
         self._unfinished = self.folder.unfinished_steps(kind)
         kept = self.start if self.start and self.folder.metrics.exists() else None
-        self._log = RunLog(self.folder.log, self.folder.metrics, resume_step=kept)
-        self.say = self._log.say
-        save(settings, self.folder.hparams)
-        self._dashboard = Dashboard(
-            settings.run.log_dir,
-            self.folder.dashboard,
-            settings.run.visdom_server,
-            settings.run.visdom_port,
-            warn=self.say,
-            resume_step=kept,
+        self._report = TrainingReport(
+            settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
         )
-        self._clock = (time.monotonic(), self.start)
+        self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
+        save(settings, self.folder.hparams)
+        self._watch = Stopwatch(trainer.device)
+        self._logged = self.start
 
     def __enter__(self) -> TrainingRun:
         self._open.enter_context(self._signals)
@@ -82,30 +74,27 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._dashboard.close()
-        self._log.close()
+        self._report.close()
         self._open.close()
 
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
-        """First lines of the log: settings, device, precision, sizes, and where the run begins."""
+        """First lines of the log: what runs where, on what, from where; then the settings."""
         parameters = sum(p.numel() for p in trainer.models()[False].parameters()) / 1e6
-        precision = "float32" if amp_dtype is None else f"mixed precision ({str(amp_dtype).removeprefix('torch.')})"
-        training = self.settings.training
-        self.say(describe(self.settings))
-        self.say(f"{self.kind}: {parameters:.2f} M parameters, {describe_device(trainer.device)}, {precision}")
-        self.say(data)
+        begin = f"continuing after step {self.start}" if self.start else "starting"
+        facts = {
+            "run": f"{self.kind} on {self.settings.run.dataset}, in {self.folder.path}",
+            "device": describe_device(trainer.device),
+            "precision": "float32" if amp_dtype is None else f"mixed ({str(amp_dtype).removeprefix('torch.')})",
+            "parameters": f"{parameters:.2f} M",
+            "data": data,
+            "steps": f"{begin}, {max(0, self.end - self.start)} steps to do",
+        }
+        self.say("\n".join(f"{name:<12}{fact}" for name, fact in facts.items()))
         for note in self._notes:
             self.say(note)
-        if self._unfinished and training.resume:
+        if self._unfinished and self.settings.training.resume:
             self.say(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
-        begin = f"continuing after step {self.start}" if self.start else "starting"
-        self.say(f"{begin}, {max(0, self.end - self.start)} steps to do; run folder {self.folder.path}")
-
-    def baselines(self, values: Mapping[str, float]) -> None:
-        """Write what the run's figures are to be compared with."""
-        self.say(tell(values))
-        if not self.settings.training.resume:
-            self._log.record(self.start, "codes", values)
+        self.say(describe(self.settings))
 
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
@@ -150,19 +139,25 @@ class TrainingRun:
             return state
         raise problems[0]
 
-    def steps(self) -> Iterator[int]:
-        """The steps to do; each is the number of updates before it.
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The steps to do, each with its batch; a step is the number of updates before it.
 
         Raises:
             SystemExit: a signal asked the run to stop, and its last step is saved.
         """
-        self._clock = (time.monotonic(), self.start)
+        self._report.begin()
+        self._watch.start()
+        source = iter(batches)
         for step in range(self.start, self.end):
-            yield step
+            batch = next(source)
+            self._watch.mark("data")
+            yield step, batch
+            self._watch.mark("other")
+            self._report.stepped()
             done, stop = step + 1, self._signals.stop
             if stop and done < self.end:
                 script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
-                self.say(
+                self._report.warn(
                     f"stopped by {stop.name} after step {done}; continue with: "
                     f"python3 {script} --resume --log_dir {self.folder.name}"
                 )
@@ -173,7 +168,8 @@ class TrainingRun:
         return bool(every) and done % every == 0
 
     def log(self, done: int, metrics: Mapping[str, Tensor]) -> None:
-        """Enter one step's metrics; means are written every `steps_per_log` steps."""
+        """Enter the metrics of the step that was just made; means are written every `steps_per_log` steps."""
+        self._watch.mark("step")
         metrics = dict(metrics)
         skipped = metrics.pop("skipped")
         self._skipped.add(done, skipped)
@@ -182,21 +178,9 @@ class TrainingRun:
         total = self._skipped.check() if due or skipped.device.type == "cpu" else 0
         if not due:
             return
-        means = self._averages.pop()
-        now = time.monotonic()
-        rate = (done - self._clock[1]) / max(now - self._clock[0], 1e-9)
-        self._clock = (now, done)
-        left = tell_duration((self.end - done) / rate) if rate else "?"
-        shown = means | ({"skipped_updates": total} if total else {})
-        self.say(f"step {done}/{self.end}  {tell(shown)}  {rate:.3g} steps/s, {left} left")
-        self._log.record(done, "train", {**means, "skipped_updates": total, "steps_per_second": rate})
-        self._plot(done, "train", means)
-
-    def validated(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Write the result of a validation."""
-        self.say(f"step {done}/{self.end}  validation: {tell(metrics)}")
-        self._log.record(done, "val", metrics)
-        self._plot(done, "val", metrics)
+        means, _ = self._averages.pop()
+        self._report.logged(done, means, steps=done - self._logged, seconds=self._watch.pop(), skipped=total)
+        self._logged = done
 
     def picture_due(self, done: int) -> bool:
         """Whether a picture is to be shown or written after `done` updates."""
@@ -206,21 +190,14 @@ class TrainingRun:
     def picture(self, done: int, name: str, images: Tensor, columns: int = 8) -> None:
         """Show and write images [n,C,H,W], uint8 or in [0,1], as far as each is due."""
         training = self.settings.training
-        grid = image_grid(images, columns)
-        if self.due(training.steps_per_display_output, done):
-            self._dashboard.images(name, grid, title=f"{name}, step {done}")
-        if self.due(training.steps_per_save_output, done):
-            try:
-                self._save_picture(done, name, images, grid)
-            except OSError as error:
-                self.say(f"step {done}/{self.end}  WARNING: picture not written ({error.strerror}); the run goes on")
-
-    def _save_picture(self, done: int, name: str, images: Tensor, grid: np.ndarray) -> None:
-        if self.settings.training.save_individually:
-            for number, image in enumerate(images):
-                save_png(self.folder.images / f"{name}_{done}_{number}.png", image_grid(image[None], 1))
-        else:
-            save_png(self.folder.images / f"{name}_{done}.png", grid)
+        self._report.picture(
+            done,
+            name,
+            images,
+            columns,
+            display=self.due(training.steps_per_display_output, done),
+            save=self.due(training.steps_per_save_output, done),
+        )
 
     def save_if_due(self, done: int, trainer: Trainer) -> None:
         """Save the step every `steps_per_checkpoint` steps, when a signal asks for it, and always the last one.
@@ -245,9 +222,9 @@ class TrainingRun:
                 raise RunError(
                     f"{problem}: make room there, then --resume goes on from the newest saved step"
                 ) from None
-            self.say(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
+            self._report.warn(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
             return
-        self.say(f"step {done}/{self.end}  saved {self.folder.model_file(self.kind, done)}")
+        self.say(f"{self._report.at(done)}  saved {self.folder.model_file(self.kind, done)}")
         self._clean_up(done)
 
     def _clean_up(self, done: int) -> None:
@@ -267,12 +244,6 @@ class TrainingRun:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         self._unfinished = [step for step in self._unfinished if step > done]
-
-    def _plot(self, done: int, split: str, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._dashboard.line(
-                name, done, {split: value}, title=name.replace("_", " "), ylabel=name.replace("_", " ")
-            )
 
     def _load_optimisers(self, source: RunFolder, trainer: Trainer, step: int) -> None:
         names = {parameter: name for name, parameter in trainer.models()[False].named_parameters()}

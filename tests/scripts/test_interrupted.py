@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from utils.files import sole_writer
+from utils.training_report import TIMINGS
 
 REPO = Path(__file__).parents[2]
 STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --no_amp --ema --steps_per_log 5 --log_dir run"
@@ -40,7 +41,7 @@ def started(shell: Any, command: str) -> subprocess.Popen[str]:
 
 def metrics(shell: Any, run: str) -> list[dict]:
     lines = (shell.logs / run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
 
 
 @pytest.mark.parametrize("command", [STAGE_1, STAGE_2], ids=["stage 1", "stage 2"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from utils.dashboard import read_panes
+from utils.training_report import TIMINGS
 
 # No cadence divides 30, where the runs are interrupted.
 CADENCES = "--steps_per_log 7 --steps_per_eval 25 --steps_per_display_output 25 --ema"
@@ -100,7 +101,7 @@ def test_files_are_bit_identical(resumed: Path, name: str) -> None:
 def test_metrics_are_identical(resumed: Path, name: str) -> None:
     once, twice = (
         [
-            {key: value for key, value in json.loads(line).items() if key != "steps_per_second"}
+            {key: value for key, value in json.loads(line).items() if key not in TIMINGS}
             for line in (resumed / run / "metrics.jsonl").read_text().splitlines()
         ]
         for run in (name, f"{name}_resumed")

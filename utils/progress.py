@@ -1,0 +1,116 @@
+"""Progress of long work: a bar on a terminal, elsewhere a plain line every so often."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def say(text: str) -> None:
+    """Print a line on stdout, above any bar, at once."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def tell(metrics: Mapping[str, float]) -> str:
+    """Metrics in one aligned line."""
+    return "  ".join(
+        f"{name} {value:<9.4g}" if abs(value) < 1e5 else f"{name} {value:<9.3e}" for name, value in metrics.items()
+    ).rstrip()
+
+
+def tell_duration(seconds: float) -> str:
+    """Seconds in words: `42 s`, `3 min 20 s`, `5 h 10 min`, `9 d 4 h`."""
+    seconds = int(seconds)
+    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} {seconds % length // part} {smaller}"
+    return f"{seconds} s"
+
+
+class Progress:
+    """How far a piece of work has come, with its rate, the time left, and figures to watch. Use it in a `with` block.
+
+        with Progress("sampling", n_samples, "image", quiet=run.quiet) as progress:
+            progress.update(len(images), loss=0.3)
+
+    On a terminal it is a tqdm bar on stderr. Elsewhere `say` gets a line at the first figures or after
+    `SECONDS_BETWEEN_LINES`, then every `SECONDS_BETWEEN_LINES`, and one when all is done.
+
+    Args:
+        what: the work, as in "sampling".
+        total: how many units there are to do.
+        unit: its name in the singular, as in "image".
+        done: units that an earlier run did; they do not count for the rate.
+        quiet: show nothing.
+        say: takes the lines.
+        stream: where the bar goes, if that is a terminal; None: stderr.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        quiet: bool = False,
+        say: Callable[[str], None] = say,
+        stream: TextIO | None = None,
+    ) -> None:
+        stream = stream or sys.stderr
+        self._what, self._total, self._unit, self._done = what, total, unit, done
+        self._say = say
+        self._figures: dict[str, float] = {}
+        self._bar: tqdm | None = None
+        self._plain = not quiet and not stream.isatty()
+        if not quiet and not self._plain:
+            self._bar = tqdm(
+                desc=what, total=total, unit=f" {unit}", initial=done, file=stream, dynamic_ncols=True, smoothing=0.05
+            )
+        self._due = time.monotonic()  # of the next plain line, once there is a figure to say
+        self._last = (self._due, done)  # when and where the rate is measured from
+
+    def update(self, n: int = 1, /, **figures: float) -> None:
+        """`n` more units are done; figures stay shown until others replace them."""
+        self._done += n
+        self._figures |= figures
+        if self._bar is not None:
+            if figures:
+                self._bar.set_postfix_str(tell(self._figures), refresh=False)
+            self._bar.update(n)
+        elif self._plain and (figures or n):
+            now = time.monotonic()
+            waited = now - self._last[0] >= SECONDS_BETWEEN_LINES
+            finished = self._done >= self._total and self._last[1] < self._done
+            if finished or (now >= self._due and (waited or self._figures)):
+                self._line(now)
+
+    def close(self) -> None:
+        """End the bar; it stays to be seen."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, now: float) -> None:
+        rate = (self._done - self._last[1]) / max(now - self._last[0], 1e-9)
+        left = tell_duration((self._total - self._done) / rate) if rate else "unknown time"
+        count = f"{self._done:>{len(str(self._total))}}/{self._total}"
+        parts = (self._what, f"{count} {self._unit}s", f"{rate:.3g} {self._unit}s/s", f"{left} left")
+        self._say("  ".join((*parts, tell(self._figures))).rstrip())
+        self._last = (now, self._done)
+        self._due = now + SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
