@@ -153,7 +153,6 @@ class TrainingRun:
             self._watch.mark("data")
             yield step, batch
             self._watch.mark("other")
-            self._report.stepped()
             done, stop = step + 1, self._signals.stop
             if stop and done < self.end:
                 script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
@@ -170,6 +169,7 @@ class TrainingRun:
     def log(self, done: int, metrics: Mapping[str, Tensor]) -> None:
         """Enter the metrics of the step that was just made; means are written every `steps_per_log` steps."""
         self._watch.mark("step")
+        self._report.stepped()
         metrics = dict(metrics)
         skipped = metrics.pop("skipped")
         self._skipped.add(done, skipped)
