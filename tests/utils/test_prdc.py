@@ -1,0 +1,94 @@
+"""PRDC in blocks against the prdc package, which sees whole matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import prdc
+import pytest
+import torch
+from torch import Tensor
+
+from utils.prdc import _SPARE, block_count, compute_prdc
+
+NAMES = ("precision", "recall", "density", "coverage")
+
+
+def gaussian(n: int, d: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    return torch.randn((n, d), generator=torch.Generator().manual_seed(seed)) * scale + shift
+
+
+def ours(real: Tensor, fake: Tensor, k: int, **more: int) -> dict[str, float]:
+    return vars(compute_prdc(real, fake, k, **more))
+
+
+def check_against_package(real: Tensor, fake: Tensor, k: int, **more: int) -> dict[str, float]:
+    got, expected = ours(real, fake, k, **more), prdc.compute_prdc(real.numpy(), fake.numpy(), k)
+    assert got == pytest.approx(expected, abs=1e-6)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k", "block"),
+    [(300, 200, 5, 3, 64), (200, 300, 40, 5, 1000), (65, 257, 3, 1, 64), (5, 6, 2, 3, 2), (500, 400, 2048, 3, 128)],
+)
+def test_equal_to_the_package(n: int, m: int, d: int, k: int, block: int) -> None:
+    got = check_against_package(gaussian(n, d, 0), gaussian(m, d, 1, scale=0.9, shift=0.1), k, block=block)
+    assert all(0 <= got[name] <= 1 for name in NAMES if name != "density")
+
+
+def test_where_single_precision_cannot_decide() -> None:
+    """Far from the origin, in clusters, with an outlier that blows up a common error bound."""
+    centres = gaussian(20, 64, 0, scale=30, shift=500)
+    real = centres.repeat(15, 1) + gaussian(300, 64, 1, scale=1e-2)
+    fake = centres[:15].repeat(20, 1) + gaussian(300, 64, 2, scale=1e-2)
+    real[7] += 1e5
+    got = check_against_package(real, fake, 3, block=100)
+    assert got["precision"] > 0.3
+    assert got["coverage"] < 0.8
+
+
+def test_more_near_ties_than_candidates() -> None:
+    """All distances within a set are equal but for what float32 products cannot tell, so rows are searched whole."""
+    n = 8 * _SPARE
+    real, fake = (torch.eye(n) + gaussian(n, n, seed, scale=1e-6) for seed in (0, 1))
+    check_against_package(real, fake, 3, block=16)
+
+
+def test_duplicates_are_at_distance_zero() -> None:
+    real = torch.arange(8.0)[:, None].repeat(1, 3)
+    got = ours(real, real.clone(), 2)
+    assert (got["precision"], got["recall"], got["coverage"]) == (1, 1, 1)
+    same = torch.ones(6, 3)  # every radius is zero, and no distance is below it
+    assert ours(same, same.clone(), 2) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_dropped_mode_lowers_recall_and_coverage_and_noise_lowers_precision_and_density() -> None:
+    modes = gaussian(2, 16, 0, scale=20)
+    real = modes.repeat(150, 1) + gaussian(300, 16, 1)
+    whole = modes.repeat(150, 1) + gaussian(300, 16, 2)
+    dropped = modes[:1].repeat(300, 1) + gaussian(300, 16, 3)
+    good, one_mode, noisy = (ours(real, fake, 5) for fake in (whole, dropped, whole + gaussian(300, 16, 4, scale=2)))
+    assert one_mode["coverage"] < 0.6 * good["coverage"]
+    assert one_mode["recall"] < 0.6 * good["recall"]
+    assert one_mode["precision"] > 0.8 * good["precision"]
+    assert noisy["density"] < 0.5 * good["density"]
+    assert noisy["precision"] < 0.5 * good["precision"]
+
+
+def test_it_ticks_as_often_as_it_says() -> None:
+    ticks: list[None] = []
+    compute_prdc(gaussian(100, 4, 0), gaussian(70, 4, 1), 3, block=32, tick=lambda: ticks.append(None))
+    assert len(ticks) == block_count(100, 70, 32) == 10 + 6 + 12
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [
+        (torch.zeros(10, 3), torch.zeros(10, 4)),
+        (torch.zeros(3, 3), torch.zeros(10, 3)),
+        (torch.zeros(10, 3), torch.full((10, 3), np.nan)),
+    ],
+)
+def test_what_cannot_be_compared(real: Tensor, fake: Tensor) -> None:
+    with pytest.raises(ValueError):
+        compute_prdc(real, fake, 3)
