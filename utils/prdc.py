@@ -169,7 +169,7 @@ def _squared_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 def _rounded(squared: Tensor) -> Tensor:
     """As the prdc package rounds: squared distances, then distances, in float32."""
-    return squared.float().sqrt()
+    return squared.float().double().sqrt().float()  # torch's root of float32 itself may be a bit off
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:

@@ -1,6 +1,6 @@
 """Time and memory of PRDC at the paper's size, and its agreement with the prdc package where that fits.
 
-    python benchmarks/prdc.py --n 50000 --d 2048 --out benchmarks/results/prdc_50000x2048.json
+    python benchmarks/measure_prdc.py --n 50000 --d 2048 --out benchmarks/results/prdc_50000x2048.json
 
 Features are drawn from a Gaussian whose variances fall as 1/i, as those of trained networks do.
 """
