@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
+from typing import Literal
 
 from hparams.errors import UserError
 from hparams.experiments import CheckpointSource, FeatureSettings
@@ -41,12 +42,15 @@ def check(stage: Stage) -> None:
         check_vqgan(vqgan, groups["autoencoder"])
     if sampling := groups.get("sampling"):
         check_sampling(sampling, groups["prior"])
-    if source := groups.get("source"):
+    images_from = image_source(stage)
+    if (source := groups.get("source")) and images_from in ("prior", "latents"):
         check_source(source, stage.run)
-    if checkpoint := groups.get("checkpoint"):
+    if (checkpoint := groups.get("checkpoint")) and images_from == "prior":
         check_checkpoint(checkpoint, stage.run)
     if features := groups.get("features"):
         check_features(features)
+    if images_from == "prior" and (drawn := groups.get("sampling") or groups.get("reconstruction")) and drawn.n_samples:
+        check_image_count(stage, drawn.n_samples, "--n_samples")
 
 
 def check_sizes(stage: Stage) -> None:
@@ -189,6 +193,35 @@ def check_features(features: FeatureSettings) -> None:
     """Only networks with trained weights read a file of them."""
     if features.features == "r64" and features.feature_weights:
         raise UserError("--feature_weights is not used with --features r64, whose weights are fixed: leave it out")
+
+
+def image_source(stage: Stage) -> Literal["prior", "latents", "images", "features"]:
+    """Where an experiment's generated images come from; only the first two need trained models."""
+    groups = vars(stage)
+    flags: dict[Literal["latents", "images", "features"], tuple[str, str | None]] = {}
+    if generated := groups.get("generated"):
+        flags["latents"] = ("--latents_path", generated.latents_path)
+        flags["images"] = ("--fake_images_path", generated.fake_images_path)
+    if prdc := groups.get("prdc"):
+        flags["features"] = ("--fake_feats", prdc.fake_feats)
+    given = {source: flag for source, (flag, path) in flags.items() if path}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given.values())} both say what to compare: leave one of them out")
+    return next(iter(given), "prior")
+
+
+def check_image_count(stage: Stage, images: int, where: str) -> None:
+    """There are enough images for KID's subsets, and for every image's neighbours."""
+    groups = vars(stage)
+    if (kid := groups.get("kid")) and kid.kid_subsets and kid.kid_subset_size > images:
+        raise UserError(
+            f"--kid_subset_size {kid.kid_subset_size} is more than the {images} images of {where}: "
+            f"use {images} or fewer, or --kid_subsets 0 for no KID"
+        )
+    if (prdc := groups.get("prdc")) and prdc.nearest_k >= images:
+        raise UserError(
+            f"--nearest_k {prdc.nearest_k} is not less than the {images} images of {where}: use more images"
+        )
 
 
 def _check_apart(flag: str, folder: str, run: RunSettings) -> None:

@@ -91,6 +91,10 @@ TABLES: Mapping[str, Table] = {
     "autoregressive": _PRIOR,
     "autoregressive_training": _PRIOR_TRAINING,
     "experiment": Table(rows={"toy_churches": _TOY_EXPERIMENT}),
+    # Folders are compared as a whole, LSUN's data sets by their training images, as published.
+    "metric": Table(base={"split": "train"}, rows={"ffhq": {"split": "all"}, "custom": {"split": "all"}}),
+    "metric_samples": Table(base={"n_samples": 50_000}, rows={"toy_churches": {"n_samples": 500}}),
+    "kid": Table(rows={"toy_churches": {"kid_subset_size": 200}}),
     "features": Table(base={"features": "inception"}, rows={"toy_churches": {"features": "r64"}}),
 }
 

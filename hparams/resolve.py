@@ -5,7 +5,8 @@ A flag that was not typed never overrides anything. Which saved run feeds what:
 - ``--resume``: the run's own folder feeds everything but its own name.
 - training with ``--load_step``: ``load_dir`` feeds the architecture that it trains and the data set.
 - experiments: ``load_dir`` feeds prior, autoencoder, data set and which autoencoder to load.
-- ``ae_load_dir`` feeds the autoencoder, and wins over the others there.
+- ``ae_load_dir`` feeds the autoencoder, and wins over the others there; for an experiment without ``load_dir`` it feeds
+  the data set too.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
     ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
     if ae_folder and AutoencoderSource in groups:
         ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
-        values |= _only(_of_run(logs / ae_folder, VQGANStage), settings, (AutoencoderSettings,), data=frozenset())
+        data = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
+        values |= _only(_of_run(logs / ae_folder, VQGANStage), settings, (AutoencoderSettings,), data)
     return values
 
 

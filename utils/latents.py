@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,11 @@ from utils.batches import eval_batches
 from utils.building import open_data
 from utils.datasets import ImageData, Split
 from utils.evaluation import evaluating
-from utils.files import exclusive, sync_folder
+from utils.files import exclusive
+from utils.growing_array import growing_array
 from utils.run_folder import RunFolder
 
-SAVE_EVERY = 50  # batches between two notes of how far the encoding has come
+BATCHES_PER_LINE = 50
 
 
 def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
@@ -59,6 +59,11 @@ def cached_latents(
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def ids_dtype(codebook_size: int) -> np.dtype:
+    """The smallest type for codes, of those that every library reads."""
+    return np.min_scalar_type(codebook_size - 1) if codebook_size <= 2**16 else np.dtype(np.int32)
+
+
 def _encode(
     path: Path,
     autoencoder: VQAutoEncoder,
@@ -69,42 +74,21 @@ def _encode(
     say: Callable[[str], None],
 ) -> None:
     h, w = autoencoder.latent_size
-    codebook_size = len(autoencoder.quantize.codebook)
-    dtype = np.min_scalar_type(codebook_size - 1) if codebook_size <= 2**16 else np.dtype(np.int32)
+    dtype = ids_dtype(len(autoencoder.quantize.codebook))
     shape = (len(data) * (2 if flip else 1), h * w)
-    partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress.json")
-    done = _resume_at(partial, progress, shape, dtype)
-    codes = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=dtype, shape=shape)
     device = next(autoencoder.parameters()).device
-
-    with evaluating(autoencoder):
-        for number, batch in enumerate(eval_batches(data, batch_size, num_workers, start=done), start=1):
+    with evaluating(autoencoder), growing_array(path, shape, dtype) as codes:
+        for number, batch in enumerate(eval_batches(data, batch_size, num_workers, start=codes.done), start=1):
             images = batch.to(device).float() / 255
-            codes[done : done + len(batch)] = autoencoder.encode(images).cpu().numpy()
+            stop = codes.done + len(batch)
+            codes.values[codes.done : stop] = autoencoder.encode(images).cpu().numpy()
             if flip:
-                codes[len(data) + done : len(data) + done + len(batch)] = (
+                codes.values[len(data) + codes.done : len(data) + stop] = (
                     autoencoder.encode(images.flip(-1)).cpu().numpy()
                 )
-            done += len(batch)
-            if number % SAVE_EVERY == 0 and done < len(data):
-                codes.flush()
-                progress.write_text(json.dumps({"done": done}))
-                say(f"encoded {done} of {len(data)} images")
-    codes.flush()
-    del codes
-    partial.replace(path)
-    sync_folder(path.parent)
-    progress.unlink(missing_ok=True)
-
-
-def _resume_at(partial: Path, progress: Path, shape: tuple[int, int], dtype: np.dtype) -> int:
-    """How many images of an interrupted encoding are safe on disk."""
-    try:
-        done = int(json.loads(progress.read_text())["done"])
-        codes = np.load(partial, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return done if codes.shape == shape and codes.dtype == dtype else 0
+            codes.advance(len(batch))
+            if number % BATCHES_PER_LINE == 0 and stop < len(data):
+                say(f"encoded {stop} of {len(data)} images")
 
 
 def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from hparams.checks import latent_shape, run_folder
 from hparams.errors import UserError
-from hparams.experiments import FeatureExperiment, SamplesExperiment
+from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
 
@@ -15,7 +15,9 @@ BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
     PriorStage: {"dataset": "churches", "ae_load_dir": "ae"},
     SamplesExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    FeatureExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
+    FIDExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
+    PRDCExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
+    ReconstructionExperiment: {"dataset": "churches", "ae_load_dir": "ae"},
 }
 
 
@@ -75,7 +77,22 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (SamplesExperiment, {"load_dir": None}, "--load_dir is required: name the run folder of the trained prior"),
         (SamplesExperiment, {"log_dir": "prior/"}, "--log_dir prior is also --load_dir: use another --log_dir"),
         (SamplesExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
-        (FeatureExperiment, {"feature_weights": "x"}, "--feature_weights is not used with --features r64"),
+        (FIDExperiment, {"feature_weights": "x"}, "--feature_weights is not used with --features r64"),
+        (
+            FIDExperiment,
+            {"n_samples": 100},
+            "--kid_subset_size 200 is more than the 100 images of --n_samples: use 100 or fewer, or --kid_subsets 0",
+        ),
+        (
+            FIDExperiment,
+            {"latents_path": "x.npy", "fake_images_path": "y"},
+            "--latents_path and --fake_images_path both say what to compare: leave one of them out",
+        ),
+        (FIDExperiment, {"latents_path": "x.npy", "ae_load_dir": None}, "--ae_load_dir is required"),
+        (PRDCExperiment, {"n_samples": 3}, "--nearest_k 3 is not less than the 3 images of --n_samples: use more"),
+        (PRDCExperiment, {"fake_feats": "x", "latents_path": "y"}, "--latents_path and --fake_feats both say"),
+        (ReconstructionExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
+        (ReconstructionExperiment, {"n_samples": 999}, "--kid_subset_size 1000 is more than the 999 images"),
     ],
 )
 def test_misfits_name_flag_and_fix(
@@ -130,3 +147,13 @@ def test_run_folders_never_leave_logs(name: str, flag: str, tmp_path: Path) -> N
 def test_device_spellings(tmp_path: Path) -> None:
     for device in ("auto", "cpu", "cuda", "cuda:1"):
         assert resolve(VQGANStage, {"dataset": "churches", "device": device}, logs=tmp_path).run.device == device
+
+
+def test_what_is_given_needs_no_trained_models(tmp_path: Path) -> None:
+    for stage_class, typed in (
+        (FIDExperiment, {"fake_images_path": "folder"}),
+        (FIDExperiment, {"latents_path": "codes.npy", "ae_load_dir": "ae"}),
+        (PRDCExperiment, {"fake_feats": "features.npy"}),
+        (FIDExperiment, {"kid_subsets": 0, "n_samples": 2, "ae_load_dir": "ae", "load_dir": "prior"}),
+    ):
+        resolve(stage_class, {"dataset": "churches", **typed}, logs=tmp_path)

@@ -10,13 +10,20 @@ import pytest
 
 from hparams.cli import parse, run_script
 from hparams.errors import UserError
-from hparams.experiments import FeatureExperiment, SamplesExperiment
+from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
 from hparams.saved import save
 from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
+STAGES: list[type[Stage]] = [
+    VQGANStage,
+    PriorStage,
+    SamplesExperiment,
+    FIDExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
 

@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import FeatureExperiment, SamplesExperiment
+from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.fields import Setting, as_text, from_text, settings_of
 from hparams.presets import DATASETS, TABLES, preset
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
+STAGES: list[type[Stage]] = [
+    VQGANStage,
+    PriorStage,
+    SamplesExperiment,
+    FIDExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+]
 
 
 def allowed(setting: Setting, value: object) -> bool:

@@ -7,7 +7,13 @@ import pytest
 import yaml
 
 from hparams.errors import UserError
-from hparams.experiments import FeatureExperiment, SamplesExperiment
+from hparams.experiments import (
+    FIDExperiment,
+    PRDCExperiment,
+    PriorExperiment,
+    ReconstructionExperiment,
+    SamplesExperiment,
+)
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve
 from hparams.saved import save, to_flat
@@ -228,17 +234,27 @@ def test_other_derived_values(logs: Path) -> None:
 def test_nothing_is_left_underived(logs: Path) -> None:
     may_be_none = {
         "custom_dataset_path", "load_dir", "perceptual_weights_file", "ae_load_step", "load_step", "ema",
-        "feature_weights",
+        "feature_weights", "latents_path", "fake_images_path", "real_feats", "fake_feats", "lpips_weights",
     }  # fmt: skip
-    stages: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, FeatureExperiment]
+    stages: list[type[Stage]] = [
+        VQGANStage,
+        PriorStage,
+        SamplesExperiment,
+        FIDExperiment,
+        PRDCExperiment,
+        ReconstructionExperiment,
+    ]
     for stage_class in stages:
         typed: dict[str, Any] = {"dataset": "ffhq"}
         if stage_class is not VQGANStage:
             typed["ae_load_dir"] = "ae"
-        if stage_class not in (VQGANStage, PriorStage):
+        if issubclass(stage_class, PriorExperiment):
             typed["load_dir"] = "prior"
         flat = to_flat(resolve(stage_class, typed, logs=logs))
-        assert {name for name, value in flat.items() if value is None} <= may_be_none
+        unsettled = {name for name, value in flat.items() if value is None}
+        if stage_class is ReconstructionExperiment:
+            unsettled.remove("n_samples")  # all of the split
+        assert unsettled <= may_be_none
 
 
 def test_unknown_names_are_the_programmers_error(logs: Path) -> None:
