@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.categorical import image_generators
-from models.diffusion import DiffusionLoss, diffusion_loss
+from models.diffusion import DiffusionLoss, masked_cross_entropy, objective
 from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.transformer import Transformer
 
@@ -42,21 +43,25 @@ class AbsorbingDiffusion(nn.Module):
     def losses(
         self, x_0: Tensor, t: Tensor, mask: Tensor, loss_type: str, reweighting: str = "published"
     ) -> DiffusionLoss:
-        """Objective and bound of codes x_0 [B,N] at times t [B] and masks [B,N]; see `diffusion_loss`."""
-        return diffusion_loss(
-            self.logits,
-            x_0,
+        """Objective and bound of codes x_0 [B,N] at times t [B] and masks [B,N]; see `models.diffusion`."""
+        x_t = x_0.masked_fill(mask, self.mask_id)
+        if x_0.is_cuda:  # one shape whatever is masked, and no wait to learn how much is
+            cross_entropy = masked_cross_entropy(self.logits(x_t), x_0, mask)
+        else:
+            nats = F.cross_entropy(self._denoise_fn(x_t, mask), x_0[mask], reduction="none")
+            cross_entropy = nats.new_zeros(mask.shape).masked_scatter(mask, nats).sum(1)
+        return objective(
+            cross_entropy,
             t,
             mask,
             total_steps=self.total_steps,
-            mask_id=self.mask_id,
             loss_type=loss_type,
             reweighting=reweighting,
         )
 
     def logits_at(self, x_t: Tensor, places: Tensor) -> Tensor:
         """Logits of x_0 at some places alone: x_t [B,N], places [B,m] int64 → [B,m,K] float32."""
-        return self.logits(x_t).gather(1, places.unsqueeze(2).expand(-1, -1, self.mask_id))
+        return self._denoise_fn.logits_at(x_t, places)
 
     def samples(
         self,

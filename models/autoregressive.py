@@ -29,7 +29,7 @@ class AutoregressivePrior(nn.Module):
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids [B,N] int64 in 0..K-1 → logits [B,N,K] float32; place i is predicted from the ids before it."""
-        return self.net.next_logits(ids[:, :-1])[0]
+        return self.net.next_logits(ids[:, :-1])
 
     def losses(self, ids: Tensor) -> Tensor:
         """−log2 p(ids), bits per token: ids [B,N] → [B]."""
@@ -44,7 +44,7 @@ class AutoregressivePrior(nn.Module):
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
         while batch := list(itertools.islice(numbers, batch_size)):
             uniforms = torch.stack(batch).to(self.net.pos_emb.device)
-            yield from sample_autoregressive(self.net, uniforms, temp=temp)
+            yield from sample_autoregressive(self.net, uniforms, temp=temp, static=uniforms.is_cuda)
 
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, batch_size: int = 64

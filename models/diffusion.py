@@ -54,8 +54,9 @@ def sample_mask(t: Tensor, total_steps: int, tokens: int, schedule: str, generat
 
 def masked_cross_entropy(logits: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
     """−log p(x_0 | x_t) summed over the masked places: [B,N,K], [B,N], [B,N] bool → [B] nats."""
-    target = x_0.masked_fill(~mask, -1)
-    return F.cross_entropy(logits.transpose(1, 2).float(), target, ignore_index=-1, reduction="none").sum(1)
+    target = x_0.masked_fill(~mask, -1).flatten()
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), target, ignore_index=-1, reduction="none")
+    return nats.view(x_0.shape).sum(1)
 
 
 def diffusion_loss(
@@ -74,7 +75,14 @@ def diffusion_loss(
     x_0: [B,N] int64 in 0..K-1; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for `reweighted_elbo` alone.
     """
     cross_entropy = masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask)
-    per_token = cross_entropy / (math.log(2) * x_0.shape[1])
+    return objective(cross_entropy, t, mask, total_steps=total_steps, loss_type=loss_type, reweighting=reweighting)
+
+
+def objective(
+    cross_entropy: Tensor, t: Tensor, mask: Tensor, *, total_steps: int, loss_type: str, reweighting: str = "published"
+) -> DiffusionLoss:
+    """Objective and bound of a cross entropy [B], summed over the masked places, nats; t [B], mask [B,N] bool."""
+    per_token = cross_entropy / (math.log(2) * mask.shape[1])
     vb_loss = per_token * total_steps / t
     if loss_type == "elbo":
         loss = vb_loss

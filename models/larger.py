@@ -82,7 +82,7 @@ def larger_trajectory(
     """Fill a grid x [B,H,W] int64 whose tokens are `mask_id` where unknown; yields it, [B,H,W], after each step.
 
     order: `raster` fills one place a step, row by row, as published (with stride 1); `random` reveals each masked token
-    with probability 1/s for s = steps … 1, like `sample_diffusion`. What comes from softmax(log mixture / temp) is
+    with probability 1/s for s = steps … 1, like `diffusion_trajectory`. What comes from softmax(log mixture / temp) is
     drawn. start: steps that were done before, to go on from the grid and the generator that they left.
     """
     if order not in ORDERS:

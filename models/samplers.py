@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.categorical import draw_categorical, invert_cdf
 from models.diffusion import LogitsFn
-from models.transformer import KeyValue, Transformer
+from models.transformer import Transformer
 
 
 @torch.no_grad()
@@ -37,16 +37,23 @@ def diffusion_trajectory(
 
 
 @torch.no_grad()
-def sample_autoregressive(net: Transformer, uniforms: Tensor, *, temp: float) -> Tensor:
+def sample_autoregressive(net: Transformer, uniforms: Tensor, *, temp: float, static: bool = False) -> Tensor:
     """Draw the tokens one by one in raster order, keeping keys and values of those before.
 
-    uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. Returns [B,N] int64.
+    uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. `static`: with the same
+    shapes at every place, for compiled code. Returns [B,N] int64.
     """
-    ids = torch.empty((len(uniforms), 0), dtype=torch.int64, device=uniforms.device)
-    new = ids
-    past: list[KeyValue] | None = None
-    for place in range(uniforms.shape[1]):
-        logits, past = net.next_logits(new, past)
-        new = invert_cdf(logits[:, -1], temp, uniforms[:, place]).unsqueeze(1)
-        ids = torch.cat([ids, new], dim=1)
+    batch, tokens = uniforms.shape
+    ids = torch.empty((batch, tokens), dtype=torch.int64, device=uniforms.device)
+    cache = net.new_cache(batch)
+    logits = net.next_logits(ids[:, :0], cache)
+    for place in range(tokens):
+        ids[:, place] = invert_cdf(logits[:, -1], temp, uniforms[:, place])
+        if place + 1 == tokens:
+            break
+        new = ids[:, place : place + 1]
+        if static:
+            logits = net.following_logits(new, torch.tensor([place + 1]).to(ids.device, non_blocking=True), cache)
+        else:
+            logits = net.next_logits(new, cache)
     return ids

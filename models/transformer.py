@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import attention
 
-KeyValue = tuple[Tensor, Tensor]  # keys and values of the places seen so far, each [B,heads,n,D/heads]
+
+class LayerCache:
+    """One layer's keys and values, each [B,heads,N,D/heads], with room for every place from the start."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+
+    def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Enter n places from `start` on; returns all up to the last of them."""
+        stop = start + k.shape[2]
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = k, v
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def put(self, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Enter the place [1] int64; returns the whole of the buffers, so that no shape depends on the place."""
+        return self.keys.index_copy_(2, place, k), self.values.index_copy_(2, place, v)
+
+
+class KeyValueCache:
+    """Keys and values of the places seen so far, layer by layer."""
+
+    def __init__(self, layers: list[LayerCache]) -> None:
+        self.layers = layers
+        self.length = 0  # places entered so far
 
 
 class SelfAttention(nn.Module):
@@ -29,19 +55,42 @@ class SelfAttention(nn.Module):
         if causal:  # part of published autoregressive checkpoints
             self.register_buffer("mask", torch.tril(torch.ones(block_size, block_size))[None, None])
 
-    def forward(self, x: Tensor, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """x: [B,n,D]; past: keys and values of the places before (causal only). Returns [B,n,D] and the longer past."""
-        b, n, d = x.shape
+    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0) -> Tensor:
+        """[B,n,D] → [B,n,D]. With a cache (causal only) x are the places from `start` on, and see those before too.
+
+        `start` as a tensor [1] int64, for a single place, keeps every shape the same from place to place.
+        """
         # One product for all three; the parameters stay apart, as the published files have them.
-        layers = (self.query, self.key, self.value)
-        qkv = F.linear(x, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
-        q, k, v = qkv.view(b, n, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4).unbind(0)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        q, k, v = self._project(x, self.query, self.key, self.value)
+        visible = None
+        if isinstance(start, Tensor):
+            assert cache is not None
+            k, v = cache.put(k, v, start)
+            visible = torch.arange(k.shape[2], device=x.device)[None] <= start
+        elif cache is not None:
+            k, v = cache.extend(k, v, start)
+        return self._merge(q, k, v, visible)
+
+    def at(self, x: Tensor, places: Tensor) -> Tensor:
+        """What a bidirectional `forward` gives at some places alone: x [B,n,D], places [B,m] → [B,m,D]."""
+        k, v = self._project(x, self.key, self.value)
+        (q,) = self._project(pick(x, places), self.query)
+        return self._merge(q, k, v)
+
+    def _project(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+        """Each layer's projection of x [B,n,D], by one product, heads apart: [B,heads,n,D/heads]."""
+        weight, bias = (
+            (layers[0].weight, layers[0].bias)
+            if len(layers) == 1
+            else (torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+        )
+        parts = F.linear(x, weight, bias).unflatten(2, (len(layers), self.n_head, -1))
+        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _merge(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0
-        y = attention(q, k, v, causal=self.causal, dropout=dropout)
-        y = y.transpose(1, 2).reshape(b, n, d)
-        return self.resid_drop(self.proj(y)), (k, v)
+        y = attention(q, k, v, causal=self.causal and visible is None, visible=visible, dropout=dropout)
+        return self.resid_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 
 class Block(nn.Module):
@@ -58,11 +107,20 @@ class Block(nn.Module):
             nn.Linear(n_emb, 4 * n_emb), nn.GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
         )
 
-    def forward(self, x: Tensor, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """x: [B,n,D]; see `SelfAttention`."""
-        attended, present = self.attn(self.ln1(x), past)
-        x = x + attended
-        return x + self.mlp(self.ln2(x)), present
+    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0) -> Tensor:
+        """[B,n,D] → [B,n,D]; see `SelfAttention`."""
+        x = x + self.attn(self.ln1(x), cache, start)
+        return x + self.mlp(self.ln2(x))
+
+    def at(self, x: Tensor, places: Tensor) -> Tensor:
+        """What a bidirectional `forward` gives at some places alone: x [B,n,D], places [B,m] → [B,m,D]."""
+        y = pick(x, places) + self.attn.at(self.ln1(x), places)
+        return y + self.mlp(self.ln2(y))
+
+
+def pick(x: Tensor, places: Tensor) -> Tensor:
+    """x [B,n,D] at places [B,m] int64: [B,m,D]."""
+    return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 class Transformer(nn.Module):
@@ -94,31 +152,62 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, codebook_size, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Bidirectional: ids [B,n] int64 → logits [B,n,K] float32."""
-        return self._run(self.tok_emb(ids))[0]
+    def forward(self, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Bidirectional: ids [B,n] int64 → logits [B,n,K] float32, or [M,K] of the M places of `chosen` [B,n] bool."""
+        x = self._embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self._predict(x if chosen is None else x[chosen])
 
-    def next_logits(self, ids: Tensor, past: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
+    def logits_at(self, ids: Tensor, places: Tensor) -> Tensor:
+        """What `forward` gives at some places alone: ids [B,n], places [B,m], both int64 → [B,m,K] float32."""
+        x = self._embed(ids)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self._predict(cast(Block, self.blocks[-1]).at(x, places))
+
+    def new_cache(self, batch: int) -> KeyValueCache:
+        """An empty cache for `next_logits`, in the type of the ambient autocast."""
+        _, places, width = self.pos_emb.shape
+        heads, device = cast(Block, self.blocks[0]).attn.n_head, self.pos_emb.device
+        amp = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if amp else self.pos_emb.dtype
+        shape = (batch, heads, places, width // heads)
+        return KeyValueCache([LayerCache(shape, dtype, device) for _ in self.blocks])
+
+    def next_logits(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Causal: logits of the places that follow the start token and `ids`.
 
-        ids: [B,n] int64. Without `past` the start token enters first, and the logits [B,n+1,K] are those of places
-        0..n. With the `past` of an earlier call, ids continue it, and the logits [B,n,K] are those of the n places
-        that follow. Returns the logits (float32) and the longer past.
+        ids: [B,n] int64. Without a cache, or with an empty one, the start token enters first, and the logits
+        [B,n+1,K] are those of places 0..n. With a cache that earlier calls filled, ids continue it, and the logits
+        [B,n,K] are those of the n places that follow. A cache is filled further, and only without gradients.
         """
-        x = self.tok_emb(ids)
-        if past is None:
-            x = torch.cat([self.start_tok.to(x.dtype).expand(ids.shape[0], -1, -1), x], dim=1)
-        return self._run(x, past)
-
-    def _run(self, x: Tensor, past: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
-        start = 0 if past is None else past[0][0].shape[2]
-        if start + x.shape[1] > self.pos_emb.shape[1]:
-            raise ValueError(
-                f"{start + x.shape[1]} tokens do not fit the {self.pos_emb.shape[1]} positions of this model"
-            )
-        x = self.drop(x + self.pos_emb[:, start : start + x.shape[1]])
-        present = []
+        start = cache.length if cache else 0
+        x = self._embed(ids, start, start_token=start == 0)
         for layer, block in enumerate(self.blocks):
-            x, keys_values = block(x, None if past is None else past[layer])
-            present.append(keys_values)
-        return self.head(self.ln_f(x)).float(), present
+            x = block(x, cache.layers[layer], start) if cache else block(x)
+        if cache:
+            cache.length = start + x.shape[1]
+        return self._predict(x)
+
+    def following_logits(self, ids: Tensor, place: Tensor, cache: KeyValueCache) -> Tensor:
+        """`next_logits` of one code each, with the same shapes at every place: what compiled code wants.
+
+        ids: [B,1] int64 at place [1] int64 of the sequence that begins with the start token. Returns [B,1,K].
+        """
+        x = self.drop(self.tok_emb(ids) + self.pos_emb[:, place])
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, layer, place)
+        return self._predict(x)
+
+    def _embed(self, ids: Tensor, start: int = 0, *, start_token: bool = False) -> Tensor:
+        x = self.tok_emb(ids)
+        if start_token:
+            x = torch.cat([self.start_tok.to(x.dtype).expand(ids.shape[0], -1, -1), x], dim=1)
+        stop = start + x.shape[1]
+        if stop > self.pos_emb.shape[1]:
+            raise ValueError(f"{stop} tokens do not fit the {self.pos_emb.shape[1]} positions of this model")
+        return self.drop(x + self.pos_emb[:, start:stop])
+
+    def _predict(self, x: Tensor) -> Tensor:
+        return self.head(self.ln_f(x)).float()

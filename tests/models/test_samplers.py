@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.autoregressive import AutoregressivePrior
 from models.categorical import image_generators, invert_cdf
-from models.samplers import diffusion_trajectory
+from models.samplers import diffusion_trajectory, sample_autoregressive
 from models.transformer import Transformer
 
 CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
@@ -86,24 +86,29 @@ def small_transformer() -> Transformer:
     return net.eval()
 
 
+@torch.no_grad()
 def test_cached_keys_and_values_give_the_logits_of_the_whole_prefix() -> None:
     net = small_transformer()
     ids = torch.randint(7, (3, 6), generator=seeded())
     whole = AutoregressivePrior(net).logits(ids)
-    logits, past = net.next_logits(ids[:, :0])
-    steps = [logits]
+    cache, static = net.new_cache(3), net.new_cache(3)
+    steps = [net.next_logits(ids[:, :0], cache)]
+    static_steps = [net.next_logits(ids[:, :0], static)]
     for place in range(5):
-        logits, past = net.next_logits(ids[:, place : place + 1], past)
-        steps.append(logits)
+        new = ids[:, place : place + 1]
+        steps.append(net.next_logits(new, cache))
+        static_steps.append(net.following_logits(new, torch.tensor([place + 1]), static))
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(static_steps, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_the_past_is_continued_by_several_codes_at_once() -> None:
+@torch.no_grad()
+def test_a_cache_is_continued_by_several_codes_at_once() -> None:
     net = small_transformer()
     ids = torch.randint(7, (3, 5), generator=seeded())
-    first, past = net.next_logits(ids[:, :2])
-    rest, _ = net.next_logits(ids[:, 2:], past)
-    torch.testing.assert_close(torch.cat([first, rest], dim=1), net.next_logits(ids)[0], rtol=1e-5, atol=1e-5)
+    cache = net.new_cache(3)
+    parts = [net.next_logits(ids[:, :2], cache), net.next_logits(ids[:, 2:], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), net.next_logits(ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temp", [0.8, 1.0])
@@ -113,9 +118,10 @@ def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) ->
     ids = torch.empty((50, 0), dtype=torch.int64)
     with torch.no_grad():
         for place in range(6):
-            logits = prior.net.next_logits(ids)[0][:, -1]
+            logits = prior.net.next_logits(ids)[:, -1]
             ids = torch.cat([ids, invert_cdf(logits, temp, uniforms[:, place])[:, None]], dim=1)
     assert torch.equal(prior.sample(50, generator=seeded(4), temp=temp), ids)
+    assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=temp, static=True), ids)
     assert not torch.equal(prior.sample(50, generator=seeded(5), temp=temp), ids)
 
 

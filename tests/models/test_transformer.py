@@ -86,10 +86,10 @@ def test_a_causal_place_sees_only_what_is_before_it() -> None:
 
 def test_the_first_code_is_predicted_from_the_start_token() -> None:
     net = transformer(causal=True, vocab_size=9)
-    before = net.next_logits(ids(0))[0]
+    before = net.next_logits(ids(0))
     assert before.shape == (2, 1, 9)
     torch.nn.init.normal_(net.start_tok, std=3.0)
-    assert (net.next_logits(ids(0))[0] - before).abs().max() > 1e-3
+    assert (net.next_logits(ids(0)) - before).abs().max() > 1e-3
 
 
 def test_autoregressive_loss_is_the_mean_code_length() -> None:
@@ -106,7 +106,7 @@ def test_attention_by_hand(n: int) -> None:
     q, k, v = (layer(x).view(2, n, 4, 4).transpose(1, 2) for layer in (attention.query, attention.key, attention.value))
     weights = (q @ k.transpose(-2, -1) / 2).softmax(-1)
     expected = attention.proj((weights @ v).transpose(1, 2).reshape(2, n, 16))
-    torch.testing.assert_close(attention(x)[0], expected)
+    torch.testing.assert_close(attention(x), expected)
 
 
 def test_positions_tell_places_apart() -> None:
@@ -118,9 +118,23 @@ def test_too_many_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="7 tokens do not fit the 6 positions"):
         transformer()(ids(7))
     net = transformer(causal=True, vocab_size=9)
-    _, past = net.next_logits(ids(5))  # the start token is the sixth
+    cache = net.new_cache(2)
+    net.next_logits(ids(5), cache)  # the start token is the sixth
     with pytest.raises(ValueError, match="7 tokens"):
-        net.next_logits(ids(1), past)
+        net.next_logits(ids(1), cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_chosen_places_are_those_of_all_places(dtype: torch.dtype) -> None:
+    net, x = transformer(), ids()
+    chosen = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    places = torch.tensor([[4, 0, 4], [5, 1, 2]])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        everywhere = net(x)
+        close = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.05}
+        torch.testing.assert_close(net(x, chosen), everywhere[chosen], **close)
+        picked = everywhere.gather(1, places[..., None].expand(-1, -1, 9))
+        torch.testing.assert_close(net.logits_at(x, places), picked, **close)
 
 
 @pytest.mark.parametrize("place", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
