@@ -5,7 +5,7 @@ from __future__ import annotations
 from hparams.cli import parse, run_script
 from hparams.experiments import SamplesExperiment
 from hparams.saved import describe, save
-from utils.preflight import check_autoencoder, check_output, check_prior
+from utils.preflight import check_experiment
 from utils.run_folder import RunFolder
 
 EXAMPLE = (
@@ -17,10 +17,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(SamplesExperiment, description=__doc__, example=EXAMPLE)
-    ema = settings.checkpoint.ema is not False
-    check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
-    check_autoencoder(settings.source, ema=ema)
-    check_output(settings.run)
+    check_experiment(settings)
     if settings.run.dry_run:
         print(describe(settings))
         return

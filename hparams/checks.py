@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from hparams.errors import UserError
+from hparams.experiment_checks import LPIPS_MIN_SIDES, check_larger, check_likelihood, check_neighbours
 from hparams.experiments import CheckpointSource, FeatureSettings
 from hparams.fields import as_text
 from hparams.settings import (
@@ -24,7 +25,6 @@ from hparams.settings import (
 )
 
 _GROUPS = 32  # of every GroupNorm
-_LPIPS_MIN_SIDE = 16  # smallest image that VGG16's five levels take
 
 
 def check(stage: Stage) -> None:
@@ -51,6 +51,12 @@ def check(stage: Stage) -> None:
         check_features(features)
     if images_from == "prior" and (drawn := groups.get("sampling") or groups.get("reconstruction")) and drawn.n_samples:
         check_image_count(stage, drawn.n_samples, "--n_samples")
+    if likelihood := groups.get("likelihood"):
+        check_likelihood(likelihood, groups["prior"])
+    if neighbours := groups.get("neighbours"):
+        check_neighbours(neighbours, groups["autoencoder"])
+    if larger := groups.get("larger"):
+        check_larger(larger, groups["prior"], groups["autoencoder"])
 
 
 def check_sizes(stage: Stage) -> None:
@@ -136,9 +142,9 @@ def check_vqgan(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
         deepest = (side // 3).bit_length() - 1
         fix = f"use --disc_layers {deepest} or fewer" if deepest >= 1 else "use images of at least 6 pixels"
         raise UserError(f"--disc_layers {vqgan.disc_layers} leaves nothing of --img_size {side}: {fix}")
-    if vqgan.perceptual == "lpips" and side < _LPIPS_MIN_SIDE:
+    if vqgan.perceptual == "lpips" and side < LPIPS_MIN_SIDES["vgg"]:
         raise UserError(
-            f"--perceptual lpips needs images of at least {_LPIPS_MIN_SIDE} pixels, --img_size is {side}: "
+            f"--perceptual lpips needs images of at least {LPIPS_MIN_SIDES['vgg']} pixels, --img_size is {side}: "
             "use --perceptual none"
         )
     if vqgan.perceptual_weights_file and vqgan.perceptual == "none":

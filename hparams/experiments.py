@@ -127,6 +127,90 @@ class ReconstructionSettings:
 
 
 @dataclass(frozen=True)
+class LikelihoodSettings:
+    """The bound on the likelihood of validation images, and the head that it needs."""
+
+    title: ClassVar[str] = "likelihood"
+
+    train_steps: int = setting(
+        10_000, help="updates of the log-sigma head before it is used; 0 takes it as it is", unit="steps", minimum=0
+    )
+    steps_per_eval: int = setting(
+        5_000,
+        help="updates between two evaluations of the pixel term; 0 for the last one only",
+        unit="steps",
+        minimum=0,
+    )
+    lr: float = setting(1e-4, help="learning rate of the head's Adam", unit="rate", above=0)
+    protocol: Literal["dequantised", "published"] = setting(
+        "dequantised",
+        help="a bound for images of so many bits, over the whole validation set; or what the published code computes: "
+        "one batch, the density at pixels / 255, log 32 per dimension",
+    )
+    bits: int = setting(
+        None,
+        help="bits per colour channel, to which images are reduced",
+        unit="bits",
+        minimum=1,
+        maximum=8,
+        none_means="8; 5 with --protocol published",
+    )
+    code_bound: Literal["t_step", "continuous"] = setting(
+        "t_step",
+        help="bound on the codes of an absorbing prior: that of total_steps diffusion steps, as in the paper, or its "
+        "limit in continuous time, which is tighter and varies less",
+    )
+    elbo_steps: int = setting(
+        64,
+        help="evaluations of the prior per image, spread evenly over the bound's sum; at most twice its terms",
+        unit="n",
+        minimum=2,
+    )
+
+
+@dataclass(frozen=True)
+class NeighbourSettings:
+    """What is near, and how many are shown."""
+
+    title: ClassVar[str] = "neighbours"
+
+    top_k: int = setting(10, help="nearest training images of each sample", unit="images", minimum=1)
+    distance: Literal["lpips", "r64"] = setting(
+        "lpips",
+        help="LPIPS, or the squared distance of features of a randomly initialised VGG16, which need no download and "
+        "stand in where the weights of LPIPS cannot be had",
+    )
+    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="network of LPIPS")
+    lpips_weights: str | None = setting(
+        None, help="weights of --lpips_net on disk, for use without a network", unit="file", none_means="downloaded"
+    )
+
+
+@dataclass(frozen=True)
+class LargerSettings:
+    """Images larger than the training ones."""
+
+    title: ClassVar[str] = "larger images"
+
+    shape: tuple[int, ...] = setting(
+        None,
+        help="height and width in codes, each at least that of latent_shape",
+        unit="n",
+        minimum=1,
+        none_means="height of latent_shape, twice its width",
+    )
+    order: Literal["raster", "random"] = setting(
+        "raster", help="one code a step row by row, as published, or all over the grid in sample_steps steps"
+    )
+    stride: int = setting(
+        1, help="codes between two windows in which the prior predicts, at most its own side", unit="codes", minimum=1
+    )
+    temp: float = setting(0.8, help="temperature of the mixture of windows", unit="tau", above=0)
+    sample_steps: int = setting(None, help="steps of --order random", unit="steps", minimum=1, none_means="total_steps")
+    n_samples: int = setting(4, help="images to draw", unit="images", minimum=1)
+
+
+@dataclass(frozen=True)
 class PriorExperiment(Stage):
     """What every experiment with a trained prior and its autoencoder needs."""
 
@@ -193,3 +277,33 @@ class ReconstructionExperiment(Stage):
     real: RealSettings
     reconstruction: ReconstructionSettings
     kid: KIDSettings
+
+
+@dataclass(frozen=True)
+class LikelihoodExperiment(PriorExperiment):
+    """Bits per dimension of validation images."""
+
+    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "likelihood")
+    default_log_dir: ClassVar[str] = "nll_{dataset}"
+
+    likelihood: LikelihoodSettings
+
+
+@dataclass(frozen=True)
+class NeighboursExperiment(PriorExperiment):
+    """Samples beside their nearest training images."""
+
+    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "neighbours")
+    default_log_dir: ClassVar[str] = "nearest_neighbours_{dataset}"
+
+    sampling: SamplingSettings
+    neighbours: NeighbourSettings
+
+
+@dataclass(frozen=True)
+class LargerExperiment(PriorExperiment):
+    """Images larger than the training ones."""
+
+    default_log_dir: ClassVar[str] = "big_samples_{dataset}"
+
+    larger: LargerSettings

@@ -201,6 +201,10 @@ def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
         values["latent_shape"] = checks.latent_shape(values["img_size"], values["ch_mult"])
     if "block_size" in values and values["block_size"] is None and len(values["latent_shape"]) == 3:
         values["block_size"] = values["latent_shape"][1] * values["latent_shape"][2]
+    if "bits" in values and values["bits"] is None:
+        values["bits"] = 5 if values["protocol"] == "published" else 8
+    if "shape" in values and values["shape"] is None and len(values["latent_shape"]) == 3:
+        values["shape"] = (values["latent_shape"][1], 2 * values["latent_shape"][2])
     if "sample_steps" in values and values["sample_steps"] is None:
         values["sample_steps"] = values["total_steps"]
 

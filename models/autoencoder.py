@@ -65,3 +65,7 @@ class VQAutoEncoder(nn.Module):
         if ids.ndim != 2 or ids.shape[1] != size[0] * size[1]:
             raise ValueError(f"ids must have shape [B, {size[0] * size[1]}], not {list(ids.shape)}")
         return self.generator(self.quantize.lookup(ids.long(), size)).float().clamp(0, 1)
+
+    def distribution(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids [B,N] int → mean and log standard deviation of the pixels, each [B,C,H,W]; the mean is not clipped."""
+        return self.generator.distribution(self.quantize.lookup(ids.long(), self.latent_size))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.categorical import draw_categorical
+from models.categorical import invert_cdf
 from models.diffusion import LogitsFn
 
 ORDERS = ("raster", "random")
@@ -65,41 +65,42 @@ def window_mixture(
     return total / count.unsqueeze(1)
 
 
+def reveal_plan(shape: tuple[int, int], order: str, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """When each place of a grid is drawn, and by which random number: [H,W] int64 and [H,W] float64 in [0,1).
+
+    order: `raster` draws one place a step, row by row, as published; `random` each at a step that is uniform on
+    0..steps−1, as `diffusion_image` does. The random numbers come from a CPU generator.
+    """
+    uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+    if order == "raster":
+        return torch.arange(uniforms.numel()).view(shape), uniforms
+    if order == "random":
+        return torch.randint(steps, shape, generator=generator), uniforms
+    raise ValueError(f"order must be one of {ORDERS}, not {order!r}")
+
+
 def larger_trajectory(
     logits_fn: LogitsFn,
     x: Tensor,
+    reveal: Tensor,
+    uniforms: Tensor,
     *,
     mask_id: int,
     window: tuple[int, int],
     stride: int,
-    order: str,
-    steps: int,
-    start: int = 0,
     temp: float,
     batch_size: int,
-    generator: torch.Generator,
+    start: int = 0,
 ) -> Iterator[Tensor]:
-    """Fill a grid x [B,H,W] int64 whose tokens are `mask_id` where unknown; yields it, [B,H,W], after each step.
+    """Draw the masked tokens of a grid x [B,H,W] int64 from softmax(log mixture / temp), step by step.
 
-    order: `raster` fills one place a step, row by row, as published (with stride 1); `random` reveals each masked token
-    with probability 1/s for s = steps … 1, like `diffusion_trajectory`. What comes from softmax(log mixture / temp) is
-    drawn. start: steps that were done before, to go on from the grid and the generator that they left.
+    reveal, uniforms: [B,H,W], each image's `reveal_plan`. Yields the grid after each step, from step `start` on: those
+    before are in x already. With order `raster` and stride 1 this is the published algorithm.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {ORDERS}, not {order!r}")
     x = x.clone()
-    for step in range(start, larger_steps(x.shape[1:], order, steps)):
-        due = x == mask_id
-        if order == "raster":
-            due &= (torch.arange(x[0].numel(), device=x.device) == step).view(x.shape[1:])
-        else:
-            due &= torch.rand(x.shape, generator=generator, device=x.device) < 1 / (steps - step)
+    for step in range(start, int(reveal.max()) + 1):
+        due = (reveal == step) & (x == mask_id)
         if due.any():
             mixture = window_mixture(logits_fn, x, due, window=window, stride=stride, batch_size=batch_size)
-            x[due] = draw_categorical(mixture.log(), temp, generator)
+            x[due] = invert_cdf(mixture.log(), temp, uniforms[due])
         yield x.clone()
-
-
-def larger_steps(shape: torch.Size, order: str, steps: int) -> int:
-    """Steps that a grid of a shape takes: one a place, or `steps` in random order."""
-    return shape.numel() if order == "raster" else steps

@@ -37,9 +37,9 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
     siblings = {}
     for ema, model in models.items():
         file = folder.model_file(kind, step, ema=ema)
-        _write(file, {name: value.contiguous() for name, value in model.state_dict().items()})
+        save_file(file, {name: value.contiguous() for name, value in model.state_dict().items()})
         siblings[file.name] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
-    _write(folder.state_file(kind, step), {**state, "step": step, "siblings": siblings})
+    save_file(folder.state_file(kind, step), {**state, "step": step, "siblings": siblings})
     mark.unlink()
 
 
@@ -138,7 +138,8 @@ def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def save_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `load_file` reads, whole or not at all."""
     with whole_file(path) as out:
         try:
             torch.save(content, out)

@@ -18,9 +18,16 @@ class Optimiser:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, device: torch.device, amp_dtype: torch.dtype | None
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        *,
+        max_norm: float | None = None,  # of all gradients together: longer ones are scaled down to it
     ) -> None:
         self._parameters = list(parameters)
+        self._max_norm = max_norm
         self._fused = device.type == "cuda"
         self.adam = torch.optim.Adam(self._parameters, lr=lr, fused=self._fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
@@ -34,7 +41,10 @@ class Optimiser:
         """Update the parameters by their gradients if these are finite; returns whether they were, a bool scalar."""
         self.scaler.unscale_(self.adam)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        finite = nn.utils.get_total_norm(gradients).isfinite()
+        norm = nn.utils.get_total_norm(gradients)
+        finite = norm.isfinite()
+        if self._max_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.adam)
             self.scaler.update()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hparams.errors import UserError
-from hparams.experiments import CheckpointSource, FeatureSettings
+from hparams.experiments import CheckpointSource, FeatureSettings, PriorExperiment
 from hparams.settings import AutoencoderSource, RunSettings
 from utils.datasets import check_images
 from utils.run_folder import KINDS, VQGAN, RunFolder
@@ -49,6 +49,14 @@ def check_output(run: RunSettings) -> None:
     folder = RunFolder(run.log_dir)
     if any(folder.model_steps(kind) for kind in KINDS):
         raise UserError(f"--log_dir {run.log_dir}: {folder.path} holds a training run: use another --log_dir")
+
+
+def check_experiment(settings: PriorExperiment) -> None:
+    """UserError unless an experiment's trained models exist and its run folder is free."""
+    ema = settings.checkpoint.ema is not False
+    check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
+    check_autoencoder(settings.source, ema=ema)
+    check_output(settings.run)
 
 
 def _flag(stem: str, step: int | None) -> str:

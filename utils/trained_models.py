@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from hparams.experiments import PriorExperiment
+from hparams.settings import RunSettings
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.devices import pick_amp_dtype, pick_device
+from utils.results import Value
 from utils.runs import restore_autoencoder, restore_prior
 
 
@@ -24,6 +26,20 @@ class TrainedModels:
     ae_file: Path
     device: torch.device
     amp_dtype: torch.dtype | None
+
+    def autocast(self) -> torch.autocast:
+        """A block in which the networks run in `amp_dtype`."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def conditions(self, run: RunSettings) -> dict[str, Value]:
+        """What every number that comes of these models depends on, for `record_result`."""
+        return {
+            "dataset": run.dataset,
+            "prior": str(self.prior_file),
+            "autoencoder": str(self.ae_file),
+            "precision": str(self.amp_dtype or torch.float32).removeprefix("torch."),
+            "seed": run.seed,
+        }
 
 
 def load_trained_models(settings: PriorExperiment) -> TrainedModels:

@@ -7,7 +7,15 @@ import pytest
 
 from hparams.checks import latent_shape, run_folder
 from hparams.errors import UserError
-from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
+from hparams.experiments import (
+    FIDExperiment,
+    LargerExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+    SamplesExperiment,
+)
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
 
@@ -18,6 +26,9 @@ BASE: dict[type[Stage], dict[str, Any]] = {
     FIDExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
     PRDCExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
     ReconstructionExperiment: {"dataset": "churches", "ae_load_dir": "ae"},
+    LikelihoodExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
+    NeighboursExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
+    LargerExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
 }
 
 
@@ -93,6 +104,35 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (PRDCExperiment, {"fake_feats": "x", "latents_path": "y"}, "--latents_path and --fake_feats both say"),
         (ReconstructionExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
         (ReconstructionExperiment, {"n_samples": 999}, "--kid_subset_size 1000 is more than the 999 images"),
+        (
+            LikelihoodExperiment,
+            {"protocol": "published", "bits": 8},
+            "log 32 per dimension, which is 5 bits, not --bits",
+        ),
+        (
+            LikelihoodExperiment,
+            {"elbo_steps": 513},
+            "--elbo_steps 513 is more than twice the 256 terms of --code_bound",
+        ),
+        (
+            LikelihoodExperiment,
+            {"total_steps": 1000, "code_bound": "continuous", "elbo_steps": 513},
+            "--elbo_steps 513 is more than twice the 256 terms of --code_bound continuous: use 512 or fewer",
+        ),
+        (
+            NeighboursExperiment,
+            {"dataset": "toy_churches", "lpips_weights": "x"},
+            "--lpips_weights is not used with --distance r64",
+        ),
+        (
+            NeighboursExperiment,
+            {"dataset": "toy_churches", "distance": "lpips", "img_size": 16},
+            "--lpips_net alex needs images of at least 31 pixels, --img_size is 16: use --distance r64",
+        ),
+        (LargerExperiment, {"shape": (16, 15)}, "--shape 16 15: give height and width in codes, at least 16 16"),
+        (LargerExperiment, {"shape": (32,)}, "--shape 32: give height and width"),
+        (LargerExperiment, {"stride": 17}, "--stride 17 leaves gaps between windows of 16x16 codes: use 16 or less"),
+        (LargerExperiment, {"sampler": "autoregressive"}, "use an absorbing prior"),
     ],
 )
 def test_misfits_name_flag_and_fix(

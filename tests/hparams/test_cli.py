@@ -10,7 +10,15 @@ import pytest
 
 from hparams.cli import parse, run_script
 from hparams.errors import UserError
-from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
+from hparams.experiments import (
+    FIDExperiment,
+    LargerExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+    SamplesExperiment,
+)
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
 from hparams.saved import save
@@ -23,6 +31,9 @@ STAGES: list[type[Stage]] = [
     FIDExperiment,
     PRDCExperiment,
     ReconstructionExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    LargerExperiment,
 ]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 

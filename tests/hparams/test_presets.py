@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment, SamplesExperiment
+from hparams.experiments import (
+    FIDExperiment,
+    LargerExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+    SamplesExperiment,
+)
 from hparams.fields import Setting, as_text, from_text, settings_of
 from hparams.presets import DATASETS, TABLES, preset
 from hparams.resolve import resolve
@@ -17,6 +25,9 @@ STAGES: list[type[Stage]] = [
     FIDExperiment,
     PRDCExperiment,
     ReconstructionExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    LargerExperiment,
 ]
 
 

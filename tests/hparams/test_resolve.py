@@ -9,6 +9,9 @@ import yaml
 from hparams.errors import UserError
 from hparams.experiments import (
     FIDExperiment,
+    LargerExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
     PRDCExperiment,
     PriorExperiment,
     ReconstructionExperiment,
@@ -243,6 +246,9 @@ def test_nothing_is_left_underived(logs: Path) -> None:
         FIDExperiment,
         PRDCExperiment,
         ReconstructionExperiment,
+        LikelihoodExperiment,
+        NeighboursExperiment,
+        LargerExperiment,
     ]
     for stage_class in stages:
         typed: dict[str, Any] = {"dataset": "ffhq"}

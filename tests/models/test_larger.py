@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from models.categorical import draw_categorical
-from models.larger import larger_steps, larger_trajectory, window_mixture, window_starts
+from models.categorical import invert_cdf
+from models.larger import larger_trajectory, reveal_plan, window_mixture, window_starts
 
 K = MASK = 5
 
@@ -62,22 +62,33 @@ def test_the_mixture_is_the_mean_over_all_windows(batch_size: int) -> None:
     assert max(model.rows) <= max(batch_size, 2)
 
 
-def fill(model: FakeModel, x: Tensor, order: str, **options: int) -> list[Tensor]:
-    settings = {"stride": 1, "steps": 8, "batch_size": 64, **options}
-    return list(
-        larger_trajectory(model, x, mask_id=MASK, window=(3, 4), order=order, temp=0.8, generator=seeded(3), **settings)
+def plans(shape: tuple[int, ...], order: str, steps: int = 8) -> tuple[Tensor, Tensor]:
+    """Those of a batch [B,H,W]."""
+    reveal, uniforms = zip(
+        *(reveal_plan((shape[1], shape[2]), order, steps, seeded(i)) for i in range(shape[0])), strict=True
     )
+    return torch.stack(reveal), torch.stack(uniforms)
+
+
+def fill(model: FakeModel, x: Tensor, order: str, stride: int = 1, start: int = 0) -> list[Tensor]:
+    return list(
+        larger_trajectory(
+            model, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, temp=0.8, batch_size=64,
+            start=start,
+        )
+    )  # fmt: skip
 
 
 def test_raster_order_with_stride_1_is_the_published_algorithm() -> None:
     """All windows at every step, averaged, raised to 1/temp, normalised; the due token is drawn."""
     model = FakeModel(3 * 4)
-    expected, generator = torch.full((2, 4, 6), MASK), seeded(3)
+    expected = torch.full((2, 4, 6), MASK)
+    uniforms = plans(expected.shape, "raster")[1]
     for row in range(4):
         for column in range(6):
             p = plain_mixture(model, expected, (3, 4))[:, row, column] ** (1 / 0.8)
             p /= p.sum(-1, keepdim=True)
-            expected[:, row, column] = draw_categorical(p.log(), 1.0, generator)
+            expected[:, row, column] = invert_cdf(p.log(), 1.0, uniforms[:, row, column])
     states = fill(model, torch.full((2, 4, 6), MASK), "raster")
     assert torch.equal(states[-1], expected)
     for number, state in enumerate(states, start=1):  # one token per step, row by row
@@ -108,10 +119,14 @@ def test_known_tokens_stay() -> None:
 
 def test_at_the_priors_own_size_it_is_the_prior() -> None:
     """One window, no mixture: drawn with the frequencies of the model's own distribution at this temperature."""
-    model = FakeModel(3 * 4)
-    first = fill(model, torch.full((20_000, 3, 4), MASK), "raster", batch_size=20_000)[0][:, 0, 0]
+    model, n = FakeModel(3 * 4), 20_000
+    uniforms = torch.rand((n, 3, 4), dtype=torch.float64, generator=seeded())
+    reveal = plans((1, 3, 4), "raster")[0].expand(n, -1, -1)
+    x = torch.full((n, 3, 4), MASK)
+    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": n}
+    first = next(larger_trajectory(model, x, reveal, uniforms, **options))[:, 0, 0]
     p = (model(torch.full((1, 12), MASK))[0, 0] / 0.8).double().softmax(-1)
-    assert chisquare(torch.bincount(first, minlength=K).numpy(), (20_000 * p).numpy()).pvalue > 1e-4
+    assert chisquare(torch.bincount(first, minlength=K).numpy(), (n * p).numpy()).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(("shape", "stride"), [((16, 24), 1), ((32, 32), 1), ((64, 64), 1), ((32, 32), 8)])
@@ -124,8 +139,8 @@ def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tupl
         return torch.zeros(1, 1, 2).expand(len(x), 256, 2)
 
     states = larger_trajectory(
-        model, torch.full((1, *shape), 2), mask_id=2, window=(16, 16), stride=stride, order="raster", steps=0, temp=1.0,
-        batch_size=4096, generator=seeded(),
+        model, torch.full((1, *shape), 2), *plans((1, *shape), "raster"), mask_id=2, window=(16, 16), stride=stride,
+        temp=1.0, batch_size=4096,
     )  # fmt: skip
     for _ in states:
         pass
@@ -143,17 +158,12 @@ def test_random_order_skips_windows_that_see_nothing_due() -> None:
     assert sum(model.rows) <= 2  # a window in each corner of the 9 there are
 
 
-def test_it_goes_on_from_the_middle() -> None:
-    for order in ("raster", "random"):
-        model, generator = FakeModel(3 * 4), seeded(3)
-        whole = fill(model, torch.full((2, 4, 6), MASK), order)
-        common = {"mask_id": MASK, "window": (3, 4), "stride": 1, "steps": 8, "temp": 0.8, "batch_size": 64}
-        first = larger_trajectory(model, torch.full((2, 4, 6), MASK), order=order, generator=generator, **common)
-        for _ in range(5):
-            x = next(first)
-        rest = list(larger_trajectory(model, x, order=order, start=5, generator=generator, **common))
-        assert len(rest) == len(whole) - 5
-        assert torch.equal(rest[-1], whole[-1])
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_it_goes_on_from_the_middle(order: str) -> None:
+    whole = fill(FakeModel(3 * 4), torch.full((2, 4, 6), MASK), order)
+    rest = fill(FakeModel(3 * 4), whole[4], order, start=5)
+    assert len(rest) == len(whole) - 5
+    assert torch.equal(rest[-1], whole[-1])
 
 
 def test_windows_cover_the_grid() -> None:
@@ -165,11 +175,6 @@ def test_windows_cover_the_grid() -> None:
             window_starts(length, window, stride)
 
 
-def test_number_of_steps() -> None:
-    assert larger_steps(torch.Size((4, 6)), "raster", 8) == 24
-    assert larger_steps(torch.Size((4, 6)), "random", 8) == 8
-
-
 def test_unknown_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="order"):
-        fill(FakeModel(3 * 4), torch.full((1, 3, 4), MASK), "spiral")
+        reveal_plan((3, 4), "spiral", 8, seeded())

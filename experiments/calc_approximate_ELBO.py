@@ -1,0 +1,68 @@
+"""Bits per dimension of validation images: an upper bound on their negative log likelihood."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.experiments import LikelihoodExperiment
+from hparams.saved import describe, save
+from utils.preflight import check_data, check_experiment
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_ffhq "
+    "--ae_load_dir vqgan_ffhq --ae_load_step 2200000 --load_dir absorbing_ffhq --load_step 2000000 --ema "
+    "--steps_per_eval 5000 --train_steps 10000"
+)
+
+
+def main() -> None:
+    settings = parse(LikelihoodExperiment, description=__doc__, example=EXAMPLE)
+    check_experiment(settings)
+    check_data(settings.run, hold_out=True)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    calculate(settings)
+
+
+def calculate(settings: LikelihoodExperiment) -> None:
+    """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.building import open_data
+    from utils.files import sole_writer
+    from utils.likelihood import describe_code_term, summarise
+    from utils.likelihood_run import evaluate, train_head
+    from utils.progress import say
+    from utils.results import FILE_NAME, record_result
+    from utils.seeding import seed_global
+    from utils.trained_models import load_trained_models
+
+    run, likelihood = settings.run, settings.likelihood
+    seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none
+    models = load_trained_models(settings)
+    train_data, val_data = (
+        open_data(run, split=split, img_size=settings.autoencoder.img_size, hold_out=True) for split in ("train", "val")
+    )
+    folder = RunFolder(run.log_dir)
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
+        if not run.quiet:
+            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        train_head(settings, models, train_data, val_data, folder)
+        likelihoods = evaluate(settings, models, val_data, folder)
+        conditions = {
+            **models.conditions(run),
+            "images": len(likelihoods),
+            "split": "val",
+            "protocol": likelihood.protocol,
+            "bits": likelihood.bits,
+            "code_term": describe_code_term(models.prior, likelihood),
+            "head_steps": likelihood.train_steps,
+        }
+        c, h, w = models.autoencoder.image_shape
+        values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
+        print(record_result(folder.path / FILE_NAME, conditions, values))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,62 @@
+"""Settings of experiments that do not fit together; see `hparams.checks`."""
+
+from __future__ import annotations
+
+from hparams.errors import UserError
+from hparams.experiments import LargerSettings, LikelihoodSettings, NeighbourSettings
+from hparams.fields import as_text
+from hparams.settings import AutoencoderSettings, PriorSettings
+
+LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
+
+
+def check_likelihood(likelihood: LikelihoodSettings, prior: PriorSettings) -> None:
+    """The published protocol is one of 5 bits, and a bound's terms are not evaluated over and over."""
+    if likelihood.protocol == "published" and likelihood.bits != 5:
+        raise UserError(
+            f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}: "
+            "leave one of them out"
+        )
+    terms = prior.total_steps if likelihood.code_bound == "t_step" else prior.block_size
+    if likelihood.elbo_steps > 2 * terms and prior.sampler == "absorbing":
+        raise UserError(
+            f"--elbo_steps {likelihood.elbo_steps} is more than twice the {terms} terms of --code_bound "
+            f"{likelihood.code_bound}: use {2 * terms} or fewer"
+        )
+
+
+def check_neighbours(neighbours: NeighbourSettings, autoencoder: AutoencoderSettings) -> None:
+    """The network of LPIPS takes images of this size, and weights are named for a network that reads them."""
+    if neighbours.distance != "lpips":
+        if neighbours.lpips_weights:
+            raise UserError(
+                f"--lpips_weights is not used with --distance {neighbours.distance}: leave it out, or use "
+                "--distance lpips"
+            )
+        return
+    least = LPIPS_MIN_SIDES[neighbours.lpips_net]
+    if autoencoder.img_size < least:
+        raise UserError(
+            f"--lpips_net {neighbours.lpips_net} needs images of at least {least} pixels, --img_size is "
+            f"{autoencoder.img_size}: use --distance r64"
+        )
+
+
+def check_larger(larger: LargerSettings, prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
+    """The prior sees both sides of a code, the grid is at least as large as its own, and windows leave no gap."""
+    if prior.sampler != "absorbing":
+        raise UserError(
+            f"--sampler {prior.sampler}: larger images need a prior that predicts a code from all those around it, as "
+            "windows overlap on every side: use an absorbing prior"
+        )
+    _, height, width = autoencoder.latent_shape
+    if len(larger.shape) != 2 or larger.shape[0] < height or larger.shape[1] < width:
+        raise UserError(
+            f"--shape {as_text(larger.shape)}: give height and width in codes, at least {height} {width}, the size of "
+            "the training images' codes"
+        )
+    if larger.stride > min(height, width):
+        raise UserError(
+            f"--stride {larger.stride} leaves gaps between windows of {height}x{width} codes: "
+            f"use {min(height, width)} or less"
+        )

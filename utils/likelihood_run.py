@@ -1,0 +1,110 @@
+"""The two long parts of a likelihood estimate, each of which goes on after an interruption."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import Any
+
+from hparams.experiments import LikelihoodExperiment
+from utils.averages import Averages
+from utils.batches import BatchOrder, train_batches
+from utils.dashboard import Dashboard
+from utils.datasets import ImageData
+from utils.files import sha256_of
+from utils.likelihood import HeadTrainer, Likelihoods, evaluate_batch, mean_pixel_bits, validation_batches
+from utils.partial import Partial
+from utils.progress import Progress
+from utils.run_folder import RunFolder
+from utils.run_log import RunLog
+from utils.trained_models import TrainedModels
+
+STEPS_PER_LOG = 100
+
+
+def train_head(
+    settings: LikelihoodExperiment,
+    models: TrainedModels,
+    train_data: ImageData,
+    val_data: ImageData,
+    folder: RunFolder,
+) -> None:
+    """Train the log-sigma head for `train_steps`, going on from what the run folder holds of the same training."""
+    run, likelihood, end = settings.run, settings.likelihood, settings.likelihood.train_steps
+    key = {
+        "autoencoder": sha256_of(models.ae_file),
+        "data": train_data.fingerprint,
+        "precision": str(models.amp_dtype),
+        **{name: getattr(run, name) for name in ("seed", "batch_size")},
+        **{name: getattr(likelihood, name) for name in ("protocol", "bits", "lr")},
+    }
+    trainer, averages, done = HeadTrainer(settings, models), Averages(), 0
+
+    def state() -> dict[str, Any]:
+        return {"step": done, "trainer": trainer.state_dict()}
+
+    with Partial(folder.path / "logsigma.th", key) as work, ExitStack() as opened:
+        if (saved := work.load()) and saved["step"] <= end:
+            trainer.load_state_dict(saved["trainer"])
+            done = saved["step"]
+        log = opened.enter_context(
+            closing(RunLog(folder.log, folder.metrics, resume_step=done or None, quiet=run.quiet))
+        )
+        dashboard = opened.enter_context(
+            Dashboard(
+                run.log_dir,
+                folder.dashboard,
+                run.visdom_server,
+                run.visdom_port,
+                warn=log.warn,
+                resume_step=done or None,
+            )
+        )
+        progress = opened.enter_context(
+            Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show)
+        )
+
+        def tell(split: str, bits: float) -> None:
+            log.note(f"log-sigma head, step {done}/{end}  {split}: {bits:.4f} bits per dimension")
+            log.record(done, split, {"pixel_bits_per_dim": bits})
+            dashboard.line("pixel term", done, {split: bits}, title="pixel term", ylabel="bits per dimension")
+            progress.update(0, **{f"{split} bits/dim": bits})
+
+        order = BatchOrder(len(train_data), run.batch_size, run.seed)
+        batches = train_batches(train_data, order, done, run.num_workers)
+        for step in range(done, end):
+            averages.add(trainer.step(next(batches), step))
+            done = step + 1
+            progress.update()
+            if done % STEPS_PER_LOG == 0:
+                tell("train", averages.pop()[0]["pixel_bits_per_dim"])
+            if likelihood.steps_per_eval and done % likelihood.steps_per_eval == 0:
+                tell("val", mean_pixel_bits(models, settings, val_data))
+            work.keep(state)
+        work.save(state())
+
+
+def evaluate(settings: LikelihoodExperiment, models: TrainedModels, data: ImageData, folder: RunFolder) -> Likelihoods:
+    """Both terms of every image to evaluate, going on from what the run folder holds of the same evaluation."""
+    key = {
+        "autoencoder": sha256_of(models.ae_file),
+        "prior": sha256_of(models.prior_file),
+        "data": data.fingerprint,
+        "precision": str(models.amp_dtype),
+        **{name: getattr(settings.run, name) for name in ("seed", "batch_size")},
+        **vars(settings.likelihood),
+    }
+    found = Likelihoods.none()
+
+    def state() -> dict[str, Any]:
+        return vars(found)
+
+    with Partial(folder.path / "likelihoods.partial", key) as work:
+        if saved := work.load():
+            found = Likelihoods(**saved)
+        with Progress("bits per dimension", len(data), "image", done=len(found), quiet=settings.run.quiet) as progress:
+            for number, pixels in validation_batches(data, settings, start=len(found)):
+                found = found.and_then(evaluate_batch(models, settings, number, pixels))
+                progress.update(len(pixels))
+                work.keep(state)
+        work.remove()
+    return found
