@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 from hparams.cli import parse, run_script
 from hparams.saved import describe
@@ -31,7 +32,7 @@ def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.batches import BatchOrder
-    from utils.building import build_prior
+    from utils.building import build_prior, open_data
     from utils.devices import pick_amp_dtype, pick_device
     from utils.latents import code_statistics, encode_split
     from utils.prior_trainer import PriorTrainer
@@ -44,6 +45,7 @@ def train(settings: PriorStage) -> None:
     codebook_size = settings.autoencoder.codebook_size
     device = pick_device(run_settings.device)
     amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
+    validates = training.steps_per_eval > 0
     autoencoder, ae_file = restore_autoencoder(
         settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
     )
@@ -53,8 +55,13 @@ def train(settings: PriorStage) -> None:
 
     with TrainingRun(settings, settings.prior.sampler, trainer) as run:
         run.say(f"autoencoder from {ae_file}")
-        ids = encode_split(settings, autoencoder, "train", say=run.say)
-        held_out = encode_split(settings, autoencoder, "val", say=run.say) if training.steps_per_eval else None
+        run.compare_data(
+            open_data(run_settings, split="train", img_size=settings.autoencoder.img_size, hold_out=validates)
+        )
+        encode = partial(
+            encode_split, settings, autoencoder, say=run.say, bad=run.bad_images.report, check=run.stop_if_asked
+        )
+        ids, held_out = encode("train"), encode("val") if validates else None
         order = BatchOrder(len(ids), run_settings.batch_size, run_settings.seed)
         run.introduce(
             trainer, amp_dtype, f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"

@@ -50,15 +50,18 @@ def train(settings: VQGANStage) -> None:
 
     with TrainingRun(settings, VQGAN, trainer) as run:
         run.introduce(trainer, amp_dtype, f"{len(images)} training images, {order.batches_per_epoch} steps per epoch")
-        batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda")
+        run.compare_data(images)
+        bad = run.bad_images.report
+        batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)
         for step, batch in run.steps(batches):
             terms = trainer.step(batch, step)
             done = step + 1
             run.log(done, terms)
             if held_out and run.due(training.steps_per_eval, done):
-                run.validated(done, trainer.validate(eval_batches(held_out, run_settings.batch_size, workers)))
+                batches_held_out = eval_batches(held_out, run_settings.batch_size, workers, bad=bad)
+                run.validated(done, trainer.validate(batches_held_out))
             if run.picture_due(done):
-                shown = next(eval_batches(held_out, 16, 0)) if held_out else batch
+                shown = next(eval_batches(held_out, 16, 0, bad=bad)) if held_out else batch
                 pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
                 run.picture(done, "originals_over_reconstructions", pairs, columns)
             run.save_if_due(done, trainer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from hparams.settings import Stage
 
 StageT = TypeVar("StageT", bound=Stage)
 
+# PyTorch's own words, so that torch need not be imported.
+_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -82,8 +85,16 @@ def _as_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --batch_size, or use --amp"
+    if isinstance(error, RuntimeError) and (
+        death := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
+    ):
+        return (
+            f"process {death[1]}, which read images, {death[2].partition('. ')[0].rstrip('.')}; too little memory "
+            "may be why: lower --num_workers or --batch_size; training goes on from its newest saved step with --resume"
+        )
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def save(stage: Stage, path: Path) -> None:
         values = {name: flat[name] for name in vars(getattr(stage, group.name)) if name in flat}
         text = yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=False)
         blocks.append(f"# {getattr(stage, group.name).title}\n{text}")
-    _write_whole(Path(path), "\n".join(blocks))
+    _write_whole(Path(path), f"# {len(flat)} settings\n" + "\n".join(blocks))
 
 
 def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -67,8 +69,16 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{place}: is not valid YAML; mend it or delete the file") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a date that does not exist
+        raise UserError(f"{path}: is not a file of settings; mend it or delete the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: should hold one 'name: value' per line")
+    count = re.match(r"# (\d+) settings\n", text)
+    if count and (len(content) < int(count[1]) or not text.endswith("\n")):
+        raise UserError(
+            f"{path}: is cut off, {len(content)} of {count[1]} settings are there; "
+            "restore it, or correct its first line"
+        )
 
     known = _saved_settings(stage_class)
     values = {}
@@ -116,6 +126,11 @@ def _write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -34,6 +34,13 @@ class RunSettings:
     )
     batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)
     num_workers: int = setting(2, help="processes that read images; 0 reads in the main one", unit="n", minimum=0)
+    max_bad_images: float = setting(
+        0.01,
+        help="share of the images that may be unreadable; others stand in for them",
+        unit="share",
+        minimum=0,
+        below=1,
+    )
     toy_images: int = setting(
         10_000,
         help="training scenes drawn for toy_churches; validation gets a tenth, at least 64",

@@ -10,8 +10,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hparams.errors import UserError
+from utils.bad_images import Report
+from utils.images import BadImageError
+from utils.limits import check_shared_memory
+from utils.seeding import derive_seed
 
 T = TypeVar("T")
+
+
+# Draws of another image before a batch is given up.
+ATTEMPTS = 100
 
 
 class Images(Protocol):
@@ -20,6 +28,8 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+    def source(self, i: int, /) -> str: ...
 
 
 class BatchOrder:
@@ -67,19 +77,22 @@ def train_batches(
     num_workers: int,
     pin_memory: bool = False,
     start_method: str | None = None,
+    bad: Report | None = None,
 ) -> Iterator[torch.Tensor]:
     """Endless batches for the steps start_step, start_step + 1, …: uint8 [B, 3, S, S], values 0..255.
 
     The number of workers changes the speed, never the batches, and no global random stream is touched.
     `start_method` is how workers start: fork, spawn or forkserver (None: the platform's own).
+    With `bad`, which is told, an image that cannot be read has a stand-in, always the same one.
 
     Raises:
-        UserError: an image cannot be read (from the worker too, in one line).
+        UserError: an image cannot be read and there is no `bad` (from the worker too, in one line), or the workers
+            need more shared memory than there is.
         ValueError: `order` is not for a data set of this size.
     """
     if order.n != len(data):
         raise ValueError(f"the order is for {order.n} images, the data set has {len(data)}")
-    return _load(data, _Steps(order, start_step), num_workers, pin_memory, start_method)
+    return _load(data, _Steps(order, start_step), order.batch_size, num_workers, pin_memory, start_method, bad)
 
 
 def eval_batches(
@@ -89,13 +102,17 @@ def eval_batches(
     pin_memory: bool = False,
     start_method: str | None = None,
     start: int = 0,
+    bad: Report | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The images from number `start` on, once, in order: uint8 [B, 3, S, S]; the last batch may be smaller."""
+    """The images from number `start` on, once, in order: uint8 [B, 3, S, S]; the last batch may be smaller.
+
+    Workers, bad images and errors are as for `train_batches`.
+    """
     if batch_size < 1 or start < 0:
         raise ValueError(f"need batch_size ≥ 1 and start ≥ 0, got {batch_size} and {start}")
     stops = range(start + batch_size, len(data) + batch_size, batch_size)
     batches = [np.arange(stop - batch_size, min(stop, len(data))) for stop in stops]
-    return _load(data, batches, num_workers, pin_memory, start_method)
+    return _load(data, batches, batch_size, num_workers, pin_memory, start_method, bad)
 
 
 class _Steps:
@@ -110,8 +127,13 @@ class _Steps:
             step += 1
 
 
-class _Stacks(Dataset[torch.Tensor | UserError]):
-    """Maps a batch's indices to its images.
+def stand_in(i: int, attempt: int, n: int) -> int:
+    """Which of n images is taken for image i when `attempt` others have been tried: i itself first."""
+    return derive_seed("stand-in", i, attempt) % n if attempt else i
+
+
+class _Stacks(Dataset[tuple[torch.Tensor, dict[str, str]] | UserError]):
+    """Maps a batch's indices to its images, and to what is wrong with those that others stand in for, by name.
 
     A worker's exception would reach the main process as a page of traceback, so the user's errors come as values.
     """
@@ -119,20 +141,39 @@ class _Stacks(Dataset[torch.Tensor | UserError]):
     def __init__(self, data: Images) -> None:
         self._data = data
 
-    def __getitem__(self, indices: np.ndarray) -> torch.Tensor | UserError:
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, dict[str, str]] | UserError:
+        bad: dict[str, str] = {}
         try:
-            return torch.from_numpy(np.stack([self._data[int(i)] for i in indices]))
+            return torch.from_numpy(np.stack([self._image(int(i), bad) for i in indices])), bad
         except UserError as error:
-            return error
+            return UserError(str(error))
+
+    def _image(self, i: int, bad: dict[str, str]) -> np.ndarray:
+        for attempt in range(ATTEMPTS):
+            j = stand_in(i, attempt, len(self._data))
+            try:
+                return self._data[j]
+            except BadImageError as error:
+                bad[self._data.source(j)] = str(error)
+        raise UserError(f"hardly any image can be read; {bad[self._data.source(i)]}")
 
 
 def _load(
-    data: Images, batches: Iterable[np.ndarray], num_workers: int, pin_memory: bool, start_method: str | None
+    data: Images,
+    batches: Iterable[np.ndarray],
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    start_method: str | None,
+    bad: Report | None,
 ) -> Iterator[torch.Tensor]:
+    stacks = _Stacks(data)
     if num_workers:
-        data[0]  # opened before the workers start, so that they inherit a key list instead of each reading it
+        first = stacks[np.zeros(1, np.int64)]  # so that workers inherit a key list instead of each reading it
+        if isinstance(first, tuple):
+            check_shared_memory(num_workers, batch_size * first[0].nbytes)
     loader = DataLoader(
-        _Stacks(data),
+        stacks,
         batch_size=None,
         sampler=batches,
         num_workers=num_workers,
@@ -144,7 +185,12 @@ def _load(
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        images, unreadable = batch
+        if unreadable:
+            if bad is None:
+                raise UserError(next(iter(unreadable.values())))
+            bad(unreadable, len(data))
+        yield images
 
 
 def _unchanged(batch: T) -> T:

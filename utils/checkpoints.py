@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hparams.errors import UserError
-from utils.files import sha256_of, sync_folder, whole_file
+from utils.files import make_folder, sha256_of, sync_folder, whole_file
 from utils.run_folder import RunFolder
 
 StateDict = Mapping[str, Tensor]
@@ -30,7 +31,7 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
     Raises:
         OSError: the disk does not take it; earlier steps are as they were.
     """
-    folder.saved_models.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.saved_models)
     mark = folder.saving_mark(kind, step)
     mark.touch()
     sync_folder(folder.saved_models)
@@ -52,7 +53,12 @@ def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
     path = folder.state_file(kind, step)
     state = load_file(path)
     siblings = state.get("siblings") if isinstance(state, dict) else None
-    if not isinstance(siblings, dict):
+    own = {folder.model_file(kind, step, ema=ema).name for ema in (False, True)}
+    if (
+        not isinstance(siblings, dict)
+        or not siblings.keys() <= own  # a path to somewhere else is not even looked at
+        or not all(isinstance(noted, dict) and noted.keys() == {"size", "sha256"} for noted in siblings.values())
+    ):
         raise UserError(f"{path} is not a training state of this project")
     for name, expected in siblings.items():
         file = folder.saved_models / name
@@ -72,15 +78,27 @@ def load_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
+    except UserError:
+        raise
     except Exception as error:  # the bytes of a damaged file lead the unpickler anywhere
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())[:120]}): it is damaged or no checkpoint"
         ) from None
+
+
+def _check_sums(path: Path) -> None:
+    """UserError where a record's checksum is wrong: PyTorch writes them, and does not look at them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if record := archive.testzip():
+                raise UserError(f"{path} is damaged (checksum of {record} differs): restore it, or use another step")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

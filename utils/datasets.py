@@ -55,7 +55,8 @@ class ImageData:
         """Image i: uint8 [3, S, S], values 0..255.
 
         Raises:
-            UserError: the file or the LMDB's value is no readable image.
+            BadImageError: the file or the LMDB's value is no readable image.
+            UserError: the LMDB is damaged.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")

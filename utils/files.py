@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,18 +20,50 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise.
 
     It is written beside its name, flushed to disk, and renamed; missing folders are made.
+
+    Raises:
+        OSError: the disk does not take it; the error names the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with naming(path):
+            make_folder(path.parent)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of two errors the first counts
+            temporary.unlink(missing_ok=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Delete what `whole_file` left in a folder when its process was killed. Nothing else may be writing there."""
+    for file in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", file.name):
+            with suppress(OSError):
+                file.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the block say which file they are about; those of reading and writing do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 @contextmanager
@@ -53,7 +86,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is in such a block.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / ".lock").open("a+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

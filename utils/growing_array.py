@@ -1,17 +1,23 @@
-"""Arrays on disk that take long to fill: whole or absent under their name, and continued after an interruption."""
+"""Arrays on disk that take long to fill: whole or absent under their name, and continued after an interruption.
+
+Beside a finished `<name>.npy`, `<name>.json` holds its checksum and which images could not be read.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from utils.files import sync_folder
+from hparams.errors import UserError
+from utils.files import make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
+from utils.limits import free_space, tell_bytes
 
 SECONDS_PER_NOTE = 5.0  # between two notes of how far the filling has come
 
@@ -22,14 +28,18 @@ class GrowingArray:
     Attributes:
         values: the whole array, writable, on disk.
         done: how much is filled, counted as its user likes.
+        bad: images that could not be read, name → what is wrong; kept with the array.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
         self._partial, self._progress = path.with_suffix(".partial"), path.with_suffix(".progress.json")
-        self.done = self._safe(shape, np.dtype(dtype))
-        self.values: np.ndarray = np.lib.format.open_memmap(
-            self._partial, mode="r+" if self.done else "w+", dtype=dtype, shape=shape
-        )
+        like = np.broadcast_to(np.zeros((), dtype), shape)
+        note = _read_note(self._progress, done=0, bad={}) if _fits(self._partial, like) else None
+        self.done: int = note["done"] if note else 0
+        self.bad: dict[str, str] = note["bad"] if note else {}
+        if not note:
+            _reserve(self._partial, like)
+        self.values: np.ndarray = np.lib.format.open_memmap(self._partial, mode="r+")
         self._noted = time.monotonic()
 
     def advance(self, count: int) -> None:
@@ -40,39 +50,88 @@ class GrowingArray:
 
     def note(self) -> None:
         """Make what is done safe, for a later run to go on from."""
-        self.values.flush()  # type: ignore[attr-defined]
-        self._progress.write_text(json.dumps({"done": self.done}))
+        with naming(self._partial):
+            self.values.flush()  # type: ignore[attr-defined]
+        _write_note(self._progress, done=self.done, bad=self.bad)
         self._noted = time.monotonic()
 
     def finish(self, path: Path) -> None:
         """Let the array appear under its name."""
-        self.values.flush()  # type: ignore[attr-defined]
+        with naming(self._partial):
+            self.values.flush()  # type: ignore[attr-defined]
         del self.values
+        _write_note(path.with_suffix(".json"), sha256=sha256_of(self._partial), bad=self.bad)
         self._partial.replace(path)
         sync_folder(path.parent)
         self._progress.unlink(missing_ok=True)
-
-    def _safe(self, shape: tuple[int, ...], dtype: np.dtype) -> int:
-        """How much of an interrupted filling is safe on disk."""
-        try:
-            done = int(json.loads(self._progress.read_text())["done"])
-            values = np.load(self._partial, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        return done if values.shape == shape and values.dtype == dtype else 0
 
 
 @contextmanager
 def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[GrowingArray]:
     """Fill the array `path`, an .npy, from where an interrupted call stopped; it appears when the block ends.
 
-    When the block raises, what is done is kept beside it for the next call.
+    When the block raises, what is done is kept beside it for the next call. One writer at a time.
+
+    Raises:
+        UserError: there is not enough room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    remove_remains(path.parent)
     growing = GrowingArray(path, shape, dtype)
     try:
         yield growing
     except BaseException:
-        growing.note()
+        with suppress(OSError):
+            growing.note()
         raise
     growing.finish(path)
+
+
+def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, dict[str, str]] | None:
+    """A finished array, memory-mapped, and its unreadable images; None if it is missing or its checksum differs."""
+    note = _read_note(path.with_suffix(".json"), sha256="", bad={})
+    try:
+        if note and sha256_of(path) == note["sha256"]:
+            return np.load(path, mmap_mode=mode, allow_pickle=False), note["bad"]
+    except (OSError, ValueError):  # ValueError: Python objects, which are not read
+        return None
+    return None
+
+
+def _reserve(path: Path, like: np.ndarray) -> None:
+    """An array file of zeros with its room taken: on a full disk, writing to mapped memory would end the process."""
+    if like.nbytes > (free := free_space(path.parent)):
+        raise UserError(f"{path.parent}: {tell_bytes(like.nbytes)} more is needed, {tell_bytes(free)} is free: make room")
+    with naming(path), path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False, "shape": like.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        if like.nbytes:
+            os.posix_fallocate(file.fileno(), file.tell(), like.nbytes)
+        os.fsync(file.fileno())
+
+
+def _fits(path: Path, like: np.ndarray) -> bool:
+    """Whether there is an array of this shape and type, at its whole length."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # missing, or the bytes of a damaged header, which lead anywhere
+        return False
+    return isinstance(values, np.memmap) and values.shape == like.shape and values.dtype == like.dtype
+
+
+def _write_note(path: Path, **note: Any) -> None:
+    with whole_file(path) as out:
+        out.write(json.dumps(note).encode())
+
+
+def _read_note(path: Path, **like: Any) -> dict[str, Any] | None:
+    """A JSON object with the same keys and types of values as `like`; None where there is no such file."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    fits = isinstance(note, dict) and {key: type(value) for key, value in note.items()} == {
+        key: type(value) for key, value in like.items()
+    }
+    return note if fits else None

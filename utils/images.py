@@ -22,6 +22,10 @@ _BROKEN = (
 )
 
 
+class BadImageError(UserError):
+    """One image that cannot be read; the others may be fine."""
+
+
 def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
     """Decodes an image of any common kind to upright RGB, 8 bits a channel.
 
@@ -33,7 +37,7 @@ def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
         name: what errors call it (default: the path).
 
     Raises:
-        UserError: not an image, truncated, or of a kind without a defined range (32-bit floats).
+        BadImageError: not an image, truncated, too large, or of a kind without a defined range (32-bit floats).
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
     try:
@@ -42,7 +46,9 @@ def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
             return _to_rgb(_upright(image), name)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
+        if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
+            reason = "of no known kind"
+        raise BadImageError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -54,7 +60,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
-        raise UserError(f"{name} holds 32-bit floats, which have no defined range: save it with 8 or 16 bits")
+        raise BadImageError(f"{name} holds 32-bit floats, which have no defined range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _sixteen_bit_grey_to_rgb(image)
     if image.has_transparency_data:

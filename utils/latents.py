@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hparams.errors import UserError
 from hparams.settings import PriorStage
 from models.autoencoder import VQAutoEncoder
 from models.quantizers import id_counts, perplexity
+from utils.bad_images import Report
 from utils.batches import eval_batches
 from utils.building import open_data
 from utils.datasets import ImageData, Split
 from utils.evaluation import evaluating
-from utils.files import exclusive
-from utils.growing_array import growing_array
+from utils.files import exclusive, make_folder
+from utils.growing_array import growing_array, read_array
 from utils.run_folder import RunFolder
 
 BATCHES_PER_LINE = 50
@@ -43,20 +45,34 @@ def cached_latents(
     batch_size: int,
     num_workers: int,
     say: Callable[[str], None],
+    bad: Report | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Codes of every image, in order: a read-only memory map [n,N], uint8 where K ≤ 256, else uint16 (or int32).
 
-    With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete; an interrupted
-    encoding goes on where it stopped. Encoding is done in float32, on the autoencoder's device.
+    With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete, with its checksum;
+    a damaged one is made again. An interrupted encoding goes on where it stopped, also one that `check`, called after
+    each batch, interrupts by an exception. Encoding is done in float32, on the autoencoder's device. Images that cannot
+    be read are reported to `bad`, by codes that were there already too.
     """
     path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    finished = read_array(path)
+    if not finished:
+        make_folder(folder)
         with exclusive(folder):  # of two runs that start at once, one encodes and the other waits
-            if not path.exists():
+            finished = read_array(path)
+            if not finished:
+                if path.exists():
+                    say(f"WARNING: {path} is damaged (checksum differs): it is made again")
                 say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
-                _encode(path, autoencoder, data, flip, batch_size, num_workers, say)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, bad, check)
+                finished = read_array(path)
+    if not finished:
+        raise UserError(f"{path} cannot be read back: its disk is damaged or full")
+    ids, unreadable = finished
+    if bad and unreadable:
+        bad(unreadable, len(data))
+    return ids
 
 
 def ids_dtype(codebook_size: int) -> np.dtype:
@@ -72,13 +88,23 @@ def _encode(
     batch_size: int,
     num_workers: int,
     say: Callable[[str], None],
+    bad: Report | None,
+    check: Callable[[], None],
 ) -> None:
     h, w = autoencoder.latent_size
     dtype = ids_dtype(len(autoencoder.quantize.codebook))
     shape = (len(data) * (2 if flip else 1), h * w)
     device = next(autoencoder.parameters()).device
     with evaluating(autoencoder), growing_array(path, shape, dtype) as codes:
-        for number, batch in enumerate(eval_batches(data, batch_size, num_workers, start=codes.done), start=1):
+
+        def remember(unreadable: Mapping[str, str], images: int) -> None:
+            codes.bad.update(unreadable)
+            if bad is None:
+                raise UserError(next(iter(unreadable.values())))
+            bad(unreadable, images)
+
+        batches = eval_batches(data, batch_size, num_workers, start=codes.done, bad=remember)
+        for number, batch in enumerate(batches, start=1):
             images = batch.to(device).float() / 255
             stop = codes.done + len(batch)
             codes.values[codes.done : stop] = autoencoder.encode(images).cpu().numpy()
@@ -89,6 +115,7 @@ def _encode(
             codes.advance(len(batch))
             if number % BATCHES_PER_LINE == 0 and stop < len(data):
                 say(f"encoded {stop} of {len(data)} images")
+            check()
 
 
 def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
@@ -105,11 +132,18 @@ def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
 
 
 def encode_split(
-    settings: PriorStage, autoencoder: VQAutoEncoder, split: Split, *, say: Callable[[str], None]
+    settings: PriorStage,
+    autoencoder: VQAutoEncoder,
+    split: Split,
+    *,
+    say: Callable[[str], None],
+    bad: Report | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Codes of one split of the run's data, by the cache in the autoencoder's folder: int32 [n,N], on its device.
 
     They are small enough to stay there for the whole run. Flipped images follow in training with --horizontal_flip.
+    The last three arguments are those of `cached_latents`.
     """
     validates = settings.training.steps_per_eval > 0
     codes = cached_latents(
@@ -120,5 +154,7 @@ def encode_split(
         batch_size=settings.run.batch_size,
         num_workers=settings.run.num_workers,
         say=say,
+        bad=bad,
+        check=check,
     )
     return torch.from_numpy(codes.astype(np.int32)).to(next(autoencoder.parameters()).device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hparams.errors import UserError
-from utils.files import whole_file
+from utils.files import exclusive, make_folder, whole_file
 
 Value = str | int | float | bool | None
 FILE_NAME = "results.json"
@@ -23,10 +23,12 @@ def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[s
         UserError: the file holds something else.
         ValueError: a value is not finite: it must not pass for a result.
     """
-    entries = [entry for entry in read_results(path) if entry["conditions"] != dict(conditions)]
-    entries.append({"conditions": dict(conditions), "values": dict(values)})
-    with whole_file(path) as file:
-        file.write((json.dumps(entries, indent=2, allow_nan=False) + "\n").encode())
+    make_folder(path.parent)
+    with exclusive(path.parent):
+        entries = [entry for entry in read_results(path) if entry["conditions"] != dict(conditions)]
+        entries.append({"conditions": dict(conditions), "values": dict(values)})
+        with whole_file(path) as file:
+            file.write((json.dumps(entries, indent=2, allow_nan=False) + "\n").encode())
     return f"{_listed(values)} ({_listed(conditions)})"
 
 
@@ -40,7 +42,7 @@ def read_results(path: Path) -> list[dict[str, dict[str, Value]]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    except ValueError:
+    except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and entry.keys() == {"conditions", "values"} for entry in entries

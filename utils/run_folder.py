@@ -25,6 +25,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.dashboard = self.path / "dashboard.jsonl"
         self.images = self.path / "images"
+        self.bad_images = self.path / "bad_images.txt"
         self.saved_models = self.path / "saved_models"
         self.latents = self.path / "latents"
 

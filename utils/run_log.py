@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -23,13 +25,8 @@ class RunLog:
 
     def __init__(self, log_file: Path, metrics_file: Path, *, resume_step: int | None, quiet: bool = False) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._metrics_file = metrics_file
         if metrics_file.exists():
-            kept = (
-                []
-                if resume_step is None
-                else [line for line in read_metrics(metrics_file) if line["step"] <= resume_step]
-            )
+            kept = [] if resume_step is None else [m for m in read_metrics(metrics_file) if m["step"] <= resume_step]
             with whole_file(metrics_file) as out:
                 out.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self._log = LineFile(log_file, "wb" if resume_step is None else "ab")
@@ -61,6 +58,10 @@ class RunLog:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
+    def sync(self) -> None:
+        """Make the metrics durable, as far as the disk takes them."""
+        self._metrics.sync()
+
     def close(self) -> None:
         """Close both files."""
         self._log.close()
@@ -88,6 +89,11 @@ class LineFile:
                 print(f"{self._path}: {error.strerror}: lines wait in memory until it can be written", file=sys.stderr)
             self._failed = True
 
+    def sync(self) -> None:
+        """Flush to disk; a disk that fails is left to the next write to report."""
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file, once more trying to write what waits."""
         self.write("")
@@ -95,11 +101,13 @@ class LineFile:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; a last one that was cut off is passed over."""
+    """The lines of a `metrics.jsonl`; what is none, such as a last one that was cut off, is passed over."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str):
+            lines.append(line)
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,16 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.files import sync_folder
 from utils.pictures import image_grid, save_png, to_uint8
 
 PER_GRID = 64
 COLUMNS = 8
 
 
+UNFINISHED = ".unfinished"
+
+
 class SampleFiles:
     """Takes images as they come and writes them to `folder`, in place of the samples of an earlier call.
 
-    Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size.
+    Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size. Until
+    `finish` they lie in a hidden folder, so that a call that was interrupted leaves no part of a set that looks whole.
     """
 
     def __init__(self, folder: Path, *, individually: bool) -> None:
@@ -26,8 +32,11 @@ class SampleFiles:
         self._individually = individually
         self._waiting: list[Tensor] = []
         self._images = self._grids = 0
+        self._unfinished = folder / UNFINISHED
         for old in [*folder.glob("samples_*.png"), *folder.glob("samples/*.png")]:
             old.unlink()
+        if self._unfinished.is_dir():
+            shutil.rmtree(self._unfinished)
 
     @property
     def where(self) -> str:
@@ -42,21 +51,30 @@ class SampleFiles:
         pixels = to_uint8(images)
         if self._individually:
             for image in pixels:
-                save_png(self._folder / "samples" / f"{self._images:06d}.png", image.expand(3, -1, -1).numpy())
+                save_png(self._unfinished / "samples" / f"{self._images:06d}.png", image.expand(3, -1, -1).numpy())
                 self._images += 1
         self._waiting.extend(pixels)
         while len(self._waiting) >= PER_GRID:
             yield self._write_grid()
 
     def finish(self) -> Iterator[np.ndarray]:
-        """Write and yield what fills no whole grid."""
+        """Write and yield what fills no whole grid, then put all files in their place."""
         if self._waiting:
             yield self._write_grid()
+        for new in sorted(self._unfinished.iterdir()):
+            place = self._folder / new.name
+            if place.is_dir():  # what others put there stays
+                for other in place.iterdir():
+                    other.replace(new / other.name)
+                place.rmdir()
+            new.replace(place)
+        self._unfinished.rmdir()
+        sync_folder(self._folder)
 
     def _write_grid(self) -> np.ndarray:
         grid = image_grid(torch.stack(self._waiting[:PER_GRID]), COLUMNS)
         del self._waiting[:PER_GRID]
         if not self._individually:
-            save_png(self._folder / f"samples_{self._grids:03d}.png", grid)
+            save_png(self._unfinished / f"samples_{self._grids:03d}.png", grid)
             self._grids += 1
         return grid

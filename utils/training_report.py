@@ -89,7 +89,7 @@ class TrainingReport:
     def baselines(self, values: Mapping[str, float]) -> None:
         """Write what the run's figures are to be compared with."""
         self.say(tell(values))
-        if not self._settings.training.resume:
+        if not (self._settings.training.resume and self._start):
             self._log.record(self._start, "codes", values)
 
     def picture(self, done: int, name: str, images: Tensor, columns: int, *, display: bool, save: bool) -> None:
@@ -102,6 +102,10 @@ class TrainingReport:
                 self._save_picture(done, name, images, grid)
             except OSError as error:
                 self.warn(f"{self.at(done)}  WARNING: picture not written ({error.strerror}); the run goes on")
+
+    def sync(self) -> None:
+        """Make the metrics durable."""
+        self._log.sync()
 
     def at(self, done: int) -> str:
         """A step in words, as wide as every other."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from signal import Signals as Signal
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,28 @@ from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
+from utils.bad_images import BadImages
 from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
+from utils.datasets import ImageData
 from utils.devices import describe_device
-from utils.files import sole_writer
+from utils.disk_space import space_notes
+from utils.files import remove_remains, sole_writer
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
+from utils.retention import clean_up, drop_weights
 from utils.run_folder import VQGAN, RunFolder
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
 from utils.stopwatch import Stopwatch
 from utils.training_report import TrainingReport
 from utils.training_start import first_step
+
+
+class DataNote(TypedDict):
+    """Which images a run is trained on."""
+
+    images: int
+    fingerprint: str
 
 
 class Trainer(Protocol):
@@ -53,17 +65,21 @@ class TrainingRun:
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
         self._notes: list[str] = []
+        self._data: DataNote | None = None
         self._restore(trainer)
+        self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
         self._open = ExitStack()
         self._open.enter_context(sole_writer(self.folder.path))
         self._signals = Signals()
         self._unfinished = self.folder.unfinished_steps(kind)
+        remove_remains(self.folder.path)
         kept = self.start if self.start and self.folder.metrics.exists() else None
         self._report = TrainingReport(
             settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
         )
         self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
         save(settings, self.folder.hparams)
+        self.bad_images = self._list_bad_images(keep=self._data is not None)
         self._watch = Stopwatch(trainer.device)
         self._logged = self.start
 
@@ -96,6 +112,20 @@ class TrainingRun:
             self.say(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
         self.say(describe(self.settings))
 
+    def compare_data(self, images: ImageData) -> None:
+        """Say if a resumed run's images are not those that it was trained on; every saved step notes which they are."""
+        now: DataNote = {"images": len(images), "fingerprint": images.fingerprint}
+        if self._data and self._data != now:
+            self._report.warn(
+                f"WARNING: the data set changed since step {self.start} ({self._data['images']} images then, "
+                f"{len(images)} now): this run goes on, but does not end as an undisturbed one would have"
+            )
+            self.bad_images = self._list_bad_images(keep=False)
+        self._data = now
+
+    def _list_bad_images(self, *, keep: bool) -> BadImages:
+        return BadImages(self.folder.bad_images, self.settings.run.max_bad_images, self._report.warn, keep=keep)
+
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
         training = self.settings.training
@@ -108,9 +138,15 @@ class TrainingRun:
                 if file.name not in state["siblings"]:
                     raise UserError(f"--ema: step {self.start} was saved without {file.name}: resume with --no_ema")
                 load_into(model, load_state_dict(file), file)
-            trainer.load_state_dict(state["trainer"])
-            self._averages.load_state_dict(state["averages"], trainer.device)
-            self._skipped.load_state_dict(state["skipped"])
+            try:
+                trainer.load_state_dict(state["trainer"])
+                self._averages.load_state_dict(state["averages"], trainer.device)
+                self._skipped.load_state_dict(state["skipped"])
+                self._data = state.get("data")
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                file = self.folder.state_file(self.kind, self.start)
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(f"{file} does not fit these settings ({reason}): check the flags") from None
         elif training.load_step:
             source = RunFolder(training.load_dir or self.settings.run.log_dir)
             raw = source.pick_model_file(self.kind, training.load_step, ema=False)
@@ -155,12 +191,24 @@ class TrainingRun:
             self._watch.mark("other")
             done, stop = step + 1, self._signals.stop
             if stop and done < self.end:
-                script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
-                self._report.warn(
-                    f"stopped by {stop.name} after step {done}; continue with: "
-                    f"python3 {script} --resume --log_dir {self.folder.name}"
-                )
-                raise SystemExit(exit_code(stop))
+                self._stop(stop, done)
+
+    def stop_if_asked(self) -> None:
+        """For long work before the first step: what it has done is kept by whoever does it.
+
+        Raises:
+            SystemExit: a signal asked the run to stop.
+        """
+        if self._signals.stop:
+            self._stop(self._signals.stop, self.start)
+
+    def _stop(self, number: Signal, done: int) -> NoReturn:
+        script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
+        self._report.warn(
+            f"stopped by {number.name} after step {done}; continue with: "
+            f"python3 {script} --resume --log_dir {self.folder.name}"
+        )
+        raise SystemExit(exit_code(number))
 
     def due(self, every: int, done: int) -> bool:
         """Whether something that happens every so many steps (0: never) happens after `done` updates."""
@@ -209,10 +257,12 @@ class TrainingRun:
         if not (last or self._signals.save or self.due(self.settings.training.steps_per_checkpoint, done)):
             return
         self._signals.save = False
+        self._report.sync()  # a whole step has its metrics
         state = {
             "trainer": trainer.state_dict(),
             "averages": self._averages.state_dict(),
             "skipped": self._skipped.state_dict(),
+            "data": self._data,
         }
         try:
             save_step(self.folder, self.kind, done, trainer.models(), state)
@@ -223,27 +273,11 @@ class TrainingRun:
                     f"{problem}: make room there, then --resume goes on from the newest saved step"
                 ) from None
             self._report.warn(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
+            if not self.folder.state_file(self.kind, done).exists():
+                drop_weights(self.folder, self.kind, done)  # or they would take the room of the next one
             return
         self.say(f"{self._report.at(done)}  saved {self.folder.model_file(self.kind, done)}")
-        self._clean_up(done)
-
-    def _clean_up(self, done: int) -> None:
-        """Delete what a whole newer step makes useless: older training states, unfinished steps, remains of writing."""
-        training, folder = self.settings.training, self.folder
-        weights = None if training.keep_checkpoints == "all" else int(training.keep_checkpoints)
-        states = training.keep_states if weights is None else min(training.keep_states, weights)
-        useless = [folder.state_file(self.kind, step) for step in folder.state_steps(self.kind)[:-states]]
-        old = [step for step in self._unfinished if step < done]
-        if weights is not None:
-            own = [step for step in folder.model_steps(self.kind) if step > training.load_step]
-            old += own[:-weights]
-        useless += [folder.model_file(self.kind, step, ema=ema) for step in old for ema in (False, True)]
-        useless += [folder.saving_mark(self.kind, step) for step in old]
-        useless += folder.saved_models.glob(".*.th.*")
-        for file in useless:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-        self._unfinished = [step for step in self._unfinished if step > done]
+        clean_up(self.folder, self.kind, done, self.settings.training)
 
     def _load_optimisers(self, source: RunFolder, trainer: Trainer, step: int) -> None:
         names = {parameter: name for name, parameter in trainer.models()[False].named_parameters()}

@@ -74,9 +74,21 @@ def test_nothing_of_an_earlier_call_stays(tmp_path: Path) -> None:
 def test_grey_images_become_colour_files(tmp_path: Path) -> None:
     files = SampleFiles(tmp_path, individually=True)
     assert list(files.add(torch.rand(2, 1, 8, 8))) == []
+    assert names(tmp_path / ".unfinished") == ["samples/000000.png", "samples/000001.png"]
+    list(files.finish())
     with Image.open(tmp_path / "samples" / "000001.png") as image:
         assert image.mode == "RGB"
         assert image.size == (8, 8)
+
+
+@pytest.mark.parametrize("individually", [False, True])
+def test_an_interrupted_call_leaves_no_part_of_a_set(tmp_path: Path, individually: bool) -> None:
+    files = SampleFiles(tmp_path, individually=individually)
+    assert len(list(files.add(numbered(0, 130)))) == 2
+    assert [file.name for file in tmp_path.iterdir()] == [".unfinished"]
+    write(tmp_path, 3, individually=individually)
+    assert len(names(tmp_path)) == (3 if individually else 1)
+    assert not (tmp_path / ".unfinished").exists()
 
 
 def test_the_place_in_words(tmp_path: Path) -> None:
