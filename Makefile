@@ -9,7 +9,7 @@ UV := $(VENV)/bin/uv
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint lock demo clean
+.PHONY: help setup test soak lint lock demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup lint  ## lint, then every test
 	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python || echo "test: the dashboard's tests will be skipped"
 	@bash tests/install_browser.sh || echo "test: the browser's test will be skipped"
 	$(VENV)/bin/python -m pytest
+
+soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their memory: some minutes
+	$(VENV)/bin/python tests/soak.py
 
 demo: setup  ## train both stages on small painted churches and draw new ones
 	$(VENV)/bin/python demo.py

@@ -34,10 +34,10 @@ def space_notes(
         raise UserError(
             f"{folder}: a checkpoint takes {tell_bytes(weights + state)}, and {tell_bytes(free)} is free: make room"
         )
-    line = f"checkpoints to come take {tell_bytes(needed)} of disk, of which {tell_bytes(free)} is free"
+    line = f"checkpoints to come take {tell_bytes(needed)}, {tell_bytes(free)} is free"
     if needed > free:
-        line = f"WARNING: {line}: make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"
-    return [line]
+        return [f"WARNING: {line}: make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"]
+    return [f"{'disk':<12}{line}"]
 
 
 def _bytes(model: nn.Module) -> int:

@@ -1,0 +1,46 @@
+"""The short form of `make soak`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).parents[1] / "soak.py"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("soak") / "soak.json"
+    short = ["--kills", "6", "--sample_kills", "2", "--steps", "40", "--memory_steps", "400"]
+    done = subprocess.run([sys.executable, SOAK, *short, "--out", out], capture_output=True, text=True, timeout=600)
+    assert out.exists(), done.stdout + done.stderr
+    return json.loads(out.read_text()) | {"code": done.returncode}
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "absorbing"])
+def test_killed_runs_end_as_undisturbed_ones(outcome: dict, kind: str) -> None:
+    tally = outcome["stages"][kind]
+    assert tally["problems"] == []
+    assert tally["whole_steps_lost"] == 0
+    assert tally["kills"] == 6
+    assert tally["kills_aimed_into_saving"] == 2
+    assert tally["resumes"] >= tally["runs"]
+
+
+def test_samples_are_there_whole_or_not_at_all(outcome: dict) -> None:
+    assert outcome["samples"]["problems"] == []
+    assert outcome["samples"]["kills"] == 2
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "absorbing"])
+def test_memory_stays_flat(outcome: dict, kind: str) -> None:
+    """360 steps that kept 40 kB each, of 500 MB, would not pass."""
+    assert outcome["memory"][kind]["growth_percent"] < 2
+
+
+def test_the_exit_status_tells(outcome: dict) -> None:
+    assert outcome["code"] == 0

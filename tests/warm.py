@@ -1,0 +1,162 @@
+"""Runs the project's scripts without their four seconds of start: each is forked from a process that has torch loaded.
+
+The fork is a process of its own, with its own files, signals and memory; killing it is killing the script. What it
+shares with others is only that modules were imported before the fork, and nothing else had run by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).parents[1]
+# Everything heavy that a script imports late.
+MODULES = ("torch", "torchvision", "lpips", "lmdb", "yaml", "requests", "tqdm", "torch._dynamo", "utils.training_run")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended. code: exit status, or minus the signal that killed it."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Warm:
+    """The client's side. Use it in a `with` block; commands run in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=REPO
+        )
+        self._codes: dict[int, int] = {}
+        self._tell({})  # answered when the modules are there
+
+    def __enter__(self) -> Warm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stdin.close()
+        self._server.wait(60)
+
+    def start(self, command: str) -> int:
+        """Start `script.py flags …`; its pid."""
+        return self._tell({"folder": str(self.folder), "words": shlex.split(command)})["pid"]
+
+    def code(self, pid: int) -> int | None:
+        """How a script ended, or None while it runs."""
+        if pid not in self._codes:
+            code = self._tell({"pid": pid})["code"]
+            if code is None:
+                return None
+            self._codes[pid] = code
+        return self._codes[pid]
+
+    def wait(self, pid: int, timeout: float = 300) -> Ended:
+        """Wait until a script has ended."""
+        end = time.monotonic() + timeout
+        while self.code(pid) is None:
+            if time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+                raise TimeoutError(f"process {pid} runs for more than {timeout} s")
+            time.sleep(0.01)
+        out, err = (self.folder / f".{pid}.{name}" for name in ("out", "err"))
+        ended = Ended(self._codes[pid], out.read_text(errors="replace"), err.read_text(errors="replace"))
+        out.unlink()
+        err.unlink()
+        return ended
+
+    def run(self, command: str, timeout: float = 300) -> Ended:
+        """Run a script to its end."""
+        return self.wait(self.start(command), timeout)
+
+    def ok(self, command: str) -> str:
+        """What a script that must succeed prints."""
+        ended = self.run(command)
+        assert ended.code == 0, f"{command}\n{ended}"
+        return ended.out
+
+    def _tell(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+def serve() -> None:
+    """The server's side: a line of JSON in, a line out, until the input ends."""
+    sys.path.insert(0, str(REPO))
+    for module in MODULES:
+        __import__(module)
+    codes: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([sys.stdin.buffer.raw], [], [], 1)
+        while codes.values() and None in codes.values():
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            codes[pid] = os.waitstatus_to_exitcode(status)
+        if not ready:
+            continue
+        line = _read_line()
+        if not line:
+            return
+        request = json.loads(line)
+        if "words" in request:
+            pid = os.fork()
+            if not pid:
+                _be_the_script(request["folder"], request["words"])
+            codes[pid] = None
+            answer = {"pid": pid}
+        else:
+            answer = {"code": codes.get(request.get("pid"))}
+        os.write(1, (json.dumps(answer) + "\n").encode())
+
+
+def _read_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return b""
+        line += byte
+    return line
+
+
+def _be_the_script(folder: str, words: list[str]) -> None:
+    code = 1
+    try:
+        os.chdir(folder)
+        for number, name in ((1, "out"), (2, "err")):
+            file = os.open(f".{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        script = REPO / words[0]
+        sys.argv = [str(script), *words[1:]]
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
