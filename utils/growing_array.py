@@ -5,6 +5,7 @@ Beside a finished `<name>.npy`, `<name>.json` holds its checksum and which image
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -101,7 +102,9 @@ def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, d
 def _reserve(path: Path, like: np.ndarray) -> None:
     """An array file of zeros with its room taken: on a full disk, writing to mapped memory would end the process."""
     if like.nbytes > (free := free_space(path.parent)):
-        raise UserError(f"{path.parent}: {tell_bytes(like.nbytes)} more is needed, {tell_bytes(free)} is free: make room")
+        raise UserError(
+            f"{path.parent}: {tell_bytes(like.nbytes)} more is needed, {tell_bytes(free)} is free: make room"
+        )
     with naming(path), path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False, "shape": like.shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -121,17 +124,25 @@ def _fits(path: Path, like: np.ndarray) -> bool:
 
 
 def _write_note(path: Path, **note: Any) -> None:
+    text = json.dumps(note)
     with whole_file(path) as out:
-        out.write(json.dumps(note).encode())
+        out.write(f"{text}\n{_checksum(text)}\n".encode())
 
 
 def _read_note(path: Path, **like: Any) -> dict[str, Any] | None:
-    """A JSON object with the same keys and types of values as `like`; None where there is no such file."""
+    """What `_write_note` wrote, with the same keys and types of values as `like`; None where there is no such file."""
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        text, checksum = path.read_text(encoding="utf-8").splitlines()
+        note = json.loads(text)
     except (OSError, ValueError, RecursionError):
+        return None
+    if checksum != _checksum(text):
         return None
     fits = isinstance(note, dict) and {key: type(value) for key, value in note.items()} == {
         key: type(value) for key, value in like.items()
     }
     return note if fits else None
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
