@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+MOMENTUM = 0.1  # share of a batch in the batch norms' running statistics
+
 
 class Discriminator(nn.Module):
     """Judges overlapping patches of an image; batch-normalised, LeakyReLU 0.2."""
@@ -21,7 +23,7 @@ class Discriminator(nn.Module):
             wider = ndf * min(2**depth, 8)
             layers += [
                 nn.Conv2d(width, wider, kernel_size=4, stride=2 if depth < disc_layers else 1, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
+                nn.BatchNorm2d(wider, momentum=MOMENTUM),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
@@ -31,3 +33,19 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] → logits [B,1,h',w'], positive for real."""
         return self.main(x)
+
+    def statistics(self) -> list[Tensor]:
+        """A copy of the batch norms' running means and variances."""
+        return [value.clone() for value in self._statistics()]
+
+    def see_again(self, before: list[Tensor], after: list[Tensor]) -> None:
+        """Move the running statistics as if the batch that took them from `before` to `after` came once more."""
+        for value, was, then in zip(self._statistics(), before, after, strict=True):
+            # Not by an operation that autograd sees: no graph of training mode reads running statistics.
+            value.data.mul_(1 - MOMENTUM).add_(then - (1 - MOMENTUM) * was)
+        for name, value in self.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                value += 1
+
+    def _statistics(self) -> list[Tensor]:
+        return [value for name, value in self.named_buffers() if name.endswith(("running_mean", "running_var"))]

@@ -32,14 +32,23 @@ class GeneratorTerms:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The discriminator's pass over the fakes: its own objective goes on from there, and need not repeat it."""
+
+    logits: Tensor  # D(fake) with its graph; fake is x_hat, augmented if DiffAugment is on
+    before: list[Tensor]  # the discriminator's running statistics before the pass
+    after: list[Tensor]  # and after it
+
+
+@dataclass(frozen=True)
 class GeneratorPass:
-    """What one pass of the autoencoder's objective leaves behind; nothing here has a gradient."""
+    """What one pass of the autoencoder's objective leaves behind; nothing but `judged` has a gradient."""
 
     terms: GeneratorTerms
     x_hat: Tensor  # [B,C,H,W] float32, reconstructions
-    fake: Tensor  # [B,C,H,W], what the discriminator saw: x_hat, augmented if DiffAugment is on
     ids: Tensor  # [B,N] int64
     z: Tensor  # [B,D,h,w], the encoder's output
+    judged: Judged | None  # None before the discriminator's start
 
 
 class VQGAN(nn.Module):
@@ -97,10 +106,12 @@ class VQGAN(nn.Module):
         # Before its start the discriminator has no say, but its statistics see the fakes, as published
         with autocast, torch.set_grad_enabled(adversarial):
             fake = diff_augment(leaf, generator) if self.diff_aug else leaf
-            g_loss = generator_loss(self.disc(fake))
+            before = self.disc.statistics()
+            logits_fake = self.disc(fake)
+            g_loss = generator_loss(logits_fake)
         weight = torch.zeros_like(g_loss)
         if adversarial:
-            (g_grad,) = torch.autograd.grad(g_loss * scale, leaf)
+            (g_grad,) = torch.autograd.grad(g_loss * scale, leaf, retain_graph=True)
             at_last_layer = [
                 torch.autograd.grad(x_hat, self.ae.generator.last_layer, g.to(x_hat.dtype), retain_graph=True)[
                     0
@@ -113,13 +124,18 @@ class VQGAN(nn.Module):
 
         l1, perceptual, g_loss, codebook = (term.detach() for term in (l1, perceptual, g_loss, quantized.loss))
         terms = GeneratorTerms(l1 + perceptual + weight * g_loss + codebook, l1, perceptual, g_loss, weight, codebook)
-        return GeneratorPass(terms, leaf.detach(), fake.detach(), quantized.ids, z.detach())
+        judged = Judged(logits_fake, before, self.disc.statistics()) if adversarial else None
+        return GeneratorPass(terms, leaf.detach(), quantized.ids, z.detach(), judged)
 
-    def discriminator_loss(self, x: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Hinge loss, scalar. x: images [B,C,H,W] in [0,1]; fake: as the generator's pass showed it, no gradient."""
-        # The order matters: in train mode the running statistics see the reals, then the fakes.
+    def discriminator_loss(self, x: Tensor, judged: Judged, generator: torch.Generator | None = None) -> Tensor:
+        """Hinge loss, scalar. x: images [B,C,H,W] in [0,1]; judged: what the generator's pass left.
+
+        The discriminator must not have changed since; only its parameters are to get gradients.
+        """
         logits_real = self.disc(diff_augment(x, generator) if self.diff_aug else x)
-        return hinge_discriminator_loss(logits_real, self.disc(fake))
+        if self.disc.training:  # as published, the running statistics see the fakes again after the reals
+            self.disc.see_again(judged.before, judged.after)
+        return hinge_discriminator_loss(logits_real, judged.logits)
 
     def reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Mean |x − x̂| and the weighted mean perceptual distance of images [B,C,H,W]; scalars."""

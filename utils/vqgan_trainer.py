@@ -65,11 +65,11 @@ class VQGANTrainer:
         done = self.vqgan.generator_backward(x, step, generator=generator, amp_dtype=self.amp_dtype, scale=scale)
         terms = vars(done.terms)
         # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
-        if step > self.vqgan.disc_start_step:
+        if step > self.vqgan.disc_start_step and done.judged:
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                d_loss = self.vqgan.discriminator_loss(x, done.fake, generator)
+                d_loss = self.vqgan.discriminator_loss(x, done.judged, generator)
             disc.zero_grad()
-            disc.scaler.scale(d_loss).backward()
+            disc.scaler.scale(d_loss).backward(inputs=list(self.vqgan.disc.parameters()))
             finite = disc.step()
             terms = terms | {"d_loss": d_loss}
         else:

@@ -127,7 +127,7 @@ def test_the_terms_add_up() -> None:
     torch.testing.assert_close(
         terms.loss, terms.l1 + terms.perceptual + terms.disc_weight * terms.g_loss + terms.codebook
     )
-    assert not any(value.requires_grad for value in [*vars(terms).values(), done.x_hat, done.fake, done.z])
+    assert not any(value.requires_grad for value in [*vars(terms).values(), done.x_hat, done.z])
 
 
 def test_before_its_start_the_discriminator_only_sees_fakes() -> None:
@@ -187,10 +187,13 @@ def test_a_discriminator_that_never_answers_leaves_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("diff_aug", [False, True])
-def test_the_fake_is_what_the_discriminator_saw(diff_aug: bool) -> None:
-    done = vqgan(diff_aug=diff_aug).generator_backward(images(), step=0, generator=seeded())
-    expected = diff_augment(done.x_hat, seeded()) if diff_aug else done.x_hat
-    assert torch.equal(done.fake, expected)
+def test_the_discriminator_judges_the_reconstruction(diff_aug: bool) -> None:
+    model = vqgan(diff_aug=diff_aug)
+    reference = copy.deepcopy(model.disc)
+    done = model.generator_backward(images(), step=0, generator=seeded())
+    assert done.judged
+    shown = diff_augment(done.x_hat, seeded()) if diff_aug else done.x_hat
+    torch.testing.assert_close(done.judged.logits, reference(shown))
 
 
 def test_the_gumbel_temperature_follows_the_step() -> None:
@@ -205,23 +208,49 @@ def test_the_gumbel_temperature_follows_the_step() -> None:
 # --- the discriminator's pass -------------------------------------------------------------------------------------
 
 
-def test_the_discriminators_loss_reaches_the_discriminator_alone() -> None:
-    model = vqgan()
-    fake = torch.rand(4, 3, 16, 16)
+@pytest.mark.parametrize("diff_aug", [False, True])
+def test_the_discriminators_loss_is_as_if_it_saw_everything_anew(
+    monkeypatch: pytest.MonkeyPatch, diff_aug: bool
+) -> None:
+    """Loss, gradients and running statistics of the published order of passes: fakes, reals, fakes again."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    model = vqgan(diff_aug=diff_aug).double()
     reference = copy.deepcopy(model.disc)
-    loss = model.discriminator_loss(images(), fake)
-    loss.backward()
-    torch.testing.assert_close(loss, hinge_discriminator_loss(reference(images()), reference(fake)))
-    torch.testing.assert_close(model.disc.main[3].running_mean, reference.main[3].running_mean)  # reals, then fakes
-    assert gradients(model.ae) == {}
-    assert gradients(model.disc).keys() == dict(model.disc.named_parameters()).keys()
+    x = images().double()
+    generator = seeded()
+    done = model.generator_backward(x, step=0, generator=generator)
+    assert done.judged
+    assert gradients(model.disc) == {}
+    state = generator.get_state()
+    before = {name: gradient.clone() for name, gradient in gradients(model.ae).items()}
+    loss = model.discriminator_loss(x, done.judged, generator)
+    loss.backward(inputs=list(model.disc.parameters()))
 
-
-def test_reals_are_augmented_too() -> None:
-    model, fake = vqgan(diff_aug=True).eval(), torch.rand(4, 3, 16, 16)
-    loss = model.discriminator_loss(images(), fake, seeded())
-    expected = hinge_discriminator_loss(model.disc(diff_augment(images(), seeded())), model.disc(fake))
+    generator, later = seeded(), seeded()
+    later.set_state(state)
+    fake = diff_augment(done.x_hat, generator) if diff_aug else done.x_hat
+    real = diff_augment(x, later) if diff_aug else x
+    reference(fake)
+    logits_real = reference(real)
+    expected = hinge_discriminator_loss(logits_real, reference(fake))
+    expected.backward()
     torch.testing.assert_close(loss, expected)
+    assert gradients(model.disc).keys() == dict(model.disc.named_parameters()).keys()
+    for name, gradient in gradients(model.disc).items():
+        torch.testing.assert_close(gradient, gradients(reference)[name], rtol=1e-5, atol=1e-9, msg=name)
+    for name, value in model.disc.named_buffers():
+        torch.testing.assert_close(value, reference.get_buffer(name), rtol=1e-6, atol=1e-9, msg=name)
+    assert model.disc.main[3].num_batches_tracked == 3
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(model.ae).items())
+
+
+def test_in_evaluation_the_statistics_stay() -> None:
+    model = vqgan().eval()
+    statistics = model.disc.statistics()
+    done = model.generator_backward(images(), step=0)
+    assert done.judged
+    model.discriminator_loss(images(), done.judged)
+    assert all(map(torch.equal, model.disc.statistics(), statistics))
 
 
 def test_the_perceptual_network_is_no_part_of_the_state() -> None:
