@@ -32,6 +32,10 @@ class RunSettings:
     amp_dtype: Literal["auto", "bfloat16", "float16"] = setting(
         "auto", help="type for --amp; auto is bfloat16 where the hardware has it, else float16 with a loss scaler"
     )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto",
+        help="compile layers with torch.compile; auto: the prior's, on CUDA; on: the VQGAN's too, which takes minutes",
+    )
     batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)
     num_workers: int = setting(2, help="processes that read images; 0 reads in the main one", unit="n", minimum=0)
     max_bad_images: float = setting(

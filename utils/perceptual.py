@@ -33,7 +33,9 @@ class LPIPS:
     """
 
     def __init__(self, network: torch.nn.Module, device: torch.device, *, symmetric: bool) -> None:
-        self._network = network.to(device).eval().requires_grad_(False)
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self._network = network.eval().requires_grad_(False)
         self._symmetric = symmetric
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
+from utils.compiling import compile_prior
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
@@ -44,6 +45,8 @@ class PriorTrainer:
         self.amp_dtype = amp_dtype
         self.seed = settings.run.seed
         self.ema = EMA(prior, settings.training.ema_beta) if settings.training.ema else None
+        for model in self.models().values():
+            compile_prior(model, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.settings = settings.prior
         self.lr = settings.training.lr

@@ -11,6 +11,7 @@ from hparams.experiments import PriorExperiment
 from hparams.settings import RunSettings
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
+from utils.compiling import compile_autoencoder, compile_prior
 from utils.devices import pick_amp_dtype, pick_device
 from utils.results import Value
 from utils.runs import restore_autoencoder, restore_prior
@@ -62,5 +63,7 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
         ema=ema,
         device=device,
     )
+    compile_prior(prior, run.compile, device)
+    compile_autoencoder(autoencoder, run.compile, device)
     amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
     return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)

@@ -12,6 +12,7 @@ from hparams.settings import VQGANStage
 from models.codebook import CodeUsage, draw_latents, restart_codes
 from models.quantizers import id_counts, perplexity
 from models.vqgan import VQGAN
+from utils.compiling import compile_autoencoder
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
@@ -22,12 +23,16 @@ class VQGANTrainer:
     """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far."""
 
     def __init__(self, settings: VQGANStage, vqgan: VQGAN, device: torch.device, amp_dtype: torch.dtype | None) -> None:
-        self.vqgan = vqgan.to(device).train()
+        # With channels last tensor cores need no transposing; on CPUs oneDNN picks its own layout either way.
+        self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.vqgan = vqgan.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
         self.device = device
         self.amp_dtype = amp_dtype
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
         self.ema = EMA(vqgan, settings.training.ema_beta) if settings.training.ema else None
+        for model in self.models().values():
+            compile_autoencoder(model, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
         lr = settings.training.lr
@@ -132,7 +137,8 @@ class VQGANTrainer:
         self.usage.counts.copy_(state["usage"])
 
     def _prepare(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float() / 255
+        x = images.to(self.device, non_blocking=True).float() / 255
+        return x.contiguous(memory_format=self.memory_format)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)

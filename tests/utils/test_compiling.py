@@ -1,0 +1,102 @@
+"""Compiled layers compute what they did before, under the same names."""
+
+from __future__ import annotations
+
+import copy
+from functools import partialmethod
+
+import pytest
+import torch
+from torch import nn
+
+from hparams.errors import UserError
+from models.absorbing import AbsorbingDiffusion
+from models.autoregressive import AutoregressivePrior
+from models.samplers import sample_autoregressive
+from models.transformer import Block, Transformer
+from utils import compiling
+from utils.compiling import compile_autoencoder, compile_prior
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that --compile does but generating code, which takes a minute on a CPU."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+
+
+def transformer(causal: bool) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(
+        codebook_size=7,
+        vocab_size=7 if causal else 8,
+        n_emb=16,
+        n_head=2,
+        n_layers=2,
+        block_size=6,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        causal=causal,
+    )
+
+
+def compiled(module: nn.Module) -> list[bool]:
+    return [block._compiled_call_impl is not None for block in module.modules() if isinstance(block, Block)]
+
+
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_on_a_cpu_nothing_is_compiled_unless_asked_for(choice: str) -> None:
+    net = transformer(causal=False)
+    compile_prior(net, choice, CPU)
+    compile_autoencoder(net, choice, CPU)
+    assert compiled(net) == [False, False]
+
+
+def test_auto_compiles_on_cuda_where_the_compiler_is_whole(monkeypatch: pytest.MonkeyPatch, traced_only: None) -> None:
+    cuda = torch.device("cuda")
+    for missing, expected in (("the package triton is missing", False), (None, True)):
+        monkeypatch.setattr(compiling, "_missing", lambda device, missing=missing: missing)
+        net = transformer(causal=False)
+        compile_prior(net, "auto", cuda)
+        assert compiled(net) == [expected] * 2
+
+
+def test_on_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="--compile on: there is no C\\+\\+ compiler"):
+        compile_prior(transformer(causal=False), "on", CPU)
+
+
+def test_a_compiled_prior_trains_as_before(traced_only: None) -> None:
+    eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8)
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    assert compiled(prior) == [True, True]
+    assert prior.state_dict().keys() == eager.state_dict().keys()
+    assert compiled(copy.deepcopy(prior)) == [False, False]  # an average of its own, not the weights of the original
+    generator = torch.Generator().manual_seed(0)
+    ids, t = torch.randint(7, (3, 6), generator=generator), torch.tensor([2, 5, 8])
+    mask = torch.rand((3, 6), generator=generator) < 0.7
+    for model in (eager, prior):
+        model.losses(ids, t, mask, "elbo").loss.sum().backward()
+    for (name, one), other in zip(eager.named_parameters(), prior.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_compiled_priors_sample_as_before(traced_only: None) -> None:
+    eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8).eval()
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    first, second = (m.sample(5, generator=torch.Generator().manual_seed(1), batch_size=2) for m in (eager, prior))
+    assert torch.equal(first, second)
+
+
+def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> None:
+    eager = AutoregressivePrior(transformer(causal=True)).eval()
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = sample_autoregressive(eager.net, uniforms, temp=1.0)
+    assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=1.0, static=True), expected)

@@ -1,0 +1,59 @@
+"""torch.compile for the layers that repeat, in place: names in files, and copies of a model, stay as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from hparams.errors import UserError
+from models.layers import AttnBlock, ResBlock
+from models.transformer import Block
+
+SHAPES = 64  # that one layer's code may be compiled for; PyTorch's own limit of 8 is below a VQGAN's levels
+
+
+def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile the Transformer's blocks; `choice` is that of --compile.
+
+    Raises:
+        UserError: `on`, and this machine has no compiler.
+    """
+    if _wanted(choice, device):
+        for module in prior.modules():
+            if isinstance(module, Block):
+                module.compile()
+
+
+def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile the convolutional blocks, each for its own shape; only for `on`, since that takes minutes.
+
+    Raises:
+        UserError: `on`, and this machine has no compiler.
+    """
+    if choice == "on" and _wanted(choice, device):
+        torch._dynamo.config.recompile_limit = SHAPES
+        for module in autoencoder.modules():
+            if isinstance(module, ResBlock | AttnBlock):
+                module.compile(dynamic=False)
+
+
+def _wanted(choice: str, device: torch.device) -> bool:
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+        return False
+    missing = _missing(device)
+    if missing and choice == "on":
+        raise UserError(f"--compile on: {missing}: install it, or use --compile off")
+    return not missing
+
+
+def _missing(device: torch.device) -> str | None:
+    """What PyTorch's compiler lacks for this device, in words."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return "there is no C++ compiler"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton is missing"
+    return None
