@@ -24,7 +24,8 @@ StageT = TypeVar("StageT", bound=Stage)
 
 # PyTorch's own words, so that torch need not be imported.
 _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_PATH_ERRORS = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def parse(
@@ -75,7 +76,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if line is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_ERRORS else 1)
     sys.exit(0)
 
 
@@ -85,6 +86,8 @@ def _as_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
+        return f"{error.filename}: {error.strerror}: use another --log_dir, or move what is in the way"
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --batch_size, or use --amp"

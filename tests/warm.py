@@ -35,7 +35,7 @@ class Ended:
 
 
 class Warm:
-    """The client's side. Use it in a `with` block; commands run in `folder`."""
+    """The client's side. Use it in a `with` block; commands run in `folder`, which may be changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,6 +44,7 @@ class Warm:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=REPO
         )
         self._codes: dict[int, int] = {}
+        self._folders: dict[int, Path] = {}
         self._tell({})  # answered when the modules are there
 
     def __enter__(self) -> Warm:
@@ -55,7 +56,9 @@ class Warm:
 
     def start(self, command: str) -> int:
         """Start `script.py flags …`; its pid."""
-        return self._tell({"folder": str(self.folder), "words": shlex.split(command)})["pid"]
+        pid = self._tell({"folder": str(self.folder), "words": shlex.split(command)})["pid"]
+        self._folders[pid] = self.folder
+        return pid
 
     def code(self, pid: int) -> int | None:
         """How a script ended, or None while it runs."""
@@ -74,7 +77,7 @@ class Warm:
                 os.kill(pid, signal.SIGKILL)
                 raise TimeoutError(f"process {pid} runs for more than {timeout} s")
             time.sleep(0.01)
-        out, err = (self.folder / f".{pid}.{name}" for name in ("out", "err"))
+        out, err = (self._folders[pid] / f".{pid}.{name}" for name in ("out", "err"))
         ended = Ended(self._codes[pid], out.read_text(errors="replace"), err.read_text(errors="replace"))
         out.unlink()
         err.unlink()

@@ -148,7 +148,7 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
 
 def _fill(path: Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     iterator = iter(items)
-    with lmdb.open(str(path), map_size=1 << 26, sync=False) as env:
+    with lmdb.open(str(path), map_size=1 << 26, sync=False, lock=False) as env:
         while batch := list(islice(iterator, 1000)):
             while not _put(env, batch):
                 env.set_mapsize(2 * env.info()["map_size"])

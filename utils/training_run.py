@@ -117,8 +117,8 @@ class TrainingRun:
         now: DataNote = {"images": len(images), "fingerprint": images.fingerprint}
         if self._data and self._data != now:
             self._report.warn(
-                f"WARNING: the data set changed since step {self.start} ({self._data['images']} images then, "
-                f"{len(images)} now): this run goes on, but does not end as an undisturbed one would have"
+                f"WARNING: the data set changed since step {self.start}: {self._data['images']} images then, "
+                f"{len(images)} now, or other files, sizes or times; the run goes on, but not as it would have"
             )
             self.bad_images = self._list_bad_images(keep=False)
         self._data = now

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 REPO = Path(__file__).parents[2]
 
@@ -107,6 +111,51 @@ class Shell:
             str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else b""
             for path in sorted(self.folder.rglob("*"))
         }
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts scripts at once, see `tests/warm.py`."""
+    spec = importlib.util.spec_from_file_location("warm", REPO / "tests/warm.py")
+    sys.modules["warm"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.Warm(tmp_path_factory.mktemp("warm")) as started:
+        yield started
+
+
+# Half a second each.
+TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9"
+TINY_STAGE_1 = (
+    f"train_vqgan.py {TINY} --nf 32 --ch_mult 1 1 --res_blocks 1 --attn_resolutions --emb_dim 4 --codebook_size 8 "
+    "--img_size 8 --ndf 8 --disc_layers 1 --disc_start_step 2 --perceptual none --ema --steps_per_log 2"
+)
+TINY_STAGE_2 = (
+    f"train_sampler.py {TINY} --ae_load_dir ae --bert_n_emb 8 --bert_n_head 1 --bert_n_layers 1 --total_steps 4 --ema "
+    "--steps_per_log 2 --n_samples 2"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of both stages on 24 photos, `ae` and `prior`, saved at steps 4 and 8. Not to be changed."""
+    warm.folder = folder = tmp_path_factory.mktemp("tiny")
+    (folder / "photos").mkdir()
+    dice = np.random.default_rng(0)
+    for number in range(24):
+        Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"photos/{number:02}.png")
+    (folder / "datasets.yaml").write_text("custom: {paths: photos}\n")
+    lengths = "--dataset custom --train_steps 8 --steps_per_checkpoint 4"
+    warm.ok(f"{TINY_STAGE_1} {lengths} --log_dir ae")
+    warm.ok(f"{TINY_STAGE_2} {lengths} --log_dir prior")
+    return folder
+
+
+@pytest.fixture
+def tiny(warm: Any, tiny_runs: Path, tmp_path: Path) -> Any:
+    """`warm` in a copy of the tiny runs' folder, to write to."""
+    warm.folder, warm.stage_1, warm.stage_2 = tmp_path / "tiny", TINY_STAGE_1, TINY_STAGE_2
+    shutil.copytree(tiny_runs, warm.folder)
+    return warm
 
 
 @pytest.fixture

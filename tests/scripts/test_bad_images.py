@@ -1,0 +1,82 @@
+"""Images that cannot be read, as a run meets them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+
+def spoil(tiny, count: int) -> None:
+    """Break some of the 24 photos, each in another way."""
+    photos = sorted((tiny.folder / "photos").iterdir())
+    whole = photos[0].read_bytes()
+    for photo, content in zip(photos[5::4], (whole[:60], b"", b"no image at all", whole[:-20]), strict=False):
+        if count:
+            photo.write_bytes(content)
+            count -= 1
+
+
+def test_runs_go_on_with_stand_ins_and_list_what_they_met(tiny) -> None:
+    spoil(tiny, 3)
+    command = f"{tiny.stage_1} --dataset custom --max_bad_images 0.2"
+    out = tiny.ok(f"{command} --train_steps 12 --log_dir whole")
+    assert out.count("another image stands in for it") == 3
+    listed = (tiny.folder / "logs/whole/bad_images.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0].rsplit("/", 1)[-1] for line in listed) == ["05.png", "09.png", "13.png"]
+
+    tiny.ok(f"{command} --train_steps 4 --log_dir run")
+    tiny.ok("train_vqgan.py --resume --train_steps 12 --log_dir run --num_workers 1")
+    ours, theirs = (
+        torch.load(tiny.folder / f"logs/{run}/saved_models/vqgan_12.th", weights_only=True) for run in ("run", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = (tiny.folder / "logs/run/bad_images.txt").read_text().splitlines()
+    assert sorted(again) == sorted(listed)
+
+
+def test_codes_of_stand_ins_are_cached_with_the_list(tiny) -> None:
+    spoil(tiny, 2)
+    command = f"{tiny.stage_2} --dataset custom --max_bad_images 0.1 --train_steps 2"
+    first = tiny.ok(f"{command} --log_dir first")
+    second = tiny.ok(f"{command} --log_dir second")
+    assert "encoding 24 images" in first
+    assert "encoding" not in second
+    lists = [(tiny.folder / f"logs/{run}/bad_images.txt").read_text() for run in ("first", "second")]
+    assert lists[0] == lists[1]
+    assert lists[0].count("\n") == 2
+    files = [
+        f for f in (tiny.folder / "logs/ae/latents").glob("*.npy") if b"05.png" in f.with_suffix(".json").read_bytes()
+    ]
+    codes = np.load(files[0])
+    assert (codes == codes[5]).all(1).sum() >= 2  # its own row, and that of the image which stands in
+
+    refused = tiny.run(f"{command} --log_dir third --max_bad_images 0.05")
+    assert refused.code == 2
+    assert "2 of 24 images cannot be read, more than --max_bad_images 0.05" in refused.err
+
+
+def test_too_many_end_the_run_by_one_line(tiny) -> None:
+    spoil(tiny, 4)
+    ended = tiny.run("train_vqgan.py --resume --log_dir ae --train_steps 30 --max_bad_images 0.05")
+    assert ended.code == 2
+    assert ended.err.count("error:") == 1
+    assert "of 24 images cannot be read" in ended.err
+    assert "logs/ae/bad_images.txt" in ended.err
+    assert (tiny.folder / "logs/ae/saved_models/vqgan_state_8.th").exists()
+
+
+@pytest.mark.parametrize("change", ["more", "other"])
+def test_a_changed_data_set_is_noticed(tiny, change: str) -> None:
+    tiny.ok("train_vqgan.py --resume --log_dir ae --train_steps 10")  # the files are at another place than they were
+    photos = tiny.folder / "photos"
+    if change == "more":
+        (photos / "99.png").write_bytes((photos / "00.png").read_bytes())
+    else:
+        (photos / "03.png").write_bytes((photos / "04.png").read_bytes())
+    ended = tiny.run("train_vqgan.py --resume --log_dir ae --train_steps 12")
+    assert ended.code == 0
+    said = ended.out + ended.err
+    assert f"WARNING: the data set changed since step 10: 24 images then, {25 if change == 'more' else 24} now" in said
+    ended = tiny.run("train_vqgan.py --resume --log_dir ae --train_steps 14")
+    assert "WARNING: the data set" not in ended.out + ended.err
