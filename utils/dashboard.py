@@ -67,14 +67,24 @@ def read_panes(log_file: Path, last_step: int | None = None) -> dict[str, Messag
     with log_file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                apply_event(panes, Event(*json.loads(line)))
-            except (ValueError, TypeError, KeyError):
+                event = Event(*json.loads(line))
+                if _is_sound(event.message):
+                    apply_event(panes, event)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
     if last_step is not None:
         for curve in (entry for message in panes.values() for entry in message["data"] if entry["type"] == "scatter"):
             kept = [(x, y) for x, y in zip(curve["x"], curve["y"], strict=True) if x <= last_step]
             curve["x"], curve["y"] = [x for x, _ in kept], [y for _, y in kept]
     return panes
+
+
+def _is_sound(message: Message) -> bool:
+    """Whether a recorded message has the shape of those that are written: a list of entries, curves of numbers."""
+    curves = [entry for entry in message["data"] if entry["type"] == "scatter"]
+    return isinstance(message["data"], list) and all(
+        len(curve["x"]) == len(curve["y"]) and all(isinstance(x, int | float) for x in curve["x"]) for curve in curves
+    )
 
 
 class Server:

@@ -22,7 +22,8 @@ def clean_up(folder: RunFolder, kind: str, done: int, training: TrainingSettings
     whole = [step for step in folder.state_steps(kind) if step <= done]
     old = [step for step in folder.unfinished_steps(kind) if step < done]
     if weights is not None:
-        old += [step for step in folder.model_steps(kind) if training.load_step < step <= done][:-weights]
+        own = [step for step in folder.model_steps(kind) if training.load_step < step <= done]
+        old += [step for step in own[:-weights] if step not in whole[-states:]]
     # A mark that outlived its saving goes before the state that tells so.
     _delete(folder.saving_mark(kind, step) for step in whole)
     _delete(folder.state_file(kind, step) for step in whole[:-states])

@@ -1,0 +1,248 @@
+"""Files that were cut off, changed, or made to do harm: each is told of in one line, and none runs anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+STAGE_1 = "train_vqgan.py --resume --log_dir ae --train_steps 9"
+STAGE_2 = "train_sampler.py --resume --log_dir prior --train_steps 9"
+SAMPLES = (
+    "experiments/get_samples.py --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --log_dir drawn "
+    "--load_dir prior --ae_load_dir ae --n_samples 2"
+)
+
+# What may happen: "older" step used, "refused" with status 2, "mended" or passed over with status 0, or "either".
+KINDS = {
+    "weights": ("logs/ae/saved_models/vqgan_8.th", STAGE_1, "older"),
+    "average": ("logs/ae/saved_models/vqgan_ema_8.th", STAGE_1, "older"),
+    "state": ("logs/ae/saved_models/vqgan_state_8.th", STAGE_1, "older"),
+    "prior's weights": ("logs/prior/saved_models/absorbing_8.th", STAGE_2, "older"),
+    "prior's state": ("logs/prior/saved_models/absorbing_state_8.th", STAGE_2, "older"),
+    "autoencoder of a prior": ("logs/ae/saved_models/vqgan_ema_8.th", STAGE_2, "refused"),
+    "prior of an experiment": ("logs/prior/saved_models/absorbing_ema_8.th", SAMPLES, "refused"),
+    "settings": ("logs/ae/hparams.yaml", STAGE_1, "refused"),
+    "metrics": ("logs/ae/metrics.jsonl", STAGE_1, "mended"),
+    "dashboard": ("logs/ae/dashboard.jsonl", STAGE_1, "mended"),
+    "log": ("logs/ae/log.txt", STAGE_1, "mended"),
+    "data sets": ("datasets.yaml", STAGE_1, "either"),
+    "optimiser": ("logs/theirs/saved_models/ae_optim_8.th", "optimiser", "refused"),
+    "perceptual weights": ("lpips.th", "perceptual", "refused"),
+    "codes": ("logs/ae/latents/*.npy", STAGE_2, "mended"),
+    "codes' note": ("logs/ae/latents/*.json", STAGE_2, "mended"),
+}
+
+
+def command_of(tiny: Any, kind: str) -> str:
+    """The command that reads a kind of file; prepares what it needs."""
+    command = KINDS[kind][1]
+    if command == "optimiser":
+        theirs = tiny.folder / "logs/theirs/saved_models"
+        theirs.mkdir(parents=True)
+        shutil.copy(tiny.folder / "logs/ae/saved_models/vqgan_8.th", theirs)
+        state = torch.load(tiny.folder / "logs/ae/saved_models/vqgan_state_8.th", weights_only=True)
+        for name, adam in state["trainer"]["optimisers"].items():
+            torch.save(adam, theirs / f"{name}_optim_8.th")
+        load = "--load_dir theirs --load_step 8 --load_optim"
+        return f"{tiny.stage_1} --dataset custom --no_ema --log_dir new --train_steps 10 {load}"
+    if command == "perceptual":
+        torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tiny.folder / "lpips.th")
+        perceptual = "--img_size 16 --perceptual lpips --perceptual_weights_file lpips.th"
+        return f"{tiny.stage_1} --dataset custom --log_dir new --train_steps 1 {perceptual}"
+    if command == STAGE_2:
+        tiny.ok("train_sampler.py --resume --log_dir prior --train_steps 8")  # makes the codes of the photos here
+    return command
+
+
+def file_of(tiny: Any, kind: str) -> Path:
+    """The file of a kind; of several codes those that were made last."""
+    return max(tiny.folder.glob(KINDS[kind][0]), key=lambda file: file.stat().st_mtime_ns)
+
+
+def told(ended: Any) -> str:
+    """What a script says that may succeed or refuse, but must not crash."""
+    assert ended.code in (0, 1, 2), ended
+    assert "Traceback" not in ended.err, ended.err
+    if ended.code:
+        assert sum(": error: " in line for line in ended.err.splitlines()) == 1, ended.err
+    return ended.out + ended.err
+
+
+def check(ended: Any, kind: str, file: Path) -> None:
+    said, expected = told(ended), KINDS[kind][2]
+    if expected == "refused":
+        assert ended.code == 2, said
+        assert file.name in said
+    elif expected == "older":
+        assert ended.code == 0, said
+        assert file.name in said
+        assert "trying an older step" in said
+        assert "continuing after step 4" in said
+    elif expected == "mended":
+        assert ended.code == 0, said
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_files_cut_off_anywhere(tiny, kind: str) -> None:
+    command = command_of(tiny, kind)
+    file = file_of(tiny, kind)
+    content = file.read_bytes()
+    backup = tiny.folder.parent / "backup"
+    shutil.copytree(tiny.folder, backup)
+    dice = random.Random(kind)
+    for length in (dice.randrange(1, len(content) - 1), dice.choice([0, len(content) - 1])):
+        file.write_bytes(content[:length])
+        check(tiny.run(command), kind, file)
+        shutil.rmtree(tiny.folder)
+        shutil.copytree(backup, tiny.folder)
+
+
+def inside_a_record(file: Path, dice: random.Random) -> int:
+    """Where a byte of data lies: other bytes of a zip archive, such as its padding, mean nothing."""
+    with zipfile.ZipFile(file) as archive:
+        record = dice.choice([info for info in archive.infolist() if info.file_size > 8])
+    content = file.read_bytes()
+    name, extra = (int.from_bytes(content[record.header_offset + at :][:2], "little") for at in (26, 28))
+    return record.header_offset + 30 + name + extra + dice.randrange(record.file_size)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["weights", "average", "state", "prior's state", "autoencoder of a prior", "prior of an experiment", "codes"],
+)
+def test_a_flipped_bit_is_found(tiny, kind: str) -> None:
+    command = command_of(tiny, kind)
+    file = file_of(tiny, kind)
+    dice = random.Random(kind)
+    content = bytearray(file.read_bytes())
+    content[inside_a_record(file, dice) if kind != "codes" else len(content) - 5] ^= 1 << dice.randrange(8)
+    file.write_bytes(content)
+    ended = tiny.run(command)
+    check(ended, kind, file)
+    if kind == "codes":
+        assert f"WARNING: {file.relative_to(tiny.folder)} is damaged" in ended.out + ended.err
+
+
+def test_no_unharmed_step_left(tiny) -> None:
+    for step in (4, 8):
+        (tiny.folder / f"logs/ae/saved_models/vqgan_{step}.th").write_bytes(b"")
+    ended = tiny.run(STAGE_1)
+    assert ended.code == 2
+    assert "vqgan_8.th is damaged" in told(ended)
+
+
+@pytest.mark.parametrize("size", [5000, 70_000, -1, -4096])
+def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
+    toys = f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys"
+    tiny.ok(f"{toys} --train_steps 2")
+    (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
+    os.truncate(file, size if size > 0 else file.stat().st_size + size)
+    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
+    assert ended.code in (0, 2)  # the last page may be a free one
+    if told(ended).count("error:"):
+        assert "toy_churches_train_lmdb" in ended.err
+
+
+class Malice:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def as_checkpoint(victim: Path) -> bytes:
+    file = io.BytesIO()
+    torch.save({"weight": Malice(victim)}, file)
+    return file.getvalue()
+
+
+def as_legacy_checkpoint(victim: Path) -> bytes:
+    file = io.BytesIO()
+    torch.save({"weight": Malice(victim)}, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def as_pickle(victim: Path) -> bytes:
+    return pickle.dumps(Malice(victim))
+
+
+def as_array(victim: Path) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([Malice(victim)], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def as_yaml(victim: Path) -> bytes:
+    return f"dataset: !!python/object/apply:os.mkdir ['{victim}']\n".encode()
+
+
+HARM = [
+    *((kind, make) for kind in ("state", "weights", "average", "prior's state") for make in (as_checkpoint, as_pickle)),
+    *((kind, as_checkpoint) for kind in ("autoencoder of a prior", "prior of an experiment", "optimiser")),
+    ("perceptual weights", as_checkpoint),
+    ("perceptual weights", as_legacy_checkpoint),
+    ("optimiser", as_legacy_checkpoint),
+    ("codes", as_array),
+    ("codes", as_pickle),
+    ("codes' note", as_pickle),
+    ("metrics", as_pickle),
+    ("dashboard", as_pickle),
+    ("settings", as_pickle),
+    ("settings", as_yaml),
+    ("data sets", as_yaml),
+]
+
+
+@pytest.mark.parametrize(("kind", "make"), HARM, ids=[f"{kind} {make.__name__}" for kind, make in HARM])
+def test_a_pickle_in_any_place_is_not_run(tiny, tmp_path: Path, kind: str, make: Callable[[Path], bytes]) -> None:
+    command = command_of(tiny, kind)
+    file = file_of(tiny, kind)
+    victim = tmp_path / "victim"
+    file.write_bytes(make(victim))
+    check(tiny.run(command), kind, file)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["../../hparams.yaml", "/etc/hostname", "../saved_models/vqgan_8.th"])
+def test_a_state_cannot_name_files_elsewhere(tiny, name: str) -> None:
+    file = tiny.folder / "logs/ae/saved_models/vqgan_state_8.th"
+    state = torch.load(file, weights_only=True)
+    state["siblings"][name] = state["siblings"]["vqgan_8.th"]
+    torch.save(state, file)
+    said = told(tiny.run(STAGE_1))
+    assert "vqgan_state_8.th is not a training state of this project; trying an older step" in said
+    assert name not in said
+
+
+@pytest.mark.parametrize("key", ["trainer", "averages", "skipped"])
+def test_a_state_without_a_part_is_refused(tiny, key: str) -> None:
+    file = tiny.folder / "logs/ae/saved_models/vqgan_state_8.th"
+    state = torch.load(file, weights_only=True)
+    del state[key]
+    torch.save(state, file)
+    ended = tiny.run(STAGE_1)
+    assert ended.code == 2
+    assert "vqgan_state_8.th does not fit these settings" in told(ended)
+
+
+def test_settings_cannot_name_runs_elsewhere(tiny) -> None:
+    file = tiny.folder / "logs/prior/hparams.yaml"
+    file.write_text(file.read_text().replace("ae_load_dir: ae\n", "ae_load_dir: ../../ae\n"))
+    for command in (STAGE_2, SAMPLES.replace("--ae_load_dir ae", "")):
+        ended = tiny.run(command)
+        assert ended.code == 2
+        assert "--ae_load_dir '../../ae': give a name below logs/" in told(ended)
