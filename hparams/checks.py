@@ -37,7 +37,10 @@ def check(stage: Stage) -> None:
     check_run(stage.run)
     if training := groups.get("training"):
         check_training(training)
-    check_sizes(stage)
+    if autoencoder := groups.get("autoencoder"):
+        check_autoencoder(autoencoder)
+    if prior := groups.get("prior"):
+        check_prior(prior, groups["autoencoder"])
     if vqgan := groups.get("vqgan"):
         check_vqgan(vqgan, groups["autoencoder"])
     if sampling := groups.get("sampling"):
@@ -59,17 +62,16 @@ def check(stage: Stage) -> None:
         check_larger(larger, groups["prior"], groups["autoencoder"])
 
 
-def check_sizes(stage: Stage) -> None:
-    """The checks that the networks themselves need.
+def check_network(stage: Stage) -> None:
+    """The checks that the network which a stage trains needs, and no others.
 
     Raises:
         UserError: something does not fit.
     """
-    groups = vars(stage)
-    if autoencoder := groups.get("autoencoder"):
-        check_autoencoder(autoencoder)
-    if prior := groups.get("prior"):
-        check_prior(prior, groups["autoencoder"])
+    if prior := vars(stage).get("prior"):
+        check_heads(prior)
+    else:
+        check_autoencoder(vars(stage)["autoencoder"])
 
 
 def run_folder(flag: str, name: str) -> str:
@@ -159,6 +161,11 @@ def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
             f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
             f"use --block_size {codes}"
         )
+    check_heads(prior)
+
+
+def check_heads(prior: PriorSettings) -> None:
+    """The attention heads divide the width."""
     if prior.bert_n_emb % prior.bert_n_head:
         raise UserError(
             f"--bert_n_head {prior.bert_n_head} does not divide --bert_n_emb {prior.bert_n_emb}: "

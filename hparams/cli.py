@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, groups_of, nearest, settings_of
+from hparams.idle import idle_flags
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve
 from hparams.settings import Stage
@@ -58,7 +59,11 @@ def parse(
         parser.parse_args(["--help"])
     _refuse_slips(words, settings)
     typed = vars(parser.parse_args(words))
-    return resolve(stage_class, {n: tuple(v) if settings[n].many else v for n, v in typed.items()}, logs=logs)
+    stage = resolve(stage_class, {n: tuple(v) if settings[n].many else v for n, v in typed.items()}, logs=logs)
+    values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings.items()}
+    for line in idle_flags(typed, values):
+        print(f"{parser.prog}: note: {line}", file=sys.stderr)
+    return stage
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:

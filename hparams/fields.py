@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable
@@ -202,7 +203,7 @@ def _read_type(hint: Any, where: str) -> tuple[type, bool, bool, tuple[str, ...]
 def _scalar_from_yaml(setting: Setting, value: Any) -> Any:
     if setting.kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-8, without a dot, as text
         return from_text(setting, value)
-    accepted = (int, float) if setting.kind is float else setting.kind
+    accepted = {float: numbers.Real, int: numbers.Integral}.get(setting.kind, setting.kind)  # numpy's numbers too
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.kind is not bool):
         raise ValueError(_refusal(setting, value))
     return _in_range(setting, setting.kind(value), value)

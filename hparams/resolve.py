@@ -25,6 +25,7 @@ StageT = TypeVar("StageT", bound=Stage)
 
 LOGS = Path("logs")
 _FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
+_IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")
 _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
 
 
@@ -92,11 +93,13 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
     chosen["dataset"] = chosen.get("dataset") or "churches"
+    if chosen.get("block_size"):  # says all that a prior needs to know of the images' size
+        chosen = {name: value for name, value in chosen.items() if name not in _IMAGE_SIZES}
     sampler = chosen.get("sampler", settings["sampler"].default if "sampler" in settings else "")
     values |= {**preset(stage_class.preset_tables, chosen["dataset"], sampler), **chosen}
     _derive(values, stage_class)
     stage = _build(stage_class, values)
-    checks.check_sizes(stage)
+    checks.check_network(stage)
     return stage
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.categorical import image_generators
+from models.categorical import check_temperature, image_generators
 from models.diffusion import DiffusionLoss, masked_cross_entropy, objective
 from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.transformer import Transformer
@@ -38,6 +38,8 @@ class AbsorbingDiffusion(nn.Module):
 
     def logits(self, x_t: Tensor) -> Tensor:
         """Partly masked tokens x_t [B,N] int64 in 0..K (K masks) → logits of x_0, [B,N,K] float32."""
+        if x_t.ndim != 2 or x_t.shape[1] != self.tokens:
+            raise ValueError(f"x_t must have shape [B, {self.tokens}], not {list(x_t.shape)}")
         return self._denoise_fn(x_t)
 
     def losses(
@@ -79,8 +81,11 @@ class AbsorbingDiffusion(nn.Module):
         """
         if sample_type not in SAMPLE_TYPES:
             raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
+        steps = self.total_steps if sample_steps is None else sample_steps
+        if not 1 <= steps <= self.total_steps:
+            raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {steps}")
+        check_temperature(temp)
         start = torch.full((self.tokens,), self.mask_id)
-        steps = sample_steps or self.total_steps
         probabilities = [t / self.total_steps for t in remask_times(self.total_steps, steps)]
 
         def image(generator: torch.Generator) -> Image:

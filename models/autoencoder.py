@@ -57,6 +57,8 @@ class VQAutoEncoder(nn.Module):
             raise ValueError(
                 f"images must have shape [B, {', '.join(map(str, self.image_shape))}], not {list(images.shape)}"
             )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating-point numbers in [0,1], not {images.dtype}")
         return self.quantize.ids(self.encoder(images))
 
     def decode(self, ids: Tensor, size: Sequence[int] | None = None) -> Tensor:

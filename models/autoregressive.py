@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.categorical import image_generators
+from models.categorical import check_temperature, image_generators
 from models.samplers import sample_autoregressive
 from models.transformer import Transformer
 
@@ -29,6 +29,8 @@ class AutoregressivePrior(nn.Module):
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids [B,N] int64 in 0..K-1 → logits [B,N,K] float32; place i is predicted from the ids before it."""
+        if ids.ndim != 2 or ids.shape[1] != self.tokens:
+            raise ValueError(f"ids must have shape [B, {self.tokens}], not {list(ids.shape)}")
         return self.net.next_logits(ids[:, :-1])
 
     def losses(self, ids: Tensor) -> Tensor:
@@ -41,6 +43,7 @@ class AutoregressivePrior(nn.Module):
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are drawn together.
         """
+        check_temperature(temp)
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
         while batch := list(itertools.islice(numbers, batch_size)):
             uniforms = torch.stack(batch).to(self.net.pos_emb.device)

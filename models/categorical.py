@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,12 @@ def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator) ->
     """One draw from softmax(logits / temp) per row: [...,K] → [...] int64. temp > 0."""
     uniforms = torch.rand(logits.shape[:-1], dtype=torch.float64, generator=generator, device=logits.device)
     return invert_cdf(logits, temp, uniforms)
+
+
+def check_temperature(temp: float) -> None:
+    """ValueError unless a temperature is one to divide logits by."""
+    if not (math.isfinite(temp) and temp > 0):
+        raise ValueError(f"temp must be a number above 0, not {temp}")
 
 
 def image_generators(n: int, generator: torch.Generator | None) -> Iterator[torch.Generator]:

@@ -126,7 +126,8 @@ class GumbelQuantizer(nn.Module):
         if self.straight_through or not self.training:
             hard = F.one_hot(ids, logits.shape[1]).permute(0, 3, 1, 2).to(weights.dtype)
             weights = hard - weights.detach() + weights
-        z_q = torch.einsum("bkhw,kd->bdhw", weights, self.codebook)
+        with torch.autocast(z.device.type, enabled=False):
+            z_q = torch.einsum("bkhw,kd->bdhw", weights, self.codebook)
         q = F.softmax(logits, dim=1)
         kl = (q * torch.log(q * logits.shape[1] + 1e-10)).sum(1).mean()
         return Quantized(z_q, ids.flatten(1), self.kl_weight * kl)

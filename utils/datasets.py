@@ -68,7 +68,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the files behind the images (paths, sizes, times of change; LMDBs: path, entries, size) and of S.
+        """Hash of the files behind the images (paths, sizes, times of change; LMDBs: number of entries too) and of S.
 
         Equal splits of one data set have equal fingerprints, whatever they are called.
         """
@@ -93,9 +93,8 @@ class _LMDBStore:
 
     def identity(self) -> Iterator[str]:
         path = self._images.path.resolve()
-        yield str(path)
-        yield str(len(self))
-        yield str((path / "data.mdb").stat().st_size)
+        stat = (path / "data.mdb").stat()  # its size alone counts whole pages
+        yield f"{path}\0{len(self)}\0{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 class _FolderStore:

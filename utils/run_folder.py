@@ -100,10 +100,13 @@ class RunFolder:
         if ema and average.exists():
             return average
         if not raw.exists():
-            raise UserError(
-                f"{raw} does not exist, only {average.name}: leave out --no_ema; to train on from the average, copy it"
-            )
+            raise UserError(f"{raw} does not exist, only {average.name}: leave out --no_ema")
         return raw
+
+    def starting_file(self, kind: str, step: int, *, ema: bool) -> Path:
+        """The file from which a model, or its average, starts to train on: the other one where it is missing."""
+        own, other = self.model_file(kind, step, ema=ema), self.model_file(kind, step, ema=not ema)
+        return own if own.exists() else other
 
     def _steps(self, pattern: str) -> list[int]:
         if not self.saved_models.is_dir():

@@ -47,7 +47,7 @@ def load_autoencoder(
     folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
     stage = resolve_run(VQGANStage, folder.path, settings)
     return restore_autoencoder(
-        stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flag="step"
+        stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flag=_flag(step)
     )[0]
 
 
@@ -78,7 +78,7 @@ def load_prior(
         ema=ema,
         device=_device(device),
         root=Path(root),
-        flag="step",
+        flag=_flag(step),
     )[0]
 
 
@@ -132,6 +132,10 @@ def _only_kind(folder: RunFolder) -> str:
     if len(kinds) == 2:
         raise UserError(f"{folder.path} holds priors of both kinds: say which, by sampler={kinds[0]!r} or {kinds[1]!r}")
     return kinds[0] if kinds else ABSORBING
+
+
+def _flag(step: int | None) -> str:
+    return "log_dir" if step is None else "step"
 
 
 def _device(device: torch.device | str | None) -> torch.device:

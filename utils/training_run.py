@@ -149,9 +149,8 @@ class TrainingRun:
                 raise UserError(f"{file} does not fit these settings ({reason}): check the flags") from None
         elif training.load_step:
             source = RunFolder(training.load_dir or self.settings.run.log_dir)
-            raw = source.pick_model_file(self.kind, training.load_step, ema=False)
             for ema, model in trainer.models().items():
-                file = source.pick_model_file(self.kind, training.load_step, ema=True) if ema else raw
+                file = source.starting_file(self.kind, training.load_step, ema=ema)
                 load_into(model, load_state_dict(file), file, may_lack=LOGSIGMA)
                 self._notes.append(f"{'average' if ema else 'weights'} from {file}")
             if training.load_optim:

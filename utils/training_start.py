@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hparams import saved
 from hparams.errors import UserError
 from hparams.resolve import LOGS
-from hparams.settings import PriorStage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 from utils.run_folder import KINDS, VQGAN, RunFolder
 
 
@@ -34,7 +35,6 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
     if training.load_step:
         source = RunFolder(training.load_dir or settings.run.log_dir, root)
         step = source.pick_step(kind, training.load_step, "--load_step")
-        source.pick_model_file(kind, step, ema=False)
         if training.load_optim and step not in source.optimiser_steps(kind):
             known = ", ".join(map(str, source.optimiser_steps(kind))) or "none"
             raise UserError(
@@ -47,16 +47,20 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
                 f"--load_step {step}: {folder.path} goes on to step {folder.model_steps(kind)[-1]}, and would be mixed "
                 "with the new run: use another --log_dir, and --load_dir for this one"
             )
-        return step + 1 if _is_published(source, kind, step) else step
+        return step + 1 if _is_published(source, kind, step, type(settings)) else step
     _refuse_occupied(folder, kind)
     return 0
 
 
-def _is_published(folder: RunFolder, kind: str, step: int) -> bool:
+def _is_published(folder: RunFolder, kind: str, step: int, stage_class: type[Stage]) -> bool:
     """Whether a step comes from the published code, which counts from 0: its file of step s holds s + 1 updates."""
     if folder.state_file(kind, step).exists():
         return False
-    return not folder.hparams.exists() or any(file.exists() for file in folder.optimiser_files(kind, step).values())
+    if not folder.hparams.exists() or any(file.exists() for file in folder.optimiser_files(kind, step).values()):
+        return True
+    settings = saved.load(folder.hparams, stage_class)
+    # Settings of a run that went on from this step, in its folder, do not make the step ours.
+    return (settings.get("load_step"), settings.get("load_dir")) == (step, folder.name)
 
 
 def _refuse_occupied(folder: RunFolder, wanted: str) -> None:

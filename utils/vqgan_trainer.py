@@ -35,6 +35,9 @@ class VQGANTrainer:
             compile_autoencoder(model, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
+        self.nearest = (
+            settings.autoencoder.quantizer == "nearest"
+        )  # what a code of the other is, encoder outputs are not
         lr = settings.training.lr
         self.optimisers = {
             name: Optimiser(network.parameters(), lr, device, amp_dtype)
@@ -60,7 +63,7 @@ class VQGANTrainer:
         x = self._prepare(images)
         if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
             x = x.flip(-1)
-        if step == 0 and self.care.codebook_init == "encoder":
+        if step == 0 and self.nearest and self.care.codebook_init == "encoder":
             self._start_codes(x, generator)
 
         buffers = [buffer.clone() for buffer in self.vqgan.buffers()]
@@ -153,7 +156,7 @@ class VQGANTrainer:
     @torch.no_grad()
     def _care_for_codes(self, ids: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
         every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
-        if not every or (until and step >= until):
+        if not (self.nearest and every) or (until and step >= until):
             return
         self.usage.add(ids)
         if (step + 1) % every or not z.isfinite().all():

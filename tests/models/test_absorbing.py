@@ -1,6 +1,8 @@
-"""The absorbing prior's running histories."""
+"""The absorbing prior's running histories, and what it refuses."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +72,23 @@ def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
 
 def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
     assert prior.tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temp": 0.0}, "temp must be a number above 0, not 0"),
+        ({"temp": -1.0}, "temp"),
+        ({"sample_steps": 0}, "sample_steps must be within 1"),
+        ({"sample_steps": 10**6}, "sample_steps"),
+        ({"sample_type": "dream"}, "sample_type"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prior.sample(1, **arguments)
+
+
+def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:
+    with pytest.raises(ValueError, match=r"x_t must have shape \[B, \d+\], not \[2, 3\]"):
+        prior.logits(torch.zeros((2, 3), dtype=torch.int64))

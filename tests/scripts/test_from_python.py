@@ -114,6 +114,8 @@ def test_published_folders_take_their_sizes_from_keywords(published: Path, toy) 
         load_prior("both", root=published, **SIZES)
     with pytest.raises(UserError, match="does not fit these settings"):
         load_prior("prior", root=published)  # the preset of 256-pixel models
+    own = {name: SIZES[name] for name in ("codebook_size", "bert_n_emb", "bert_n_head", "bert_n_layers", "total_steps")}
+    load_prior("prior", root=published, block_size=N, img_size=33, nf=5, **own)  # what concerns the autoencoder alone
 
 
 def test_keywords_win_over_the_runs_settings(toy) -> None:
@@ -134,13 +136,14 @@ def test_what_is_no_flag_is_a_type_error(toy) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"log_dir": "nowhere"}, "there is no run folder"),
+        ({"log_dir": "nowhere"}, "log_dir: there is no run folder"),
         ({"log_dir": "vqgan", "step": 7}, "step: .* has no vqgan of step 7; it has step 10, 20"),
         ({"log_dir": "absorbing"}, "train_vqgan.py"),
         ({"log_dir": "../vqgan"}, "log_dir"),
         ({"log_dir": "vqgan", "nf": "many"}, "nf: 'many' is not"),
         ({"log_dir": "vqgan", "nf": 33}, "--nf 33 is not a multiple"),
         ({"log_dir": "vqgan", "device": "cuda:9"}, "CUDA devices"),
+        ({"log_dir": "vqgan", "device": "tpu"}, "use auto, cpu"),
     ],
 )
 def test_mistakes_are_named(toy, arguments: dict, message: str) -> None:

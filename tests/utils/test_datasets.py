@@ -191,9 +191,13 @@ def test_fingerprint_is_stable_and_tells_changes(tmp_path: Path) -> None:
     assert open_custom(tmp_path, "train").fingerprint not in (first, touched)
 
 
-def test_fingerprint_of_an_lmdb_tells_its_size(tmp_path: Path) -> None:
+def test_fingerprint_of_an_lmdb_tells_its_size_and_change(tmp_path: Path) -> None:
     small, large = (open_toys(tmp_path, "train", toy_images=n) for n in (5, 6))
     assert small.fingerprint == open_toys(tmp_path, "train", toy_images=5).fingerprint != large.fingerprint
+    assert small.fingerprint != open_toys(tmp_path, "val", toy_images=5).fingerprint
+    (file,) = tmp_path.rglob("*_5_*/toy_churches_train_lmdb/data.mdb")
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # other images may take as many pages
+    assert small.fingerprint != open_toys(tmp_path, "train", toy_images=5).fingerprint
 
 
 def test_pickled_copies_are_equal(tmp_path: Path) -> None:

@@ -294,3 +294,14 @@ def test_a_restored_trainer_keeps_the_rate_of_its_settings() -> None:
     run(saved, 0, 1)
     restored.load_state_dict(saved.state_dict())
     assert [optimiser.adam.param_groups[0]["lr"] for optimiser in restored.optimisers.values()] == [2e-3, 2e-3]
+
+
+def test_codes_of_the_gumbel_quantiser_are_left_to_learn() -> None:
+    """Encoder outputs say nothing about which of its codes are used."""
+    plain, cared_for = (
+        trainer(quantizer="gumbel", disc_start_step=10**6, **care)
+        for care in ({}, {"codebook_init": "encoder", "restart_dead_codes": 1})
+    )
+    for training in (plain, cared_for):
+        run(training, 0, 2)
+    assert torch.equal(plain.vqgan.ae.quantize.codebook, cared_for.vqgan.ae.quantize.codebook)

@@ -1,0 +1,49 @@
+"""Flags that were typed and do nothing beside others: said in a line, so that nobody waits for what they ask for.
+
+They are no errors: published scripts pass whole sets of flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hparams.fields import as_text
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`names` act only where the setting `other` has one of `values`."""
+
+    names: tuple[str, ...]
+    other: str
+    values: tuple[str, ...]
+
+
+CONDITIONS = (
+    Condition(("custom_dataset_path",), "dataset", ("custom",)),
+    Condition(("toy_images",), "dataset", ("toy_churches",)),
+    Condition(("beta", "beta_term"), "quantizer", ("nearest",)),
+    Condition(("codebook_init", "restart_dead_codes", "restart_dead_codes_until"), "quantizer", ("nearest",)),
+    Condition(("gumbel_kl_weight", "gumbel_straight_through"), "quantizer", ("gumbel",)),
+    Condition(("total_steps", "sample_steps", "sample_type"), "sampler", ("absorbing",)),
+    Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
+    Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
+    Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
+)
+
+
+def idle_flags(typed: Collection[str], settings: Mapping[str, Any]) -> list[str]:
+    """A line for each typed flag that does nothing.
+
+    Args:
+        typed: the names of the flags.
+        settings: the resolved values of the stage's settings, by name.
+    """
+    return [
+        f"--{name} does nothing with --{condition.other} {as_text(settings[condition.other])}"
+        for condition in CONDITIONS
+        for name in condition.names
+        if name in typed and condition.other in settings and settings[condition.other] not in condition.values
+    ]

@@ -1,0 +1,50 @@
+"""Flags that do nothing beside others are named, and only those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hparams.cli import parse
+from hparams.experiments import SamplesExperiment
+from hparams.fields import settings_of
+from hparams.idle import CONDITIONS
+from hparams.settings import PriorStage, Stage, VQGANStage
+
+STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "expected"),
+    [
+        (VQGANStage, "--dataset churches --beta 0.5", ""),
+        (VQGANStage, "--dataset churches --beta 0.5 --quantizer gumbel", "--beta does nothing with --quantizer gumbel"),
+        (VQGANStage, "--dataset toy_churches --quantizer gumbel", ""),  # the preset's own flags are not typed
+        (VQGANStage, "--dataset churches --custom_dataset_path x", "--custom_dataset_path does nothing with --dataset"),
+        (VQGANStage, "--dataset custom --custom_dataset_path x", ""),
+        (PriorStage, "--dataset churches --ae_load_dir v --loss_type mlm --reweighting paper", "with --loss_type mlm"),
+        (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3", ""),
+        (
+            SamplesExperiment,
+            "--dataset churches --ae_load_dir v --load_dir p --sampler autoregressive --sample_steps 3",
+            "--sample_steps does nothing with --sampler autoregressive",
+        ),
+    ],
+)
+def test_idle_flags_are_said(
+    stage: type[Stage], words: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    (tmp_path / "p").mkdir()
+    parse(stage, words.split(), prog="script.py", description="", example="", logs=tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(expected)
+    assert expected in said
+    assert said.startswith("script.py: note: ") or not expected
+
+
+def test_conditions_name_settings_and_their_values() -> None:
+    known = {name: setting for stage in STAGES for name, setting in settings_of(stage).items()}
+    for condition in CONDITIONS:
+        assert set(condition.names) <= known.keys()
+        assert set(condition.values) <= set(known[condition.other].choices)
