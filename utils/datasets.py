@@ -79,22 +79,27 @@ class ImageData:
 
 
 class _LMDBStore:
-    def __init__(self, path: Path) -> None:
+    """An LMDB's images from number `first` on, `count` of them (None: all)."""
+
+    def __init__(self, path: Path, first: int = 0, count: int | None = None) -> None:
         self._images = LMDBImages(path)
+        self._first = first
+        self._count = len(self._images) if count is None else count
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self._count
 
     def read(self, i: int) -> bytes:
-        return self._images.read(i)
+        return self._images.read(self._first + i)
 
     def describe(self, i: int) -> str:
-        return f"{self._images.path}:{self._images.key(i).decode(errors='replace')}"
+        return f"{self._images.path}:{self._images.key(self._first + i).decode(errors='replace')}"
 
     def identity(self) -> Iterator[str]:
         path = self._images.path.resolve()
         stat = (path / "data.mdb").stat()  # its size alone counts whole pages
-        yield f"{path}\0{len(self)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        part = f"\0from {self._first}" if self._first else ""
+        yield f"{path}\0{len(self)}\0{stat.st_size}\0{stat.st_mtime_ns}{part}"
 
 
 class _FolderStore:
@@ -156,7 +161,7 @@ def open_images(
     paths = (
         custom_paths(custom_dataset_path, datasets_file) if dataset == "custom" else find_paths(dataset, datasets_file)
     )
-    return ImageData(dataset, _FolderStore(_files_of_split(paths, split, hold_out)), img_size)
+    return ImageData(dataset, _folder_split(paths, split, hold_out), img_size)
 
 
 def check_images(
@@ -222,21 +227,31 @@ def _toy_folder(datasets_file: str | Path) -> Path:
     return find_paths("toy_churches", datasets_file, default="data/toy_churches").folder(must_exist=False)
 
 
-def _files_of_split(paths: DatasetPaths, split: Split, hold_out: bool) -> list[Path]:
+def _folder_split(paths: DatasetPaths, split: Split, hold_out: bool) -> _Store:
+    """A split of a folder of images, or of the LMDB that `utils.pack_images` made of one."""
     folder = paths.folder()
+    if (folder / "data.mdb").is_file():
+        first, count = _part(len(LMDBImages(folder)), paths, split, hold_out)
+        return _LMDBStore(folder, first, count)
     files = list_images(folder)
     if not files:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
+    first, count = _part(len(files), paths, split, hold_out)
+    return _FolderStore(files[first : first + count])
+
+
+def _part(n: int, paths: DatasetPaths, split: Split, hold_out: bool) -> tuple[int, int]:
+    """First image and number of images of a split of n."""
     if split == "all":
-        return files
+        return 0, n
     if not hold_out:
         if split == "val":
             raise ValueError("nothing of a folder is held out: its val split is empty")
-        return files
-    train = len(files) * 95 // 100
+        return 0, n
+    train = n * 95 // 100
     if train == 0:
         raise UserError(
-            f"{folder} holds one image, too few to validate on a part: add images or correct {paths.origin}"
+            f"{paths.folder()} holds one image, too few to validate on a part: add images or correct {paths.origin}"
         )
-    return files[:train] if split == "train" else files[train:]
+    return (0, train) if split == "train" else (train, n - train)

@@ -101,8 +101,7 @@ def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpi
         UserError: the file is not usable.
     """
     path = Path(weights) if weights else pretrained_file(_TRUNKS[net], what=what, instead=instead)
-    with _quiet():
-        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    network = untrained_lpips(net)
     content = load_state_dict(path)
     whole = part_of(content, "perceptual.") or content
     if "features.0.weight" not in whole:
@@ -112,6 +111,12 @@ def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpi
     trunk = {name: whole.get("features." + name.split(".", 1)[1]) for name in own}
     load_into(network.net, {name: value for name, value in trunk.items() if value is not None}, path)
     return network
+
+
+def untrained_lpips(net: str) -> lpips.LPIPS:
+    """LPIPS with a trunk of random weights: alex, vgg or squeeze."""
+    with _quiet():
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
 
 @contextlib.contextmanager

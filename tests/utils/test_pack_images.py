@@ -1,0 +1,51 @@
+"""Packed images are those of the folder: pixels, order, splits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hparams.errors import UserError
+from utils import pack_images
+from utils.datasets import ImageData, Split, open_images
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    for number in range(23):
+        (folder / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number % 3}" / f"{number}.jpg")
+    return folder
+
+
+def open_custom(folder: Path, split: Split, hold_out: bool = True) -> ImageData:
+    return open_images("custom", split=split, img_size=24, custom_dataset_path=folder, hold_out=hold_out)
+
+
+def pack(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["pack_images", "--dataset", "custom", "--num_workers", "0", *flags])
+    pack_images.main()
+
+
+def test_training_sees_the_same_images(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tmp_path / "packed"
+    pack(monkeypatch, "--custom_dataset_path", str(photographs), "--img_size", "24", "--out", str(packed))
+    splits: tuple[tuple[Split, bool], ...] = (("train", True), ("val", True), ("all", True), ("train", False))
+    for split, hold_out in splits:
+        original, copy = (open_custom(folder, split, hold_out) for folder in (photographs, packed))
+        assert len(original) == len(copy)
+        assert all(np.array_equal(original[i], copy[i]) for i in range(len(original)))
+    train, val = (open_custom(packed, split).fingerprint for split in ("train", "val"))
+    assert train != val
+
+
+def test_an_existing_folder_is_left_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--out .* exists"):
+        pack(monkeypatch, "--custom_dataset_path", str(photographs), "--out", str(photographs))
