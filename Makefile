@@ -12,7 +12,7 @@ UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 .PHONY: help setup test soak lint lock demo clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the pinned dependencies
 
@@ -42,6 +42,15 @@ soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their m
 
 demo: setup  ## train both stages on small painted churches and draw new ones
 	$(VENV)/bin/python demo.py
+
+bench: setup  ## compare with the published algorithm on the CPU, reduced, in ten minutes
+	$(VENV)/bin/python -m benchmarks.run --scale cpu
+
+bench-full: setup  ## the same at the published sizes, without a limit
+	$(VENV)/bin/python -m benchmarks.run --scale full
+
+bench-gpu: setup  ## the same on CUDA
+	$(VENV)/bin/python -m benchmarks.run --scale gpu
 
 lock: setup  ## pin the newest releases that pyproject.toml allows
 	$(UV_ENV) $(UV) pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes --upgrade \

@@ -1,0 +1,1 @@
+"""Speed and memory against the published algorithm and against the machine's limits: `python -m benchmarks.run`."""

@@ -1,0 +1,279 @@
+"""Rows of the prior: sampling, training, autoregressive sampling, and how its cost grows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.baseline import prior as published
+from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave, peak_memory, wait
+from benchmarks.scale import Scale
+from hparams.resolve import resolve
+from hparams.settings import PriorStage
+from models.absorbing import AbsorbingDiffusion
+from models.autoregressive import AutoregressivePrior
+from models.diffusion import sample_mask, sample_time
+from models.events import diffusion_image
+from utils.building import build_prior
+from utils.compiling import compile_prior
+from utils.devices import pick_amp_dtype
+from utils.evaluation import evaluating
+from utils.prior_trainer import PriorTrainer
+from utils.seeding import make_generator, seed_global
+
+K, N, T, WIDTH, HEADS = 1024, 256, 256, 512, 8
+
+
+class _EnoughError(Exception):
+    """Ends a sampling that has been timed for long enough."""
+
+
+def settings(layers: int, *, sampler: str = "absorbing", tokens: int = N, **changes: Any) -> PriorStage:
+    """The published prior with fewer layers, or another number of tokens."""
+    side = round(tokens**0.5)
+    flags = {"dataset": "churches", "sampler": sampler, "ae_load_dir": "vqgan", "bert_n_layers": layers, "ema": True}
+    return resolve(PriorStage, flags | {"img_size": 16 * side} | changes)
+
+
+def shipped(layers: int, device: torch.device, **changes: Any) -> Any:
+    """The shipped prior with random weights in which places differ."""
+    seed_global(0)
+    prior = build_prior(settings(layers, **changes).prior, K)
+    torch.nn.init.normal_(
+        prior.get_parameter("_denoise_fn.pos_emb" if changes.get("sampler") != "autoregressive" else "net.pos_emb"),
+        std=0.02,
+    )
+    return prior.to(device)
+
+
+def baseline(net: torch.nn.Module, layers: int, device: torch.device, *, causal: bool = False) -> published.Transformer:
+    """The published Transformer with the weights of a shipped one."""
+    model = published.Transformer(K, K if causal else K + 1, WIDTH, HEADS, layers, N, causal)
+    weights = {name: value for name, value in net.state_dict().items() if not name.endswith("attn.mask")}
+    model.load_state_dict(weights)
+    return model.to(device)
+
+
+def amp(device: torch.device, enabled: bool = True) -> torch.autocast:
+    return torch.autocast(device.type, dtype=pick_amp_dtype(device, True, "auto"), enabled=enabled)
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def sampling(scale: Scale, device: torch.device) -> Row:
+    """Time per evaluation of a batch, times evaluations per image: 256 in lock-step, fewer by events."""
+    prior = shipped(scale.layers, device).eval()
+    literal = baseline(prior._denoise_fn, scale.layers, device).eval()
+    if device.type == "cuda":
+        compile_prior(prior, "auto", device)
+    seconds: dict[str, list[float]] = {"baseline": [], "float32": [], "amp": []}
+    for name in ("float32", "amp"):
+        lock_step = published.lock_step_samples(literal, scale.sample_batch, N, mask_id=K, steps=T, temp=1.0)
+        _time_events(prior, lock_step, name, seconds, scale, device)
+    evaluations = statistics.mean(_events_per_image(range(2000)))
+    row = Row(
+        name="sampling, T = 256",
+        unit="s per image",
+        reduced=", ".join(filter(None, [scale.shrunk(), f"{scale.evaluations} evaluations timed, and scaled"])),
+        target="≥ 1.5 × float32, ≥ 4 × --amp" if device.type == "cpu" else "≥ 12 × --amp, ≥ 50% MFU",
+    )
+    row.timings = {
+        name: Timing.of(values).scaled((T if name == "baseline" else evaluations) / scale.sample_batch)
+        for name, values in seconds.items()
+    }
+    x = torch.randint(K + 1, (2, N), device=device)
+    with torch.no_grad():
+        row.checks["largest difference of logits, same weights"] = (literal(x) - prior.logits(x)).abs().max().item()
+    row.checks["evaluations per image ≤ 165"] = evaluations <= 165
+    row.figures["evaluations per image"] = round(evaluations, 1)
+    with torch.no_grad():
+        work = flops(lambda: literal(torch.zeros((1, N), dtype=torch.int64, device=device)))
+    row.figures["GFLOP per evaluation of an image"] = round(work / 1e9, 2)
+    for name, dtype in (("float32", torch.float32), ("amp", pick_amp_dtype(device, True, "auto") or torch.float32)):
+        rate = work * scale.sample_batch / statistics.median(seconds[name])
+        row.figures[f"share of the {name} product rate"] = round(rate / gemm_rate(device, dtype, 2048), 3)
+    return row
+
+
+def _time_events(
+    prior: AbsorbingDiffusion,
+    lock_step: Iterator[Tensor],
+    name: str,
+    seconds: dict[str, list[float]],
+    scale: Scale,
+    device: torch.device,
+) -> None:
+    """Time the rounds of event-driven sampling, and a step in lock-step between each two of them."""
+    inner, start, rounds = prior.logits_at, 0.0, 0
+
+    def logits_at(x: Tensor, places: Tensor) -> Tensor:
+        nonlocal start, rounds
+        wait(device)
+        now = time.perf_counter()
+        if rounds > 1:  # the first rounds warm up
+            seconds[name].append(now - start)
+        with torch.autocast(device.type, enabled=False):
+            next(lock_step)
+            wait(device)
+        if rounds > 1:
+            seconds["baseline"].append(time.perf_counter() - now)
+        rounds += 1
+        if rounds > scale.evaluations + 1:
+            raise _EnoughError
+        start = time.perf_counter()
+        return inner(x, places)
+
+    prior.logits_at = logits_at  # type: ignore[method-assign]
+    generators = (make_generator("cpu", "samples", index) for index in range(10 * scale.sample_batch))
+    try:
+        with evaluating(prior), amp(device, name == "amp"):
+            for _ in prior.samples(generators, batch_size=scale.sample_batch):
+                pass
+    except _EnoughError:
+        pass
+    finally:
+        del prior.logits_at
+
+
+def _events_per_image(indices: range) -> Iterator[int]:
+    start = torch.full((N,), K)
+    for index in indices:
+        image = diffusion_image(start, mask_id=K, steps=T, generator=make_generator("cpu", "samples", index))
+        yield len(list(image.events))
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def trainer(scale_layers: int, device: torch.device, *, use_amp: bool, tokens: int = N) -> PriorTrainer:
+    stage = settings(scale_layers, tokens=tokens, warmup_iters=0)
+    prior = shipped(scale_layers, device, tokens=tokens)
+    return PriorTrainer(stage, prior, device, pick_amp_dtype(device, use_amp, "auto"))
+
+
+def literal_step(ours: PriorTrainer, layers: int, device: torch.device) -> Callable[[Tensor, int], float]:
+    """The published step with the weights that `ours` has now, on the same times and masks."""
+    model = published.Trainer(
+        baseline(ours.prior._denoise_fn, layers, device).train(), mask_id=K, total_steps=T, lr=2e-4, beta=0.995
+    )
+
+    def step(ids: Tensor, number: int) -> float:
+        generator = make_generator(device, 0, "prior", number)
+        t = sample_time(len(ids), T, generator)
+        mask = sample_mask(t, T, ids.shape[1], "random", generator)
+        loss = model.step(ids, t, mask)
+        if number and number % 10 == 0:
+            model.update_average()
+        return loss
+
+    return step
+
+
+def training(scale: Scale, device: torch.device) -> Row:
+    """A step on a batch: forward, backward, Adam, and the average when it is due."""
+    trainers = {name: trainer(scale.layers, device, use_amp=name == "amp") for name in ("float32", "amp")}
+    literal = literal_step(trainers["float32"], scale.layers, device)
+    ids = torch.randint(K, (scale.train_batch, N), device=device, generator=make_generator(device, "ids"))
+    row = Row(
+        name=f"prior training, batch {scale.train_batch} × {N} tokens",
+        unit="s per step",
+        reduced=scale.shrunk(),
+        target="float32 not slower and ≥ 85% of the product rate, ≥ 2.3 × --amp"
+        if device.type == "cpu"
+        else "≥ 4 × --amp, ≥ 100 steps/s, ≥ 50% MFU at batch 128",
+    )
+    losses = (literal(ids, 0), trainers["float32"].step(ids, 0)["loss"].item())
+    row.checks["relative difference of the losses, same weights and masks"] = abs(losses[0] / losses[1] - 1)
+    counters = dict.fromkeys(["baseline", "float32", "amp"], 0)
+
+    def one(name: str) -> Any:
+        counters[name] += 1
+        return literal(ids, counters[name]) if name == "baseline" else trainers[name].step(ids, counters[name])
+
+    row.timings = interleave({name: partial(one, name) for name in counters}, scale.repeats, device)
+    work = flops(lambda: literal(ids, 1))
+    row.figures["GFLOP per step"] = round(work / 1e9, 1)
+    for name, dtype in (("float32", torch.float32), ("amp", pick_amp_dtype(device, True, "auto") or torch.float32)):
+        share = work / row.timings[name].median / gemm_rate(device, dtype, 2048)
+        row.figures[f"share of the {name} product rate"] = round(share, 3)
+    for name in counters:
+        row.figures[f"peak memory of a step, {name}, GiB"] = round(peak_memory(partial(one, name), device), 2)
+    return row
+
+
+# --- autoregressive -----------------------------------------------------------------------------------------------
+
+
+def autoregressive(scale: Scale, device: torch.device) -> Row:
+    """All 256 tokens with keys and values kept, against the whole prefix anew for each token."""
+    prior: AutoregressivePrior = shipped(scale.layers, device, sampler="autoregressive").eval()
+    literal = baseline(prior.net, scale.layers, device, causal=True).eval()
+    ids = torch.randint(K, (scale.ar_batch, N), device=device)
+    places = range(0, N, scale.ar_every)
+
+    def recompute() -> None:
+        for place in places:
+            published.recomputed_token(literal, ids[:, :place], 1.0)
+
+    def cached(use_amp: bool) -> None:
+        with amp(device, use_amp):
+            prior.sample(scale.ar_batch, generator=make_generator("cpu", 0), batch_size=scale.ar_batch)
+
+    row = Row(
+        name=f"autoregressive sampling, {N} tokens, batch {scale.ar_batch}",
+        unit="s per batch",
+        reduced=", ".join(filter(None, [scale.shrunk(), f"baseline: 1 of {scale.ar_every} places timed, and scaled"])),
+        target="≥ 10 × recomputing the prefix",
+    )
+    with torch.no_grad():
+        difference = (literal(ids[:, :-1]) - prior.logits(ids)).abs().max().item()
+        row.checks["largest difference of logits, same weights"] = difference
+        runs = {"baseline": recompute, "float32": partial(cached, False), "amp": partial(cached, True)}
+        timings = interleave(runs, max(1, scale.repeats // 2), device)
+    row.timings = timings | {"baseline": timings["baseline"].scaled(N / len(places))}
+    return row
+
+
+# --- growth -------------------------------------------------------------------------------------------------------
+
+
+def growth_of_training(scale: Scale, device: torch.device) -> Row:
+    """Time and memory of a float32 step against batch, tokens and depth."""
+    few = max(1, scale.layers // 3)
+    sweeps = {
+        "batch": [(few, batch, N) for batch in (4, 8, 16)],
+        "tokens": [(few, 4, side**2) for side in (16, 24, 32)],
+        "depth": [(few * depth, 4, N) for depth in (1, 2, 4)],
+    }
+    sizes: dict[str, Callable[[tuple[int, int, int]], int]] = {
+        "batch": lambda run: run[1],
+        "tokens": lambda run: run[2],
+        "depth": lambda run: run[0],
+    }
+    row = Row(
+        name="growth of a prior's training step",
+        unit="s per step",
+        reduced=f"{few} layers at batch 4 and {N} tokens where not varied",
+        target="stated",
+    )
+    for axis, runs in sweeps.items():
+        medians, peaks = [], []
+        for layers, batch, tokens in runs:
+            model = trainer(layers, device, use_amp=False, tokens=tokens)
+            ids = torch.randint(K, (batch, tokens), device=device)
+            step = partial(model.step, ids, 1)
+            timing = interleave({axis: step}, 3, device)[axis]
+            row.timings[f"{axis} {sizes[axis]((layers, batch, tokens))}"] = timing
+            medians.append(timing.median)
+            peaks.append(peak_memory(step, device))
+        values = [float(sizes[axis](run)) for run in runs]
+        row.figures[f"time ∝ {axis}^"] = round(growth(values, medians), 2)
+        row.figures[f"memory ∝ {axis}^"] = round(growth(values, [max(peak, 1e-3) for peak in peaks]), 2)
+    return row

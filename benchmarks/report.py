@@ -1,0 +1,122 @@
+"""Results as a table in benchmarks/README.md, and as a plot in docs/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PLOT = Path("docs/benchmarks.png")
+TITLES = {"cpu": "CPU, reduced", "full": "CPU, published size", "gpu": "GPU"}
+OPEN_ON_GPU = [  # what is to be reached there, and stays open until it is measured
+    ("sampling, T = 256, throughput of 50,000 images", "≥ 12 × --amp, ≥ 50% MFU"),
+    ("prior training, batch 20 × 256 tokens", "≥ 4 × --amp, ≥ 100 steps/s; ≥ 50% MFU at batch 128"),
+    ("VQGAN training, 256², batch 4", "≥ 2.5 × --amp"),
+]
+
+
+def write_report(folder: Path) -> None:
+    """From `results/*.json` of a folder of benchmarks."""
+    results = {
+        name: json.loads(path.read_text()) for name in TITLES if (path := folder / f"results/{name}.json").exists()
+    }
+    parts = [
+        "# Benchmarks",
+        "",
+        "The shipped code against a literal implementation of the published algorithm (`benchmarks/baseline/`), timed",
+        "in turn in one process. Medians, fastest and slowest in brackets. `make bench`, `make bench-full` and",
+        "`make bench-gpu` write this file; `--only` and `--repeats` of `python -m benchmarks.run` measure rows anew.",
+    ]
+    for name, result in results.items():
+        parts += ["", f"## {TITLES[name]}", "", _machine(result["environment"]), "", *_table(result["rows"])]
+        parts += _figures(result["rows"]) + _profiles(result["profiles"])
+    if "gpu" not in results:
+        parts += [
+            "",
+            "## GPU",
+            "",
+            "Not measured: no GPU was at hand. The CUDA paths are written, and tested on the CPU.",
+        ]
+        parts += ["", "| work | to reach | measured |", "|---|---|---|"]
+        parts += [f"| {work} | {target} | open |" for work, target in OPEN_ON_GPU]
+    (folder / "README.md").write_text("\n".join(parts) + "\n")
+    if results:
+        _plot(results)
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    where = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
+    load = environment["load_average"][0] if environment["load_average"] else "unknown"
+    versions = f"torch {environment['torch']}, Python {environment['python']}, commit {environment['commit']}"
+    return f"{where}; {versions}; {environment['date']}; load average at the start {load}. `{environment['command']}`"
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    lines = ["| work | reduced | to reach | baseline | here | faster |", "|---|---|---|---|---|---|"]
+    for row in rows.values():
+        reference = row["timings"].get(row["baseline"])
+        if not row["speedup"] or row["name"].startswith("reading"):
+            continue
+        here = [f"{name} {_time(t)}" for name, t in row["timings"].items() if name != row["baseline"]]
+        faster = [f"{name} **{times:.2f} ×**" for name, times in row["speedup"].items()]
+        cells = [row["name"], row["reduced"], row["target"], f"{_time(reference)} {row['unit']}"]
+        lines.append(f"| {' | '.join([*cells, '<br>'.join(here), '<br>'.join(faster)])} |")
+    return lines
+
+
+def _time(timing: dict[str, float]) -> str:
+    return f"{timing['median']:.3g} ({timing['low']:.3g}–{timing['high']:.3g})"
+
+
+def _figures(rows: dict[str, Any]) -> list[str]:
+    lines = ["", "| work | figure | value |", "|---|---|---|"]
+    for row in rows.values():
+        for label, value in {**row["checks"], **row["figures"]}.items():
+            lines.append(f"| {row['name']} | {label} | {f'{value:.3g}' if isinstance(value, float) else value} |")
+    return lines
+
+
+def _profiles(profiles: dict[str, Any]) -> list[str]:
+    if not profiles:
+        return []
+    lines = [
+        "",
+        "Largest items of torch.profiler, in percent of the time:",
+        "",
+        "| stage | 1 | 2 | 3 |",
+        "|---|---|---|---|",
+    ]
+    for stage, items in profiles.items():
+        cells = [f"{item['item']} {item['percent']} ({item['why'] or 'no note'})" for item in items[:3]]
+        lines.append(f"| {' | '.join([stage, *cells])} |")
+    return lines
+
+
+def _plot(results: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    name = next(name for name in ("gpu", "full", "cpu") if name in results)
+    bars = [
+        (f"{row['name']}, {variant}", times)
+        for row in results[name]["rows"].values()
+        if not row["name"].startswith("reading")
+        for variant, times in row["speedup"].items()
+    ]
+    ratio = results[name]["rows"].get("larger", {}).get("figures", {}).get("published / here")
+    if ratio:
+        bars.append((results[name]["rows"]["larger"]["name"], ratio))
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(bars) + 1.2), constrained_layout=True)
+    labels, values = [label for label, _ in bars][::-1], [value for _, value in bars][::-1]
+    drawn = axes.barh(labels, values, color="#4878a8")
+    axes.bar_label(drawn, [f"{value:.1f} ×" for value in values], padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, 2.2 * max(values))
+    axes.set_xlabel(f"times faster than the published algorithm ({TITLES[name]})")
+    axes.spines[["top", "right"]].set_visible(False)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,106 @@
+"""How large the benchmarks are: `cpu` in ten minutes on two cores, `full` at the published size, `gpu` on CUDA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of what is timed; the Transformer's width, heads, codes and tokens are always the published ones."""
+
+    layers: int  # Transformer blocks, of 24
+    sample_batch: int  # images that are sampled together
+    evaluations: int  # timed, of T = 256
+    train_batch: int  # images of a prior's step
+    repeats: int  # of each step that is timed
+    ar_batch: int
+    ar_every: int  # the prefix is recomputed at every so many of 256 places, and the time scaled
+    img_size: int  # of the VQGAN's step
+    nf: int  # its width, of 128
+    ch_mult: tuple[int, ...]
+    vqgan_batch: int
+    codes: int  # of the VQGAN's codebook
+    neighbour_images: int  # of 10,000, or more
+    prdc_points: int
+    big_every: int  # windows are counted at every so many of 64×64 places
+    data_images: int
+
+    def shrunk(self, layers: str = "layers") -> str:
+        """What the Transformer's rows leave out, in words."""
+        return "" if self.layers == 24 else f"{self.layers} of 24 {layers}"
+
+
+CPU = Scale(
+    layers=3,
+    sample_batch=8,
+    evaluations=24,
+    train_batch=20,
+    repeats=5,
+    ar_batch=8,
+    ar_every=32,
+    img_size=64,
+    nf=32,
+    ch_mult=(1, 2, 2),
+    vqgan_batch=4,
+    codes=1024,
+    neighbour_images=24,
+    prdc_points=3000,
+    big_every=64,
+    data_images=200,
+)
+FULL = Scale(
+    layers=24,
+    sample_batch=20,
+    evaluations=24,
+    train_batch=20,
+    repeats=5,
+    ar_batch=20,
+    ar_every=16,
+    img_size=256,
+    nf=128,
+    ch_mult=(1, 1, 2, 2, 4),
+    vqgan_batch=4,
+    codes=1024,
+    neighbour_images=200,
+    prdc_points=10_000,
+    big_every=1,
+    data_images=1000,
+)
+GPU = Scale(
+    layers=24,
+    sample_batch=256,
+    evaluations=100,
+    train_batch=20,
+    repeats=30,
+    ar_batch=64,
+    ar_every=8,
+    img_size=256,
+    nf=128,
+    ch_mult=(1, 1, 2, 2, 4),
+    vqgan_batch=4,
+    codes=1024,
+    neighbour_images=1000,
+    prdc_points=10_000,
+    big_every=1,
+    data_images=1000,
+)
+SMOKE = Scale(  # for trying the benchmarks themselves
+    layers=1,
+    sample_batch=2,
+    evaluations=2,
+    train_batch=2,
+    repeats=1,
+    ar_batch=1,
+    ar_every=128,
+    img_size=32,
+    nf=32,
+    ch_mult=(1, 2),
+    vqgan_batch=1,
+    codes=16,
+    neighbour_images=12,
+    prdc_points=100,
+    big_every=2000,
+    data_images=20,
+)
+SCALES = {"cpu": CPU, "full": FULL, "gpu": GPU, "smoke": SMOKE}

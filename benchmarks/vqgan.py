@@ -1,0 +1,93 @@
+"""Row of the VQGAN's training step."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.baseline import vqgan as published
+from benchmarks.measure import Row, flops, interleave, peak_memory
+from benchmarks.scale import Scale
+from hparams.resolve import resolve
+from hparams.settings import VQGANStage
+from utils.building import build_vqgan
+from utils.devices import pick_amp_dtype
+from utils.perceptual import LPIPS, untrained_lpips
+from utils.seeding import make_generator, seed_global
+from utils.vqgan_trainer import VQGANTrainer
+
+
+def random_lpips(device: torch.device) -> LPIPS:
+    """LPIPS on a VGG16 of random weights: its cost is that of the trained one."""
+    seed_global(0)
+    return LPIPS(untrained_lpips("vgg"), device, symmetric=False)
+
+
+def settings(scale: Scale) -> VQGANStage:
+    """The published VQGAN, smaller where the scale says so, with its adversarial term from the start."""
+    return resolve(
+        VQGANStage,
+        {
+            "dataset": "churches",
+            "img_size": scale.img_size,
+            "nf": scale.nf,
+            "ch_mult": scale.ch_mult,
+            "codebook_size": scale.codes,
+            "batch_size": scale.vqgan_batch,
+            "disc_start_step": 0,
+        },
+    )
+
+
+def trainer(scale: Scale, device: torch.device, *, use_amp: bool) -> VQGANTrainer:
+    stage = settings(scale)
+    perceptual = random_lpips(device)
+    seed_global(1)
+    vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual)
+    torch.nn.init.normal_(vqgan.ae.quantize.codebook)
+    return VQGANTrainer(stage, vqgan, device, pick_amp_dtype(device, use_amp, "auto"))
+
+
+def literal_step(ours: VQGANTrainer, scale: Scale, device: torch.device) -> published.Trainer:
+    """The published step with the weights that `ours` has now."""
+    return published.Trainer(copy.deepcopy(ours.vqgan), random_lpips(device), float(settings(scale).training.lr or 0))
+
+
+def random_images(scale: Scale, device: torch.device) -> Tensor:
+    shape = (scale.vqgan_batch, 3, scale.img_size, scale.img_size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=make_generator("cpu", "images")).to(device)
+
+
+def training(scale: Scale, device: torch.device) -> Row:
+    """An update of autoencoder and discriminator."""
+    trainers = {name: trainer(scale, device, use_amp=name == "amp") for name in ("float32", "amp")}
+    literal = literal_step(trainers["float32"], scale, device)
+    images = random_images(scale, device)
+    x = images.float() / 255
+    small = scale.nf != 128
+    row = Row(
+        name=f"VQGAN training, {scale.img_size}², batch {scale.vqgan_batch}, LPIPS",
+        unit="s per step",
+        reduced=f"nf {scale.nf}, ch_mult {' '.join(map(str, scale.ch_mult))}; LPIPS of random weights"
+        if small
+        else "LPIPS of random weights",
+        target="≥ 1.2 × float32, ≥ 1.6 × --amp" if device.type == "cpu" else "≥ 2.5 × --amp",
+    )
+    theirs, ours = literal.step(x), trainers["float32"].step(images, 1)
+    for term in ("loss", "disc_weight", "d_loss"):
+        row.checks[f"relative difference of {term}, same weights"] = abs(ours[term].item() / theirs[term] - 1)
+
+    def one(name: str) -> Any:
+        return literal.step(x) if name == "baseline" else trainers[name].step(images, 1)
+
+    names = ("baseline", "float32", "amp")
+    row.timings = interleave({name: partial(one, name) for name in names}, scale.repeats, device)
+    for name in names[:2]:
+        row.figures[f"GFLOP per step, {name}"] = round(flops(partial(one, name)) / 1e9, 1)
+    for name in names:
+        row.figures[f"peak memory of a step, {name}, GiB"] = round(peak_memory(partial(one, name), device), 2)
+    return row

@@ -1,0 +1,42 @@
+"""The benchmarks run, and what they compare computes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.measure import growth
+from benchmarks.run import main
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("benchmarks") / "smoke.json"
+    chosen = ["sampling", "prior", "autoregressive", "vqgan", "neighbours", "prdc", "larger"]
+    main(["--scale", "smoke", "--out", str(out), "--only", *chosen])
+    return json.loads(Path(out).read_text())["rows"]
+
+
+def test_baseline_and_shipped_code_compute_the_same(rows: dict[str, Any]) -> None:
+    for row in rows.values():
+        for label, value in row["checks"].items():
+            assert value is True or 0 <= value < 2e-3, (row["name"], label, value)
+
+
+def test_every_row_says_what_was_reduced(rows: dict[str, Any]) -> None:
+    assert all(row["reduced"] and row["target"] for row in rows.values())
+    for name in ("sampling", "prior", "autoregressive", "vqgan"):
+        assert set(rows[name]["timings"]) == {"baseline", "float32", "amp"}
+        assert set(rows[name]["speedup"]) == {"float32", "amp"}
+
+
+def test_evaluations(rows: dict[str, Any]) -> None:
+    assert rows["sampling"]["figures"]["evaluations per image"] == pytest.approx(162, abs=1)
+    assert rows["larger"]["figures"]["published / here"] >= 10
+
+
+def test_growth_is_the_exponent() -> None:
+    assert growth([1.0, 2.0, 4.0], [3.0, 12.0, 48.0]) == pytest.approx(2)
