@@ -24,6 +24,7 @@ from hparams.settings import (
     VQGANSettings,
 )
 
+_LONGEST_NAME = 255  # bytes, of most file systems
 _GROUPS = 32  # of every GroupNorm
 
 
@@ -83,6 +84,8 @@ def run_folder(flag: str, name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("~") or not name.isprintable():
         raise UserError(f"{flag} {name!r}: give a name below logs/, without a leading / and without ..")
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in path.parts):
+        raise UserError(f"{flag} {name[:40]}…: too long, use names of at most {_LONGEST_NAME} bytes")
     return str(path)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hparams.errors import UserError
+from hparams.errors import RunError, UserError
 from utils.bad_images import Report
 from utils.images import BadImageError
 from utils.limits import check_shared_memory
@@ -182,7 +182,16 @@ def _load(
         collate_fn=_unchanged,
         generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
     )
-    for batch in loader:
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:  # how a worker's sudden death may show
+            raise RunError(
+                f"{_dead(iterator)}: lower --num_workers or --batch_size, then go on with --resume"
+            ) from error
         if isinstance(batch, UserError):
             raise batch
         images, unreadable = batch
@@ -191,6 +200,12 @@ def _load(
                 raise UserError(next(iter(unreadable.values())))
             bad(unreadable, len(data))
         yield images
+
+
+def _dead(iterator: Any) -> str:
+    """Which processes that read images died, in words."""
+    dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in iterator._workers if not worker.is_alive()]
+    return f"the process {' and '.join(dead) or 'of a worker'}, which read images, died; too little memory may be why"
 
 
 def _unchanged(batch: T) -> T:

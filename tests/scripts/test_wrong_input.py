@@ -55,6 +55,42 @@ IN_AN_EMPTY_FOLDER = {
     "nothing to resume": ("train_vqgan.py {RUN} --resume --log_dir new", ["--resume", "logs/new"]),
     "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_step", "logs/new"]),
     "optimisers of no step": ("train_vqgan.py {RUN} --load_optim", ["--load_optim needs --load_step"]),
+    "run of no step": ("train_vqgan.py {RUN} --load_dir x", ["--load_dir needs --load_step"]),
+    "a port out of range": ("train_vqgan.py {RUN} --visdom_port 70000", ["--visdom_port", "70000", "at most 65535"]),
+    "a port in words": ("train_vqgan.py {RUN} --visdom_port http", ["--visdom_port", "http", "whole number"]),
+    "a share above all": ("train_vqgan.py {RUN} --max_bad_images 2", ["--max_bad_images", "below 1"]),
+    "no checkpoints to keep": ("train_vqgan.py {RUN} --keep_checkpoints none", ["--keep_checkpoints none", "all"]),
+    "no states to keep": ("train_vqgan.py {RUN} --keep_states 0", ["--keep_states", "at least 1"]),
+    "a rate that is no number": ("train_vqgan.py {RUN} --lr nan", ["--lr", "nan"]),
+    "a rate of nothing": ("train_vqgan.py {RUN} --lr 0", ["--lr", "above 0"]),
+    "no decay": ("train_vqgan.py {RUN} --ema_beta 1", ["--ema_beta", "below 1"]),
+    "a seed below zero": ("train_vqgan.py {RUN} --seed -1", ["--seed", "at least 0"]),
+    "a value for a switch": ("train_vqgan.py {RUN} --amp yes", ["'yes' belongs to no flag"]),
+    "grey images": ("train_vqgan.py {RUN} {VQGAN} --n_channels 1", ["--n_channels 1", "--n_channels 3"]),
+    "too deep a discriminator": ("train_vqgan.py {RUN} {VQGAN} --disc_layers 5", ["--disc_layers 5", "or fewer"]),
+    "images too small for LPIPS": (
+        "train_vqgan.py {RUN} {VQGAN} --img_size 8 --perceptual lpips",
+        ["--perceptual lpips", "16 pixels", "--perceptual none"],
+    ),
+    "weights that are not used": (
+        "train_vqgan.py {RUN} {VQGAN} --perceptual none --perceptual_weights_file x",
+        ["--perceptual_weights_file", "--perceptual none"],
+    ),
+    "log_dir in a home": ("train_vqgan.py {RUN} --log_dir ~/runs", ["--log_dir", "below logs/"]),
+    "log_dir too long": (f"train_vqgan.py {{RUN}} --log_dir {'x' * 300}", ["--log_dir", "too long"]),
+    "more steps than there are": (
+        "train_sampler.py {RUN} --ae_load_dir v --total_steps 8 --sample_steps 9",
+        ["--sample_steps 9", "--total_steps 8"],
+    ),
+    "own folder as autoencoder": (
+        "train_sampler.py {RUN} --ae_load_dir v --log_dir v",
+        ["--log_dir v", "--ae_load_dir"],
+    ),
+    "no LMDB but a file": (
+        "train_vqgan.py --dataset churches --datasets_file other.yaml",
+        ["no train LMDB", "other.yaml"],
+    ),
+    "an empty LMDB file": ("train_vqgan.py --dataset bedrooms --datasets_file cut.yaml", ["LMDB", "cut", "again"]),
 }
 
 # Refused before torch is imported, among finished runs.
@@ -76,6 +112,18 @@ AMONG_RUNS = {
     "resume, but also load": ("train_vqgan.py --log_dir vqgan --resume --load_step 10", ["--resume", "--load_step"]),
     "resume without a name": ("train_vqgan.py --resume", ["--log_dir is required"]),
     "misspelt saved setting": (f"{STAGE_2} --ae_load_dir misspelt", ["misspelt/hparams.yaml", "did you mean"]),
+    "settings that are cut off": ("train_vqgan.py --resume --log_dir cut_off", ["cut_off/hparams.yaml", "cut off"]),
+    "settings that are no YAML": ("train_vqgan.py --resume --log_dir no_yaml", ["no_yaml/hparams.yaml", "YAML"]),
+    "settings that are a list": ("train_vqgan.py --resume --log_dir a_list", ["a_list/hparams.yaml", "name: value"]),
+    "settings that leave logs": (f"{STAGE_2} --resume --log_dir leaves", ["--ae_load_dir '../../v'", "below logs/"]),
+    "a setting of another type": (
+        "train_vqgan.py --resume --log_dir typed",
+        ["typed/hparams.yaml", "batch_size", "many"],
+    ),
+    "a step that was reached": (
+        "train_vqgan.py --resume --log_dir vqgan --train_steps 7",
+        ["--train_steps 7", "step 20"],
+    ),
     "no average was saved, nor raw weights": (f"{SAMPLES} --load_dir only_ema --no_ema", ["--no_ema"]),
 }
 
@@ -117,7 +165,10 @@ LATE = {
 def wrong(shell) -> Any:
     (shell.folder / "e" / "nested").mkdir(parents=True)
     (shell.folder / "e" / "notes.txt").write_text("no image")
-    (shell.folder / "other.yaml").write_text("bedrooms: {paths: e}\n")
+    (shell.folder / "other.yaml").write_text("bedrooms: {paths: e}\nchurches: {paths: {train: other.yaml}}\n")
+    (shell.folder / "cut.yaml").write_text("bedrooms: {paths: {train: cut}}\n")
+    (shell.folder / "cut").mkdir()
+    (shell.folder / "cut" / "data.mdb").write_bytes(b"")
     (shell.folder / "bad.yaml").write_text("ffhq: [unclosed\n")
     return shell
 
@@ -154,6 +205,17 @@ def runs(toy, new_shell) -> Any:
     (shell.logs / "misspelt").mkdir()
     settings = (shell.logs / "vqgan/hparams.yaml").read_text()
     (shell.logs / "misspelt/hparams.yaml").write_text(settings.replace("codebook_size", "codebok_size"))
+
+    prior = (shell.logs / "absorbing/hparams.yaml").read_text()
+    for name, text in {
+        "cut_off": settings[: len(settings) // 2].rpartition("\n")[0] + "\n",
+        "no_yaml": "dataset: [churches\n",
+        "a_list": "- churches\n",
+        "leaves": prior.replace("ae_load_dir: vqgan\n", "ae_load_dir: ../../v\n"),
+        "typed": settings.replace("batch_size: 8\n", "batch_size: many\n"),
+    }.items():
+        (shell.logs / name).mkdir()
+        (shell.logs / name / "hparams.yaml").write_text(text)
 
     for name in ("one", "broken"):
         (shell.folder / name).mkdir()

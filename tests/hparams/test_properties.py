@@ -1,0 +1,143 @@
+"""Settings, whatever they are: what was typed wins, what was saved comes back, what is refused is one line."""
+
+from __future__ import annotations
+
+import string
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from hparams import saved
+from hparams.cli import parse
+from hparams.errors import UserError
+from hparams.fields import Setting, settings_of
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, Stage, VQGANStage
+
+STAGES = {"vqgan": (VQGANStage, {}), "prior": (PriorStage, {"ae_load_dir": "vqgan"})}
+# Those that must fit to each other are drawn by other tests.
+TIED = {
+    *("dataset", "log_dir", "load_dir", "load_step", "load_optim", "resume", "ae_load_dir", "ae_load_step", "device"),
+    *("img_size", "ch_mult", "latent_shape", "block_size", "nf", "n_channels", "bert_n_emb", "bert_n_head", "ndf"),
+    *("disc_layers", "perceptual", "perceptual_weights_file", "total_steps", "sample_steps", "keep_checkpoints"),
+    *("max_bad_images", "sampler", "custom_dataset_path", "datasets_file", "dry_run", "visdom_server"),
+}
+ROBUST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+    """Allowed values of a setting."""
+    if setting.kind is bool:
+        one: st.SearchStrategy[Any] = st.booleans()
+    elif setting.choices:
+        one = st.sampled_from(setting.choices)
+    elif setting.kind is int:
+        low = max(setting.minimum or 0, (setting.above if setting.above is not None else -1) + 1)
+        one = st.integers(int(low), min(int(setting.maximum or 10**6), 10**6))
+    elif setting.kind is float:
+        low = setting.minimum if setting.minimum is not None else setting.above or 0.0
+        high = setting.maximum if setting.maximum is not None else setting.below or 1e6
+        one = st.floats(
+            low,
+            high,
+            exclude_min=setting.above is not None,
+            exclude_max=setting.below is not None,
+            allow_subnormal=False,
+        )
+    else:
+        one = st.text(string.ascii_letters, min_size=1, max_size=10)
+    return st.lists(one, min_size=1, max_size=3).map(tuple) if setting.many else one
+
+
+@st.composite
+def typed(draw: st.DrawFn, stage: type[Stage], **always: Any) -> dict[str, Any]:
+    """Some flags with allowed values."""
+    free = {name: setting for name, setting in settings_of(stage).items() if name not in TIED and name not in always}
+    names = draw(st.lists(st.sampled_from(sorted(free)), unique=True, max_size=8))
+    return {name: draw(values_of(free[name])) for name in names} | always
+
+
+def flat(stage: Stage) -> dict[str, Any]:
+    return {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(type(stage)).items()}
+
+
+def words_of(values: dict[str, Any], stage: type[Stage]) -> list[str]:
+    words = []
+    for name, value in values.items():
+        setting = settings_of(stage)[name]
+        if setting.kind is bool:
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            items = value if setting.many else [value]
+            words += [f"--{name}", *(repr(item) if setting.kind is float else str(item) for item in items)]
+    return words
+
+
+@pytest.mark.parametrize("kind", list(STAGES))
+@ROBUST
+@given(data=st.data(), dataset=st.sampled_from(["churches", "bedrooms", "ffhq", "custom", "toy_churches"]))
+def test_what_was_typed_wins_and_the_rest_stays(tmp_path_factory, kind: str, dataset: str, data: st.DataObject) -> None:
+    stage, required = STAGES[kind]
+    values = data.draw(typed(stage, dataset=dataset, log_dir="run", **required))
+    logs = tmp_path_factory.mktemp("logs")
+    resolved = resolve(stage, values, logs=logs)
+    assert resolved == parse(stage, words_of(values, stage), description="", example="", logs=logs)
+    plain = flat(resolve(stage, {"dataset": dataset, "log_dir": "run"} | required, logs=logs))
+    for name, value in flat(resolved).items():
+        if name in values:
+            assert value == values[name], name
+        elif name != "lr":  # follows from the batch size
+            assert value == plain[name], name
+
+
+@pytest.mark.parametrize("kind", list(STAGES))
+@ROBUST
+@given(data=st.data())
+def test_saved_settings_come_back_and_typed_ones_win(tmp_path_factory, kind: str, data: st.DataObject) -> None:
+    stage, required = STAGES[kind]
+    logs = tmp_path_factory.mktemp("logs")
+    first = resolve(stage, data.draw(typed(stage, dataset="churches", log_dir="run", **required)), logs=logs)
+    saved.save(first, logs / "run/hparams.yaml")
+    resumed = resolve(stage, {"resume": True, "log_dir": "run"}, logs=logs)
+    assert saved.to_flat(resumed) == saved.to_flat(first)
+    again = data.draw(typed(stage))
+    changed = flat(resolve(stage, {"resume": True, "log_dir": "run"} | again, logs=logs))
+    for name, value in flat(first).items():
+        if settings_of(stage)[name].saved:
+            assert changed[name] == again.get(name, value), name
+
+
+@ROBUST
+@given(name=st.text(max_size=30))
+def test_run_names_stay_below_logs(tmp_path_factory, name: str) -> None:
+    logs = tmp_path_factory.mktemp("logs")
+    try:
+        stage = resolve(VQGANStage, {"dataset": "churches", "log_dir": name}, logs=logs)
+    except UserError:
+        return
+    assert logs.resolve() in (logs / stage.run.log_dir).resolve().parents
+
+
+@ROBUST
+@given(name=st.sampled_from(sorted(settings_of(VQGANStage))), text=st.text(string.printable, max_size=12))
+def test_any_text_as_a_value_is_taken_or_refused(tmp_path_factory, name: str, text: str) -> None:
+    setting = settings_of(VQGANStage)[name]
+    assume(setting.kind is not bool)
+    words = ["--dataset", "churches", f"--{name}", text]
+    with suppress(UserError):
+        parse(VQGANStage, words, description="", example="", logs=tmp_path_factory.mktemp("logs"))
+
+
+@ROBUST
+@given(cut=st.floats(0, 1))
+def test_settings_that_were_cut_off_never_pass_for_whole_ones(tmp_path_factory, cut: float) -> None:
+    file: Path = tmp_path_factory.mktemp("run") / "hparams.yaml"
+    saved.save(resolve(VQGANStage, {"dataset": "churches"}, logs=file.parent), file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(cut * (len(content) - 1))])
+    with pytest.raises(UserError, match=r"hparams\.yaml"):
+        saved.load(file, VQGANStage)

@@ -1,0 +1,76 @@
+"""No call in the project's own code can run what a file says, or reaches beyond this machine unasked."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+SOURCES = sorted(
+    file
+    for place in ("*.py", "experiments/*.py", "hparams/*.py", "models/*.py", "utils/*.py", "benchmarks/*.py")
+    for file in REPO.glob(place)
+)
+
+# A call's name, and the keyword that makes it safe. `yaml.dump` with a Dumper of ours writes, it does not read.
+NEEDS = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
+NEVER = {
+    *(
+        f"{module}.{name}"
+        for module in ("pickle", "cPickle", "dill", "joblib", "marshal")
+        for name in ("load", "loads")
+    ),
+    *("pickle.Unpickler", "pd.read_pickle", "shelve.open", "eval", "exec", "os.system", "os.popen"),
+    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "torch.hub.load", "load_state_dict_from_url"),
+    *("torch.hub.load_state_dict_from_url", "subprocess.getoutput", "subprocess.getstatusoutput", "torch.jit.load"),
+}
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def problems(file: Path) -> list[str]:
+    found = []
+    for name, call in calls(file):
+        keywords = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+        if name in NEVER or keywords.get("shell"):
+            found.append(f"{file.name}:{call.lineno}: {name}")
+        if name in NEEDS and keywords.get(NEEDS[name][0]) is not NEEDS[name][1]:
+            found.append(f"{file.name}:{call.lineno}: {name} without {NEEDS[name][0]}={NEEDS[name][1]}")
+    return found
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(SOURCES) > 50
+    assert sum(name in NEEDS for file in SOURCES for name, _ in calls(file)) >= 2
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(REPO)))
+def test_nothing_unpickles_and_no_shell_is_asked(file: Path) -> None:
+    assert problems(file) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "pickle.load(f)",
+        "yaml.load(f, L)",
+        "subprocess.run(c, shell=True)",
+    ],
+)
+def test_the_look_is_not_blind(tmp_path: Path, line: str) -> None:
+    (tmp_path / "bad.py").write_text(line)
+    assert len(problems(tmp_path / "bad.py")) == 1

@@ -1,0 +1,119 @@
+"""What the machine does not have is said in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hparams.cli import _as_line
+from hparams.errors import RunError, UserError
+from hparams.settings import TrainingSettings
+from utils import disk_space, limits
+from utils.batches import eval_batches
+from utils.disk_space import space_notes
+from utils.limits import check_shared_memory, free_space, tell_bytes
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (36_100_000, "36.1 MB"), (5 * 10**16, "5e+04 TB")]
+)
+def test_sizes_in_words(count: int, text: str) -> None:
+    assert tell_bytes(count) == text
+
+
+def test_workers_that_would_not_fit_into_shared_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000))
+    check_shared_memory(2, 4_000_000)
+    with pytest.raises(UserError, match=r"--num_workers 8: .* 68 MB .* has 64 MB: use --num_workers 7, or enlarge"):
+        check_shared_memory(8, 4_000_000)
+    with pytest.raises(UserError, match="use --num_workers 0"):
+        check_shared_memory(1, 60_000_000)
+    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path / "none")
+    check_shared_memory(8, 10**12)
+
+
+def test_the_check_is_made_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="--num_workers 1"):
+        next(eval_batches(Images(), 4, num_workers=1))
+
+
+class Images:
+    """Eight images; reading number `deadly` ends the process that does."""
+
+    def __init__(self, deadly: int = -1, number: int = signal.SIGKILL) -> None:
+        self.deadly, self.number = deadly, number
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i == self.deadly:
+            os.kill(os.getpid(), self.number)
+        return np.zeros((3, 8, 8), np.uint8)
+
+    def source(self, i: int) -> str:
+        return str(i)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+def test_the_death_of_a_worker_is_named(number: int) -> None:
+    """It comes as one of several errors, by what the worker was doing."""
+    with pytest.raises((RuntimeError, RunError)) as death:
+        list(eval_batches(Images(5, number), 2, num_workers=1))
+    line = _as_line(death.value)
+    assert line is not None
+    assert re.search(r"process \d+ ?.*, which read images, (died|is killed by signal|exited unexpectedly)", line), line
+    assert "lower --num_workers or --batch_size" in line
+    assert "--resume" in line
+
+
+def test_a_worker_killed_by_a_signal_is_named_with_it() -> None:
+    error = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that ...")
+    assert str(_as_line(error)).startswith("process 4711, which read images, is killed by signal: Bus error;")
+
+
+def test_too_little_memory_names_the_flags() -> None:
+    errors = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")]
+    errors += [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(10**16)
+    for error in (*errors, failure.value):
+        assert _as_line(error) == "out of memory: lower --batch_size, or use --amp"
+    assert _as_line(RuntimeError("shapes differ")) is None
+
+
+def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
+    assert free_space(tmp_path / "not" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+
+
+def test_space_for_a_run_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 weights of 4 bytes, twice with the average, and two moments of each."""
+    model = torch.nn.Linear(999, 1)
+    models = {False: model, True: model}
+    training = replace(TrainingSettings(), steps_per_checkpoint=10)
+
+    def note(free: int, steps: int = 100, **changes: object) -> str:
+        monkeypatch.setattr(disk_space, "free_space", lambda folder: free)
+        (line,) = space_notes(tmp_path, models, replace(training, **changes), steps)
+        return line
+
+    assert note(10**6) == "disk        checkpoints to come take 104 kB, 1 MB is free"  # 10 of 8 kB, 3 states of 8 kB
+    assert "take 16 kB" in note(10**6, steps=3)
+    assert "take 32 kB" in note(10**6, keep_checkpoints="1", keep_states=1)
+    assert note(50_000).startswith("WARNING: checkpoints to come take 104 kB, 50 kB is free: make room, or use --keep")
+    with pytest.raises(UserError, match="a checkpoint takes 16 kB, and 15 kB is free: make room"):
+        note(15_000)
+    assert "take 0 B" in note(0, steps=0)
