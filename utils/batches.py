@@ -189,9 +189,8 @@ def _load(
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:  # how a worker's sudden death may show
-            raise RunError(
-                f"{_dead(iterator)}: lower --num_workers or --batch_size, then go on with --resume"
-            ) from error
+            advice = "lower --num_workers or --batch_size, then go on with --resume"
+            raise RunError(f"{_dead(iterator)}: {advice}") from error
         if isinstance(batch, UserError):
             raise batch
         images, unreadable = batch
@@ -204,6 +203,8 @@ def _load(
 
 def _dead(iterator: Any) -> str:
     """Which processes that read images died, in words."""
+    for worker in iterator._workers:
+        worker.join(0.5)  # one that is just dying still counts as alive
     dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in iterator._workers if not worker.is_alive()]
     return f"the process {' and '.join(dead) or 'of a worker'}, which read images, died; too little memory may be why"
 
