@@ -34,6 +34,7 @@ def train(settings: PriorStage) -> None:
     from utils.batches import BatchOrder
     from utils.building import build_prior, open_data
     from utils.devices import pick_amp_dtype, pick_device
+    from utils.distributed import joined
     from utils.latents import code_statistics, encode_split
     from utils.prior_trainer import PriorTrainer
     from utils.runs import restore_autoencoder
@@ -46,38 +47,38 @@ def train(settings: PriorStage) -> None:
     device = pick_device(run_settings.device)
     amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
     validates = training.steps_per_eval > 0
-    autoencoder, ae_file = restore_autoencoder(
-        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
-    )
+    with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
+        autoencoder, ae_file = restore_autoencoder(
+            settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
+        )
+        seed_global(run_settings.seed, "prior")
+        trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, amp_dtype, ranks)
 
-    seed_global(run_settings.seed, "prior")
-    trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, amp_dtype)
-
-    with TrainingRun(settings, settings.prior.sampler, trainer) as run:
-        run.say(f"autoencoder from {ae_file}")
-        run.compare_data(
-            open_data(run_settings, split="train", img_size=settings.autoencoder.img_size, hold_out=validates)
-        )
-        encode = partial(
-            encode_split, settings, autoencoder, say=run.say, bad=run.bad_images.report, check=run.stop_if_asked
-        )
-        ids, held_out = encode("train"), encode("val") if validates else None
-        order = BatchOrder(len(ids), run_settings.batch_size, run_settings.seed)
-        run.introduce(
-            trainer, amp_dtype, f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
-        )
-        run.baselines(code_statistics(ids, codebook_size))
-        batches = (ids[order.indices(step)] for step in itertools.count(run.start))
-        for step, batch in run.steps(batches):
-            metrics = trainer.step(batch, step)
-            done = step + 1
-            run.log(done, metrics)
-            if held_out is not None and run.due(training.steps_per_eval, done):
-                run.validated(done, trainer.validate(held_out, run_settings.batch_size))
-            if run.picture_due(done):
-                samples = draw_images(trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype)
-                run.picture(done, "samples", samples)
-            run.save_if_due(done, trainer)
+        with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
+            run.say(f"autoencoder from {ae_file}")
+            run.compare_data(
+                open_data(run_settings, split="train", img_size=settings.autoencoder.img_size, hold_out=validates)
+            )
+            bad, check = run.bad_images.report, run.stop_if_asked
+            encode = partial(encode_split, settings, autoencoder, ranks=ranks, say=run.say, bad=bad, check=check)
+            ids, held_out = encode("train"), encode("val") if validates else None
+            order = BatchOrder(len(ids), training.global_batch, run_settings.seed, ranks.part)
+            data = f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
+            run.introduce(trainer, amp_dtype, data)
+            run.baselines(code_statistics(ids, codebook_size))
+            batches = (ids[order.indices(step)] for step in itertools.count(run.start))
+            for step, batch in run.steps(batches):
+                metrics = trainer.step(batch, step)
+                done = step + 1
+                run.log(done, metrics)
+                if held_out is not None and run.due(training.steps_per_eval, done):
+                    run.validated(done, trainer.validate(held_out, run_settings.batch_size))
+                if run.picture_due(done):
+                    samples = draw_images(
+                        trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype, ranks
+                    )
+                    run.picture(done, "samples", samples)
+                run.save_if_due(done, trainer)
 
 
 if __name__ == "__main__":

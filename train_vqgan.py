@@ -28,6 +28,7 @@ def train(settings: VQGANStage) -> None:
     from utils.batches import BatchOrder, eval_batches, train_batches
     from utils.building import build_vqgan, open_data
     from utils.devices import pick_amp_dtype, pick_device
+    from utils.distributed import joined
     from utils.perceptual import build_perceptual
     from utils.pictures import comparison_rows
     from utils.seeding import seed_global
@@ -37,34 +38,35 @@ def train(settings: VQGANStage) -> None:
     run_settings, training = settings.run, settings.training
     device = pick_device(run_settings.device)
     amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
+    with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
+        validates = training.steps_per_eval > 0
+        batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers
+        images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
+        held_out = open_data(run_settings, split="val", img_size=img_size, hold_out=True) if validates else None
+        order = BatchOrder(len(images), training.global_batch, run_settings.seed, ranks.part)
 
-    validates = training.steps_per_eval > 0
-    img_size, workers = settings.autoencoder.img_size, run_settings.num_workers
-    images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
-    held_out = open_data(run_settings, split="val", img_size=img_size, hold_out=True) if validates else None
-    order = BatchOrder(len(images), run_settings.batch_size, run_settings.seed)
+        seed_global(run_settings.seed, "vqgan")
+        vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
+        trainer = VQGANTrainer(settings, vqgan, device, amp_dtype, ranks)
 
-    seed_global(run_settings.seed, "vqgan")
-    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
-    trainer = VQGANTrainer(settings, vqgan, device, amp_dtype)
-
-    with TrainingRun(settings, VQGAN, trainer) as run:
-        run.introduce(trainer, amp_dtype, f"{len(images)} training images, {order.batches_per_epoch} steps per epoch")
-        run.compare_data(images)
-        bad = run.bad_images.report
-        batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)
-        for step, batch in run.steps(batches):
-            terms = trainer.step(batch, step)
-            done = step + 1
-            run.log(done, terms)
-            if held_out and run.due(training.steps_per_eval, done):
-                batches_held_out = eval_batches(held_out, run_settings.batch_size, workers, bad=bad)
-                run.validated(done, trainer.validate(batches_held_out))
-            if run.picture_due(done):
-                shown = next(eval_batches(held_out, 16, 0, bad=bad)) if held_out else batch
-                pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
-                run.picture(done, "originals_over_reconstructions", pairs, columns)
-            run.save_if_due(done, trainer)
+        with TrainingRun(settings, VQGAN, trainer, ranks) as run:
+            data = f"{len(images)} training images, {order.batches_per_epoch} steps per epoch"
+            run.introduce(trainer, amp_dtype, data)
+            run.compare_data(images)
+            bad = run.bad_images.report
+            batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)
+            for step, batch in run.steps(batches):
+                terms = trainer.step(batch, step)
+                done = step + 1
+                run.log(done, terms)
+                if held_out and run.due(training.steps_per_eval, done):
+                    share = eval_batches(held_out, batch_size, workers, indices=ranks.share(len(held_out)), bad=bad)
+                    run.validated(done, trainer.validate(share))
+                if run.picture_due(done):
+                    shown = next(eval_batches(held_out, 16, 0, bad=bad)) if held_out else batch
+                    pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
+                    run.picture(done, "originals_over_reconstructions", pairs, columns)
+                run.save_if_due(done, trainer)
 
 
 if __name__ == "__main__":

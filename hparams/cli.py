@@ -10,21 +10,24 @@ import argparse
 import errno
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from hparams import launch
 from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, groups_of, nearest, settings_of
 from hparams.idle import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve
+from hparams.resolve import LOGS, default_log_dir, resolve, resume_after_restart
 from hparams.settings import Stage
 
 StageT = TypeVar("StageT", bound=Stage)
 
 # PyTorch's own words, so that torch need not be imported.
 _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
+_LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 _PATH_ERRORS = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
@@ -58,10 +61,11 @@ def parse(
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
     _refuse_slips(words, settings)
-    typed = vars(parser.parse_args(words))
-    stage = resolve(stage_class, {n: tuple(v) if settings[n].many else v for n, v in typed.items()}, logs=logs)
+    typed = {n: tuple(v) if settings[n].many else v for n, v in vars(parser.parse_args(words)).items()}
+    typed = resume_after_restart(stage_class, typed, logs=logs)
+    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
     values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings.items()}
-    for line in idle_flags(typed, values):
+    for line in idle_flags(typed, values) if launch.rank() == 0 else ():
         print(f"{parser.prog}: note: {line}", file=sys.stderr)
     return stage
 
@@ -70,17 +74,24 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main and exit, with one line on stderr if it failed.
 
     Status 0; 2 for a UserError; 1 for a RunError, a disk that takes or gives no data, or too little memory; 130 when
-    interrupted.
+    interrupted. Of several processes, the line names the one that failed; where all of a machine's fail alike, torchrun
+    ends the others while they wait for the first to say so.
     """
+    name = Path(sys.argv[0]).name
+    prefix = f"{name}: error: {launch.described()}: " if launch.processes() > 1 else f"{name}: error: "
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         line = _as_line(error)
+        if launch.local_rank():
+            time.sleep(_LET_OTHERS_SPEAK_S)
+        if line is None and launch.processes() > 1:
+            print(f"{prefix}{type(error).__name__}", file=sys.stderr)
         if line is None:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_ERRORS else 1)
     sys.exit(0)
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hparams import checks, saved
+from hparams import checks, launch, saved
+from hparams.batch import divide_batch
 from hparams.errors import UserError
 from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.presets import DATASETS, preset
@@ -24,18 +25,20 @@ from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettin
 StageT = TypeVar("StageT", bound=Stage)
 
 LOGS = Path("logs")
+_STARTING_POINT = frozenset({"load_dir", "load_step", "load_optim"})
 _FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
 _IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")
 _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
 
 
-def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS) -> StageT:
+def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> StageT:
     """Settle every setting of a stage.
 
     Args:
         stage_class: which script's settings.
         typed: the flags that were typed, by name, with values of the declared types.
         logs: the folder that holds the run folders.
+        processes: how many run the script together.
 
     Returns:
         The stage with every derived value filled in and all checks passed.
@@ -59,11 +62,23 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
     _require_known(presets, stage_class)
     values |= {**presets, **chosen}
     _shorten_folders(values)
+    if "global_batch" in values:
+        divide_batch(values, typed, kept if typed.get("resume") else {}, processes)
     _derive(values, stage_class)
 
     stage = _build(stage_class, values)
     checks.check(stage)
     return stage
+
+
+def resume_after_restart(stage_class: type[Stage], typed: Mapping[str, Any], *, logs: Path = LOGS) -> dict[str, Any]:
+    """The flags of a process that torchrun started anew: the run that it had begun goes on from its newest step."""
+    known = settings_of(stage_class)
+    if not (launch.restarts() and "resume" in known) or ("log_dir" not in typed and "dataset" not in typed):
+        return dict(typed)
+    if launch.began(logs / _own_folder(stage_class, dict(typed))):
+        return {name: value for name, value in typed.items() if name not in _STARTING_POINT} | {"resume": True}
+    return dict(typed)
 
 
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
@@ -198,8 +213,10 @@ def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
         values["log_dir"] = default_log_dir(stage_class, values["dataset"], values.get("sampler", ""))
     if "resume" in values and values["load_step"] and values["load_dir"] is None:
         values["load_dir"] = values["log_dir"]
+    if "global_batch" in values and values["global_batch"] is None:
+        values["global_batch"] = values["batch_size"] * values["accumulate_steps"]
     if "lr" in values and values["lr"] is None:
-        values["lr"] = values["base_lr"] * values["batch_size"]
+        values["lr"] = values["base_lr"] * values["global_batch"]
     if "latent_shape" in values and values["latent_shape"] is None:
         values["latent_shape"] = checks.latent_shape(values["img_size"], values["ch_mult"])
     if "block_size" in values and values["block_size"] is None and len(values["latent_shape"]) == 3:

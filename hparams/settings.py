@@ -53,6 +53,12 @@ class RunSettings:
     )
     visdom_server: str = setting("http://localhost", help="address of the visdom dashboard", unit="url")
     visdom_port: int = setting(8097, help="port of the visdom dashboard", unit="port", minimum=1, maximum=65535)
+    dist_backend: Literal["auto", "nccl", "gloo"] = setting(
+        "auto", help="under torchrun: what carries tensors; auto is nccl where each process has a GPU", saved=False
+    )
+    dist_timeout: int = setting(
+        600, help="under torchrun: how long one process waits for another", unit="seconds", minimum=1, saved=False
+    )
     quiet: bool = setting(False, help="nothing on the terminal but warnings, errors and results", saved=False)
     dry_run: bool = setting(False, help="resolve and check the settings, print them, and stop", saved=False)
 
@@ -63,7 +69,7 @@ class TrainingSettings:
 
     title: ClassVar[str] = "training"
 
-    lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * batch_size")
+    lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
     train_steps: int = setting(
         2_000_000,
         help="updates to train for; lengths are published for churches only, other data sets use the same",
@@ -72,6 +78,21 @@ class TrainingSettings:
     )
     ema: bool = setting(False, help="keep an exponential moving average of the weights")
     ema_beta: float = setting(0.995, help="decay of the moving average", unit="beta", minimum=0, below=1)
+    global_batch: int = setting(
+        None,
+        help="images per update, over all processes; a resumed run keeps it with any number of processes",
+        unit="images",
+        minimum=1,
+        none_means="batch_size * accumulate_steps * processes",
+    )
+    accumulate_steps: int = setting(
+        1,
+        help="passes of --batch_size images, on each device, that make one update: as one large pass would, but that "
+        "stage 1's discriminator takes its batch-norm statistics from each pass",
+        unit="passes",
+        minimum=1,
+    )
+    compress_gradients: bool = setting(False, help="send gradients between processes as bfloat16: half the bytes")
     steps_per_update_ema: int = setting(10, help="updates between two of the moving average", unit="steps", minimum=1)
     load_dir: str | None = setting(
         None, help="run to take the starting weights from, with --load_step", unit="run", none_means="this run's own"
@@ -169,6 +190,9 @@ class VQGANSettings:
     )
     base_lr: float = setting(
         4.5e-6, help="learning rate per image of a batch, where --lr is not given", unit="rate", above=0
+    )
+    sync_batchnorm: bool = setting(
+        True, help="with several processes, batch-norm statistics of the discriminator over all of them"
     )
     diff_aug: bool = setting(False, help="DiffAugment before the discriminator (the paper's best reconstructions)")
     codebook_init: Literal["uniform", "encoder"] = setting(

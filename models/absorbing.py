@@ -128,16 +128,21 @@ class AbsorbingDiffusion(nn.Module):
             )
         )
 
-    @torch.no_grad()
-    def record(self, t: Tensor, losses: DiffusionLoss) -> None:
-        """Enter one batch into the per-step histories, image by image: t [B] int64. Only training calls it.
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that training never uses: the start token, which published files hold."""
+        yield self._denoise_fn.start_tok
 
-        An image with time t moves a history's entry t to 0.9 · old + 0.1 · value, if its losses are finite.
+    @torch.no_grad()
+    def record(self, t: Tensor, loss: Tensor, vb_loss: Tensor) -> None:
+        """Enter one batch into the per-step histories, image by image. Only training calls it.
+
+        t [B] int64; loss and vb_loss [B] as in `DiffusionLoss`. An image with time t moves a history's entry t to
+        0.9 · old + 0.1 · value, if its losses are finite.
         """
-        finite = losses.loss.isfinite() & losses.vb_loss.isfinite()
+        finite = loss.isfinite() & vb_loss.isfinite()
         # For each image, those of the same time that come after it.
         later = torch.triu((t[:, None] == t[None, :]) & finite, diagonal=1).sum(1)
         count = torch.zeros_like(self.Lt_count).index_add_(0, t, finite.to(self.Lt_count.dtype))
-        for history, value in ((self.loss_history, losses.loss), (self.Lt_history, losses.vb_loss.square())):
+        for history, value in ((self.loss_history, loss), (self.Lt_history, vb_loss.square())):
             history.mul_(0.9**count).index_add_(0, t, (0.1 * 0.9**later * value).where(finite, 0).to(history.dtype))
         self.Lt_count += count

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from models.encoder import Encoder
 from models.generator import Generator
+from models.layers import ResBlock
+from models.parts import WHOLE, BatchPart
 from models.quantizers import GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
 
 
@@ -46,10 +49,27 @@ class VQAutoEncoder(nn.Module):
         side = img_size // 2 ** (len(ch_mult) - 1)
         self.latent_size = (side, side)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
-        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them."""
-        quantized = self.quantize(self.encoder(x))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        part: BatchPart = WHOLE,
+    ) -> tuple[Tensor, Quantized]:
+        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them.
+
+        temperature, generator, part: of the Gumbel quantiser while it trains; part: which part of the batch x is.
+        """
+        quantized = self.quantize(self.encoder(x), temperature=temperature, generator=generator, part=part)
         return self.generator(quantized.z_q), quantized
+
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that training never uses: published files hold a projection of every skip, and the σ head."""
+        for module in self.modules():
+            if isinstance(module, ResBlock) and not module.project_skip:
+                yield from module.conv_out.parameters()
+        yield from self.generator.logsigma.parameters()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] → ids [B,N] int64 in 0..K-1, N = h·w in raster order."""

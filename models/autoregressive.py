@@ -38,6 +38,10 @@ class AutoregressivePrior(nn.Module):
         nats = F.cross_entropy(self.logits(ids).transpose(1, 2), ids, reduction="none")
         return nats.mean(1) / math.log(2)
 
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that training never uses: none."""
+        return iter(())
+
     def samples(self, generators: Iterable[torch.Generator], *, batch_size: int, temp: float = 1.0) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts import WHOLE, BatchPart
+
 BETA_TERMS = ("codebook", "commitment")
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantiser made of latents z [B,D,h,w]."""
+    """What a quantiser made of latents z."""
 
+    z: Tensor  # [B,D,h,w], the latents
     z_q: Tensor  # [B,D,h,w], quantised latents; gradients flow straight through to z
     ids: Tensor  # [B,N] int64 in 0..K-1, N = h·w in raster order
     loss: Tensor  # scalar: codebook and commitment terms (nearest), weighted KL term (gumbel)
@@ -69,7 +72,14 @@ class VectorQuantizer(nn.Module):
         """The codes, [K,D]."""
         return self.embedding.weight
 
-    def forward(self, z: Tensor, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Quantized:
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        part: BatchPart = WHOLE,
+    ) -> Quantized:
         """Quantise z [B,D,h,w]. Nothing here is random or soft: the keywords serve the Gumbel quantiser."""
         z = z.float()
         ids = self.ids(z)
@@ -77,7 +87,7 @@ class VectorQuantizer(nn.Module):
         commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
         # Departure from the VQ-VAE paper, as published and by default: beta weighs the codebook term.
         full, weighed = (commitment, codebook) if self.beta_term == "codebook" else (codebook, commitment)
-        return Quantized(z + (z_q - z).detach(), ids, full + self.beta * weighed)
+        return Quantized(z, z + (z_q - z).detach(), ids, full + self.beta * weighed)
 
     def ids(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → nearest codes [B,N] int64."""
@@ -114,11 +124,22 @@ class GumbelQuantizer(nn.Module):
         """The codes, [K,D]."""
         return self.embed.weight
 
-    def forward(self, z: Tensor, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Quantized:
-        """Quantise z [B,D,h,w]; the noise of training comes from `generator`, evaluation has none."""
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        part: BatchPart = WHOLE,
+    ) -> Quantized:
+        """Quantise z [B,D,h,w]; the noise of training comes from `generator`, evaluation has none.
+
+        part: which part of the batch z is.
+        """
         logits = self.logits(z)
         if self.training:
-            noise = torch.empty_like(logits).exponential_(generator=generator).log()  # −Gumbel(0, 1)
+            race = part.draw(logits.shape, lambda shape: logits.new_empty(shape).exponential_(generator=generator))
+            noise = race.log()  # −Gumbel(0, 1)
             weights = F.softmax((logits - noise) / temperature, dim=1)
         else:
             weights = F.softmax(logits / temperature, dim=1)
@@ -130,7 +151,7 @@ class GumbelQuantizer(nn.Module):
             z_q = torch.einsum("bkhw,kd->bdhw", weights, self.codebook)
         q = F.softmax(logits, dim=1)
         kl = (q * torch.log(q * logits.shape[1] + 1e-10)).sum(1).mean()
-        return Quantized(z_q, ids.flatten(1), self.kl_weight * kl)
+        return Quantized(z, z_q, ids.flatten(1), self.kl_weight * kl)
 
     def logits(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → unnormalised log-probabilities of the codes, [B,K,h,w] float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hparams.errors import RunError, UserError
+from models.parts import WHOLE, BatchPart
 from utils.bad_images import Report
 from utils.images import BadImageError
 from utils.limits import check_shared_memory
@@ -42,14 +43,16 @@ class BatchOrder:
         n: number of images, at least 1.
         batch_size: images in a batch, at least 1.
         seed: not negative.
+        part: which part of every batch `indices` gives, its images in the batch's order.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, part: BatchPart = WHOLE) -> None:
         if n < 1 or batch_size < 1 or seed < 0:
             raise ValueError(f"need n ≥ 1, batch_size ≥ 1, seed ≥ 0; got {n}, {batch_size}, {seed}")
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
+        self.part = part
         self._epoch = -1
         self._permutation = np.empty(0, np.int64)
 
@@ -58,7 +61,7 @@ class BatchOrder:
         return max(1, self.n // self.batch_size)
 
     def indices(self, step: int) -> np.ndarray:
-        """Images of the batch that update number `step` (from 0) sees: int64 [batch_size], values 0..n-1."""
+        """Images of this part of the batch that update number `step` (from 0) sees: int64, values 0..n-1."""
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")
         epoch, batch = divmod(step, self.batches_per_epoch)
@@ -66,8 +69,10 @@ class BatchOrder:
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n)
             self._epoch = epoch
         if self.n < self.batch_size:
-            return np.resize(self._permutation, self.batch_size)
-        return self._permutation[batch * self.batch_size : (batch + 1) * self.batch_size].copy()
+            whole = np.resize(self._permutation, self.batch_size)
+        else:
+            whole = self._permutation[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return np.split(whole, self.part.count)[self.part.index].copy()
 
 
 def train_batches(
@@ -102,16 +107,17 @@ def eval_batches(
     pin_memory: bool = False,
     start_method: str | None = None,
     start: int = 0,
+    indices: Sequence[int] | None = None,
     bad: Report | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The images from number `start` on, once, in order: uint8 [B, 3, S, S]; the last batch may be smaller.
+    """The images with these `indices` (None: all) from number `start` on, once, in order: uint8 [B, 3, S, S].
 
-    Workers, bad images and errors are as for `train_batches`.
+    The last batch may be smaller. Workers, bad images and errors are as for `train_batches`.
     """
     if batch_size < 1 or start < 0:
         raise ValueError(f"need batch_size ≥ 1 and start ≥ 0, got {batch_size} and {start}")
-    stops = range(start + batch_size, len(data) + batch_size, batch_size)
-    batches = [np.arange(stop - batch_size, min(stop, len(data))) for stop in stops]
+    wanted = np.arange(len(data)) if indices is None else np.asarray(indices, np.int64)
+    batches = [wanted[first : first + batch_size] for first in range(start, len(wanted), batch_size)]
     return _load(data, batches, batch_size, num_workers, pin_memory, start_method, bad)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from hparams import launch
 from hparams.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA when there is one, else the CPU. UserError for a device that this machine lacks."""
+    """`auto`: CUDA when there is one, else the CPU. UserError for a device that this machine lacks.
+
+    Under torchrun each process takes the next GPU of its machine, in turn where there are fewer.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launch.local_processes() > 1 and torch.cuda.device_count():
+        name = f"cuda:{launch.local_rank() % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils.bad_images import Report
 from utils.batches import eval_batches
 from utils.building import open_data
 from utils.datasets import ImageData, Split
+from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.files import exclusive, make_folder
 from utils.growing_array import growing_array, read_array
@@ -47,26 +49,30 @@ def cached_latents(
     say: Callable[[str], None],
     bad: Report | None = None,
     check: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """Codes of every image, in order: a read-only memory map [n,N], uint8 where K ≤ 256, else uint16 (or int32).
 
     With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete, with its checksum;
     a damaged one is made again. An interrupted encoding goes on where it stopped, also one that `check`, called after
     each batch, interrupts by an exception. Encoding is done in float32, on the autoencoder's device. Images that cannot
-    be read are reported to `bad`, by codes that were there already too.
+    be read are reported to `bad`, by codes that were there already too. Of several `ranks`, each encodes its share, and
+    the first writes.
     """
     path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
-    finished = read_array(path)
-    if not finished:
+    finished = read_array(path) if ranks.first else None
+    if not ranks.from_first(lambda: finished is not None):
         make_folder(folder)
-        with exclusive(folder):  # of two runs that start at once, one encodes and the other waits
-            finished = read_array(path)
-            if not finished:
+        # Of two runs that start at once, one encodes and the other waits
+        with exclusive(folder) if ranks.first else nullcontext():
+            finished = read_array(path) if ranks.first else None
+            if not ranks.from_first(lambda: finished is not None):
                 if path.exists():
                     say(f"WARNING: {path} is damaged (checksum differs): it is made again")
                 say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
-                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, bad, check)
-                finished = read_array(path)
+                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, bad, check, ranks)
+            ranks.wait()
+    finished = finished or read_array(path)
     if not finished:
         raise UserError(f"{path} cannot be read back: its disk is damaged or full")
     ids, unreadable = finished
@@ -90,31 +96,42 @@ def _encode(
     say: Callable[[str], None],
     bad: Report | None,
     check: Callable[[], None],
+    ranks: Ranks,
 ) -> None:
     h, w = autoencoder.latent_size
-    dtype = ids_dtype(len(autoencoder.quantize.codebook))
-    shape = (len(data) * (2 if flip else 1), h * w)
+    n, places, dtype = len(data), h * w, ids_dtype(len(autoencoder.quantize.codebook))
+    turns = (False, True) if flip else (False,)
     device = next(autoencoder.parameters()).device
-    with evaluating(autoencoder), growing_array(path, shape, dtype) as codes:
+    met: dict[str, str] = {}
 
-        def remember(unreadable: Mapping[str, str], images: int) -> None:
-            codes.bad.update(unreadable)
-            if bad is None:
-                raise UserError(next(iter(unreadable.values())))
-            bad(unreadable, images)
+    def remember(unreadable: Mapping[str, str], images: int) -> None:
+        met.update(unreadable)
+        if bad is None:
+            raise UserError(next(iter(unreadable.values())))
+        bad(unreadable, images)
 
-        batches = eval_batches(data, batch_size, num_workers, start=codes.done, bad=remember)
-        for number, batch in enumerate(batches, start=1):
-            images = batch.to(device).float() / 255
-            stop = codes.done + len(batch)
-            codes.values[codes.done : stop] = autoencoder.encode(images).cpu().numpy()
-            if flip:
-                codes.values[len(data) + codes.done : len(data) + stop] = (
-                    autoencoder.encode(images.flip(-1)).cpu().numpy()
-                )
-            codes.advance(len(batch))
-            if number % BATCHES_PER_LINE == 0 and stop < len(data):
-                say(f"encoded {stop} of {len(data)} images")
+    filled = growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext()
+    with evaluating(autoencoder), filled as codes:
+        start = ranks.from_first(lambda: codes.done if codes else 0)
+        mine = range(start + ranks.rank, n, ranks.count)
+        batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=remember)
+        for number, done in enumerate(range(start, n, batch_size * ranks.count), start=1):
+            stop = min(done + batch_size * ranks.count, n)
+            ids = [torch.empty((0, places), dtype=torch.int64, device=device) for _ in turns]
+            if (batch := next(batches, None)) is not None:  # the last images may not be enough for everyone
+                images = batch.to(device).float() / 255
+                ids = [autoencoder.encode(images.flip(-1) if turn else images) for turn in turns]
+            ids = [ranks.gather_shares(part, stop - done) for part in ids]
+            found = ranks.gather_objects(met)
+            if codes:
+                for turn, part in zip(turns, ids, strict=True):
+                    codes.values[turn * n + done : turn * n + stop] = part.cpu().numpy()
+                for each in found:
+                    codes.bad.update(each)
+                codes.advance(stop - done)
+            met.clear()
+            if number % BATCHES_PER_LINE == 0 and stop < n:
+                say(f"encoded {stop} of {n} images")
             check()
 
 
@@ -135,6 +152,7 @@ def encode_split(
     settings: PriorStage,
     autoencoder: VQAutoEncoder,
     split: Split,
+    ranks: Ranks = ALONE,
     *,
     say: Callable[[str], None],
     bad: Report | None = None,
@@ -156,5 +174,6 @@ def encode_split(
         say=say,
         bad=bad,
         check=check,
+        ranks=ranks,
     )
     return torch.from_numpy(codes.astype(np.int32)).to(next(autoencoder.parameters()).device)

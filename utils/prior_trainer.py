@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hparams.settings import PriorStage
+from hparams.settings import PriorSettings, PriorStage
 from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
 from utils.compiling import compile_prior
+from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
@@ -29,20 +31,56 @@ def warmed_up(lr: float, step: int, warmup_iters: int) -> float:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Objective and bound, one value per image [B]; both are −log2 p per token for the autoregressive prior."""
+class Draws:
+    """What is random in the diffusion's losses of a batch: times t [B] int64, and masks [B,N] bool."""
 
-    loss: Tensor
-    elbo: Tensor  # bits per token
+    t: Tensor
+    mask: Tensor
+
+    def __getitem__(self, images: slice | Tensor) -> Draws:
+        return Draws(self.t[images], self.mask[images])
+
+
+class Objective(nn.Module):
+    """A prior's training losses as one module, so that gradients can be averaged while its backward pass goes on."""
+
+    def __init__(self, prior: Prior, settings: PriorSettings) -> None:
+        super().__init__()
+        self.prior = prior
+        self.settings = settings
+
+    def forward(self, ids: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+        """Codes ids [B,N] int64 → objective [B], and bound [B] in bits per token.
+
+        Both are −log2 p per token for the autoregressive prior, which has no draws.
+        """
+        if isinstance(self.prior, AutoregressivePrior):
+            bits = self.prior.losses(ids)
+            return bits, bits
+        assert draws is not None
+        losses = self.prior.losses(ids, draws.t, draws.mask, self.settings.loss_type, self.settings.reweighting)
+        return losses.loss, losses.vb_loss
 
 
 class PriorTrainer:
-    """Owns prior, average and optimiser. Steps count from 0: `step` is the number of updates done so far."""
+    """Owns prior, average and optimiser. Steps count from 0: `step` is the number of updates done so far.
 
-    def __init__(self, settings: PriorStage, prior: Prior, device: torch.device, amp_dtype: torch.dtype | None) -> None:
+    Each of the `ranks` holds all of them, alike, and does its part of every batch.
+    """
+
+    def __init__(
+        self,
+        settings: PriorStage,
+        prior: Prior,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.prior = prior.to(device).train()
         self.device = device
         self.amp_dtype = amp_dtype
+        self.ranks = ranks
+        self.micro_batches = settings.training.accumulate_steps
         self.seed = settings.run.seed
         self.ema = EMA(prior, settings.training.ema_beta) if settings.training.ema else None
         for model in self.models().values():
@@ -52,6 +90,12 @@ class PriorTrainer:
         self.lr = settings.training.lr
         self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
         self.optimisers = {self.settings.sampler: self.optimiser}
+        if ranks.count > 1:
+            for parameter in prior.idle_parameters():
+                parameter.requires_grad_(False)  # nothing to send
+        self._objective = replicate(
+            Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients
+        )
 
     @property
     def averaged(self) -> Prior:
@@ -63,40 +107,59 @@ class PriorTrainer:
         return {False: self.prior} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, ids: Tensor, step: int) -> dict[str, Tensor]:
-        """One update on codes ids [B,N] int64; returns scalars: objective, bound in bits per token, rate.
+        """One update on codes ids [B,N] int64, this process's part of the step's batch.
 
-        `skipped` is 1 where the gradients were not finite: then the weights stay as they were.
+        Returns scalars over the whole batch: objective, bound in bits per token, rate. `skipped` is 1 where the
+        gradients were not finite: then the weights stay as they were.
         """
         generator = make_generator(self.device, self.seed, "prior", step)
-        seed_global(self.seed, "dropout", step)
+        seed_global(self.seed, "dropout", step, *([self.ranks.rank] if self.ranks.rank else []))
         lr = warmed_up(self.lr, step, self.settings.warmup_iters)
         for group in self.optimiser.adam.param_groups:
             group["lr"] = lr
 
-        losses = self._losses(self.prior, ids, generator, record=True)
+        ids = ids.long()
+        draws = self._draw(self.prior, len(ids) * self.ranks.count, generator)
         self.optimiser.zero_grad()
-        self.optimiser.scaler.scale(losses.loss.mean()).backward()
+        losses, bounds = [], []
+        size = len(ids) // self.micro_batches
+        for start in range(0, len(ids), size):
+            first = self.ranks.rank * len(ids) + start
+            last = start + size == len(ids)
+            with contextlib.nullcontext() if last else self._objective.no_sync():
+                with self._autocast():
+                    loss, bound = self._objective(ids[start : start + size], draws and draws[first : first + size])
+                self.optimiser.scaler.scale(loss.mean() / self.micro_batches).backward()
+            losses.append(loss.detach())
+            bounds.append(bound.detach())
+        loss, bound = self.ranks.gather(torch.stack([torch.cat(losses), torch.cat(bounds)], dim=1)).unbind(1)
+        if draws and isinstance(self.prior, AbsorbingDiffusion):
+            self.prior.record(draws.t, loss, bound)
         finite = self.optimiser.step()
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.prior)
-        means = {"loss": losses.loss.mean(), "elbo_bits_per_token": losses.elbo.mean()}
+        means = {"loss": loss.mean(), "elbo_bits_per_token": bound.mean()}
         return {**means, "lr": torch.tensor(lr), "skipped": (~finite).float()}
 
     def validate(self, ids: Tensor, batch_size: int) -> dict[str, float]:
         """Mean objective and bound of the averaged model on all codes ids [n,N], over `VALIDATION_PASSES` passes.
 
-        Times and masks are the same at every validation, so that curves compare; no history is touched.
+        Times and masks are the same at every validation, so that curves compare; no history is touched. Each process
+        evaluates its share.
         """
-        model, sums, seen = self.averaged, torch.zeros(2, dtype=torch.float64), 0
+        model, sums = self.averaged, torch.zeros(2, dtype=torch.float64, device=self.device)
+        objective = Objective(model, self.settings)
         generator = make_generator(self.device, self.seed, "validation")
         passes = VALIDATION_PASSES if isinstance(model, AbsorbingDiffusion) else 1
+        share = torch.tensor(self.ranks.share(len(ids)), device=ids.device)
         with evaluating(model):
             for _ in range(passes):
-                for batch in ids.split(batch_size):
-                    losses = self._losses(model, batch, generator)
-                    sums += torch.stack([losses.loss.double().sum(), losses.elbo.double().sum()]).cpu()
-                    seen += len(batch)
-        loss, elbo = (sums / seen).tolist()
+                draws = self._draw(model, len(ids), generator)
+                for batch in share.split(batch_size):
+                    with self._autocast():
+                        losses = objective(ids[batch].long(), draws and draws[batch])
+                    sums += torch.stack([values.double().sum() for values in losses])
+        loss, elbo = (self.ranks.sum(sums) / (passes * len(ids))).tolist()
         return {"loss": loss, "elbo_bits_per_token": elbo}
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,15 +173,12 @@ class PriorTrainer:
             optimiser.load_adam(state["optimisers"][name])
         self.optimiser.scaler.load_state_dict(state["scaler"])
 
-    def _losses(self, model: Prior, ids: Tensor, generator: torch.Generator, *, record: bool = False) -> Losses:
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            ids = ids.long()
-            if isinstance(model, AutoregressivePrior):
-                bits = model.losses(ids)
-                return Losses(bits, bits)
-            t = sample_time(len(ids), model.total_steps, generator)
-            mask = sample_mask(t, model.total_steps, ids.shape[1], self.settings.mask_schedule, generator)
-            losses = model.losses(ids, t, mask, self.settings.loss_type, self.settings.reweighting)
-        if record:
-            model.record(t, losses)
-        return Losses(losses.loss, losses.vb_loss)
+    def _draw(self, model: Prior, images: int, generator: torch.Generator) -> Draws | None:
+        """Times and masks of a whole batch, or of all validation images."""
+        if isinstance(model, AutoregressivePrior):
+            return None
+        t = sample_time(images, model.total_steps, generator)
+        return Draws(t, sample_mask(t, model.total_steps, model.tokens, self.settings.mask_schedule, generator))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)

@@ -12,6 +12,7 @@ from hparams.settings import RunSettings, SamplingSettings
 from models.absorbing import AbsorbingDiffusion
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
+from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.seeding import make_generator
 
@@ -76,6 +77,10 @@ def draw_images(
     sampling: SamplingSettings,
     run: RunSettings,
     amp_dtype: torch.dtype | None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """All of `image_batches` at once, on the CPU: [n_samples,C,H,W]."""
-    return torch.cat([images.cpu() for images in image_batches(prior, autoencoder, sampling, run, amp_dtype)])
+    """All of `image_batches` at once, on the CPU: [n_samples,C,H,W]. Each of the `ranks` draws its share."""
+    n, device = sampling.n_samples, next(autoencoder.parameters()).device
+    batches = list(image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks.share(n)))
+    none = torch.empty((0, *autoencoder.image_shape), device=device)
+    return ranks.gather_shares(torch.cat([none, *batches]), n).cpu()

@@ -6,12 +6,16 @@ import os
 import signal
 from types import FrameType, TracebackType
 
+from hparams import launch
+
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 SAVING = signal.SIGUSR1
 
 
 class Signals:
     """While in a `with` block: SIGTERM and SIGINT set `stop`, SIGUSR1 sets `save`. A second one to stop exits at once.
+
+    Under torchrun it does not: a scheduler and torchrun may both pass on the same one, and torchrun ends what lingers.
 
     Worker processes that inherit the handlers leave Ctrl-C to this process, and end on SIGTERM as always.
     """
@@ -43,7 +47,7 @@ class Signals:
             self.save = True
         elif self.stop is None:
             self.stop = signal.Signals(number)
-        else:
+        elif not launch.launched():
             os._exit(exit_code(signal.Signals(number)))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ class TrainingReport:
     def _timings(self, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
         total = sum(seconds.values())
         rate = steps / max(total, 1e-9)
-        timings = {"steps_per_second": rate, "images_per_second": rate * self._settings.run.batch_size}
+        timings = {"steps_per_second": rate, "images_per_second": rate * self._settings.training.global_batch}
         timings |= {f"{phase}_ms": 1000 * seconds.get(phase, 0.0) / steps for phase in ("data", "step", "other")}
         if self._device.type == "cuda":
             timings["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
@@ -141,3 +142,12 @@ class TrainingReport:
                 save_png(self._folder.images / f"{name}_{done}_{number}.png", image_grid(image[None], 1))
         else:
             save_png(self._folder.images / f"{name}_{done}.png", grid)
+
+
+class SilentReport:
+    """Stands for the report where another process writes it."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return self._ignore
+
+    def _ignore(self, *_: Any, **__: Any) -> None: ...

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
+from hparams import launch
 from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
@@ -20,6 +21,7 @@ from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_s
 from utils.datasets import ImageData
 from utils.devices import describe_device
 from utils.disk_space import space_notes
+from utils.distributed import ALONE, Ranks
 from utils.files import remove_remains, sole_writer
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
@@ -28,8 +30,10 @@ from utils.run_folder import VQGAN, RunFolder
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
 from utils.stopwatch import Stopwatch
-from utils.training_report import TrainingReport
+from utils.training_report import SilentReport, TrainingReport
 from utils.training_start import first_step
+
+STEPS_PER_AGREEMENT = 10  # between two times at which processes tell each other of signals
 
 
 class DataNote(TypedDict):
@@ -55,8 +59,12 @@ class Trainer(Protocol):
 class TrainingRun:
     """Steps, checkpoints and report of one run. Use it in a `with` block."""
 
-    def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer) -> None:
-        """Bring the trainer to where the run starts, then open the run's files: a refusal leaves them as they were."""
+    def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer, ranks: Ranks = ALONE) -> None:
+        """Bring the trainer to where the run starts, then open the run's files: a refusal leaves them as they were.
+
+        Of several `ranks`, which share the folder, each restores its trainer, and the first alone writes.
+        """
+        self.ranks = ranks
         self.settings = settings
         self.kind = kind
         self.folder = RunFolder(settings.run.log_dir)
@@ -67,18 +75,26 @@ class TrainingRun:
         self._notes: list[str] = []
         self._data: DataNote | None = None
         self._restore(trainer)
-        self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
+        if ranks.first:
+            self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
         self._open = ExitStack()
-        self._open.enter_context(sole_writer(self.folder.path))
+        if ranks.first:
+            self._open.enter_context(sole_writer(self.folder.path))
         self._signals = Signals()
+        self._stopping: Signal | None = None
         self._unfinished = self.folder.unfinished_steps(kind)
-        remove_remains(self.folder.path)
+        if ranks.first:
+            remove_remains(self.folder.path)
         kept = self.start if self.start and self.folder.metrics.exists() else None
-        self._report = TrainingReport(
-            settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
-        )
+        self._report: TrainingReport | SilentReport = SilentReport()
+        if ranks.first:
+            self._report = TrainingReport(
+                settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
+            )
         self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
-        save(settings, self.folder.hparams)
+        if ranks.first:
+            save(settings, self.folder.hparams)
+            launch.mark(self.folder.path)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self._watch = Stopwatch(trainer.device)
         self._logged = self.start
@@ -96,10 +112,11 @@ class TrainingRun:
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
         parameters = sum(p.numel() for p in trainer.models()[False].parameters()) / 1e6
+        others = self.ranks.count - 1
         begin = f"continuing after step {self.start}" if self.start else "starting"
         facts = {
             "run": f"{self.kind} on {self.settings.run.dataset}, in {self.folder.path}",
-            "device": describe_device(trainer.device),
+            "device": describe_device(trainer.device) + (f" and {others} like it" if others else ""),
             "precision": "float32" if amp_dtype is None else f"mixed ({str(amp_dtype).removeprefix('torch.')})",
             "parameters": f"{parameters:.2f} M",
             "data": data,
@@ -124,7 +141,13 @@ class TrainingRun:
         self._data = now
 
     def _list_bad_images(self, *, keep: bool) -> BadImages:
-        return BadImages(self.folder.bad_images, self.settings.run.max_bad_images, self._report.warn, keep=keep)
+        file, rank = self.folder.bad_images, self.ranks.rank
+        return BadImages(
+            file.with_suffix(f".rank{rank}.txt") if rank else file,
+            self.settings.run.max_bad_images,
+            self._report.warn,
+            keep=keep,
+        )
 
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
@@ -157,21 +180,26 @@ class TrainingRun:
                 self._load_optimisers(source, trainer, training.load_step)
 
     def _newest_whole_state(self) -> dict[str, Any]:
-        """The newest training state whose step is unharmed; sets `start` to it.
+        """The newest training state whose step is unharmed, by the first process's judgement; sets `start` to it.
 
         Raises:
             UserError: none is; the line is about the newest.
         """
+        whole: dict[str, Any] = {}
+        self.start = self.ranks.from_first(lambda: self._newest_whole_step(whole))
+        return whole or load_file(self.folder.state_file(self.kind, self.start))
+
+    def _newest_whole_step(self, state: dict[str, Any]) -> int:
+        """Its number; its content goes into `state`."""
         problems = []
         for step in reversed(self.folder.state_steps(self.kind)):
             try:
-                state = load_state(self.folder, self.kind, step)
+                state |= load_state(self.folder, self.kind, step)
             except UserError as error:
                 problems.append(error)
                 self._notes.append(f"{error}; trying an older step")
                 continue
-            self.start = step
-            return state
+            return step
         raise problems[0]
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -188,7 +216,7 @@ class TrainingRun:
             self._watch.mark("data")
             yield step, batch
             self._watch.mark("other")
-            done, stop = step + 1, self._signals.stop
+            done, stop = step + 1, self._stopping
             if stop and done < self.end:
                 self._stop(stop, done)
 
@@ -252,10 +280,12 @@ class TrainingRun:
         Raises:
             RunError: the run's last step cannot be saved. Earlier ones may fail: the run goes on.
         """
-        last = done == self.end or self._signals.stop is not None
-        if not (last or self._signals.save or self.due(self.settings.training.steps_per_checkpoint, done)):
+        save_asked = self._heed_signals(done)
+        last = done == self.end or self._stopping is not None
+        if not (last or save_asked or self.due(self.settings.training.steps_per_checkpoint, done)):
             return
-        self._signals.save = False
+        if not self.ranks.first:
+            return
         self._report.sync()  # a whole step has its metrics
         state = {
             "trainer": trainer.state_dict(),
@@ -277,6 +307,15 @@ class TrainingRun:
             return
         self.say(f"{self._report.at(done)}  saved {self.folder.model_file(self.kind, done)}")
         clean_up(self.folder, self.kind, done, self.settings.training)
+
+    def _heed_signals(self, done: int) -> bool:
+        """Take notice of signals; whether one asks to save. Processes do so after the same step, every few steps."""
+        if self.ranks.count > 1 and done % STEPS_PER_AGREEMENT:
+            return False
+        save, self._signals.save = self._signals.save, False
+        stop, save_asked = self.ranks.agree(self._signals.stop or 0, save)
+        self._stopping = Signal(stop) if stop else None
+        return bool(save_asked)
 
     def _load_optimisers(self, source: RunFolder, trainer: Trainer, step: int) -> None:
         names = {parameter: name for name, parameter in trainer.models()[False].named_parameters()}

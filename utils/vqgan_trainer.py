@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hparams.settings import VQGANStage
+from models.batch_norm import synchronise_batch_norm
 from models.codebook import CodeUsage, draw_latents, restart_codes
+from models.parts import rewind
 from models.quantizers import id_counts, perplexity
-from models.vqgan import VQGAN
+from models.vqgan import VQGAN, Judged
 from utils.compiling import compile_autoencoder
+from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
@@ -20,13 +24,25 @@ from utils.seeding import derive_seed, make_generator
 
 
 class VQGANTrainer:
-    """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far."""
+    """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far.
 
-    def __init__(self, settings: VQGANStage, vqgan: VQGAN, device: torch.device, amp_dtype: torch.dtype | None) -> None:
+    Each of the `ranks` holds all of them, alike, and does its part of every batch.
+    """
+
+    def __init__(
+        self,
+        settings: VQGANStage,
+        vqgan: VQGAN,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         # With channels last tensor cores need no transposing; on CPUs oneDNN picks its own layout either way.
         self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.vqgan = vqgan.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
         self.device = device
+        self.ranks = ranks
+        self.micro_batches = settings.training.accumulate_steps
         self.amp_dtype = amp_dtype
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
@@ -44,6 +60,16 @@ class VQGANTrainer:
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
         self.usage = CodeUsage(settings.autoencoder.codebook_size, device)
+        if ranks.count > 1:
+            for parameter in vqgan.ae.idle_parameters():
+                parameter.requires_grad_(False)  # nothing to send
+            if settings.vqgan.sync_batchnorm:
+                synchronise_batch_norm(vqgan.disc)
+        compress = settings.training.compress_gradients
+        self._replicas = {
+            name: replicate(network, ranks, compress=compress)
+            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
+        }
 
     @property
     def averaged(self) -> VQGAN:
@@ -55,9 +81,10 @@ class VQGANTrainer:
         return {False: self.vqgan} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """One update of both networks on images uint8 [B,C,H,W]; returns the terms of the losses, scalars.
+        """One update of both networks on images uint8 [B,C,H,W], this process's part of the step's batch.
 
-        `skipped` is 1 where a network's gradients were not finite: then it stays as it was, its statistics too.
+        Returns the terms of the losses, scalars, over the whole batch. `skipped` is 1 where a network's gradients were
+        not finite: then it stays as it was, its statistics too.
         """
         generator = make_generator(self.device, self.seed, "vqgan", step)
         x = self._prepare(images)
@@ -70,31 +97,38 @@ class VQGANTrainer:
         ae, disc = self.optimisers["ae"], self.optimisers["disc"]
         ae.zero_grad()
         scale = ae.scaler.scale(torch.ones((), device=self.device))
-        done = self.vqgan.generator_backward(x, step, generator=generator, amp_dtype=self.amp_dtype, scale=scale)
+        done = self.vqgan.generator_backward(
+            x,
+            step,
+            generator=generator,
+            amp_dtype=self.amp_dtype,
+            scale=scale,
+            part=self.ranks.part,
+            micro_batches=self.micro_batches,
+            replica=self._replicas["ae"],
+            mean=self.ranks.mean,
+        )
         terms = vars(done.terms)
         # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
-        if step > self.vqgan.disc_start_step and done.judged:
-            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                d_loss = self.vqgan.discriminator_loss(x, done.judged, generator)
+        learns = step > self.vqgan.disc_start_step
+        if learns:
             disc.zero_grad()
-            disc.scaler.scale(d_loss).backward(inputs=list(self.vqgan.disc.parameters()))
-            finite = disc.step()
-            terms = terms | {"d_loss": d_loss}
-        else:
-            finite = done.terms.g_loss.isfinite()
+            terms = terms | {"d_loss": self._discriminator_backward(x, done.judged, generator)}
+        terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage.counts)))
+        finite = disc.step() if learns else terms["g_loss"].isfinite()
         for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
             now.copy_(torch.where(finite, now, before))
         finite = finite & ae.step()
 
-        self._care_for_codes(done.ids, done.z, step, generator)
+        self._care_for_codes(counts, done.z, step, generator)
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.vqgan)
-        counts = id_counts(done.ids, len(self.usage.counts))
         return {**terms, "batch_perplexity": perplexity(counts), "skipped": (~finite).float()}
 
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.
 
+        batches: of this process's share of the images; the means are over those of all.
         PSNR is the mean over images of −10·log10(mean squared error), pixels in [0,1].
         """
         model, sums, images = self.averaged, torch.zeros(3, dtype=torch.float64), 0
@@ -109,13 +143,15 @@ class VQGANTrainer:
                 sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), -10 * mse.log10().sum()]).cpu()
                 usage.add(quantized.ids)
                 images += len(x)
-        l1_mean, perceptual_mean, psnr = (sums / images).tolist()
+        totals = self.ranks.sum(torch.cat([sums, torch.tensor([images])]).to(self.device))
+        l1_mean, perceptual_mean, psnr = (totals[:3] / totals[3]).tolist()
+        counts = self.ranks.sum(usage.counts)
         return {
             "l1": l1_mean,
             "perceptual": perceptual_mean,
             "psnr_db": psnr,
-            "codebook_perplexity": perplexity(usage.counts).item(),
-            "codebook_used": (usage.counts > 0).double().mean().item(),
+            "codebook_perplexity": perplexity(counts).item(),
+            "codebook_used": (counts > 0).double().mean().item(),
         }
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -146,20 +182,48 @@ class VQGANTrainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
+    def _discriminator_backward(self, x: Tensor, judged: Sequence[Judged], generator: torch.Generator) -> Tensor:
+        """Add the gradients of the discriminator's loss; returns the loss, scalar."""
+        replica, scaler, losses = self._replicas["disc"], self.optimisers["disc"].scaler, []
+        parameters, count = list(self.vqgan.disc.parameters()), self.micro_batches
+        start = generator.get_state() if count > 1 else None
+        pieces = zip(self.ranks.part.split(count), x.chunk(count), judged, strict=True)
+        for number, (part, real, fake) in enumerate(pieces, start=1):
+            with contextlib.nullcontext() if number == count else replica.no_sync():
+                rewind(generator, start)
+                with self._autocast():
+                    loss = self.vqgan.discriminator_loss(real, fake, generator, part, replica)
+                scaler.scale(loss / count).backward(inputs=parameters)
+                losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _over_all(self, terms: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Means of the terms over all processes, and sums of the code counts, in one message."""
+        if self.ranks.count == 1:
+            return dict(terms), counts
+        message = torch.cat([torch.stack(list(terms.values())).double() / self.ranks.count, counts.double()])
+        message = self.ranks.sum(message)
+        means = dict(zip(terms, message[: len(terms)].unbind(), strict=True))
+        return means, message[len(terms) :].round().long()
+
     @torch.no_grad()
     def _start_codes(self, x: Tensor, generator: torch.Generator) -> None:
         codebook = self.vqgan.ae.quantize.codebook
-        codebook.copy_(draw_latents(self.vqgan.ae.encoder(x), len(codebook), generator))
+        z = self.ranks.gather(self.vqgan.ae.encoder(x))
+        codebook.copy_(draw_latents(z, len(codebook), generator))
         if self.ema:
             self.ema.model.ae.quantize.codebook.copy_(codebook)
 
     @torch.no_grad()
-    def _care_for_codes(self, ids: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
+    def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
         every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
         if not (self.nearest and every) or (until and step >= until):
             return
-        self.usage.add(ids)
-        if (step + 1) % every or not z.isfinite().all():
+        self.usage.counts += counts
+        if (step + 1) % every:
+            return
+        z = self.ranks.gather(z)
+        if not z.isfinite().all():
             return
         codebook, dead = self.vqgan.ae.quantize.codebook, self.usage.dead()
         restart_codes(codebook, dead, z, generator)

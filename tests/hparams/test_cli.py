@@ -133,7 +133,7 @@ def test_help_shows_presets_where_they_differ(capsys: pytest.CaptureFixture[str]
     assert "(default: <sampler>_<dataset>)" in text
     assert "bedrooms: " not in text
     assert "lengths are published for churches only" in text
-    assert "(default: base_lr * batch_size; toy_churches:" in " ".join(help_of(VQGANStage, capsys).split())
+    assert "(default: base_lr * global_batch; toy_churches:" in " ".join(help_of(VQGANStage, capsys).split())
 
 
 @pytest.mark.parametrize(

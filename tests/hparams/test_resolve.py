@@ -46,7 +46,7 @@ def trained(logs: Path, stage_class: type[StageT], **typed: Any) -> StageT:
 
 @pytest.mark.parametrize(
     ("saved", "typed", "expected"),
-    [({}, {}, 3), ({"batch_size": 5}, {}, 5), ({}, {"batch_size": 7}, 7), ({"batch_size": 5}, {"batch_size": 7}, 7)],
+    [({}, {}, 3), ({"batch_size": 5}, {}, 5), ({}, {"batch_size": 7}, 7), ({"batch_size": 5}, {"global_batch": 7}, 7)],
 )
 def test_default_below_preset_below_saved_below_typed(
     saved: dict[str, Any], typed: dict[str, Any], expected: int, logs: Path
@@ -113,7 +113,8 @@ def test_resume_finds_the_default_folder(logs: Path) -> None:
 
 def test_resume_keeps_the_learning_rate_of_the_run(logs: Path) -> None:
     before = trained(logs, VQGANStage, dataset="churches", batch_size=4)
-    after = resolve(VQGANStage, {"resume": True, "dataset": "churches", "batch_size": 8}, logs=logs)
+    after = resolve(VQGANStage, {"resume": True, "dataset": "churches", "global_batch": 8}, logs=logs)
+    assert after.run.batch_size == 8
     assert after.training.lr == before.training.lr == pytest.approx(4.5e-6 * 4)
 
 

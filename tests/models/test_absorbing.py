@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from models.absorbing import AbsorbingDiffusion
-from models.diffusion import DiffusionLoss
 from models.transformer import Transformer
 
 
@@ -40,7 +39,7 @@ def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) 
     counts = torch.zeros(11)
     for _ in range(3):
         loss, vb_loss = torch.rand((2, len(t)), generator=generator) * 5
-        prior.record(torch.tensor(t), DiffusionLoss(loss, vb_loss, vb_loss))
+        prior.record(torch.tensor(t), loss, vb_loss)
         for time, one_loss, one_bound in zip(t, loss, vb_loss, strict=True):
             loss_history[time] = 0.9 * loss_history[time] + 0.1 * one_loss
             Lt_history[time] = 0.9 * Lt_history[time] + 0.1 * one_bound**2
@@ -54,7 +53,7 @@ def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
     t = torch.tensor([3, 6])
     losses = prior.losses(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]), t, torch.ones((2, 4), dtype=torch.bool), "elbo")
     assert losses.loss.requires_grad
-    prior.record(t, losses)
+    prior.record(t, losses.loss, losses.vb_loss)
     assert not prior.loss_history.requires_grad
     assert prior.loss_history[3] == pytest.approx(0.1 * losses.loss[0].item())
 

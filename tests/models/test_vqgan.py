@@ -193,7 +193,7 @@ def test_the_discriminator_judges_the_reconstruction(diff_aug: bool) -> None:
     done = model.generator_backward(images(), step=0, generator=seeded())
     assert done.judged
     shown = diff_augment(done.x_hat, seeded()) if diff_aug else done.x_hat
-    torch.testing.assert_close(done.judged.logits, reference(shown))
+    torch.testing.assert_close(done.judged[0].logits, reference(shown))
 
 
 def test_the_gumbel_temperature_follows_the_step() -> None:
@@ -223,7 +223,7 @@ def test_the_discriminators_loss_is_as_if_it_saw_everything_anew(
     assert gradients(model.disc) == {}
     state = generator.get_state()
     before = {name: gradient.clone() for name, gradient in gradients(model.ae).items()}
-    loss = model.discriminator_loss(x, done.judged, generator)
+    loss = model.discriminator_loss(x, done.judged[0], generator)
     loss.backward(inputs=list(model.disc.parameters()))
 
     generator, later = seeded(), seeded()
@@ -249,7 +249,7 @@ def test_in_evaluation_the_statistics_stay() -> None:
     statistics = model.disc.statistics()
     done = model.generator_backward(images(), step=0)
     assert done.judged
-    model.discriminator_loss(images(), done.judged)
+    model.discriminator_loss(images(), done.judged[0])
     assert all(map(torch.equal, model.disc.statistics(), statistics))
 
 

@@ -1,0 +1,148 @@
+"""Train tiny models with several processes, for `test_spread.py`: python spread.py OUT_FOLDER
+
+Imports torch once and forks. Each case leaves `<name>.<rank>.pt`: losses of the steps, and what there is at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from utils.building import build_prior, build_vqgan
+from utils.distributed import Ranks, joined
+from utils.prior_trainer import PriorTrainer
+from utils.vqgan_trainer import VQGANTrainer
+
+CPU = torch.device("cpu")
+GLOBAL_BATCH = 8
+SMALL: dict[str, Any] = {
+    "dataset": "churches",
+    "img_size": 8,
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "res_blocks": 1,
+    "attn_resolutions": (),
+    "codebook_size": 32,
+    "emb_dim": 4,
+    "ema": True,
+    "ema_beta": 0.9,
+    "steps_per_update_ema": 2,
+}
+STAGE_1 = SMALL | {
+    "ndf": 16,
+    "disc_layers": 1,
+    "perceptual": "none",
+    "lr": 2e-4,
+    "disc_start_step": 10,
+    "diff_aug": True,
+    "horizontal_flip": True,
+    "codebook_init": "encoder",
+    "restart_dead_codes": 7,
+}
+STAGE_2 = SMALL | {
+    "ae_load_dir": "vqgan",
+    "bert_n_emb": 16,
+    "bert_n_head": 2,
+    "bert_n_layers": 2,
+    "total_steps": 8,
+    "lr": 1e-2,
+    "warmup_iters": 5,
+}
+GUMBEL = {"quantizer": "gumbel", "codebook_init": "uniform", "restart_dead_codes": 0, "disc_start_step": 3}
+AUTOREGRESSIVE = {"sampler": "autoregressive"}
+MICRO = {"disc_start_step": 2, "restart_dead_codes": 0}
+
+
+def cases() -> dict[str, tuple[int, int, str, dict[str, Any]]]:
+    """By name: processes, steps, precision, settings."""
+    found = {}
+    for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):
+        for precision in ("float32", "float64"):
+            for count in (1, 2, 4):
+                found[f"{stage}_{precision}_{count}"] = (count, 30, precision, base)
+    for count in (1, 2):
+        found[f"vqgan_gumbel_{count}"] = (count, 6, "float64", STAGE_1 | GUMBEL)
+        found[f"prior_autoregressive_{count}"] = (count, 6, "float64", STAGE_2 | AUTOREGRESSIVE)
+    for count, passes in ((1, 1), (1, 4), (2, 2)):
+        for stage, base in (("vqgan", STAGE_1 | MICRO), ("prior", STAGE_2)):
+            found[f"{stage}_micro_{count}_{passes}"] = (count, 5, "float64", base | {"accumulate_steps": passes})
+    found["vqgan_local_2"] = (2, 14, "float64", STAGE_1 | {"sync_batchnorm": False})
+    found["prior_compressed_2"] = (2, 30, "float32", STAGE_2 | {"compress_gradients": True})
+    return found
+
+
+def images(step: int) -> Tensor:
+    coarse = torch.randint(256, (GLOBAL_BATCH, 3, 2, 2), generator=torch.Generator().manual_seed(step))
+    return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).to(torch.uint8)
+
+
+def codes(step: int, n: int = GLOBAL_BATCH) -> Tensor:
+    return torch.randint(4, (n, 16), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
+
+
+def train(ranks: Ranks, name: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    mine = slice(*(GLOBAL_BATCH // ranks.count * rank for rank in (ranks.rank, ranks.rank + 1)))
+    if name.startswith("vqgan"):
+        stage = resolve(VQGANStage, changes)
+        vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual=None)
+        trainer: Any = VQGANTrainer(stage, vqgan, CPU, None, ranks)
+        if "micro" in name:
+            vqgan.disc.eval()  # micro-batches have statistics of their own
+        losses = [trainer.step(images(step)[mine], step) for step in range(steps)]
+        held_out = torch.cat([images(100), images(101)])[:13]
+        validation = trainer.validate([held_out[list(ranks.share(13))]])
+    else:
+        prior_stage = resolve(PriorStage, changes)
+        prior = build_prior(prior_stage.prior, prior_stage.autoencoder.codebook_size)
+        trainer = PriorTrainer(prior_stage, prior, CPU, None, ranks)
+        losses = [trainer.step(codes(step)[mine], step) for step in range(steps)]
+        validation = trainer.validate(codes(100, 13), batch_size=3)
+    return {
+        "losses": [{term: value.item() for term, value in step.items()} for step in losses],
+        "models": {str(ema): model.state_dict() for ema, model in trainer.models().items()},
+        "trainer": trainer.state_dict(),
+        "validation": validation,
+    }
+
+
+def work(rank: int, port: int, out: Path, name: str, case: tuple[int, int, str, dict[str, Any]]) -> None:
+    count, steps, precision, changes = case
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if precision == "float64":  # the product's code as it is: float32, where it is asked for, is float64
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    with joined(CPU, backend="auto", timeout_s=60) as ranks:
+        torch.save(train(ranks, name, steps, changes), out / f"{name}.{rank}.pt")
+
+
+def main() -> None:
+    out, wanted = Path(sys.argv[1]), sys.argv[2:]
+    for name, case in cases().items():
+        if wanted and name not in wanted:
+            continue
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = []
+        for rank in range(case[0]):
+            if (child := os.fork()) == 0:
+                work(rank, port, out, name, case)
+                os._exit(0)
+            children.append(child)
+        failed = [child for child in children if os.waitpid(child, 0)[1]]
+        if failed:
+            sys.exit(f"{name} failed")
+
+
+if __name__ == "__main__":
+    main()

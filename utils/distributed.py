@@ -1,0 +1,239 @@
+"""The processes that torchrun starts: what they sum, gather and agree on, and how they end when one of them fails."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from hparams import launch
+from hparams.errors import RunError
+from models.parts import BatchPart, Replica
+
+T = TypeVar("T")
+
+_GRACE_S = 2.0  # how long processes that lost the others wait for those that can still speak
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that run the script together. Every method but `first` is called by all of them.
+
+    With one process nothing is sent or copied.
+    """
+
+    rank: int = 0
+    count: int = 1
+    control: dist.ProcessGroup | None = None  # for what lies on the CPU; None: the default group
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files, log and dashboard."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> BatchPart:
+        """This process's part of a batch."""
+        return BatchPart(self.rank, self.count)
+
+    def share(self, n: int) -> range:
+        """This process's share of n things: every `count`-th."""
+        return range(self.rank, n, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes, in the tensor's own type: float64 for what is reported."""
+        if self.count == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the processes."""
+        return tensor if self.count == 1 else self.sum(tensor / self.count)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors [b,…] of all processes, of one shape, in their order: [count·b,…]."""
+        if self.count == 1:
+            return tensor
+        pieces = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
+        dist.all_gather(pieces, tensor.detach().contiguous())
+        return torch.cat(pieces)
+
+    def gather_shares(self, rows: Tensor, n: int) -> Tensor:
+        """The rows [n,…] of which each process has its `share`, in order."""
+        if self.count == 1:
+            return rows
+        most = -(-n // self.count)
+        padded = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
+        whole = self.gather(padded).unflatten(0, (self.count, most)).transpose(0, 1).flatten(0, 1)
+        return whole[:n].contiguous()
+
+    def gather_objects(self, thing: T) -> list[T]:
+        """A small object of every process, in their order."""
+        if self.count == 1:
+            return [thing]
+        things: list[Any] = [None] * self.count
+        dist.all_gather_object(things, thing, group=self.control)
+        return things
+
+    def agree(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of the processes' numbers, one by one. Devices are not waited for."""
+        if self.count == 1:
+            return numbers
+        shared = torch.tensor(numbers)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
+        return tuple(shared.tolist())
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on all of them."""
+        if self.count == 1:
+            return make()
+        made = [make() if self.first else None]
+        dist.broadcast_object_list(made, src=0, group=self.control)
+        return cast(T, made[0])
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            self.agree(0)
+
+
+ALONE = Ranks()
+
+
+class _Alone:
+    """A module as a `Replica` of which there is one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **kwargs)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False) -> Replica:
+    """A module whose gradients are averaged over the processes while its backward pass goes on.
+
+    Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
+    compress: send gradients as bfloat16, at half the bytes.
+    """
+    if ranks.count == 1:
+        return _Alone(module)
+    parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if compress:
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, or be alone without it.
+
+    backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
+    timeout_s: how long one process waits for another. When one fails, the others end as soon as they miss it; of those
+    that fail alike, one speaks.
+
+    Raises:
+        RunError: others failed without a word or do not answer; the line names them.
+        SystemExit: status 1, where another process says what happened.
+    """
+    if launch.processes() == 1:
+        yield ALONE
+        return
+    try:
+        board, ranks = _join(device, backend, timedelta(seconds=timeout_s))
+    except (dist.DistError, RuntimeError) as error:
+        raise RunError(f"could not join the other processes: {_short(error)}") from None
+    try:
+        yield ranks
+        ranks.wait()
+    except Exception as error:
+        if _lost_contact(error):
+            raise _told_by_others(board, timeout_s) from None
+        if not board.claim():
+            raise SystemExit(1) from None
+        raise
+    dist.destroy_process_group()
+
+
+def pick_backend(device: torch.device, name: str) -> str:
+    """`auto` resolved: nccl needs a GPU for each process."""
+    if name != "auto":
+        return name
+    return "nccl" if device.type == "cuda" and launch.local_processes() <= torch.cuda.device_count() else "gloo"
+
+
+def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, Ranks]:
+    rank, count, backend = launch.rank(), launch.processes(), pick_backend(device, backend)
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    control = None
+    if backend == "gloo":
+        dist.init_process_group("gloo", timeout=wait, store=store, rank=rank, world_size=count)
+    else:
+        # NCCL cannot say who is missing, and ends the process: gloo, which meets every few steps, gives up before it.
+        dist.init_process_group(backend, timeout=2 * wait, store=store, rank=rank, world_size=count, device_id=device)
+        control = dist.new_group(backend="gloo", timeout=wait)
+    return _Board(store, rank, count), Ranks(rank, count, control)
+
+
+class _Board:
+    """Where processes of one start leave word for each other after they lost contact: torchrun's own store."""
+
+    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
+        self._store = dist.PrefixStore(f"end/{launch.restarts()}", store)
+        self.rank = rank
+        self.count = count
+        self._store.set(f"host/{rank}", socket.gethostname())
+
+    def claim(self) -> bool:
+        """Whether this process is the first to say what happened."""
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            return self._store.add("claims", 1) == 1
+        return True
+
+    def silent(self) -> list[str] | None:
+        """The processes that give no sign of life within `_GRACE_S`; None where one has said what happened."""
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            self._store.set(f"alive/{self.rank}", "")
+            time.sleep(_GRACE_S)
+            if not self.claim():
+                return None
+            missing = [rank for rank in range(self.count) if not self._store.check([f"alive/{rank}"])]
+            return [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in missing]
+        return None
+
+
+def _told_by_others(board: _Board, timeout_s: int) -> BaseException:
+    silent = board.silent()
+    if silent is None:
+        return SystemExit(1)
+    who = ", ".join(silent) or "another process"
+    return RunError(
+        f"{who} ended without a word or gave no answer within --dist_timeout {timeout_s}; "
+        "saved steps are whole: --resume goes on from the newest"
+    )
+
+
+def _lost_contact(error: Exception) -> bool:
+    """Whether an error only says that other processes are gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
