@@ -31,7 +31,7 @@ NEVER = {
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "torch.hub.load", "load_state_dict_from_url"),
     *("torch.hub.load_state_dict_from_url", "subprocess.getoutput", "subprocess.getstatusoutput", "torch.jit.load"),
 }
-# DINOv2's network is its authors' code, at a pinned commit, for whoever asks for --features dinov2.
+# DINOv2's network is its authors' code, for whoever asks for --features dinov2.
 MEANT = {("features.py", "torch.hub.load")}
 
 

@@ -1,0 +1,90 @@
+"""Whole runs on a disk that fills up, and on one that takes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def small_disk(tiny) -> Iterator[Any]:
+    """`tiny`, its logs/run on a file system of its own; `resize` gives that another size in kB."""
+    folder = tiny.folder / "logs/run"
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, capture_output=True)
+
+    try:
+        mount("size=64m")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs needs root")
+    tiny.resize = lambda kilobytes: mount(f"remount,size={kilobytes}k")
+    tiny.remount = mount
+    yield tiny
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def size_of(folder: Path) -> int:
+    """kB of all files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) // 1000
+
+
+def test_a_run_outlives_a_full_disk_and_goes_on_when_there_is_room(small_disk) -> None:
+    tiny, run = small_disk, small_disk.folder / "logs/run"
+    command = f"{tiny.stage_1} --dataset custom --steps_per_checkpoint 4"
+    tiny.ok(f"{command} --train_steps 16 --log_dir once")
+    step = size_of(tiny.folder / "logs/once") / 6  # four steps' weights, two steps' states of the same size
+
+    tiny.ok(f"{command} --train_steps 4 --log_dir run")
+    tiny.resize(int(size_of(run) + 2.5 * step))  # the next save fits, and the one after it does not
+    ended = tiny.run("train_vqgan.py --resume --log_dir run --train_steps 16")
+    said = ended.out + ended.err
+    assert ended.code == 1, said
+    assert "WARNING: checkpoints to come take" in said
+    assert "could not be saved in logs/run/saved_models (No space left on device); the run goes on" in said
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("train_vqgan.py: error: step 16 could not be saved in logs/run/saved_models (No space left")
+    assert "--resume goes on from the newest saved step" in last
+    assert "Traceback" not in said
+
+    tiny.resize(64_000)
+    out = tiny.ok("train_vqgan.py --resume --log_dir run --train_steps 16")
+    assert "continuing after step 8" in out
+    for name in ("vqgan_16.th", "vqgan_ema_16.th"):
+        ours, theirs = (
+            torch.load(tiny.folder / f"logs/{which}/saved_models/{name}", weights_only=True)
+            for which in ("run", "once")
+        )
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert {f.name for f in (run / "saved_models").iterdir()} >= {"vqgan_4.th", "vqgan_8.th", "vqgan_16.th"}
+
+
+def test_not_even_one_step_fits(small_disk) -> None:
+    small_disk.resize(100)
+    ended = small_disk.run(f"{small_disk.stage_1} --dataset custom --train_steps 4 --log_dir run")
+    assert ended.code == 2
+    assert "logs/run: a checkpoint takes" in ended.err
+    assert ended.err.strip().endswith("is free: make room")
+    assert not list((small_disk.folder / "logs/run").iterdir())
+
+
+def test_a_read_only_run_folder_is_one_line(small_disk) -> None:
+    command = f"{small_disk.stage_1} --dataset custom --train_steps 4 --log_dir run"
+    small_disk.remount("remount,ro")
+    ended = small_disk.run(command)
+    assert ended.code == 1
+    assert ended.err.strip() == (
+        "train_vqgan.py: error: logs/run/.lock: Read-only file system; what was saved before is whole"
+    )
+    small_disk.remount("remount,rw")
+    small_disk.ok(command)
+    small_disk.remount("remount,ro")
+    ended = small_disk.run("train_vqgan.py --resume --log_dir run --train_steps 8")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    small_disk.ok(f"{small_disk.stage_1} --dataset custom --log_dir other --load_dir run --load_step 4 --train_steps 5")
