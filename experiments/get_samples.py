@@ -28,6 +28,7 @@ def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.dashboard import Dashboard
+    from utils.files import sole_writer
     from utils.progress import Progress, say
     from utils.sample_files import SampleFiles
     from utils.sampling import image_batches
@@ -38,12 +39,13 @@ def sample(settings: SamplesExperiment) -> None:
         say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
 
     folder = RunFolder(run.log_dir)
-    save(settings, folder.hparams)
-    files = SampleFiles(folder.images, individually=settings.output.save_individually)
     with (
+        sole_writer(folder.path),
         Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard,
         Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
     ):
+        save(settings, folder.hparams)
+        files = SampleFiles(folder.images, individually=settings.output.save_individually)
         for images in image_batches(models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype):
             for grid in files.add(images):
                 dashboard.images("samples", grid, title="samples")

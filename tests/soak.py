@@ -67,7 +67,7 @@ class Tally:
 
     kills: int = 0
     kills_aimed_into_saving: int = 0
-    kills_that_left_a_half_written_step: int = 0
+    kills_beside_a_half_written_step: int = 0
     kills_before_the_first_step: int = 0
     runs: int = 0
     resumes: int = 0
@@ -147,7 +147,7 @@ class Soak:
         tally.resumes += resumed
         states = folder.state_steps(kind)
         tally.kills_aimed_into_saving += aimed
-        tally.kills_that_left_a_half_written_step += bool(folder.unfinished_steps(kind))
+        tally.kills_beside_a_half_written_step += bool(folder.unfinished_steps(kind))
         tally.kills_before_the_first_step += not states
         self.check_saved(folder, kind, states, tally)
         return True

@@ -138,6 +138,24 @@ def test_an_interrupted_encoding_goes_on(
     assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".npy"]
 
 
+def test_an_encoding_that_is_asked_to_stop_keeps_what_it_has(tmp_path: Path, data: ImageData) -> None:
+    model, calls = autoencoder(), iter(range(3))
+
+    def stop() -> None:
+        if next(calls) == 2:
+            raise SystemExit(143)
+
+    arguments = {"flip": False, "batch_size": BATCH, "num_workers": 0, "say": print}
+    with pytest.raises(SystemExit):
+        cached_latents(tmp_path, model, data, **arguments, check=stop)
+    again = Encoder(autoencoder())
+    model.encode = again
+    codes = cached_latents(tmp_path, model, data, **arguments)
+    assert again.images == IMAGES - 3 * BATCH
+    with torch.no_grad():
+        np.testing.assert_array_equal(codes, autoencoder().encode(pixels(data)).numpy())
+
+
 @pytest.mark.parametrize("damage", ["partial", "progress", "other shape"])
 def test_what_cannot_be_continued_is_begun_anew(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, damage: str
