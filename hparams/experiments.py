@@ -175,6 +175,9 @@ class NeighbourSettings:
     title: ClassVar[str] = "neighbours"
 
     top_k: int = setting(10, help="nearest training images of each sample", unit="images", minimum=1)
+    train_images: int | None = setting(
+        None, help="compare with the first so many training images", unit="images", minimum=1, none_means="all of them"
+    )
     distance: Literal["lpips", "r64"] = setting(
         "lpips",
         help="LPIPS, or the squared distance of features of a randomly initialised VGG16, which need no download and "

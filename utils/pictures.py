@@ -24,7 +24,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def image_grid(images: Tensor, columns: int) -> np.ndarray:
     """Images [n,C,H,W], uint8 or in [0,1] → one picture uint8 [3,H',W'], row by row, small ones enlarged."""
     pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images)
-    factor = max(1, -(-SMALLEST_SIDE // pixels.shape[-1]))
+    factor = max(1, -(-SMALLEST_SIDE // min(pixels.shape[-2:])))
     pixels = pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     return make_grid(pixels, nrow=columns, padding=2, pad_value=255).numpy()
 

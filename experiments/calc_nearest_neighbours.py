@@ -1,0 +1,83 @@
+"""Find the training images nearest to samples: to see whether a prior repeats what it was trained on."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.experiments import NeighboursExperiment
+from hparams.saved import describe, save
+from utils.preflight import check_data, check_experiment
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
+    "--log_dir nearest_neighbours_churches --ae_load_dir vqgan_churches --ae_load_step 2200000 "
+    "--load_dir absorbing_churches --load_step 2000000 --ema"
+)
+
+
+def main() -> None:
+    settings = parse(NeighboursExperiment, description=__doc__, example=EXAMPLE)
+    check_experiment(settings)
+    check_data(settings.run, hold_out=False)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    find(settings)
+
+
+def find(settings: NeighboursExperiment) -> None:
+    """Draw samples, compare them with every training image, and write the nearest ones as a grid and as a list."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.building import open_data
+    from utils.dashboard import Dashboard
+    from utils.files import sole_writer
+    from utils.neighbour_files import write_neighbours
+    from utils.neighbour_search import build_embedding, search
+    from utils.pictures import to_uint8
+    from utils.progress import say
+    from utils.results import FILE_NAME, record_result
+    from utils.sampling import draw_images
+    from utils.trained_models import load_trained_models
+
+    run, neighbours, sampling = settings.run, settings.neighbours, settings.sampling
+    models = load_trained_models(settings)
+    embedding = build_embedding(neighbours, models.device, warn=say)
+    data = open_data(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
+    folder = RunFolder(run.log_dir)
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
+        if not run.quiet:
+            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        samples = to_uint8(draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype))
+        found = search(
+            embedding,
+            samples.to(models.device),
+            data,
+            neighbours.top_k,
+            images=neighbours.train_images,
+            batch_size=run.batch_size,
+            num_workers=run.num_workers,
+            partial=folder.path / "neighbours.partial",
+            quiet=run.quiet,
+        )
+        conditions = {
+            **models.conditions(run),
+            "distance": embedding.name,
+            "weights": embedding.weights,
+            "samples": len(samples),
+            "temp": sampling.temp,
+            "sample_steps": sampling.sample_steps,
+            "sample_type": sampling.sample_type,
+            "training_images": found.seen,
+        }
+        grid = write_neighbours(folder, samples, found, data, conditions)
+        with Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard:
+            dashboard.images("neighbours", grid, title="samples and their nearest training images")
+        nearest = found.distances[:, 0].double()
+        values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
+        print(record_result(folder.path / FILE_NAME, conditions, values))
+        print(f"{folder.images / 'neighbours.png'}: each sample, then its nearest training images")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,67 @@
+"""Draw images larger than the training ones: the prior predicts in windows of its own size, which overlap."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.experiments import LargerExperiment
+from hparams.saved import describe, save
+from utils.preflight import check_experiment
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
+    "--shape 32 16"
+)
+
+
+def main() -> None:
+    settings = parse(LargerExperiment, description=__doc__, example=EXAMPLE)
+    check_experiment(settings)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    draw(settings)
+
+
+def draw(settings: LargerExperiment) -> None:
+    """Draw exactly `n_samples` images, and write each by itself and all in one picture."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.dashboard import Dashboard
+    from utils.files import sole_writer
+    from utils.larger_images import decode_larger, larger_ids
+    from utils.progress import say
+    from utils.results import FILE_NAME, record_result
+    from utils.sample_files import SampleFiles
+    from utils.trained_models import load_trained_models
+
+    run, larger = settings.run, settings.larger
+    models = load_trained_models(settings)
+    folder = RunFolder(run.log_dir)
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
+        if not run.quiet:
+            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        ids, evaluations = larger_ids(models, settings, folder.path / "codes.th")
+        files = SampleFiles(folder.images, individually=True)
+        with Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard:
+            for image in decode_larger(models, ids):
+                for grid in files.add(image):
+                    dashboard.images("larger samples", grid, title="larger samples")
+            for grid in files.finish():
+                dashboard.images("larger samples", grid, title="larger samples")
+        conditions = {
+            **models.conditions(run),
+            "shape": "{}x{}".format(*larger.shape),
+            "images": len(ids),
+            "order": larger.order,
+            "sample_steps": larger.sample_steps if larger.order == "random" else None,
+            "stride": larger.stride,
+            "temp": larger.temp,
+        }
+        print(record_result(folder.path / FILE_NAME, conditions, {"windows_per_image": evaluations / len(ids)}))
+        print(f"{len(ids)} images in {files.where}")
+
+
+if __name__ == "__main__":
+    run_script(main)

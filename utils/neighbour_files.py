@@ -1,0 +1,48 @@
+"""Samples and their nearest training images, to look at and to read on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.neighbours import NearestNeighbours
+from utils.datasets import ImageData
+from utils.files import whole_file
+from utils.pictures import image_grid, save_png
+from utils.results import Value
+from utils.run_folder import RunFolder
+
+
+def write_neighbours(
+    folder: RunFolder, samples: Tensor, found: NearestNeighbours, data: ImageData, conditions: Mapping[str, Value]
+) -> np.ndarray:
+    """Write `images/neighbours.png` and `neighbours.json`; returns the picture, uint8 [3,H',W'].
+
+    samples: uint8 [S,3,H,W] on the CPU, found: their neighbours in `data`. A row of the picture is a sample and then
+    its neighbours, nearest first; the list gives number, file (or LMDB and key) and distance of each.
+    """
+    indices, distances = found.indices.tolist(), found.distances.tolist()
+    images = [
+        image
+        for sample, row in zip(samples, indices, strict=True)
+        for image in (sample, *(torch.from_numpy(data[i]) for i in row))
+    ]
+    picture = image_grid(torch.stack(images), columns=1 + found.indices.shape[1])
+    save_png(folder.images / "neighbours.png", picture)
+    content = {
+        "conditions": dict(conditions),
+        "samples": [
+            [
+                {"index": i, "source": data.source(i), "distance": distance}
+                for i, distance in zip(row, row_distances, strict=True)
+            ]
+            for row, row_distances in zip(indices, distances, strict=True)
+        ],
+    }
+    with whole_file(folder.path / "neighbours.json") as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+    return picture

@@ -1,0 +1,108 @@
+"""The training images nearest to some samples: every one is embedded once, and none is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hparams.errors import UserError
+from hparams.experiments import FeatureSettings, NeighbourSettings
+from models.neighbours import NearestNeighbours
+from utils.batches import eval_batches
+from utils.datasets import ImageData
+from utils.features import build_features
+from utils.partial import Partial
+from utils.perceptual import LPIPSEmbedding, load_lpips
+from utils.progress import Progress
+from utils.weights import NoWeightsError
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Images to vectors; what their squared distance is, in words."""
+
+    name: str
+    weights: str  # which: the first digits of a hash, or "fixed"
+    embed: Callable[[Tensor], Tensor]  # images uint8 [b,3,H,W] on the device → [b,D] float32
+
+
+def build_embedding(settings: NeighbourSettings, device: torch.device, warn: Callable[[str], None]) -> Embedding:
+    """The distance that the settings name; features of R64 where the weights of LPIPS cannot be had, with a warning.
+
+    Raises:
+        UserError: weights that were named are not usable.
+    """
+    if settings.distance == "lpips":
+        try:
+            network = load_lpips(
+                settings.lpips_net,
+                settings.lpips_weights,
+                what=f"the weights of --lpips_net {settings.lpips_net}",
+                instead="name a file by --lpips_weights",
+            )
+        except NoWeightsError as error:
+            warn(f"WARNING: {error}. For now features of R64 stand in for LPIPS: other distances, other neighbours")
+        else:
+            embed = LPIPSEmbedding(network, device)
+            digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values()))
+            return Embedding(
+                f"LPIPS ({settings.lpips_net})", digest.hexdigest()[:8], lambda pixels: embed(pixels.float() / 255)
+            )
+    r64 = build_features(FeatureSettings(features="r64"), device)
+    return Embedding("squared distance of R64 features", r64.weights, r64)
+
+
+def search(
+    embedding: Embedding,
+    samples: Tensor,
+    data: ImageData,
+    k: int,
+    *,
+    images: int | None,
+    batch_size: int,
+    num_workers: int,
+    partial: Path,
+    quiet: bool,
+) -> NearestNeighbours:
+    """The k of the first `images` of `data` (None: of all) nearest to each of samples uint8 [S,3,H,W] on the device.
+
+    An interrupted search of the same goes on from the file `partial`.
+
+    Raises:
+        UserError: there are fewer than k images.
+    """
+    total = min(images or len(data), len(data))
+    if k > total:
+        raise UserError(f"--top_k {k} is more than the {total} training images: use {total} or fewer")
+    queries = torch.cat([embedding.embed(batch) for batch in samples.split(batch_size)])
+    found = NearestNeighbours(queries, k)
+
+    def state() -> dict[str, Any]:
+        return {"distances": found.distances.cpu(), "indices": found.indices.cpu(), "seen": found.seen}
+
+    key = {
+        "embedding": (embedding.name, embedding.weights),
+        "samples": hashlib.sha256(samples.cpu().numpy().tobytes()).hexdigest(),
+        "data": data.fingerprint,
+        "k": k,
+        "images": total,
+    }
+    with Partial(partial, key) as work:
+        if saved := work.load():
+            found.distances, found.indices = (saved[name].to(samples.device) for name in ("distances", "indices"))
+            found.seen = saved["seen"]
+        with Progress("comparing", total, "image", done=found.seen, quiet=quiet) as progress:
+            batches = eval_batches(data, batch_size, num_workers, start=found.seen)
+            while found.seen < total:
+                pixels = next(batches)[: total - found.seen]
+                found.add(embedding.embed(pixels.to(samples.device)))
+                progress.update(len(pixels))
+                work.keep(state)
+        work.remove()
+    return found
