@@ -24,11 +24,22 @@ GET_SAMPLES = (
     f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9"
 )
 
+MODELS = f"--sampler absorbing --dataset toy_churches --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema"
+LIKELIHOOD = f"experiments/calc_approximate_ELBO.py {MODELS} --log_dir demo/nll"
+NEIGHBOURS = (
+    f"experiments/calc_nearest_neighbours.py {MODELS} --log_dir demo/neighbours --n_samples 8 --top_k 7 "
+    "--train_images 1000 --temp 0.9"
+)
+LARGER = f"experiments/generate_big_samples.py {MODELS} --log_dir demo/big_samples --shape 8 24 --amp"
+
 
 def main() -> None:
     run(TRAIN_VQGAN + (" --resume" if RunFolder(AUTOENCODER).state_steps(VQGAN) else ""))
     run(TRAIN_PRIOR + (" --resume" if RunFolder(PRIOR).state_steps(ABSORBING) else ""))
     run(GET_SAMPLES)
+    run(LIKELIHOOD)
+    run(NEIGHBOURS)
+    run(LARGER)
     print(report())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hparams.cli import parse, run_script
 from hparams.experiments import NeighboursExperiment
 from hparams.saved import describe, save
-from utils.preflight import check_data, check_experiment
+from utils.preflight import check_data, check_experiment, check_file
 from utils.run_folder import RunFolder
 
 EXAMPLE = (
@@ -19,6 +19,7 @@ def main() -> None:
     settings = parse(NeighboursExperiment, description=__doc__, example=EXAMPLE)
     check_experiment(settings)
     check_data(settings.run, hold_out=False)
+    check_file("--lpips_weights", settings.neighbours.lpips_weights)
     if settings.run.dry_run:
         print(describe(settings))
         return
@@ -36,6 +37,7 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.pictures import to_uint8
     from utils.progress import say
     from utils.results import FILE_NAME, record_result
+    from utils.sample_files import SampleFiles
     from utils.sampling import draw_images
     from utils.trained_models import load_trained_models
 
@@ -49,6 +51,7 @@ def find(settings: NeighboursExperiment) -> None:
         if not run.quiet:
             say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
         samples = to_uint8(draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype))
+        list(SampleFiles(folder.images, individually=True).add(samples))
         found = search(
             embedding,
             samples.to(models.device),

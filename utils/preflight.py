@@ -40,8 +40,13 @@ def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
 
 def check_features(settings: FeatureSettings) -> None:
     """UserError if the named file of weights is not there."""
-    if settings.feature_weights and not Path(settings.feature_weights).is_file():
-        raise UserError(f"--feature_weights {settings.feature_weights}: there is no such file")
+    check_file("--feature_weights", settings.feature_weights)
+
+
+def check_file(flag: str, path: str | None) -> None:
+    """UserError if a file that was named is not there."""
+    if path and not Path(path).is_file():
+        raise UserError(f"{flag} {path}: there is no such file")
 
 
 def check_output(run: RunSettings) -> None:

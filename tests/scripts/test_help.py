@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import SamplesExperiment
+from hparams.experiments import LargerExperiment, LikelihoodExperiment, NeighboursExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.settings import PriorStage, VQGANStage
 from utils.lmdb_images import write_lmdb
@@ -19,6 +19,9 @@ STAGES = {
     "train_vqgan.py": VQGANStage,
     "train_sampler.py": PriorStage,
     "experiments/get_samples.py": SamplesExperiment,
+    "experiments/calc_approximate_ELBO.py": LikelihoodExperiment,
+    "experiments/calc_nearest_neighbours.py": NeighboursExperiment,
+    "experiments/generate_big_samples.py": LargerExperiment,
 }
 PUBLISHED = [
     "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4",
@@ -27,6 +30,15 @@ PUBLISHED = [
     "--ae_load_step 2200000 --amp --ema",
     "experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples --ae_load_dir vqgan_churches "
     "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 64 --temp 0.9",
+    "experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
+    "--steps_per_eval 5000 --train_steps 10000",
+    "experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
+    "--log_dir nearest_neighbours_churches --ae_load_dir vqgan_churches --ae_load_step 2200000 "
+    "--load_dir absorbing_churches --load_step 2000000 --ema",
+    "experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
+    "--shape 32 16",
     # Every published flag of the two training scripts.
     "train_vqgan.py --dataset churches --batch_size 3 --lr 1e-4 --train_steps 9 --amp --ema --ema_beta 0.9 "
     "--steps_per_update_ema 5 --load_dir vqgan_churches --load_step 2200000 --load_optim --log_dir v "
@@ -56,7 +68,10 @@ def published(shell):
             (folder / f"{name}.th").touch()
     for split in ("train", "val"):
         write_lmdb(shell.folder / f"lsun/church_outdoor_{split}_lmdb", [(b"key", b"no image: a dry run decodes none")])
-    (shell.folder / "datasets.yml").write_text("churches:\n  path: lsun\n")
+    (shell.folder / "faces").mkdir()
+    for name in ("a.png", "b.png"):
+        (shell.folder / "faces" / name).touch()
+    (shell.folder / "datasets.yml").write_text("churches:\n  path: lsun\nffhq:\n  path: faces\n")
     return shell
 
 

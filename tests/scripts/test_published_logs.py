@@ -64,6 +64,24 @@ COMMANDS = {
         SHRUNK,
         ("vqgan_churches/vqgan", "autoregressive_churches/autoregressive"),
     ),
+    "likelihood": Command(
+        f"experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches {AE} "
+        f"{prior('absorbing')} --ema --steps_per_eval 5000 --train_steps 10000",
+        "--train_steps 1 --batch_size 1 --elbo_steps 2",
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "neighbours": Command(
+        f"experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
+        f"--log_dir nearest_neighbours_churches {AE} {prior('absorbing')} --ema",
+        f"{SHRUNK} --top_k 1 --lpips_net vgg --lpips_weights logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "larger samples": Command(
+        f"experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
+        f"{AE} {prior('absorbing')} --ema --shape 32 16",
+        "--shape 16 17 --order random --sample_steps 1 --stride 16 --n_samples 1 --batch_size 1",
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
     "stage 2": Command(
         f"train_sampler.py --sampler absorbing --dataset churches --log_dir new_prior {AE} --amp --ema",
         "--batch_size 1 --train_steps 1",
@@ -88,7 +106,8 @@ class Logs:
                 target.mkdir(parents=True, exist_ok=True)
                 os.link(file, target / file.name)
         write_lsun(shell.folder / "lsun")
-        (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\n")
+        write_faces(shell.folder / "faces")
+        (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\nffhq: {paths: faces}\n")
 
     def models(self, run: str) -> Path:
         return self.shell.logs / run / "saved_models"
@@ -181,6 +200,14 @@ def write_lsun(folder: Path) -> None:
         buffer = io.BytesIO()
         image.save(buffer, "WEBP")
         txn.put(f"{0:040x}".encode(), buffer.getvalue())
+
+
+def write_faces(folder: Path) -> None:
+    """One image to train on and one to validate on."""
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        noise = np.random.default_rng(len(name)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((256, 256)).save(folder / name)
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from PIL import Image
 STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --train_steps 4"
 STAGE_2 = "train_sampler.py {RUN} {PRIOR} --train_steps 4"
 SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
+ELBO = "experiments/calc_approximate_ELBO.py {RUN} --train_steps 1"
+NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2"
+LARGER = "experiments/generate_big_samples.py {RUN} --n_samples 2"
 
 # Refused before torch is imported, in an empty folder: command, and what the line must say.
 IN_AN_EMPTY_FOLDER = {
@@ -32,8 +35,9 @@ IN_AN_EMPTY_FOLDER = {
     "unknown flag": ("train_vqgan.py {RUN} --batchsize 4", ["--batchsize", "did you mean --batch_size?"]),
     "unknown flag, nothing like it": ("train_vqgan.py {RUN} --xyzzy 4", ["--xyzzy", "--help"]),
     "no dashes": (
-        "experiments/get_samples.py --sampler absorbing --dataset churches --log_dir big --ae_load_dir vqgan_churches "
-        "--ae_load_step 2200000 load_dir absorbing_churches --load_step 2000000 --ema",
+        "experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
+        "--ae_load_dir vqgan_churches --ae_load_step 2200000 load_dir absorbing_churches --load_step 2000000 --ema "
+        "--shape 32 16",
         ["'load_dir'", "did you mean --load_dir?"],
     ),
     "no dashes after many values": ("train_vqgan.py {RUN} --ch_mult 1 2 load_dir x", ["did you mean --load_dir?"]),
@@ -100,6 +104,36 @@ AMONG_RUNS = {
     "missing own step": (f"{STAGE_1} --log_dir vqgan --load_step 7", ["--load_step", "step 10, 20"]),
     "no such prior": (f"{SAMPLES} --load_dir elsewhere --ae_load_dir vqgan", ["--load_dir", "logs/elsewhere"]),
     "a prior where a VQGAN belongs": (f"{STAGE_2} --ae_load_dir absorbing", ["absorbing", "train_vqgan.py"]),
+    "larger images that are smaller": (f"{LARGER} --load_dir absorbing --shape 8 7", ["--shape 8 7", "at least 8 8"]),
+    "larger images of one side": (f"{LARGER} --load_dir absorbing --shape 16", ["--shape 16", "height and width"]),
+    "windows with gaps": (f"{LARGER} --load_dir absorbing --stride 9", ["--stride 9", "use 8 or less"]),
+    "larger images of a prior that sees one side": (
+        f"{LARGER} --load_dir autoregressive --sampler autoregressive",
+        ["--sampler autoregressive", "absorbing"],
+    ),
+    "larger images of a missing step": (f"{LARGER} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
+    "more evaluations than a bound has": (
+        f"{ELBO} --load_dir absorbing --elbo_steps 99",
+        ["--elbo_steps 99", "use 32"],
+    ),
+    "published protocol in 8 bits": (
+        f"{ELBO} --load_dir absorbing --protocol published --bits 8",
+        ["--protocol published", "--bits 8"],
+    ),
+    "likelihood into the prior's run": (f"{ELBO} --load_dir absorbing --log_dir absorbing", ["--log_dir"]),
+    "likelihood without data": (
+        "experiments/calc_approximate_ELBO.py --dataset custom --custom_dataset_path one/a.jpg --load_dir absorbing "
+        "--log_dir new",
+        ["one/a.jpg", "--custom_dataset_path"],
+    ),
+    "images too small for LPIPS": (
+        f"{NEIGHBOURS} --load_dir absorbing --distance lpips",
+        ["--lpips_net alex", "--img_size is 16", "--distance r64"],
+    ),
+    "no such weights": (
+        f"{NEIGHBOURS} --load_dir absorbing --distance lpips --lpips_net vgg --lpips_weights no.pth",
+        ["--lpips_weights no.pth", "no such file"],
+    ),
     "another kind of prior": (f"{SAMPLES} --load_dir absorbing --sampler autoregressive", ["autoregressive_<step>.th"]),
     "fresh start on a run": (f"{STAGE_1} --log_dir vqgan", ["logs/vqgan", "--resume", "--log_dir"]),
     "fresh start on another stage's run": (f"{STAGE_1} --log_dir absorbing", ["logs/absorbing", "--log_dir"]),
@@ -140,6 +174,15 @@ LATE = {
     "resumed with an average that was not kept": (
         "train_vqgan.py --log_dir nested/gumbel --resume --ema --train_steps 40",
         ["--ema", "vqgan_ema_20.th", "--no_ema"],
+    ),
+    "more neighbours than images": (
+        f"{NEIGHBOURS} --load_dir absorbing --log_dir begun/neighbours --sample_steps 1 --top_k 200",
+        ["--top_k 200", "96 training images"],
+    ),
+    "weights of something else": (
+        f"{NEIGHBOURS} --load_dir absorbing --log_dir new --distance lpips --lpips_net vgg "
+        "--lpips_weights logs/absorbing/saved_models/absorbing_20.th",
+        ["absorbing_20.th", "does not fit"],
     ),
     "no CUDA device": (f"{STAGE_1} --log_dir new --device cuda", ["--device cuda", "--device cpu"]),
     "truncated checkpoint": (f"{SAMPLES} --load_dir truncated --log_dir new", ["truncated", "absorbing_ema_20.th"]),

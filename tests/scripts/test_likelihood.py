@@ -1,0 +1,262 @@
+"""Bits per dimension, neighbours and larger images on the toy runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hparams.experiments import LargerExperiment, LikelihoodExperiment
+from hparams.resolve import resolve
+from models.diffusion import bound_nats
+from utils.building import open_data
+from utils.larger_images import decode_larger, larger_ids
+from utils.likelihood import code_term, evaluate_batch, pixel_term, validation_batches
+from utils.likelihood_run import evaluate, train_head
+from utils.partial import Partial
+from utils.run_folder import RunFolder
+from utils.seeding import make_generator, seed_global
+from utils.trained_models import load_trained_models
+
+RUN: dict[str, Any] = {
+    "dataset": "toy_churches",
+    "toy_images": 96,
+    "batch_size": 24,
+    "device": "cpu",
+    "num_workers": 0,
+    "visdom_port": 9,
+    "quiet": True,
+    "load_dir": "absorbing",
+}
+
+
+@pytest.fixture
+def here(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Work in the folder of the toy runs."""
+    monkeypatch.chdir(toy.folder)
+    return toy
+
+
+def likelihood_of(**changes: Any) -> tuple[LikelihoodExperiment, Any, list[Any]]:
+    settings = resolve(LikelihoodExperiment, {**RUN, "train_steps": 6, "steps_per_eval": 0, "lr": 1e-3, **changes})
+    seed_global(0, "log-sigma head")
+    models = load_trained_models(settings)
+    data = [open_data(settings.run, split=split, img_size=16, hold_out=True) for split in ("train", "val")]
+    return settings, models, data
+
+
+@contextmanager
+def interrupted_after(calls: int) -> Iterator[None]:
+    """A block in which work is saved at every `keep`, and stops at one of them."""
+    count = 0
+
+    def keep(work: Partial, state: Any) -> None:
+        nonlocal count
+        count += 1
+        work.save(state())
+        if count == calls:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Partial, "keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, models, data = likelihood_of()
+    before = {name: value.clone() for name, value in models.autoencoder.state_dict().items()}
+    train_head(settings, models, *data, RunFolder("whole", tmp_path))
+    after = models.autoencoder.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".logsigma." in f".{name}"}
+
+    settings, again, data = likelihood_of()
+    with interrupted_after(4):
+        train_head(settings, again, *data, RunFolder("parts", tmp_path))
+    settings, again, data = likelihood_of()
+    train_head(settings, again, *data, RunFolder("parts", tmp_path))
+    assert all(torch.equal(value, after[name]) for name, value in again.autoencoder.state_dict().items())
+
+    settings, kept, data = likelihood_of()  # a finished head is taken as it is
+    monkeypatch.setattr("utils.likelihood.HeadTrainer.step", pytest.fail)
+    train_head(settings, kept, *data, RunFolder("whole", tmp_path))
+    assert all(torch.equal(value, after[name]) for name, value in kept.autoencoder.state_dict().items())
+
+
+def test_training_the_head_lowers_the_pixel_term(here: Any, tmp_path: Path) -> None:
+    settings, models, data = likelihood_of(train_steps=40)
+    start = evaluate_batch(models, settings, 0, next(validation_batches(data[1], settings))[1]).pixels.mean()
+    train_head(settings, models, *data, RunFolder("run", tmp_path))
+    end = evaluate_batch(models, settings, 0, next(validation_batches(data[1], settings))[1]).pixels.mean()
+    assert end < start - 0.1 * 3 * 16 * 16  # nats per dimension
+
+
+def test_the_evaluation_covers_every_validation_image_and_goes_on(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, models, (_, val) = likelihood_of(batch_size=24)
+    whole = evaluate(settings, models, val, RunFolder("whole", tmp_path))
+    assert len(whole) == len(val) == 64
+    assert (whole.variance > 0).all()
+    with interrupted_after(2):
+        evaluate(settings, models, val, RunFolder("parts", tmp_path))
+    seen = []
+    monkeypatch.setattr(
+        "utils.likelihood_run.evaluate_batch", lambda *given: seen.append(given[2]) or evaluate_batch(*given)
+    )
+    parts = evaluate(settings, models, val, RunFolder("parts", tmp_path))
+    assert seen == [2]
+    assert all(torch.equal(vars(parts)[name], vars(whole)[name]) for name in vars(whole))
+    assert not (tmp_path / "parts/likelihoods.partial").exists()
+
+
+def test_fewer_bits_cost_less(here: Any) -> None:
+    """The pixel term of the same images and head falls by about the bits that are dropped."""
+    _, models, (_, val) = likelihood_of()
+    pixels = torch.stack([torch.from_numpy(val[i]) for i in range(8)])
+    bits = {}
+    for b in (8, 5):
+        settings = likelihood_of(bits=b)[0]
+        nats = pixel_term(models, settings.likelihood, pixels, make_generator("cpu", 0))[1]
+        bits[b] = nats.mean().item() / (pixels[0].numel() * math.log(2))
+    assert bits[8] - bits[5] == pytest.approx(3, abs=0.1)
+
+
+def test_the_published_protocol(here: Any) -> None:
+    """One batch; no dequantisation; log 32 for each dimension; one draw of masks for each t."""
+    settings, models, (_, val) = likelihood_of(protocol="published", batch_size=10)
+    ((number, pixels),) = validation_batches(val, settings)
+    assert pixels.shape == (10, 3, 16, 16)
+    result = evaluate_batch(models, settings, number, pixels)
+    with torch.no_grad():
+        x = pixels.float() / 255
+        ids = models.autoencoder.encode(x)
+        mean, logsigma = models.autoencoder.distribution(ids)
+        normal = torch.distributions.Normal(mean, logsigma.exp())
+        expected = -normal.log_prob(x).sum((1, 2, 3)) + 3 * 16 * 16 * math.log(32)
+        uniforms = torch.rand((16, *ids.shape), generator=make_generator("cpu", 0, "likelihood", "codes", 0))
+        codes = bound_nats(models.prior.logits, ids, uniforms, mask_id=models.prior.mask_id)
+    torch.testing.assert_close(result.pixels, expected.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(result.codes, codes)
+    assert result.variance.isnan().all()
+
+
+def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any) -> None:
+    settings, models, _ = likelihood_of(load_dir="autoregressive", sampler="autoregressive")
+    ids = torch.randint(0, 32, (3, 64), generator=make_generator("cpu", 0))
+    with torch.no_grad():
+        found = code_term(models.prior, settings.likelihood, ids, make_generator("cpu", 0))
+        log_p = models.prior.logits(ids).double().log_softmax(-1).gather(2, ids[..., None]).sum((1, 2))
+    torch.testing.assert_close(found.nats, -log_p, rtol=1e-5, atol=1e-5)
+    assert (found.variance == 0).all()
+
+
+def larger_of(**changes: Any) -> tuple[LargerExperiment, Any]:
+    settings = resolve(LargerExperiment, {**RUN, "shape": (8, 10), "n_samples": 3, **changes})
+    return settings, load_trained_models(settings)
+
+
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(here: Any, tmp_path: Path, order: str) -> None:
+    settings, models = larger_of(order=order)
+    ids, evaluations = larger_ids(models, settings, tmp_path / "whole")
+    assert ids.shape == (3, 8, 10)
+    assert (ids < 32).all()
+    if order == "raster":
+        assert evaluations == 3 * 3 * 64  # three windows of 64 codes for each image
+    with interrupted_after(5):
+        larger_ids(models, settings, tmp_path / "parts")
+    rest, counted = larger_ids(models, settings, tmp_path / "parts")
+    assert torch.equal(rest, ids)
+    assert counted == evaluations
+    alone = larger_ids(models, larger_of(order=order, n_samples=1)[0], tmp_path / "alone")[0]
+    assert torch.equal(alone[0], ids[0])
+    assert not torch.equal(ids[0], ids[1])
+
+
+def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any) -> None:
+    _, models = larger_of()
+    ids = torch.randint(0, 32, (2, 8, 8), generator=make_generator("cpu", 0))
+    images = torch.cat(list(decode_larger(models, ids)))
+    torch.testing.assert_close(images, models.autoencoder.decode(ids.flatten(1)), rtol=1e-4, atol=1e-5)
+    wide = torch.cat([ids[:1], ids[1:]], dim=2)
+    assert next(decode_larger(models, wide)).shape == (1, 3, 16, 32)
+
+
+ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --elbo_steps 16"
+LARGER = "experiments/generate_big_samples.py {RUN} --load_dir absorbing --shape 8 9 --n_samples 2"
+
+
+@pytest.fixture(scope="module")
+def printed(toy: Any) -> dict[str, str]:
+    """What the three scripts print; the first one runs twice."""
+    outs = toy.abreast(
+        [
+            f"{ELBO} --load_dir absorbing --log_dir nll --train_steps 4",
+            f"{ELBO} --load_dir absorbing --log_dir nll --train_steps 8 --amp --code_bound continuous",
+        ],
+        [
+            "experiments/calc_nearest_neighbours.py {RUN} --load_dir autoregressive --sampler autoregressive "
+            "--log_dir neighbours --n_samples 3 --top_k 4 --train_images 20",
+            f"{LARGER} --log_dir larger --order random --stride 2 --amp",
+        ],
+    )
+    return dict(
+        zip(("elbo", "elbo again", "neighbours", "larger"), (out for chain in outs for out in chain), strict=True)
+    )
+
+
+def results(run: Path) -> list[dict[str, dict[str, Any]]]:
+    return json.loads((run / "results.json").read_text())
+
+
+def test_elbo_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
+    t_step, continuous = results(toy.logs / "nll")
+    assert t_step["conditions"]["code_term"] == "bound of T = 16 steps, 16 evaluations per image"
+    assert continuous["conditions"]["code_term"] == "continuous-time bound, 16 evaluations per image"
+    for entry in (t_step, continuous):
+        values = entry["values"]
+        assert entry["conditions"]["images"] == 64
+        assert values["bits_per_dim"] == pytest.approx(values["pixel_bits_per_dim"] + values["code_bits_per_dim"])
+        assert 0 < values["code_mc_error"] < values["code_bits_per_dim"]
+        assert values["code_bits_per_token"] == pytest.approx(values["code_bits_per_dim"] * 3 * 16 * 16 / 64)
+        assert values["standard_error"] > 0
+    assert f"bits_per_dim {t_step['values']['bits_per_dim']:.4g}" in printed["elbo"]
+    lines = [json.loads(line) for line in (toy.logs / "nll/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "val"] == [4, 8]
+
+
+def test_neighbours_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
+    run = toy.logs / "neighbours"
+    content = json.loads((run / "neighbours.json").read_text())
+    assert [len(row) for row in content["samples"]] == [4, 4, 4]
+    for row in content["samples"]:
+        assert [entry["distance"] for entry in row] == sorted(entry["distance"] for entry in row)
+        assert all("toy_churches_train_lmdb:" in entry["source"] for entry in row)
+    assert content["conditions"]["training_images"] == 20
+    assert len(list((run / "images/samples").glob("*.png"))) == 3
+    assert Image.open(run / "images/neighbours.png").size == (5 * 98 + 2, 3 * 98 + 2)
+    (entry,) = results(run)
+    assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
+    assert "R64" in printed["neighbours"]
+
+
+def test_larger_images_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
+    files = sorted((toy.logs / "larger/images/samples").glob("*.png"))
+    assert [Image.open(file).size for file in files] == [(18, 16)] * 2
+    assert not np.array_equal(*(np.asarray(Image.open(file)) for file in files))
+    (entry,) = results(toy.logs / "larger")
+    assert entry["conditions"]["shape"] == "8x9"
+    assert entry["conditions"]["sample_steps"] == 16
+    assert entry["values"]["windows_per_image"] <= 2 * 16
