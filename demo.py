@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+from utils.results import FILE_NAME, read_results
 from utils.run_folder import ABSORBING, VQGAN, RunFolder
 from utils.run_log import read_metrics
 
@@ -60,14 +61,19 @@ def report() -> str:
     bound = [line for line in lines if line["split"] == "val"][-1]
     grid = vqgan.images / f"originals_over_reconstructions_{reconstruction['step']}.png"
     psnr, used = reconstruction["psnr_db"], reconstruction["codebook_used"]
+    likelihood = read_results(RunFolder("demo/nll").path / FILE_NAME)[-1]["values"]
     uniform, marginal = codes["log2_codebook_size"], codes["marginal_entropy_bits_per_token"]
     return f"""
 Validation images, autoencoder:  PSNR {psnr:.2f} dB, {used:.0%} of the codebook in use
 Validation codes, prior:         ELBO {bound["elbo_bits_per_token"]:.3f} bits per token
   to compare with:               log2 K = {uniform:.3f}, entropy of the codes' marginal distribution = {marginal:.3f}
+Validation images, both stages:  ELBO {likelihood["bits_per_dim"]:.3f} ± {likelihood["standard_error"]:.3f} bits per \
+dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["code_bits_per_dim"]:.3f})
 
 Originals over reconstructions:  {grid}
 64 samples:                      {samples.images / "samples_000.png"}
+Samples, nearest training ones:  {RunFolder("demo/neighbours").images / "neighbours.png"}
+Three times as wide:             {RunFolder("demo/big_samples").images / "samples"}/
 Loss curves' numbers:            {vqgan.metrics}
                                  {prior.metrics}
 """
