@@ -17,12 +17,17 @@ def check_likelihood(likelihood: LikelihoodSettings, prior: PriorSettings) -> No
             f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}: "
             "leave one of them out"
         )
-    terms = prior.total_steps if likelihood.code_bound == "t_step" else prior.block_size
+    terms = bound_terms(likelihood.code_bound, prior.total_steps, prior.block_size)
     if likelihood.elbo_steps > 2 * terms and prior.sampler == "absorbing":
         raise UserError(
             f"--elbo_steps {likelihood.elbo_steps} is more than twice the {terms} terms of --code_bound "
             f"{likelihood.code_bound}: use {2 * terms} or fewer"
         )
+
+
+def bound_terms(code_bound: str, total_steps: int, block_size: int) -> int:
+    """How many levels of masking a bound on the codes sums over."""
+    return total_steps if code_bound == "t_step" else block_size
 
 
 def check_neighbours(neighbours: NeighbourSettings, autoencoder: AutoencoderSettings) -> None:

@@ -161,10 +161,11 @@ class LikelihoodSettings:
         "limit in continuous time, which is tighter and varies less",
     )
     elbo_steps: int = setting(
-        64,
+        None,
         help="evaluations of the prior per image, spread evenly over the bound's sum; at most twice its terms",
         unit="n",
         minimum=2,
+        none_means="64, or twice the terms where that is less",
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from hparams import checks, launch, saved
 from hparams.batch import divide_batch
 from hparams.errors import UserError
+from hparams.experiment_checks import bound_terms
 from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.presets import DATASETS, preset
 from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettings, PriorStage, Stage, VQGANStage
@@ -223,6 +224,9 @@ def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
         values["block_size"] = values["latent_shape"][1] * values["latent_shape"][2]
     if "bits" in values and values["bits"] is None:
         values["bits"] = 5 if values["protocol"] == "published" else 8
+    if "elbo_steps" in values and values["elbo_steps"] is None and values["block_size"] is not None:
+        terms = bound_terms(values["code_bound"], values["total_steps"], values["block_size"])
+        values["elbo_steps"] = min(64, 2 * terms)
     if "shape" in values and values["shape"] is None and len(values["latent_shape"]) == 3:
         values["shape"] = (values["latent_shape"][1], 2 * values["latent_shape"][2])
     if "sample_steps" in values and values["sample_steps"] is None:

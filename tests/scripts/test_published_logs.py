@@ -143,7 +143,8 @@ def random_value(name: str, shape: list[int], dtype: str, generator: torch.Gener
         return torch.rand(shape, generator=generator) + 0.5
     scale = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
     gain = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0  # of a norm
-    return gain + scale * torch.randn(shape, generator=generator)
+    value = gain + scale * torch.randn(shape, generator=generator)
+    return value.abs() if name.startswith("perceptual.lin") else value  # weights of a distance
 
 
 def random_model(entries: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
