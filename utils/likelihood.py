@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hparams.errors import RunError
 from hparams.experiments import LikelihoodExperiment, LikelihoodSettings
 from models.autoregressive import AutoregressivePrior
 from models.bounds import BoundEstimate, estimate_bound
@@ -174,7 +175,16 @@ def describe_code_term(prior: Prior, likelihood: LikelihoodSettings) -> str:
 
 
 def summarise(likelihoods: Likelihoods, dimensions: int, tokens: int) -> dict[str, Value]:
-    """Means over images, with standard errors over images; `code_mc_error` is the part of it that masks cause."""
+    """Means over images, with standard errors over images; `code_mc_error` is the part of it that masks cause.
+
+    Raises:
+        RunError: an image's term is not finite.
+    """
+    if not (likelihoods.pixels + likelihoods.codes).isfinite().all():
+        raise RunError(
+            "some images have no finite likelihood: the head's training diverged (lower --lr, or leave out --amp), or "
+            "a checkpoint is damaged"
+        )
     values: dict[str, Value] = {}
     for name, nats in (
         ("", likelihoods.pixels + likelihoods.codes),
