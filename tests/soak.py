@@ -282,7 +282,8 @@ def main() -> int:
     )
     options = parser.parse_args()
 
-    result: dict = {"command": f"python tests/soak.py {' '.join(sys.argv[1:])}".strip(), **hardware(), "stages": {}}
+    flags = " ".join(f"--{name} {value}" for name, value in vars(options).items() if name != "out")
+    result: dict = {"command": f"python tests/soak.py {flags}", **hardware(), "stages": {}}
     with tempfile.TemporaryDirectory() as folder, Warm(Path(folder)) as warm:
         soak = Soak(warm, options.steps, options.every, options.seed)
         seconds = soak.prepare()
