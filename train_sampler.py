@@ -31,6 +31,7 @@ def main() -> None:
 def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
+    from models.absorbing import AbsorbingDiffusion
     from utils.batches import BatchOrder
     from utils.building import build_prior, open_data
     from utils.devices import pick_amp_dtype, pick_device
@@ -41,6 +42,7 @@ def train(settings: PriorStage) -> None:
     from utils.sampling import draw_images
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
+    from utils.unmasking import unmasking_strip
 
     run_settings, training, source = settings.run, settings.training, settings.source
     codebook_size = settings.autoencoder.codebook_size
@@ -78,6 +80,11 @@ def train(settings: PriorStage) -> None:
                         trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype, ranks
                     )
                     run.picture(done, "samples", samples)
+                    if ranks.first and isinstance(trainer.averaged, AbsorbingDiffusion):
+                        strip = unmasking_strip(
+                            trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype
+                        )
+                        run.picture(done, "unmasking", strip, columns=len(strip) // 2)
                 run.save_if_due(done, trainer)
 
 

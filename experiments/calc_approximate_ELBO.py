@@ -29,6 +29,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.building import open_data
+    from utils.experiment_panes import open_dashboard, show_results
     from utils.files import sole_writer
     from utils.likelihood import describe_code_term, summarise
     from utils.likelihood_run import evaluate, train_head
@@ -62,6 +63,8 @@ def calculate(settings: LikelihoodExperiment) -> None:
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
         print(record_result(folder.path / FILE_NAME, conditions, values))
+        with open_dashboard(run) as dashboard:
+            show_results(dashboard, folder.path / FILE_NAME)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from typing import Any, NoReturn, TypeVar
 
 from hparams import launch
 from hparams.errors import RunError, UserError
-from hparams.fields import Setting, as_text, from_text, groups_of, nearest, settings_of
+from hparams.fields import Setting, as_text, from_text, nearest, settings_of
 from hparams.idle import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve, resume_after_restart
-from hparams.settings import Stage
+from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
+from hparams.settings import Plain, Stage
 
+PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
 
 # PyTorch's own words, so that torch need not be imported.
@@ -55,19 +56,39 @@ def parse(
         UserError: anything about the flags is wrong; the message names the flag and the fix.
         SystemExit: after ``--help``, with status 0.
     """
+    typed = _typed(stage_class, argv, prog, description, example)
+    typed = resume_after_restart(stage_class, typed, logs=logs)
+    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
+    values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}
+    for line in idle_flags(typed, values) if launch.rank() == 0 else ():
+        print(f"{prog or Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
+    return stage
+
+
+def parse_plain(
+    stage_class: type[PlainT],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str,
+    example: str,
+) -> PlainT:
+    """As `parse`, for a script whose settings no preset and no saved run has a say in."""
+    return resolve_plain(stage_class, _typed(stage_class, argv, prog, description, example))
+
+
+def _typed(
+    stage_class: type[Plain], argv: Sequence[str] | None, prog: str | None, description: str, example: str
+) -> dict[str, Any]:
+    """The flags that were typed, by name, as values of their types."""
     words = sys.argv[1:] if argv is None else list(argv)
     settings = settings_of(stage_class)
     parser = _build_parser(stage_class, prog, description, example)
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
     _refuse_slips(words, settings)
-    typed = {n: tuple(v) if settings[n].many else v for n, v in vars(parser.parse_args(words)).items()}
-    typed = resume_after_restart(stage_class, typed, logs=logs)
-    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
-    values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings.items()}
-    for line in idle_flags(typed, values) if launch.rank() == 0 else ():
-        print(f"{parser.prog}: note: {line}", file=sys.stderr)
-    return stage
+    typed = vars(parser.parse_args(words))
+    return {name: tuple(value) if settings[name].many else value for name, value in typed.items()}
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
@@ -131,7 +152,7 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
 
 
-def _build_parser(stage_class: type[Stage], prog: str | None, description: str, example: str) -> _Parser:
+def _build_parser(stage_class: type[Plain], prog: str | None, description: str, example: str) -> _Parser:
     parser = _Parser(
         prog=prog,
         usage="%(prog)s [flags]",
@@ -143,12 +164,14 @@ def _build_parser(stage_class: type[Stage], prog: str | None, description: str, 
     )
     settings = settings_of(stage_class)
     differences = _preset_differences(stage_class)
-    differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
-    for group, group_class in groups_of(stage_class).items():
-        section = parser.add_argument_group(group_class.title)
-        for setting in settings.values():
-            if setting.group == group:
-                _add_flag(section, setting, differences.get(setting.name, {}))
+    if issubclass(stage_class, Stage):
+        differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
+    sections: dict[str, Any] = {}
+    for setting in settings.values():
+        subject = setting.subject or setting.group_class.title
+        if subject not in sections:
+            sections[subject] = parser.add_argument_group(subject)
+        _add_flag(sections[subject], setting, differences.get(setting.name, {}))
     return parser
 
 
@@ -176,7 +199,7 @@ def _converter(setting: Setting) -> Callable[[str], Any]:
     return convert
 
 
-def _preset_differences(stage_class: type[Stage]) -> dict[str, dict[str, Any]]:
+def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
     """By setting: under "" the first data set's value, shown as the default, then the others by where they hold."""
     sampler = settings_of(stage_class).get("sampler")
     tables = stage_class.preset_tables

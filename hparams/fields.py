@@ -29,7 +29,7 @@ class Setting:
 
     name: str
     group: str  # attribute of the stage that holds it
-    group_class: type
+    group_class: Any
     kind: type
     many: bool
     optional: bool  # None is a value
@@ -44,6 +44,7 @@ class Setting:
     below: float | None
     saved: bool  # False: describes one call, not the run; never written to or read from a run folder
     allow_empty: bool
+    subject: str  # under which --help lists it; "" for the group's title
 
     @property
     def flag(self) -> str:
@@ -80,6 +81,7 @@ def setting(
     below: float | None = None,
     saved: bool = True,
     allow_empty: bool = False,
+    subject: str = "",
 ) -> Any:
     """A dataclass field that describes a setting; its type is the field's annotation.
 
@@ -97,6 +99,7 @@ def setting(
         "below": below,
         "saved": saved,
         "allow_empty": allow_empty,
+        "subject": subject,
     }
     return field(default=default, metadata={_METADATA_KEY: details})
 

@@ -21,8 +21,9 @@ from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
 from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.presets import DATASETS, preset
-from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettings, PriorStage, Stage, VQGANStage
+from hparams.settings import AutoencoderSettings, AutoencoderSource, Plain, PriorSettings, PriorStage, Stage, VQGANStage
 
+PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
 
 LOGS = Path("logs")
@@ -80,6 +81,17 @@ def resume_after_restart(stage_class: type[Stage], typed: Mapping[str, Any], *, 
     if launch.began(logs / _own_folder(stage_class, dict(typed))):
         return {name: value for name, value in typed.items() if name not in _STARTING_POINT} | {"resume": True}
     return dict(typed)
+
+
+def resolve_plain(stage_class: type[PlainT], typed: Mapping[str, Any]) -> PlainT:
+    """Settings in which no preset and no saved run has a say: defaults < `typed`.
+
+    Raises:
+        UserError: a run folder's name is not usable.
+    """
+    values = {name: setting.default for name, setting in settings_of(stage_class).items()} | dict(typed)
+    _shorten_folders(values)
+    return _build(stage_class, values)
 
 
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
@@ -233,7 +245,7 @@ def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
         values["sample_steps"] = values["total_steps"]
 
 
-def _build(stage_class: type[StageT], values: Mapping[str, Any]) -> StageT:
+def _build(stage_class: type[PlainT], values: Mapping[str, Any]) -> PlainT:
     settings = settings_of(stage_class)
     groups = {
         group: group_class(**{name: values[name] for name, setting in settings.items() if setting.group == group})

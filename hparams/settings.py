@@ -21,45 +21,80 @@ class RunSettings:
     title: ClassVar[str] = "run"
 
     dataset: Literal["churches", "bedrooms", "ffhq", "custom", "toy_churches"] = setting(
-        None, help="data set; picks the preset", none_means="that of a reloaded run, else required"
+        None, help="data set; picks the preset", none_means="that of a reloaded run, else required", subject="data"
     )
-    custom_dataset_path: str | None = setting(None, help="folder of images, for --dataset custom", unit="folder")
-    datasets_file: str = setting("datasets.yaml", help="file that says where each data set lies", unit="file")
+    custom_dataset_path: str | None = setting(
+        None, help="folder of images, for --dataset custom", unit="folder", subject="data"
+    )
+    datasets_file: str = setting(
+        "datasets.yaml", help="file that says where each data set lies", unit="file", subject="data"
+    )
     log_dir: str = setting(None, help="run folder, under logs/; may contain slashes", unit="name")
-    seed: int = setting(0, help="seed of every random stream", minimum=0, maximum=2**63 - 1)
-    device: str = setting("auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
-    amp: bool = setting(False, help="mixed precision")
+    seed: int = setting(0, unit="seed", help="seed of every random stream", minimum=0, maximum=2**63 - 1)
+    device: str = setting(
+        "auto", unit="device", help="auto (CUDA when there is one), cpu, cuda or cuda:N", subject="device and precision"
+    )
+    amp: bool = setting(False, help="mixed precision", subject="device and precision")
     amp_dtype: Literal["auto", "bfloat16", "float16"] = setting(
-        "auto", help="type for --amp; auto is bfloat16 where the hardware has it, else float16 with a loss scaler"
+        "auto",
+        help="type for --amp; auto is bfloat16 where the hardware has it, else float16 with a loss scaler",
+        subject="device and precision",
     )
     compile: Literal["auto", "on", "off"] = setting(
         "auto",
         help="compile layers with torch.compile; auto: the prior's, on CUDA; on: the VQGAN's too, which takes minutes",
+        subject="device and precision",
     )
     batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)
-    num_workers: int = setting(2, help="processes that read images; 0 reads in the main one", unit="n", minimum=0)
+    num_workers: int = setting(
+        2, help="processes that read images; 0 reads in the main one", unit="n", minimum=0, subject="data"
+    )
     max_bad_images: float = setting(
         0.01,
         help="share of the images that may be unreadable; others stand in for them",
         unit="share",
         minimum=0,
         below=1,
+        subject="data",
     )
     toy_images: int = setting(
         10_000,
         help="training scenes drawn for toy_churches; validation gets a tenth, at least 64",
         unit="images",
         minimum=1,
+        subject="data",
     )
-    visdom_server: str = setting("http://localhost", help="address of the visdom dashboard", unit="url")
-    visdom_port: int = setting(8097, help="port of the visdom dashboard", unit="port", minimum=1, maximum=65535)
+    visdom_server: str = setting(
+        "http://localhost", help="address of the visdom dashboard", unit="url", subject="dashboard and terminal"
+    )
+    visdom_port: int = setting(
+        8097,
+        help="port of the visdom dashboard",
+        unit="port",
+        minimum=1,
+        maximum=65535,
+        subject="dashboard and terminal",
+    )
+    quiet: bool = setting(
+        False,
+        help="nothing on the terminal but warnings, errors and results",
+        saved=False,
+        subject="dashboard and terminal",
+    )
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
-        "auto", help="under torchrun: what carries tensors; auto is nccl where each process has a GPU", saved=False
+        "auto",
+        help="under torchrun: what carries tensors; auto is nccl where each process has a GPU",
+        saved=False,
+        subject="several processes",
     )
     dist_timeout: int = setting(
-        600, help="under torchrun: how long one process waits for another", unit="seconds", minimum=1, saved=False
+        600,
+        help="under torchrun: how long one process waits for another",
+        unit="seconds",
+        minimum=1,
+        saved=False,
+        subject="several processes",
     )
-    quiet: bool = setting(False, help="nothing on the terminal but warnings, errors and results", saved=False)
     dry_run: bool = setting(False, help="resolve and check the settings, print them, and stop", saved=False)
 
 
@@ -76,8 +111,6 @@ class TrainingSettings:
         unit="steps",
         minimum=1,
     )
-    ema: bool = setting(False, help="keep an exponential moving average of the weights")
-    ema_beta: float = setting(0.995, help="decay of the moving average", unit="beta", minimum=0, below=1)
     global_batch: int = setting(
         None,
         help="images per update, over all processes; a resumed run keeps it with any number of processes",
@@ -92,40 +125,87 @@ class TrainingSettings:
         unit="passes",
         minimum=1,
     )
-    compress_gradients: bool = setting(False, help="send gradients between processes as bfloat16: half the bytes")
-    steps_per_update_ema: int = setting(10, help="updates between two of the moving average", unit="steps", minimum=1)
+    compress_gradients: bool = setting(
+        False, help="send gradients between processes as bfloat16: half the bytes", subject="several processes"
+    )
+    ema: bool = setting(False, help="keep an exponential moving average of the weights", subject="moving average")
+    ema_beta: float = setting(
+        0.995, help="decay of the moving average", unit="beta", minimum=0, below=1, subject="moving average"
+    )
+    steps_per_update_ema: int = setting(
+        10, help="updates between two of the moving average", unit="steps", minimum=1, subject="moving average"
+    )
     load_dir: str | None = setting(
-        None, help="run to take the starting weights from, with --load_step", unit="run", none_means="this run's own"
+        None,
+        help="run to take the starting weights from, with --load_step",
+        unit="run",
+        none_means="this run's own",
+        subject="starting and resuming",
     )
-    load_step: int = setting(0, help="step of the starting weights; 0 starts afresh", unit="step", minimum=0)
-    load_optim: bool = setting(False, help="with --load_step, read the optimisers' state of that step too")
+    load_step: int = setting(
+        0, help="step of the starting weights; 0 starts afresh", unit="step", minimum=0, subject="starting and resuming"
+    )
+    load_optim: bool = setting(
+        False, help="with --load_step, read the optimisers' state of that step too", subject="starting and resuming"
+    )
     resume: bool = setting(
-        False, help="continue this run exactly, from its newest whole step and with its saved settings", saved=False
+        False,
+        help="continue this run exactly, from its newest whole step and with its saved settings",
+        saved=False,
+        subject="starting and resuming",
     )
-    steps_per_log: int = setting(10, help="steps between two log lines", unit="steps", minimum=1)
+    steps_per_log: int = setting(
+        10, help="steps between two log lines", unit="steps", minimum=1, subject="logging, validation and pictures"
+    )
     steps_per_eval: int = setting(
-        0, help="steps between two validations; 0 holds no validation set out of a folder", unit="steps", minimum=0
+        0,
+        help="steps between two validations; 0 holds no validation set out of a folder",
+        unit="steps",
+        minimum=0,
+        subject="logging, validation and pictures",
     )
     steps_per_checkpoint: int = setting(
-        25_000, help="steps between two checkpoints; the last step is always saved", unit="steps", minimum=0
+        25_000,
+        help="steps between two checkpoints; the last step is always saved",
+        unit="steps",
+        minimum=0,
+        subject="checkpoints",
     )
     keep_states: int = setting(
         2,
         help="newest steps that keep what --resume needs; older ones keep their weights only",
         unit="steps",
         minimum=1,
+        subject="checkpoints",
     )
-    keep_checkpoints: str = setting("all", help="newest steps that keep their weights: a number, or all", unit="n")
+    keep_checkpoints: str = setting(
+        "all", help="newest steps that keep their weights: a number, or all", unit="n", subject="checkpoints"
+    )
     max_skipped: int = setting(
         100, help="updates in a row with gradients that are not finite, before the run ends", unit="updates", minimum=1
     )
     steps_per_display_output: int = setting(
-        5_000, help="steps between two pictures on the dashboard; 0 for none", unit="steps", minimum=0
+        5_000,
+        help="steps between two pictures on the dashboard; 0 for none",
+        unit="steps",
+        minimum=0,
+        subject="logging, validation and pictures",
     )
     steps_per_save_output: int = setting(
-        5_000, help="steps between two pictures written to images/; 0 for none", unit="steps", minimum=0
+        5_000,
+        help="steps between two pictures written to images/; 0 for none",
+        unit="steps",
+        minimum=0,
+        subject="logging, validation and pictures",
     )
-    save_individually: bool = setting(False, help="write each picture to a file of its own, not in a grid")
+    summary: bool = setting(
+        True,
+        help="draw summary.png, one page of curves and pictures, at every checkpoint",
+        subject="logging, validation and pictures",
+    )
+    save_individually: bool = setting(
+        False, help="write each picture to a file of its own, not in a grid", subject="logging, validation and pictures"
+    )
     horizontal_flip: bool = setting(False, help="train on flipped images too")
 
 
@@ -269,10 +349,16 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Plain:
     """All settings of one script. ``preset_tables`` name tables of ``hparams.presets``, later ones winning."""
 
     preset_tables: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Stage(Plain):
+    """All settings of a script that works on a data set, in a run folder."""
+
     default_log_dir: ClassVar[str] = "{dataset}"  # may use {dataset} and {sampler}
 
     run: RunSettings

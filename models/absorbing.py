@@ -132,6 +132,13 @@ class AbsorbingDiffusion(nn.Module):
         """Parameters that training never uses: the start token, which published files hold."""
         yield self._denoise_fn.start_tok
 
+    def loss_by_time(self) -> Tensor:
+        """Moving average of the objective at t = 1..T, [T]; nan where no image has had that time yet.
+
+        The history starts at 0 and moves by a tenth per image: what that start still weighs is divided out.
+        """
+        return (self.loss_history / (1 - 0.9**self.Lt_count).where(self.Lt_count > 0, torch.nan))[1:]
+
     @torch.no_grad()
     def record(self, t: Tensor, loss: Tensor, vb_loss: Tensor) -> None:
         """Enter one batch into the per-step histories, image by image. Only training calls it.

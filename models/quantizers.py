@@ -46,7 +46,9 @@ def lookup(ids: Tensor, codebook: Tensor, size: Sequence[int]) -> Tensor:
 
 def id_counts(ids: Tensor, codebook_size: int) -> Tensor:
     """How often each code occurs: any shape of int64 ids → [K] int64."""
-    return torch.bincount(ids.flatten(), minlength=codebook_size)
+    # Not bincount, which waits for the device to learn how many different ids there are.
+    flat = ids.flatten()
+    return flat.new_zeros(codebook_size).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def perplexity(counts: Tensor) -> Tensor:

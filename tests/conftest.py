@@ -37,3 +37,11 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(network.state_dict(), file)
     return file
+
+
+@pytest.fixture(scope="session")
+def artefacts() -> Path:
+    """Folder for pictures of what tests saw, to be looked at; kept after the tests, and replaced by the next ones."""
+    folder = Path(__file__).parents[1] / "build" / "test_artefacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

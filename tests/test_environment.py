@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb"}
+CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
 PACKAGES = ("experiments", "hparams", "models", "utils")
 
 

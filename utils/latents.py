@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,8 @@ from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.files import exclusive, make_folder
 from utils.growing_array import growing_array, read_array
+from utils.progress import Progress
 from utils.run_folder import RunFolder
-
-BATCHES_PER_LINE = 50
 
 
 def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
@@ -47,6 +46,7 @@ def cached_latents(
     batch_size: int,
     num_workers: int,
     say: Callable[[str], None],
+    quiet: bool = False,
     bad: Report | None = None,
     check: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
@@ -55,9 +55,9 @@ def cached_latents(
 
     With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete, with its checksum;
     a damaged one is made again. An interrupted encoding goes on where it stopped, also one that `check`, called after
-    each batch, interrupts by an exception. Encoding is done in float32, on the autoencoder's device. Images that cannot
-    be read are reported to `bad`, by codes that were there already too. Of several `ranks`, each encodes its share, and
-    the first writes.
+    each batch, interrupts by an exception. `quiet` hides its progress. Encoding is done in float32, on the
+    autoencoder's device. Images that cannot be read are reported to `bad`, by codes that were there already too. Of
+    several `ranks`, each encodes its share, and the first writes.
     """
     path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
     finished = read_array(path) if ranks.first else None
@@ -70,7 +70,7 @@ def cached_latents(
                 if path.exists():
                     say(f"WARNING: {path} is damaged (checksum differs): it is made again")
                 say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
-                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, bad, check, ranks)
+                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, quiet, bad, check, ranks)
             ranks.wait()
     finished = finished or read_array(path)
     if not finished:
@@ -94,6 +94,7 @@ def _encode(
     batch_size: int,
     num_workers: int,
     say: Callable[[str], None],
+    quiet: bool,
     bad: Report | None,
     check: Callable[[], None],
     ranks: Ranks,
@@ -111,11 +112,14 @@ def _encode(
         bad(unreadable, images)
 
     filled = growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext()
-    with evaluating(autoencoder), filled as codes:
+    with evaluating(autoencoder), filled as codes, ExitStack() as shown:
         start = ranks.from_first(lambda: codes.done if codes else 0)
+        progress = shown.enter_context(
+            Progress("encoding", n, "image", done=start, quiet=quiet or not ranks.first, say=say)
+        )
         mine = range(start + ranks.rank, n, ranks.count)
         batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=remember)
-        for number, done in enumerate(range(start, n, batch_size * ranks.count), start=1):
+        for done in range(start, n, batch_size * ranks.count):
             stop = min(done + batch_size * ranks.count, n)
             ids = [torch.empty((0, places), dtype=torch.int64, device=device) for _ in turns]
             if (batch := next(batches, None)) is not None:  # the last images may not be enough for everyone
@@ -130,8 +134,7 @@ def _encode(
                     codes.bad.update(each)
                 codes.advance(stop - done)
             met.clear()
-            if number % BATCHES_PER_LINE == 0 and stop < n:
-                say(f"encoded {stop} of {n} images")
+            progress.update(stop - done)
             check()
 
 
@@ -172,6 +175,7 @@ def encode_split(
         batch_size=settings.run.batch_size,
         num_workers=settings.run.num_workers,
         say=say,
+        quiet=settings.run.quiet,
         bad=bad,
         check=check,
         ranks=ranks,

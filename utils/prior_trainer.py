@@ -109,8 +109,9 @@ class PriorTrainer:
     def step(self, ids: Tensor, step: int) -> dict[str, Tensor]:
         """One update on codes ids [B,N] int64, this process's part of the step's batch.
 
-        Returns scalars over the whole batch: objective, bound in bits per token, rate. `skipped` is 1 where the
-        gradients were not finite: then the weights stay as they were.
+        Returns scalars over the whole batch: objective, bound in bits per token, rate. Of the absorbing prior also
+        `loss_by_time` [T], the objective's moving average at t = 1..T. `skipped` is 1 where the gradients were not
+        finite: then the weights stay as they were.
         """
         generator = make_generator(self.device, self.seed, "prior", step)
         seed_global(self.seed, "dropout", step, *([self.ranks.rank] if self.ranks.rank else []))
@@ -139,6 +140,8 @@ class PriorTrainer:
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.prior)
         means = {"loss": loss.mean(), "elbo_bits_per_token": bound.mean()}
+        if isinstance(self.prior, AbsorbingDiffusion):
+            means["loss_by_time"] = self.prior.loss_by_time()
         return {**means, "lr": torch.tensor(lr), "skipped": (~finite).float()}
 
     def validate(self, ids: Tensor, batch_size: int) -> dict[str, float]:

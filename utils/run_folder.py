@@ -24,6 +24,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.dashboard = self.path / "dashboard.jsonl"
+        self.summary = self.path / "summary.png"
         self.images = self.path / "images"
         self.bad_images = self.path / "bad_images.txt"
         self.saved_models = self.path / "saved_models"

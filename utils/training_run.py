@@ -253,8 +253,8 @@ class TrainingRun:
         total = self._skipped.check() if due or skipped.device.type == "cpu" else 0
         if not due:
             return
-        means, _ = self._averages.pop()
-        self._report.logged(done, means, steps=done - self._logged, seconds=self._watch.pop(), skipped=total)
+        means, vectors = self._averages.pop()
+        self._report.logged(done, means, vectors, steps=done - self._logged, seconds=self._watch.pop(), skipped=total)
         self._logged = done
 
     def picture_due(self, done: int) -> bool:
@@ -305,7 +305,7 @@ class TrainingRun:
             if not self.folder.state_file(self.kind, done).exists():
                 drop_weights(self.folder, self.kind, done)  # or they would take the room of the next one
             return
-        self.say(f"{self._report.at(done)}  saved {self.folder.model_file(self.kind, done)}")
+        self._report.saved(done, self.folder.model_file(self.kind, done))
         clean_up(self.folder, self.kind, done, self.settings.training)
 
     def _heed_signals(self, done: int) -> bool:

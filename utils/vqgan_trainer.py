@@ -54,9 +54,9 @@ class VQGANTrainer:
         self.nearest = (
             settings.autoencoder.quantizer == "nearest"
         )  # what a code of the other is, encoder outputs are not
-        lr = settings.training.lr
+        self.lr = settings.training.lr
         self.optimisers = {
-            name: Optimiser(network.parameters(), lr, device, amp_dtype)
+            name: Optimiser(network.parameters(), self.lr, device, amp_dtype)
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
         self.usage = CodeUsage(settings.autoencoder.codebook_size, device)
@@ -83,8 +83,9 @@ class VQGANTrainer:
     def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """One update of both networks on images uint8 [B,C,H,W], this process's part of the step's batch.
 
-        Returns the terms of the losses, scalars, over the whole batch. `skipped` is 1 where a network's gradients were
-        not finite: then it stays as it was, its statistics too.
+        Returns the terms of the losses, scalars, over the whole batch; `code_counts` [K] says how often each code was
+        used, `lr` is the learning rate. `skipped` is 1 where a network's gradients were not finite: then it stays as it
+        was, its statistics too.
         """
         generator = make_generator(self.device, self.seed, "vqgan", step)
         x = self._prepare(images)
@@ -123,7 +124,13 @@ class VQGANTrainer:
         self._care_for_codes(counts, done.z, step, generator)
         if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
             self.ema.update(self.vqgan)
-        return {**terms, "batch_perplexity": perplexity(counts), "skipped": (~finite).float()}
+        return {
+            **terms,
+            "batch_perplexity": perplexity(counts),
+            "code_counts": counts,
+            "lr": torch.tensor(self.lr),
+            "skipped": (~finite).float(),
+        }
 
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.

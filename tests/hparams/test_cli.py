@@ -127,6 +127,19 @@ def test_help_describes_every_setting(stage_class: type[Stage], capsys: pytest.C
     assert "About." in text
 
 
+def test_help_is_grouped_by_subject(capsys: pytest.CaptureFixture[str]) -> None:
+    subjects = dict(re.findall(r"^([a-z ,A-Z]+):\n((?:  .*\n)+)", help_of(PriorStage, capsys), re.MULTILINE))
+    for subject, flags in {
+        "data": ("dataset", "num_workers"),
+        "device and precision": ("device", "amp"),
+        "dashboard and terminal": ("visdom_port", "quiet"),
+        "moving average": ("ema", "ema_beta"),
+        "starting and resuming": ("resume", "load_step"),
+        "prior": ("bert_n_emb", "total_steps"),
+    }.items():
+        assert all(f"  --{flag}" in subjects[subject] for flag in flags), subject
+
+
 def test_help_shows_presets_where_they_differ(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(help_of(PriorStage, capsys).split())
     assert re.search(r"--lr RATE [^(]*\(default: 0.0002; ffhq: 0.0001; custom: 0.0001; toy_churches: [\d.e-]+\)", text)

@@ -26,8 +26,8 @@ _FLAGS = {
     "RUN": f"--dataset toy_churches --toy_images 96 --batch_size 8 {_EVERYWHERE}",
     "EVERYWHERE": _EVERYWHERE,
     "VQGAN": "--nf 32 --ch_mult 1 2 --res_blocks 1 --attn_resolutions 8 --emb_dim 16 --codebook_size 32 --img_size 16 "
-    "--ndf 8 --disc_layers 1",
-    "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1",
+    "--ndf 8 --disc_layers 1 --no_summary",
+    "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1 --no_summary",
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from hparams.experiments import LargerExperiment, LikelihoodExperiment, NeighboursExperiment, SamplesExperiment
 from hparams.fields import settings_of
+from hparams.replay import Replay
 from hparams.settings import PriorStage, VQGANStage
 from utils.lmdb_images import write_lmdb
 
@@ -22,6 +23,7 @@ STAGES = {
     "experiments/calc_approximate_ELBO.py": LikelihoodExperiment,
     "experiments/calc_nearest_neighbours.py": NeighboursExperiment,
     "experiments/generate_big_samples.py": LargerExperiment,
+    "experiments/replay_dashboard.py": Replay,
 }
 PUBLISHED = [
     "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4",

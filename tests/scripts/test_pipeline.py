@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from utils.dashboard import read_panes
+from utils.panes import read_panes
 
 DRAWS = {
     "base": "--load_dir absorbing",
@@ -78,7 +78,7 @@ def test_run_folder_of_stage_2(toy) -> None:
     assert names(run / "saved_models") == {
         f"absorbing_{part}{step}.th" for part in ("", "ema_", "state_") for step in (10, 20)
     }
-    assert names(run / "images") == {"samples_10.png", "samples_20.png"}
+    assert names(run / "images") == {f"{name}_{step}.png" for name in ("samples", "unmasking") for step in (10, 20)}
     settings = yaml.safe_load((run / "hparams.yaml").read_text())
     assert (settings["block_size"], settings["codebook_size"], settings["ae_load_dir"]) == (64, 32, "vqgan")
     assert names(toy.logs / "autoregressive" / "saved_models") == {

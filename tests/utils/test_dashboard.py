@@ -6,13 +6,7 @@ import base64
 import io
 import json
 import logging
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,77 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 import visdom
 from PIL import Image
 
+from browser import Browser
 from hparams.errors import UserError
-from utils import dashboard
-from utils.dashboard import Dashboard, read_panes, replay
+from utils import dashboard, panes, visdom_server
+from utils.dashboard import Dashboard, replay
+from utils.panes import read_panes
+from visdom_process import VisdomServer, eventually, free_port
 
 ENV = "churches_test"
-# The visdom command, but for torch: its server makes no use of it, and importing it takes most of the start.
-VISDOM = """
-import sys
-sys.modules["torch"] = None
-from visdom.server.run_server import download_scripts_and_run
-download_scripts_and_run()
-"""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    """Wait for something that another thread or process does; far longer than it needs, so that it is sure to fail."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
-class VisdomServer:
-    """A real visdom server on a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._output = folder / "visdom.txt"
-        self._command = [sys.executable, "-c", VISDOM, "-port", str(self.port), "-bind_local", "-env_path", str(folder)]
-        self.start()
-
-    def start(self) -> None:
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
-        eventually(lambda: self.process.poll() is not None or self._answers())
-        if self.process.poll() is not None:
-            pytest.skip("visdom's server does not start: " + self._output.read_text().strip().splitlines()[-1])
-
-    def _answers(self) -> bool:
-        try:
-            return self.post("env_state", {}).ok
-        except requests.ConnectionError:
-            return False
-
-    def post(self, endpoint: str, message: dict[str, Any]) -> requests.Response:
-        return requests.post(f"http://127.0.0.1:{self.port}/{endpoint}", json=message, timeout=30)
-
-    def panes(self, env: str = ENV) -> dict[str, dict[str, Any]]:
-        if env not in self.post("env_state", {}).json():
-            return {}
-        return dict(self.post("win_data", {"eid": env, "win": None}).json())
-
-    def curves(self, window: str) -> dict[str, list[tuple[float, float]]]:
-        data = self.panes().get(window, {"content": {"data": []}})["content"]["data"]
-        return {curve["name"]: list(zip(curve["x"], curve["y"], strict=True)) for curve in data}
-
-    def forget(self) -> None:
-        self.post("close", {"eid": ENV, "win": None})
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +40,8 @@ def server(shared_server: VisdomServer) -> Iterator[VisdomServer]:
     yield shared_server
     if shared_server.process.poll() is not None:
         shared_server.start()
-    shared_server.process.send_signal(signal.SIGCONT)
-    shared_server.forget()
+    shared_server.thaw()
+    shared_server.forget(ENV)
 
 
 @pytest.fixture
@@ -116,8 +50,9 @@ def warnings() -> list[str]:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, warnings: list[str]) -> Callable[..., Dashboard]:
-    """Opens the dashboard of the one run that a test has."""
+def opened(tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dashboard]:
+    """Opens the dashboard of the one run that a test has. It waits long for a server that is slow to take all."""
+    monkeypatch.setattr(dashboard, "SECONDS_TO_CLOSE", 60.0)
 
     def open_dashboard(port: int, **settings: Any) -> Dashboard:
         settings = {"retry_seconds": 0.05, "warn": warnings.append, **settings}
@@ -132,7 +67,7 @@ def losses(board: Dashboard, *steps: int) -> None:
 
 
 def expected_losses(*steps: int) -> dict[str, list[tuple[float, float]]]:
-    return {"train": [(step, 1 / (step + 1)) for step in steps], "valid": [(step, 2.0) for step in steps]}
+    return {"train": [(step, panes.shown(1 / (step + 1))) for step in steps], "valid": [(step, 2.0) for step in steps]}
 
 
 def logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
@@ -153,14 +88,14 @@ def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Callable[..., D
         board.images("samples", grid, title="samples, step 20")
         board.bars("codes", np.array([3, 0, 1]), title="codebook", xlabel="code", ylabel="uses")
         board.text("settings", "lr  1e-4\nname <b>", title="settings")
-    panes = server.panes()
-    assert server.curves("losses") == expected_losses(0, 10, 20)
-    assert panes["losses"]["content"]["layout"]["yaxis"]["title"]["text"] == "nats"
-    assert panes["losses"]["title"] == "losses"
-    assert panes["samples"]["title"] == "samples, step 20"
-    np.testing.assert_array_equal(picture_of(panes["samples"]["content"]), grid)
-    assert panes["codes"]["content"]["data"][0]["y"] == [3, 0, 1]
-    assert "lr  1e-4\nname &lt;b&gt;" in panes["settings"]["content"]
+    arrived = server.panes(ENV)
+    assert server.curves(ENV, "losses") == expected_losses(0, 10, 20)
+    assert arrived["losses"]["content"]["layout"]["yaxis"]["title"]["text"] == "nats"
+    assert arrived["losses"]["title"] == "losses"
+    assert arrived["samples"]["title"] == "samples, step 20"
+    np.testing.assert_array_equal(picture_of(arrived["samples"]["content"]), grid)
+    assert arrived["codes"]["content"]["data"][0]["y"] == [3, 0, 1]
+    assert "lr  1e-4\nname &lt;b&gt;" in arrived["settings"]["content"]
     assert warnings == []
 
 
@@ -171,8 +106,8 @@ def test_points_that_come_faster_than_the_server_takes_them(
         for start in range(0, 900, 100):
             losses(board, *range(start, start + 100))
             board.text("settings", str(start), title="settings")
-    assert server.curves("losses") == expected_losses(*range(900))
-    assert server.panes()["settings"]["content"] == "<pre>800</pre>"
+    assert server.curves(ENV, "losses") == expected_losses(*range(900))
+    assert ">800</pre>" in server.panes(ENV)["settings"]["content"]
     assert warnings == []
 
 
@@ -181,7 +116,7 @@ def test_curves_that_begin_late_or_pause(server: VisdomServer, opened: Callable[
         board.line("d", 0, {"real": 1.0}, title="d", ylabel="loss")
         board.line("d", 1, {"fake": 2.0}, title="d", ylabel="loss")
         board.line("d", 2, {"real": 3.0, "fake": 4.0}, title="d", ylabel="loss")
-    assert server.curves("d") == {"real": [(0, 1), (2, 3)], "fake": [(1, 2), (2, 4)]}
+    assert server.curves(ENV, "d") == {"real": [(0, 1), (2, 3)], "fake": [(1, 2), (2, 4)]}
 
 
 def test_values_that_no_browser_can_read_become_gaps(server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
@@ -189,8 +124,8 @@ def test_values_that_no_browser_can_read_become_gaps(server: VisdomServer, opene
         for step, value in enumerate([1.0, float("nan"), float("inf"), 2.0]):
             board.line("losses", step, {"train": value}, title="losses", ylabel="nats")
         board.bars("codes", [float("nan"), 1.0], title="codes", xlabel="code", ylabel="uses")
-    assert server.curves("losses") == {"train": [(0, 1), (1, None), (2, None), (3, 2)]}
-    assert server.panes()["codes"]["content"]["data"][0]["y"] == [None, 1]
+    assert server.curves(ENV, "losses") == {"train": [(0, 1), (1, None), (2, None), (3, 2)]}
+    assert server.panes(ENV)["codes"]["content"]["data"][0]["y"] == [None, 1]
 
 
 @pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")  # visdom's own
@@ -212,15 +147,15 @@ def test_without_a_server_the_log_has_everything_and_can_be_replayed(
 
     server = request.getfixturevalue("server")
     assert replay(tmp_path / "visdom.log", port=server.port) == 2
-    assert server.curves("losses") == expected_losses(*range(201))
-    np.testing.assert_array_equal(picture_of(server.panes()["samples"]["content"]), grid)
+    assert server.curves(ENV, "losses") == expected_losses(*range(201))
+    np.testing.assert_array_equal(picture_of(server.panes(ENV)["samples"]["content"]), grid)
 
-    server.forget()
+    server.forget(ENV)
     logging.getLogger("visdom").setLevel(logging.ERROR)
     client = visdom.Visdom(port=server.port, use_incoming_socket=False, raise_exceptions=True)
     client.replay_log(str(tmp_path / "visdom.log"))
-    assert server.curves("losses") == expected_losses(*range(201))
-    np.testing.assert_array_equal(picture_of(server.panes()["samples"]["content"]), grid)
+    assert server.curves(ENV, "losses") == expected_losses(*range(201))
+    np.testing.assert_array_equal(picture_of(server.panes(ENV)["samples"]["content"]), grid)
 
 
 def test_killed_server_costs_one_warning_and_its_successor_gets_all(
@@ -229,15 +164,15 @@ def test_killed_server_costs_one_warning_and_its_successor_gets_all(
     with opened(server.port) as board:
         losses(board, 0, 1)
         board.text("settings", "kept", title="settings")
-        eventually(lambda: "settings" in server.panes())
+        eventually(lambda: "settings" in server.panes(ENV))
         for outage in (1, 2):
             server.stop()
             losses(board, *range(2 * outage, 2 * outage + 1))
             eventually(lambda expected=outage: len(warnings) == expected)
             losses(board, *range(2 * outage + 1, 2 * outage + 2))
             server.start()
-            eventually(lambda last=2 * outage + 2: server.curves("losses") == expected_losses(*range(last)))
-            eventually(lambda: "settings" in server.panes())
+            eventually(lambda last=2 * outage + 2: server.curves(ENV, "losses") == expected_losses(*range(last)))
+            eventually(lambda: "settings" in server.panes(ENV))
         assert len(warnings) == 2
     assert logged(tmp_path) == expected_losses(*range(6))
 
@@ -246,12 +181,12 @@ def test_server_that_was_restarted_unnoticed_gets_all(server: VisdomServer, open
     with opened(server.port) as board:
         losses(board, 0, 1)
         board.text("settings", "kept", title="settings")
-        eventually(lambda: "settings" in server.panes())
+        eventually(lambda: "settings" in server.panes(ENV))
         server.stop()
         server.start()
         losses(board, 2)
-    assert server.curves("losses") == expected_losses(0, 1, 2)
-    assert "settings" in server.panes()
+    assert server.curves(ENV, "losses") == expected_losses(0, 1, 2)
+    assert "settings" in server.panes(ENV)
 
 
 def test_hung_server_does_not_hold_up_the_run(
@@ -261,18 +196,18 @@ def test_hung_server_does_not_hold_up_the_run(
     warnings: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dashboard, "TIMEOUT", (0.5, 0.5))
+    monkeypatch.setattr(visdom_server, "TIMEOUT", (0.5, 0.5))
     with opened(server.port) as board:
         losses(board, 0)
-        eventually(lambda: server.curves("losses") == expected_losses(0))
-        server.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: server.curves(ENV, "losses") == expected_losses(0))
+        server.freeze()
         losses(board, *range(1, 300))  # would never end if it waited for the server
         assert logged(tmp_path) == expected_losses(*range(300))
         eventually(lambda: len(warnings) == 1)
-        server.process.send_signal(signal.SIGCONT)
-        eventually(lambda: server.curves("losses") == expected_losses(*range(300)))
+        server.thaw()
+        eventually(lambda: server.curves(ENV, "losses") == expected_losses(*range(300)))
         losses(board, 300)
-    assert server.curves("losses") == expected_losses(*range(301))
+    assert server.curves(ENV, "losses") == expected_losses(*range(301))
     assert len(warnings) == 1
 
 
@@ -298,7 +233,7 @@ def test_another_program_on_the_port(
         threading.Thread(target=other.serve_forever, daemon=True).start()
         with opened(other.server_port) as board:
             losses(board, 0)
-            eventually(lambda: len(asked) > 3)
+            eventually(lambda: len(asked) > 4)
             losses(board, 1)
         with pytest.raises(UserError, match="--visdom_port"):
             replay(tmp_path / "visdom.log", port=other.server_port)
@@ -324,14 +259,14 @@ def test_resumed_run_goes_on_where_it_was(
         assert logged(tmp_path) == expected_losses(0, 10, 20)
         assert log_file.read_text().count("data:image/png") == 1
         losses(board, 20, 30, 40)
-    assert server.curves("losses") == expected_losses(0, 10, 20, 30, 40)
+    assert server.curves(ENV, "losses") == expected_losses(0, 10, 20, 30, 40)
     assert logged(tmp_path) == expected_losses(0, 10, 20, 30, 40)
-    assert picture_of(server.panes()["samples"]["content"]).max() == 3
+    assert picture_of(server.panes(ENV)["samples"]["content"]).max() == 3
 
     with opened(server.port) as board:  # from the beginning
         losses(board, 5)
     assert logged(tmp_path) == expected_losses(5)
-    assert server.curves("losses") == expected_losses(5)
+    assert server.curves(ENV, "losses") == expected_losses(5)
     assert [path.name for path in tmp_path.glob("visdom.log*")] == ["visdom.log"]
 
 
@@ -357,7 +292,7 @@ def test_long_curves_are_thinned_evenly(tmp_path: Path, opened: Callable[..., Da
     steps = [step for step, _ in logged(tmp_path)["train"]]
     assert len(steps) < 5000
     assert steps[:900] == list(range(0, 9000, 10))
-    assert max(np.diff(steps)) <= 200_000 / dashboard.RESOLUTION + 10
+    assert max(np.diff(steps)) <= 200_000 / panes.RESOLUTION + 10
     assert steps[-1] > 199_000
 
 
@@ -365,7 +300,7 @@ def test_large_grids_are_scaled_down(tmp_path: Path, opened: Callable[..., Dashb
     with opened(free_port()) as board:
         board.images("samples", np.full((3, 600, 1200), 9, np.uint8), title="samples")
     pane = read_panes(tmp_path / "visdom.log")["samples"]["data"][0]["content"]
-    np.testing.assert_array_equal(picture_of(pane), np.full((3, 256, 512), 9))
+    np.testing.assert_array_equal(picture_of(pane), np.full((3, 384, 768), 9))
 
 
 def test_grids_must_be_pictures(opened: Callable[..., Dashboard]) -> None:
@@ -387,24 +322,24 @@ def test_user_errors_name_flag_or_file(tmp_path: Path, opened: Callable[..., Das
         replay(tmp_path / "one.log", port=free_port())
 
 
-def test_browser_draws_the_panes(tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium to draw the dashboard with")
+def test_browser_draws_the_panes(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard], artefacts: Path
+) -> None:
+    browser = Browser(tmp_path, 1200, 800)
     red = np.zeros((3, 64, 64), np.uint8)
     red[0] = 255
     with opened(server.port) as board:
         losses(board, *range(0, 100, 10))
         board.images("samples", red, title="samples")
         board.bars("codes", [1, 2, 3], title="codebook", xlabel="code", ylabel="uses")
-    screenshot = tmp_path / "dashboard.png"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", f"--screenshot={screenshot}"]
-    command += [f"http://127.0.0.1:{server.port}/env/{ENV}"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 0, run.stderr
-    drawn = np.asarray(Image.open(screenshot).convert("RGB")).reshape(-1, 3)
+        board.table("results", ["FID", "temp"], [[4.07, 0.9], [5.58, 1.0]], title="results")
+    browser.open(f"http://127.0.0.1:{server.port}/env/{ENV}")
+    browser.panes(4)
+    browser.screenshot(artefacts / "each_kind_of_pane.png")
+    browser.close()
+    drawn = np.asarray(Image.open(artefacts / "each_kind_of_pane.png").convert("RGB")).reshape(-1, 3)
     assert 64 * 63 < (drawn == [255, 0, 0]).all(axis=1).sum() <= 64 * 65  # whole, but for the handle in the corner
     plotly_blue, plotly_orange = [31, 119, 180], [255, 127, 14]  # bars and first curve, second curve
     assert (drawn == plotly_blue).all(axis=1).sum() > 2000
     assert (drawn == plotly_orange).all(axis=1).sum() > 20
+    assert browser.errors == []

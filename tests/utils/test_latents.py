@@ -220,4 +220,4 @@ def test_of_two_runs_that_start_at_once_one_encodes(tmp_path: Path, data: ImageD
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(start, range(2))
     np.testing.assert_array_equal(first, second)
-    assert len([line for line in said if line.startswith("encoding")]) == 1
+    assert len([line for line in said if line.startswith("encoding 22 images")]) == 1

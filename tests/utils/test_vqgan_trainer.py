@@ -78,10 +78,25 @@ def test_training_lowers_the_loss() -> None:
 def test_metrics_are_scalars_named_after_the_terms() -> None:
     training = trainer()
     metrics = run(training, 0, 4)
-    terms = {"loss", "l1", "perceptual", "g_loss", "disc_weight", "codebook", "batch_perplexity", "skipped"}
+    terms = {
+        "loss",
+        "l1",
+        "perceptual",
+        "g_loss",
+        "disc_weight",
+        "codebook",
+        "batch_perplexity",
+        "code_counts",
+        "lr",
+        "skipped",
+    }
     # The weight counts from disc_start_step, the discriminator's own updates from the step after.
     assert [set(step) for step in metrics] == [terms, terms, terms, terms | {"d_loss"}]
     assert [bool(step["disc_weight"] > 0) for step in metrics] == [False, False, True, True]
+    for step in metrics:
+        counts = step.pop("code_counts")
+        assert counts.shape == (32,)
+        assert counts.sum() == images().shape[0] * 64
     assert all(value.shape == () and value.isfinite() for step in metrics for value in step.values())
     assert 1 <= metrics[0]["batch_perplexity"] <= 32
 

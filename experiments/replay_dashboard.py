@@ -1,0 +1,30 @@
+"""Show a past run's dashboard on a visdom server, and draw its summary.png, from the run folder alone."""
+
+from __future__ import annotations
+
+from hparams.cli import parse_plain, run_script
+from hparams.errors import UserError
+from hparams.replay import Replay
+from utils.dashboard import replay
+from utils.run_folder import RunFolder
+from utils.summary import draw_summary
+
+EXAMPLE = "python experiments/replay_dashboard.py --log_dir vqgan_churches --visdom_port 8097"
+
+
+def main() -> None:
+    settings = parse_plain(Replay, description=__doc__, example=EXAMPLE).replay
+    if not settings.log_dir:
+        raise UserError("--log_dir is required: the run folder to show, under logs/")
+    folder = RunFolder(settings.log_dir)
+    if not folder.dashboard.exists():
+        raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
+    draw_summary(folder.dashboard, folder.summary, title=settings.log_dir)
+    print(f"summary in {folder.summary}")
+    panes = replay(folder.dashboard, settings.visdom_server, settings.visdom_port)
+    env = settings.log_dir.replace("/", "_")
+    print(f"{panes} panes at {settings.visdom_server}:{settings.visdom_port}/env/{env}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,27 @@
+"""Settings of the command that shows a past run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hparams.fields import setting
+from hparams.settings import Plain
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Which past run to show, and where."""
+
+    title: ClassVar[str] = "replay"
+
+    log_dir: str | None = setting(None, help="run folder to show, under logs/", unit="run", none_means="required")
+    visdom_server: str = setting("http://localhost", help="address of the visdom dashboard", unit="url")
+    visdom_port: int = setting(8097, help="port of the visdom dashboard", unit="port", minimum=1, maximum=65535)
+
+
+@dataclass(frozen=True)
+class Replay(Plain):
+    """A past run, shown again."""
+
+    replay: ReplaySettings

@@ -1,0 +1,275 @@
+"""Runs with a real visdom server that is well, ill or replaced, and what a browser shows of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from browser import Browser
+from visdom_process import VisdomServer, eventually, free_port
+
+CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
+STAGE_1 = f"train_vqgan.py {{RUN}} {{VQGAN}} {CADENCES} --disc_start_step 10"
+STAGE_2 = f"train_sampler.py {{RUN}} {{PRIOR}} {CADENCES} --ae_load_dir vqgan --total_steps 8 --n_samples 2 --no_amp"
+LONG = 400  # steps of a run that something happens to on its way
+BOTH_STAGES = {
+    "stage_1": {
+        "originals over reconstructions",
+        "run",
+        "L1",
+        "perceptual loss",
+        "total loss of the autoencoder",
+        "codebook loss",
+        "adversarial losses",
+        "adaptive weight of the generator's loss",
+        "PSNR",
+        "codebook perplexity",
+        "codebook usage",
+        "uses of each code, last window",
+    },
+    "stage_2": {
+        "samples",
+        "run",
+        "objective",
+        "ELBO",
+        "objective by timestep, moving average",
+        "one sample while it is unmasked, over the most probable images",
+    },
+}
+MACHINE = {"learning rate", "images per second", "time of a step"}
+MACHINE_WINDOWS = ("run", "images_per_second", "milliseconds")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisdomServer]:
+    running = VisdomServer(tmp_path_factory.mktemp("visdom"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def watched(toy, server: VisdomServer, new_shell) -> Any:
+    """A shell whose logs/ holds a watched run of each stage, and `undisturbed`, a longer one."""
+    shell = new_shell()
+    (shell.folder / "data").symlink_to(toy.folder / "data")
+    shell.logs.mkdir()
+    (shell.logs / "vqgan").symlink_to(toy.logs / "vqgan")
+    port = f"--visdom_port {server.port}"
+    shell.abreast(
+        [f"{STAGE_1} {port} --train_steps 40 --log_dir stage_1 --summary"],
+        [
+            f"{STAGE_2} {port} --train_steps 40 --log_dir stage_2 --summary",
+            f"{STAGE_2} {port} --train_steps {LONG} --log_dir undisturbed",
+        ],
+    )
+    return shell
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("stage", list(BOTH_STAGES))
+def test_every_pane_is_there_with_data_and_title(
+    watched, server: VisdomServer, browser: Browser, artefacts: Path, stage: str
+) -> None:
+    titles = BOTH_STAGES[stage] | MACHINE
+    browser.open(f"http://127.0.0.1:{server.port}/env/{stage}")
+    panes = browser.panes(len(titles))
+    browser.screenshot(artefacts / f"{stage}.png")
+    assert browser.errors == []
+    assert {pane["title"] for pane in panes} == titles
+    for pane in panes:
+        if pane["labels"]:
+            assert pane["points"] > 1, pane["title"]
+            assert all(pane["labels"]), pane["title"]
+        elif pane["title"] == "run":
+            assert "40 of 40" in pane["text"]
+            assert f"logs/{stage}" in pane["text"]
+        else:
+            assert pane["images"] == [True], pane["title"]
+    for one in panes:
+        for other in panes:
+            if one is not other:
+                assert not overlap(one["box"], other["box"]), (one["title"], other["title"])
+
+
+def overlap(one: list[int], other: list[int]) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+@pytest.mark.parametrize("stage", list(BOTH_STAGES))
+def test_the_summary_is_drawn_at_the_checkpoint(watched, artefacts: Path, stage: str) -> None:
+    with Image.open(watched.logs / stage / "summary.png") as page:
+        page.load()
+        assert page.size[0] == 1280
+        page.save(artefacts / f"summary_{stage}.png")
+
+
+def test_train_and_validation_share_a_plot(watched, server: VisdomServer) -> None:
+    for env, windows in (("stage_1", ("l1", "codebook_used")), ("stage_2", ("loss", "elbo_bits_per_token"))):
+        for window in windows:
+            curves = server.curves(env, window)
+            assert [x for x, _ in curves["train"]] == list(range(2, 41, 2))
+            assert [x for x, _ in curves["val"]] == [20, 40]
+
+
+def test_replay_shows_a_past_run_from_its_folder(watched, server: VisdomServer) -> None:
+    before = server.panes("stage_2")
+    server.forget("stage_2")
+    (watched.logs / "stage_2/summary.png").unlink()
+    with (watched.logs / "stage_2/dashboard.jsonl").open("a") as log:
+        log.write('["update", {"win": "loss", "eid"')  # cut off
+    out = watched.ok(f"experiments/replay_dashboard.py --log_dir stage_2 --visdom_port {server.port}")
+    assert f"{len(before)} panes" in out
+    assert (watched.logs / "stage_2/summary.png").exists()
+    assert contents(server.panes("stage_2")) == contents(before)
+    assert "--log_dir nowhere" in watched.refused("experiments/replay_dashboard.py --log_dir nowhere")
+    assert "--visdom_port" in watched.refused("experiments/replay_dashboard.py --log_dir stage_2 --visdom_port 9")
+
+
+def contents(panes: dict[str, Any]) -> dict[str, Any]:
+    """What the panes show, without what differs from one server to the next."""
+    return {window: (pane["title"], pane["content"], pane["i"]) for window, pane in panes.items()}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(run / f"saved_models/absorbing_{LONG}.th", weights_only=True))
+
+
+def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda: None) -> str:
+    """The log of a run to which something happens on its way; its weights must not have noticed."""
+    process = shell.start(f"{STAGE_2} --visdom_port {port} --train_steps {LONG} --log_dir {name}")
+    metrics = shell.logs / name / "metrics.jsonl"
+    while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    disturb()
+    assert process.poll() is None, "the run was over before anything happened to it"
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    expected = weights(shell.logs / "undisturbed")
+    assert all(torch.equal(value, expected[key]) for key, value in weights(shell.logs / name).items())
+    return out + err
+
+
+@pytest.fixture
+def other_program() -> Iterator[int]:
+    """The port of a web server that is not visdom."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield other.server_port
+        other.shutdown()
+
+
+def test_no_server(watched) -> None:
+    assert disturbed(watched, "no_server", free_port()).count("dashboard:") == 1
+
+
+def test_another_program_on_the_port(watched, other_program: int) -> None:
+    told = disturbed(watched, "another_program", other_program)
+    assert told.count("dashboard:") == 1
+    assert "something other than visdom" in told
+
+
+def test_a_server_that_hangs(watched, server: VisdomServer) -> None:
+    told = disturbed(watched, "hung", server.port, server.freeze)
+    server.thaw()
+    assert told.count("dashboard:") <= 1  # none where the run ends before the server's time is up
+    assert_whole(watched.logs / "hung")
+
+
+def test_a_server_that_is_killed(watched, server: VisdomServer) -> None:
+    told = disturbed(watched, "killed", server.port, server.stop)
+    server.start()
+    assert told.count("dashboard:") == 1
+    assert_whole(watched.logs / "killed")
+
+
+def test_a_server_that_is_replaced_gets_everything(watched, server: VisdomServer) -> None:
+    def replace() -> None:
+        server.stop()
+        server.start()
+
+    told = disturbed(watched, "replaced", server.port, replace)
+    assert told.count("dashboard:") <= 1  # none where nothing was posted in between
+    eventually(lambda: [x for x, _ in server.curves("replaced", "loss")["train"]] == list(range(2, LONG + 1, 2)))
+    assert server.panes("replaced").keys() == panes_on_disk(watched.logs / "replaced").keys()
+
+
+def test_logs_on_a_full_disk(watched, server: VisdomServer) -> None:
+    run = watched.logs / "full"
+    run.mkdir()
+    for name in ("log.txt", "dashboard.jsonl.tmp"):
+        (run / name).symlink_to("/dev/full")
+    told = disturbed(watched, "full", server.port)
+    assert told.count("No space left on device") == 2
+    assert [x for x, _ in server.curves("full", "loss")["train"]] == list(range(2, LONG + 1, 2))
+
+
+def panes_on_disk(run: Path) -> dict[str, Any]:
+    from utils.panes import read_panes
+
+    return read_panes(run / "dashboard.jsonl")
+
+
+def assert_whole(run: Path) -> None:
+    """The folder has all of the run's curves, whatever the server got."""
+    (train, *_) = panes_on_disk(run)["loss"]["data"]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert train["x"] == [line["step"] for line in logged if line["split"] == "train"] == list(range(2, LONG + 1, 2))
+
+
+def test_curves_of_a_run_resumed_twice_with_a_new_server_in_between(watched, server: VisdomServer) -> None:
+    """They equal those of an uninterrupted run. No cadence divides the steps at which it stops."""
+    command = f"{STAGE_2} --visdom_port {server.port} --steps_per_log 7 --steps_per_checkpoint 0"
+    watched.ok(f"{command} --train_steps 60 --log_dir at_once")
+    expected = server.panes("at_once")
+
+    watched.ok(f"{command} --train_steps 25 --log_dir in_parts")
+    resume = "train_sampler.py --resume --log_dir in_parts --train_steps"
+    watched.ok(f"{resume} 45")
+    server.stop()
+    server.start()
+    assert server.panes("in_parts") == {}
+    watched.ok(f"{resume} 60")
+    found = server.panes("in_parts")
+    assert found.keys() == expected.keys()
+    for window, pane in expected.items():
+        assert (found[window]["title"], found[window]["i"]) == (pane["title"], pane["i"])
+        if window in MACHINE_WINDOWS:
+            continue
+        if pane["type"] == "plot":
+            kept = [
+                [(curve.get("name"), curve["x"], curve["y"]) for curve in shown["content"]["data"]]
+                for shown in (pane, found[window])
+            ]
+            assert kept[0] == kept[1], window
+        else:
+            assert found[window]["content"] == pane["content"], window
+    points = server.curves("in_parts", "images_per_second")["train"]
+    assert [x for x, _ in points] == list(range(7, 60, 7))

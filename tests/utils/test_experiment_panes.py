@@ -1,0 +1,33 @@
+"""Results of experiments on the dashboard."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hparams.resolve import resolve
+from hparams.settings import VQGANStage
+from utils.experiment_panes import open_dashboard, show_results
+from utils.panes import read_panes
+from utils.results import FILE_NAME, record_result
+
+
+def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = dataclasses.replace(
+        resolve(VQGANStage, {"dataset": "churches", "log_dir": "fid/churches"}).run, visdom_port=9
+    )
+    results, said = Path("logs/fid/churches") / FILE_NAME, []
+    results.parent.mkdir(parents=True)
+    for temp, fid in ((1.0, 5.5834), (0.9, 4.0741)):
+        record_result(results, {"features": "inception", "temp": temp}, {"fid": fid, "kid_mean": None})
+        with open_dashboard(run, warn=said.append) as dashboard:
+            show_results(dashboard, results)
+    (message,) = read_panes(Path("logs/fid/churches/dashboard.jsonl")).values()
+    (table,) = (entry["content"] for entry in message["data"])
+    cells = [part.split("<")[0] for part in table.split(">") if part.split("<")[0]]
+    assert cells == ["fid", "kid mean", "temp", "5.583", "1", "4.074", "0.9"]  # what all entries share is left out
+    assert message["eid"] == "fid_churches"
+    assert all("dashboard: no visdom server" in line for line in said)

@@ -1,0 +1,99 @@
+"""The page of curves and pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hparams.errors import UserError
+from utils import summary
+from utils.dashboard import Dashboard
+from utils.summary import SummaryDrawer, draw_summary
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Path:
+    """The log of a run with a pane of each kind; its last line is cut."""
+    path = tmp_path / "dashboard.jsonl"
+    with Dashboard("run", path, port=9, warn=lambda _: None) as board:
+        board.text("run", "step 20 <b>", title="run")
+        for step in range(0, 30, 10):
+            board.line("loss", step, {"train": 1 / (1 + step), "val": float("nan")}, title="loss", ylabel="nats")
+            board.images("samples", np.full((3, 64, 64), step, np.uint8), title="samples", step=step)
+        board.bars("codes", [3, 2, 1], title="codes", xlabel="code", ylabel="uses")
+        board.table("results", ["FID"], [[4.07]], title="results")
+        board.line("empty", 0, {}, title="empty", ylabel="")
+    with path.open("a") as log:
+        log.write('["update", {"win": "loss", "e')
+    return path
+
+
+def test_a_page_is_drawn_from_the_log_alone(log_file: Path, tmp_path: Path) -> None:
+    draw_summary(log_file, tmp_path / "summary.png", title="run")
+    with Image.open(tmp_path / "summary.png") as page:
+        colours = np.asarray(page.convert("RGB")).reshape(-1, 3)
+    assert page.size[0] == 1280
+    assert (colours == [31, 119, 180]).all(axis=1).sum() > 2000  # the bars
+    assert (colours == [20, 20, 20]).all(axis=1).sum() > 2000  # the newest picture, of step 20
+    assert list(tmp_path.glob(".summary*")) == []
+
+
+def test_an_empty_log_gives_an_empty_page(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    draw_summary(tmp_path / "log", tmp_path / "summary.png", title="run")
+    assert (tmp_path / "summary.png").exists()
+
+
+def test_user_errors_name_the_file(tmp_path: Path, log_file: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere"):
+        draw_summary(tmp_path / "nowhere", tmp_path / "summary.png", title="run")
+    (tmp_path / "summary.png").mkdir()
+    with pytest.raises(UserError, match=r"summary\.png"):
+        draw_summary(log_file, tmp_path / "summary.png", title="run")
+
+
+def test_the_drawer_draws_the_newest_state_beside_the_run(log_file: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    drawer = SummaryDrawer(log_file, tmp_path / "summary.png", title="run", warn=told.append)
+    drawer.close()  # nothing was asked for
+    drawer.draw()
+    log_file.write_text("")
+    drawer.draw()  # most probably while the first page is being drawn: it comes at the end
+    drawer.close()
+    empty = (tmp_path / "summary.png").read_bytes()
+    draw_summary(log_file, tmp_path / "summary.png", title="run")
+    assert (tmp_path / "summary.png").read_bytes() == empty
+    assert told == []
+
+
+def test_a_page_that_cannot_be_drawn_costs_one_line(
+    log_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    drawer = SummaryDrawer(tmp_path / "nowhere", tmp_path / "summary.png", title="run", warn=told.append)
+    drawer.draw()
+    drawer.close()
+    assert len(told) == 1
+    assert "summary.png was not drawn (UserError" in told[0]
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
+    drawer.draw()
+    drawer.close()
+    assert len(told) == 2
+
+    told.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(summary, "SECONDS_AT_THE_END", 0.0)
+    drawer = SummaryDrawer(log_file, tmp_path / "summary.png", title="run", warn=told.append)
+    drawer.draw()
+    drawer.close()
+    assert told == [f"{tmp_path / 'summary.png'} was not drawn (exit status -9); the run goes on"]
+
+
+def test_drawing_needs_no_torch() -> None:
+    code = "import sys, utils.summary; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

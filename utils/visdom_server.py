@@ -1,0 +1,51 @@
+"""The few requests to a visdom server that panes need, each with a time limit."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlsplit
+
+import requests
+
+from hparams.errors import UserError
+from utils.panes import Event, Message
+
+TIMEOUT = (2.0, 5.0)  # seconds to connect, seconds between bytes of the answer
+
+
+class Server:
+    """A visdom server, running or not. Methods raise OSError or ValueError when it does not do its part.
+
+    Raises:
+        UserError: `server` and `port` make no address.
+    """
+
+    def __init__(self, server: str, port: int) -> None:
+        self.address = f"{server if '://' in server else 'http://' + server}:{port}"
+        try:
+            requests.Request("POST", self.address).prepare()
+        except ValueError as error:
+            raise UserError(
+                f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
+            ) from error
+        self._session = requests.Session()
+        # A proxy named in the environment is not asked for this machine's own server.
+        self._session.trust_env = urlsplit(self.address).hostname not in {"localhost", "127.0.0.1", "::1"}
+
+    def send(self, event: Event) -> None:
+        """Have an event carried out."""
+        answer = self._post(*event)
+        if answer != event.message["win"]:  # the window's name says that visdom took the event
+            raise ValueError(f"{self.address} does not answer as visdom does")
+
+    def has(self, message: Message) -> bool:
+        """Whether the pane of a message is there."""
+        return self._post("win_exists", {"win": message["win"], "eid": message["eid"]}) == "true"
+
+    def clear(self, env: str) -> None:
+        """Remove all panes of an environment."""
+        self._post("close", {"win": None, "eid": env})  # an error where there is no such environment: all the same
+
+    def _post(self, endpoint: str, message: Message) -> str:
+        response = self._session.post(f"{self.address}/{endpoint}", data=json.dumps(message), timeout=TIMEOUT)
+        return response.content.decode(errors="replace")
