@@ -131,10 +131,14 @@ def cells(columns: int, rows: int) -> Message:
     return {"width": width, "height": height}
 
 
-def curves(names: Sequence[str], title: str, xlabel: str, ylabel: str, *, stacked: bool = False) -> Message:
+def curves(
+    names: Sequence[str], title: str, xlabel: str, ylabel: str, *, stacked: bool = False, from_zero: bool = False
+) -> Message:
     """Content of a pane whose curves have no points yet."""
     data = [{"name": name, "x": [], "y": [], **(AREA if stacked else CURVE)} for name in names]
-    return plot(data, title, xlabel, ylabel, showlegend=len(names) > 1)
+    content = plot(data, title, xlabel, ylabel, showlegend=len(names) > 1)
+    content["layout"]["yaxis"]["rangemode"] = "tozero" if from_zero else "normal"
+    return content
 
 
 def bars(values: Sequence[float] | np.ndarray, title: str, xlabel: str, ylabel: str, first: int = 0) -> Message:

@@ -23,6 +23,7 @@ class Curves:
     splits: tuple[str, ...] = (TRAIN,)
     labels: Mapping[str, str] | None = None
     stacked: bool = False
+    from_zero: bool = False
 
     def names(self, validates: bool) -> list[str]:
         """Names of all curves that the pane may have."""
@@ -71,7 +72,7 @@ BOTH = (TRAIN, VAL)
 UNIT = "unit of the objective"
 
 _MACHINE = (
-    Curves("images_per_second", "images per second", "images / s"),
+    Curves("images_per_second", "images per second", "images / s", from_zero=True),
     Curves(
         "milliseconds",
         "time of a step",
@@ -86,7 +87,7 @@ _MEMORY = Curves(
     "GiB",
     labels={"gpu_memory_gib": "in use", "gpu_reserved_gib": "reserved"},
 )
-_RATE = Curves("lr", "learning rate", "rate")
+_RATE = Curves("lr", "learning rate", "rate", from_zero=True)
 
 _VQGAN: tuple[Pane, ...] = (
     Pictures("originals_over_reconstructions", "originals over reconstructions"),

@@ -189,7 +189,8 @@ class TrainingReport:
         for pane in self._panes:
             if isinstance(pane, Curves):
                 names = pane.names(validates)
-                content = panes.curves(names, pane.title, "step", pane.ylabel, stacked=pane.stacked)
+                looks = {"stacked": pane.stacked, "from_zero": pane.from_zero}
+                content = panes.curves(names, pane.title, "step", pane.ylabel, **looks)
             elif isinstance(pane, Bars):
                 content = panes.bars([0.0], pane.title, pane.xlabel, pane.ylabel, pane.first)
             elif isinstance(pane, Pictures):

@@ -35,7 +35,7 @@ PANES = """
 class Browser:
     """One tab; `errors` collects what the page's scripts complain of."""
 
-    def __init__(self, folder: Path, width: int = 1640, height: int = 1250) -> None:
+    def __init__(self, folder: Path, width: int = 1640, height: int = 2000) -> None:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if chromium is None:
             pytest.skip("no chromium to draw the dashboard with")
@@ -79,9 +79,12 @@ class Browser:
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """The visible part of the page as a PNG."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+        """The page down to the end of its lowest pane, as a PNG."""
+        width = self.evaluate("window.innerWidth")
+        height = max((pane["box"][3] for pane in self.evaluate(PANES)), default=self.evaluate("window.innerHeight"))
+        clip = {"x": 0, "y": 0, "width": width, "height": height + 10, "scale": 1}
+        data = self._call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
 
     def close(self) -> None:
         """End the browser."""

@@ -135,7 +135,7 @@ def test_without_a_dashboard_one_line_warns_and_the_plots_are_kept(toy) -> None:
     train = [line["l1"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
     assert curves["train"] == ([7, 14], pytest.approx(train))
     assert curves["val"][0] == [10, 20]
-    assert panes["originals_over_reconstructions"]["data"][0]["content"]["src"].startswith("data:image/png;base64,")
+    assert panes["originals_over_reconstructions"]["data"][0]["content"]["src"].startswith("data:image/")
     assert "samples" in read_panes(toy.logs / "absorbing" / "dashboard.jsonl")
 
 
