@@ -63,7 +63,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
         print(record_result(folder.path / FILE_NAME, conditions, values))
-        with open_dashboard(run) as dashboard:
+        with open_dashboard(run, keep=True) as dashboard:
             show_results(dashboard, folder.path / FILE_NAME)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,18 @@ from utils.results import read_results
 from utils.run_folder import RunFolder
 
 
-def open_dashboard(run: RunSettings, *, warn: Callable[[str], None] = say) -> Dashboard:
+def open_dashboard(run: RunSettings, *, keep: bool = False, warn: Callable[[str], None] = say) -> Dashboard:
     """The dashboard of an experiment, for a `with` block; its run folder is made if missing.
 
+    `keep`: what an earlier part of the experiment showed stays.
     `images(window, grid, title=…, largest=1024)` shows a grid of neighbours or a big picture, `table` any table.
     """
     folder = RunFolder(run.log_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    return Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=warn)
+    last_step = sys.maxsize if keep else None
+    return Dashboard(
+        run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=warn, resume_step=last_step
+    )
 
 
 def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "results") -> None:
