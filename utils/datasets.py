@@ -62,6 +62,10 @@ class ImageData:
             raise IndexError(f"index {i} is out of range for {len(self)} images")
         return resize_and_crop(decode_rgb(self._store.read(i), self._store.describe(i)), self.img_size)
 
+    def first(self, n: int | None) -> ImageData:
+        """The first n images alone; all of them where n is None or there are no more."""
+        return self if n is None or n >= len(self) else ImageData(self.name, _FirstOf(self._store, n), self.img_size)
+
     def source(self, i: int) -> str:
         """Where image i comes from: its file, or its LMDB and key."""
         return self._store.describe(i)
@@ -76,6 +80,25 @@ class ImageData:
         for line in (self.name, str(self.img_size), *self._store.identity()):
             digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
+
+
+class _FirstOf:
+    def __init__(self, store: _Store, n: int) -> None:
+        self._all = store
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, i: int) -> bytes | Path:
+        return self._all.read(i)
+
+    def describe(self, i: int) -> str:
+        return self._all.describe(i)
+
+    def identity(self) -> Iterator[str]:
+        yield f"the first {self._n} of"
+        yield from self._all.identity()
 
 
 class _LMDBStore:
@@ -164,23 +187,37 @@ def open_images(
     return ImageData(dataset, _folder_split(paths, split, hold_out), img_size)
 
 
+def open_folder(folder: Path, *, img_size: int, flag: str) -> ImageData:
+    """All images of a folder, as a data set.
+
+    Raises:
+        UserError: no such folder, or no images in it; `flag` is what to correct.
+    """
+    paths = DatasetPaths("images", str(folder), Path(), flag)
+    return ImageData("images", _FolderStore(_files_of_split(paths, "all", hold_out=False)), img_size)
+
+
 def check_images(
     dataset: str,
     *,
     custom_dataset_path: str | Path | None = None,
     datasets_file: str | Path = "datasets.yaml",
     hold_out: bool,
+    split: Split | None = None,
 ) -> None:
-    """Raises what `open_images` would raise for the training split, and for val when held out, but writes nothing."""
+    """Raises what `open_images` would raise for one split, but writes nothing.
+
+    Without `split`: for the training split, and for val when held out.
+    """
     _check_name(dataset)
     if dataset == "toy_churches":
         _toy_folder(datasets_file)
         return
-    splits: tuple[Split, ...] = ("train", "val") if hold_out else ("train",)
-    for split in splits:
+    splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
+    for part in splits:
         open_images(
             dataset,
-            split=split,
+            split=part,
             img_size=1,
             custom_dataset_path=custom_dataset_path,
             datasets_file=datasets_file,

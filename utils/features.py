@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -33,12 +34,27 @@ class FeatureExtractor:
     Attributes:
         name: as `--features` has it.
         weights: which weights: the first digits of their file's SHA-256, or "fixed".
-        network: on the device that images must be on.
+        network: torch-fidelity's kind of extractor, giving one kind of feature.
     """
 
     name: str
     weights: str
     network: FeatureExtractorBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images must be."""
+        return next(self.network.parameters()).device
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Which features, for results."""
+        return {"features": self.name, "feature_weights": self.weights}
+
+    @cached_property
+    def width(self) -> int:
+        """d, numbers per image."""
+        return self(torch.zeros((1, 3, 32, 32), dtype=torch.uint8, device=self.device)).shape[1]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hparams.errors import UserError
-from utils.files import make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
+from utils.files import exclusive, make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
 from utils.limits import free_space, tell_bytes
 
 SECONDS_PER_NOTE = 5.0  # between two notes of how far the filling has come
@@ -97,6 +97,27 @@ def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, d
     except (OSError, ValueError):  # ValueError: Python objects, which are not read
         return None
     return None
+
+
+def made_array(path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r") -> np.ndarray:
+    """The array `path`, memory-mapped; `make` fills it where it is missing or damaged.
+
+    Of several processes that need it at once, one makes it and the others wait.
+
+    Raises:
+        UserError: what was made cannot be read back.
+    """
+    found = read_array(path, mode)
+    if not found:
+        make_folder(path.parent)
+        with exclusive(path.parent):
+            found = read_array(path, mode)
+            if not found:
+                make()
+                found = read_array(path, mode)
+    if not found:
+        raise UserError(f"{path} cannot be read back: its disk is damaged or full")
+    return found[0]
 
 
 def _reserve(path: Path, like: np.ndarray) -> None:

@@ -151,6 +151,17 @@ def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
     }
 
 
+def codes_in_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
+    """Share of the codebook that codes [n,N] use, and their perplexity, between 1 and K."""
+    counts = np.zeros(codebook_size, np.int64)
+    for start in range(0, len(codes), 4096):
+        counts += np.bincount(codes[start : start + 4096].ravel(), minlength=codebook_size)
+    return {
+        "codebook_used": float((counts > 0).mean()),
+        "codebook_perplexity": perplexity(torch.from_numpy(counts)).item(),
+    }
+
+
 def encode_split(
     settings: PriorStage,
     autoencoder: VQAutoEncoder,

@@ -17,13 +17,15 @@ SMALLEST_SIDE = 96
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0,1], any float type and shape → uint8 on the CPU, rounded."""
-    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    """Images in [0,1], any float type and shape → uint8, rounded; uint8 ones stay as they are."""
+    if images.dtype == torch.uint8:
+        return images
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray:
     """Images [n,C,H,W], uint8 or in [0,1] → one picture uint8 [3,H',W'], row by row, small ones enlarged."""
-    pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images)
+    pixels = to_uint8(images).cpu()
     factor = max(1, -(-SMALLEST_SIDE // min(pixels.shape[-2:])))
     pixels = pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     return make_grid(pixels, nrow=columns, padding=2, pad_value=255).numpy()
@@ -36,10 +38,7 @@ def comparison_rows(originals: Tensor, reconstructions: Tensor, most: int = 8) -
     """
     columns = min(most, len(originals))
     whole = len(originals) // columns * columns
-    pairs = [
-        (images.cpu() if images.dtype == torch.uint8 else to_uint8(images))[:whole].split(columns)
-        for images in (originals, reconstructions)
-    ]
+    pairs = [to_uint8(images)[:whole].cpu().split(columns) for images in (originals, reconstructions)]
     return torch.cat([part for row in zip(*pairs, strict=True) for part in row]), columns
 
 

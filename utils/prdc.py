@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from utils.progress import Progress
 
 BLOCK = 4096  # points along a side of a block of distances
 _SPARE = 5  # candidates for the nearest neighbours beyond those asked for
@@ -28,6 +31,14 @@ class PRDC:
     recall: float
     density: float
     coverage: float
+
+
+def prdc_of_arrays(real: np.ndarray, fake: np.ndarray, nearest_k: int, device: torch.device, *, quiet: bool) -> PRDC:
+    """`compute_prdc` of features [n,d] and [m,d] on a device, with a progress bar."""
+    with Progress("PRDC", block_count(len(real), len(fake)), "block", quiet=quiet) as progress:
+        return compute_prdc(
+            torch.from_numpy(real).to(device), torch.from_numpy(fake).to(device), nearest_k, tick=progress.update
+        )
 
 
 def compute_prdc(

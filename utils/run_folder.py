@@ -10,6 +10,9 @@ from hparams.resolve import LOGS
 
 VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
 
+# Features of data sets, which all experiments share.
+DATA_FEATURES = LOGS / "features"
+
 # The published code saves each optimiser to a file of its own, `<name>_optim_<step>.th`.
 OPTIMISERS = {VQGAN: ("ae", "disc"), ABSORBING: (ABSORBING,), AUTOREGRESSIVE: (AUTOREGRESSIVE,)}
 
@@ -29,6 +32,9 @@ class RunFolder:
         self.bad_images = self.path / "bad_images.txt"
         self.saved_models = self.path / "saved_models"
         self.latents = self.path / "latents"
+        self.samples = self.path / "samples"
+        self.features = self.path / "features"
+        self.results = self.path / "results.json"
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
         """The state dict of a model at a step."""

@@ -47,8 +47,8 @@ class SampleFiles:
         return f"{self._folder / 'samples_000.png'}{last}"
 
     def add(self, images: Tensor) -> Iterator[np.ndarray]:
-        """Take images [b,C,H,W] in [0,1]; yields each grid uint8 [3,H',W'] that is full, once it is written."""
-        pixels = to_uint8(images)
+        """Take images [b,C,H,W], uint8 or in [0,1]; yields each full grid uint8 [3,H',W'], once it is written."""
+        pixels = to_uint8(images).cpu()
         if self._individually:
             for image in pixels:
                 save_png(self._unfinished / "samples" / f"{self._images:06d}.png", image.expand(3, -1, -1).numpy())

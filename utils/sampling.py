@@ -63,12 +63,13 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """The images of `id_batches`, decoded: [b,C,H,W] float32 in [0,1]."""
     for ids in id_batches(prior, sampling, run, amp_dtype, indices):
-        with (
-            evaluating(autoencoder),
-            torch.autocast(ids.device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
-        ):
-            images = torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
-        yield images
+        yield decode_images(autoencoder, ids, amp_dtype)
+
+
+def decode_images(autoencoder: VQAutoEncoder, ids: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
+    """ids [b,N] → images [b,C,H,W] float32 in [0,1], a few at a time."""
+    with evaluating(autoencoder), torch.autocast(ids.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        return torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
 
 
 def draw_images(

@@ -1,0 +1,63 @@
+"""An array on disk is whole or absent, and an interrupted filling goes on from what is safe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils import growing_array as module
+from utils.growing_array import GrowingArray, growing_array
+
+N = 10
+
+
+def fill(path: Path, stop: int = N, value: int = 1, shape: tuple[int, int] = (N, 3)) -> int:
+    """Fill up to `stop`, interrupted there if that is not the end; where it began."""
+    with growing_array(path, shape, np.int16) as rows:
+        began = rows.done
+        while rows.done < stop:
+            rows.values[rows.done] = value
+            rows.advance(1)
+        if stop < N:
+            raise KeyboardInterrupt
+    return began
+
+
+def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "made/on/the/way.npy"
+    with growing_array(path, (N, 3), np.int16) as rows:
+        rows.values[:] = 7
+        assert not path.exists()
+    assert (np.load(path) == 7).all()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for stop, value in ((4, 1), (6, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            fill(path, stop, value)
+        assert not path.exists()
+    assert fill(path, value=3) == 6
+    np.testing.assert_array_equal(np.load(path)[:, 0], [1] * 4 + [2] * 2 + [3] * 4)
+
+
+def test_what_a_killed_process_noted_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It notes how far it is every few seconds, not only when an exception ends it."""
+    monkeypatch.setattr(module, "SECONDS_PER_NOTE", 0)
+    killed = GrowingArray(tmp_path / "a.npy", (N, 3), np.int16)
+    killed.values[:5] = 1
+    killed.advance(5)
+    monkeypatch.setattr(module, "SECONDS_PER_NOTE", 1e9)
+    killed.values[5:7] = 1
+    killed.advance(2)
+    del killed
+    assert fill(tmp_path / "a.npy") == 5
+
+
+def test_another_shape_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "a.npy", 4)
+    assert fill(tmp_path / "a.npy", shape=(N, 2)) == 0
