@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hparams.checks import image_source
 from hparams.errors import UserError
-from hparams.experiments import CheckpointSource, FeatureSettings, PriorExperiment
+from hparams.experiments import (
+    CheckpointSource,
+    FeatureExperiment,
+    FeatureSettings,
+    PRDCExperiment,
+    PRDCSettings,
+    PriorExperiment,
+)
 from hparams.settings import AutoencoderSource, RunSettings
-from utils.datasets import check_images
+from utils.datasets import Split, check_images, open_folder
 from utils.run_folder import KINDS, VQGAN, RunFolder
 
 
@@ -47,6 +55,35 @@ def check_file(flag: str, path: str | None) -> None:
     """UserError if a file that was named is not there."""
     if path and not Path(path).is_file():
         raise UserError(f"{flag} {path}: there is no such file")
+
+
+def check_split(run: RunSettings, split: Split) -> None:
+    """UserError unless a split of the data set can be opened."""
+    check_images(
+        run.dataset,
+        custom_dataset_path=run.custom_dataset_path,
+        datasets_file=run.datasets_file,
+        hold_out=split != "all",
+        split=split,
+    )
+
+
+def check_comparison(settings: FeatureExperiment) -> None:
+    """UserError unless all that a comparison of real and generated images reads is there."""
+    source, ema = image_source(settings), settings.checkpoint.ema is not False
+    if source == "prior":
+        check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
+    if source in ("prior", "latents"):
+        check_autoencoder(settings.source, ema=ema)
+    if source == "images":
+        open_folder(Path(str(settings.generated.fake_images_path)), img_size=1, flag="--fake_images_path")
+    files = {"--latents_path": settings.generated.latents_path, "--feature_weights": settings.features.feature_weights}
+    prdc = settings.prdc if isinstance(settings, PRDCExperiment) else PRDCSettings()
+    for flag, path in (files | {"--real_feats": prdc.real_feats, "--fake_feats": prdc.fake_feats}).items():
+        check_file(flag, path)
+    if not prdc.real_feats:
+        check_split(settings.run, settings.real.split)
+    check_output(settings.run)
 
 
 def check_output(run: RunSettings) -> None:

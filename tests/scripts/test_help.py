@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import LargerExperiment, LikelihoodExperiment, NeighboursExperiment, SamplesExperiment
+from hparams.experiments import (
+    FIDExperiment,
+    LargerExperiment,
+    LikelihoodExperiment,
+    NeighboursExperiment,
+    PRDCExperiment,
+    ReconstructionExperiment,
+    SamplesExperiment,
+)
 from hparams.fields import settings_of
 from hparams.replay import Replay
 from hparams.settings import PriorStage, VQGANStage
@@ -24,6 +32,9 @@ STAGES = {
     "experiments/calc_nearest_neighbours.py": NeighboursExperiment,
     "experiments/generate_big_samples.py": LargerExperiment,
     "experiments/replay_dashboard.py": Replay,
+    "experiments/calc_FID.py": FIDExperiment,
+    "experiments/calc_PRDC.py": PRDCExperiment,
+    "experiments/calc_VQGAN_FID.py": ReconstructionExperiment,
 }
 PUBLISHED = [
     "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4",
@@ -41,6 +52,12 @@ PUBLISHED = [
     "experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
     "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
     "--shape 32 16",
+    "experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log --ae_load_dir vqgan_churches "
+    "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000 --temp 0.9",
+    "experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log --ae_load_dir vqgan_churches "
+    "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000",
+    "experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs --ae_load_dir vqgan_churches "
+    "--ae_load_step 2200000",
     # Every published flag of the two training scripts.
     "train_vqgan.py --dataset churches --batch_size 3 --lr 1e-4 --train_steps 9 --amp --ema --ema_beta 0.9 "
     "--steps_per_update_ema 5 --load_dir vqgan_churches --load_step 2200000 --load_optim --log_dir v "

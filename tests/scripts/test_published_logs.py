@@ -36,6 +36,7 @@ MOVED = 0.9 / math.sqrt(0.999)
 
 AE = f"--ae_load_dir vqgan_churches --ae_load_step {AE_STEP}"
 SHRUNK = "--n_samples 1 --sample_steps 2 --batch_size 1"
+FEW = "--split val --features r64 --kid_subsets 0"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,23 @@ COMMANDS = {
         f"{AE} {prior('absorbing')} --ema --shape 32 16",
         "--shape 16 17 --order random --sample_steps 1 --stride 16 --n_samples 1 --batch_size 1",
         ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "FID": Command(
+        f"experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log {AE} {prior('absorbing')} "
+        "--ema --n_samples 50000 --temp 0.9",
+        f"{SHRUNK} --n_samples 2 {FEW}",
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "PRDC": Command(
+        f"experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log {AE} "
+        f"{prior('absorbing')} --ema --n_samples 50000",
+        f"{SHRUNK} --n_samples 2 --nearest_k 1 --split val --features r64",
+        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
+    ),
+    "reconstructions": Command(
+        f"experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs {AE}",
+        FEW,
+        ("vqgan_churches/vqgan",),
     ),
     "stage 2": Command(
         f"train_sampler.py --sampler absorbing --dataset churches --log_dir new_prior {AE} --amp --ema",
@@ -192,15 +210,17 @@ def optimiser_state(model: dict[str, Tensor], prefix: str, step: int) -> dict[st
 
 
 def write_lsun(folder: Path) -> None:
-    """One image: encoding and training at full size take a second or more each."""
+    """One image, and two to compare with: each costs a second or more at full size."""
     rng = np.random.default_rng(0)
-    path = folder / "church_outdoor_train_lmdb"
-    path.mkdir(parents=True)
-    with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as txn:
-        image = Image.fromarray(rng.integers(0, 256, (16, 19, 3), dtype=np.uint8)).resize((304, 256))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP")
-        txn.put(f"{0:040x}".encode(), buffer.getvalue())
+    for split, images in (("train", 1), ("val", 2)):
+        path = folder / f"church_outdoor_{split}_lmdb"
+        path.mkdir(parents=True)
+        with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as txn:
+            for number in range(images):
+                image = Image.fromarray(rng.integers(0, 256, (16, 19, 3), dtype=np.uint8)).resize((304, 256))
+                buffer = io.BytesIO()
+                image.save(buffer, "WEBP")
+                txn.put(f"{number:040x}".encode(), buffer.getvalue())
 
 
 def write_faces(folder: Path) -> None:

@@ -19,6 +19,9 @@ SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
 ELBO = "experiments/calc_approximate_ELBO.py {RUN} --train_steps 1"
 NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2"
 LARGER = "experiments/generate_big_samples.py {RUN} --n_samples 2"
+FID = "experiments/calc_FID.py {RUN} --log_dir scores"
+PRDC = "experiments/calc_PRDC.py {RUN} --log_dir scores"
+RECONSTRUCTIONS = "experiments/calc_VQGAN_FID.py {RUN} --log_dir scores"
 
 # Refused before torch is imported, in an empty folder: command, and what the line must say.
 IN_AN_EMPTY_FOLDER = {
@@ -58,6 +61,9 @@ IN_AN_EMPTY_FOLDER = {
     "no such prior": (f"{SAMPLES} --load_dir p --ae_load_dir v", ["--load_dir", "logs/p"]),
     "nothing to resume": ("train_vqgan.py {RUN} --resume --log_dir new", ["--resume", "logs/new"]),
     "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_step", "logs/new"]),
+    "images of no folder": (f"{FID} --fake_images_path no", ["no folder no", "--fake_images_path"]),
+    "images of an empty folder": (f"{FID} --fake_images_path e", ["no images in e", "--fake_images_path"]),
+    "no features": (f"{PRDC} --fake_feats no.npy", ["--fake_feats no.npy", "no such file"]),
     "optimisers of no step": ("train_vqgan.py {RUN} --load_optim", ["--load_optim needs --load_step"]),
     "run of no step": ("train_vqgan.py {RUN} --load_dir x", ["--load_dir needs --load_step"]),
     "a port out of range": ("train_vqgan.py {RUN} --visdom_port 70000", ["--visdom_port", "70000", "at most 65535"]),
@@ -102,6 +108,12 @@ AMONG_RUNS = {
     "missing autoencoder step": (f"{STAGE_2} --ae_load_dir vqgan --ae_load_step 7", ["--ae_load_step", "step 10, 20"]),
     "missing prior step": (f"{SAMPLES} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
     "missing own step": (f"{STAGE_1} --log_dir vqgan --load_step 7", ["--load_step", "step 10, 20"]),
+    "scores of a missing prior step": (f"{FID} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
+    "reconstructions by a missing step": (f"{RECONSTRUCTIONS} --ae_load_dir vqgan --ae_load_step 7", ["step 10, 20"]),
+    "no weights": (
+        f"{FID} --load_dir absorbing --features inception --feature_weights no.pth",
+        ["--feature_weights no.pth", "no such file"],
+    ),
     "no such prior": (f"{SAMPLES} --load_dir elsewhere --ae_load_dir vqgan", ["--load_dir", "logs/elsewhere"]),
     "a prior where a VQGAN belongs": (f"{STAGE_2} --ae_load_dir absorbing", ["absorbing", "train_vqgan.py"]),
     "larger images that are smaller": (f"{LARGER} --load_dir absorbing --shape 8 7", ["--shape 8 7", "at least 8 8"]),
@@ -196,6 +208,26 @@ LATE = {
         "--perceptual lpips",
         ["--perceptual lpips", "vgg16-397923af.pth", "--perceptual_weights_file", "--perceptual none"],
     ),
+    "Inception without a network": (
+        f"{FID} --load_dir absorbing --features inception",
+        ["--features inception", "weights-inception-2015-12-05-6726825d.pth", "https://", "--feature_weights"],
+    ),
+    "codes of another autoencoder": (
+        f"{FID} --ae_load_dir vqgan --latents_path codes.npy",
+        ["--latents_path codes.npy", "0..31", "another autoencoder"],
+    ),
+    "features that are not finite": (
+        f"{PRDC} --fake_feats nan.npy --real_feats few.npy",
+        ["--fake_feats nan.npy", "not finite"],
+    ),
+    "features of two kinds": (
+        f"{PRDC} --fake_feats few.npy --real_feats wide.npy",
+        ["--fake_feats few.npy has [n, 4]", "--real_feats wide.npy has [n, 5]"],
+    ),
+    "real images fewer than a subset": (
+        f"{FID} --load_dir absorbing --n_samples 500 --split val --kid_subset_size 65",
+        ["--kid_subset_size 65", "the 64 images of the val split of toy_churches"],
+    ),
     "broken JPEG": (
         "train_vqgan.py --dataset custom --custom_dataset_path broken --log_dir begun {VQGAN} {EVERYWHERE} "
         "--perceptual none --batch_size 2 --num_workers 1",
@@ -265,6 +297,10 @@ def runs(toy, new_shell) -> Any:
         for letter in "ab":
             noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
             Image.fromarray(noise).save(shell.folder / name / f"{letter}.jpg")
+    np.save(shell.folder / "codes.npy", np.full((3, 64), 32))
+    np.save(shell.folder / "nan.npy", np.full((8, 4), np.nan, np.float32))
+    for name, width in (("few", 4), ("wide", 5)):
+        np.save(shell.folder / f"{name}.npy", np.zeros((8, width), np.float32))
     broken = shell.folder / "broken/b.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
     return shell

@@ -1,0 +1,45 @@
+"""Precision, recall, density and coverage of images from a trained prior, of given codes, images or features."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.experiments import PRDCExperiment
+from hparams.saved import describe, save
+from utils.preflight import check_comparison
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
+    "--n_samples 50000"
+)
+
+
+def main() -> None:
+    settings = parse(PRDCExperiment, description=__doc__, example=EXAMPLE)
+    check_comparison(settings)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    calculate(settings)
+
+
+def calculate(settings: PRDCExperiment) -> None:
+    """Compare generated images with as many real ones, the first of the split."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.devices import pick_device
+    from utils.feature_sources import open_sources
+    from utils.prdc import prdc_of_arrays
+    from utils.results import record_result
+
+    run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
+    device = pick_device(run.device)
+    generated, real = open_sources(settings, folder, device, as_many=True)
+    save(settings, folder.hparams)
+    values = prdc_of_arrays(real.compute(), generated.compute(), nearest_k, device, quiet=run.quiet)
+    conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
+    print(record_result(folder.results, {**conditions, "nearest_k": nearest_k}, vars(values)))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,70 @@
+"""FID and KID of a trained autoencoder's reconstructions, with PSNR, SSIM, LPIPS and the use of its codebook."""
+
+from __future__ import annotations
+
+from hparams.checks import check_image_count
+from hparams.cli import parse, run_script
+from hparams.experiments import ReconstructionExperiment
+from hparams.saved import describe, save
+from utils.preflight import check_autoencoder, check_features, check_file, check_output, check_split
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/calc_VQGAN_FID.py --dataset churches --log_dir VQGAN_FID_log --ae_load_dir vqgan_churches "
+    "--ae_load_step 2200000"
+)
+
+
+def main() -> None:
+    settings = parse(ReconstructionExperiment, description=__doc__, example=EXAMPLE)
+    check_autoencoder(settings.source, ema=settings.weights.ema is not False)
+    check_features(settings.features)
+    check_file("--lpips_weights", settings.reconstruction.lpips_weights)
+    check_split(settings.run, settings.real.split)
+    check_output(settings.run)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    calculate(settings)
+
+
+def calculate(settings: ReconstructionExperiment) -> None:
+    """Reconstruct a split, and compare with it as a set and image by image."""
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.devices import pick_device
+    from utils.feature_sources import open_split, real_source
+    from utils.features import build_features
+    from utils.fid import distances
+    from utils.latents import codes_in_use
+    from utils.progress import say
+    from utils.reconstructions import Reconstructions, lpips_if_there
+    from utils.results import record_result
+    from utils.runs import restore_autoencoder
+
+    run, source, sizes = settings.run, settings.source, settings.autoencoder
+    device, folder, split = pick_device(run.device), RunFolder(run.log_dir), settings.real.split
+    extractor = build_features(settings.features, device)
+    autoencoder, ae_file = restore_autoencoder(
+        sizes, source.ae_load_dir, source.ae_load_step, ema=settings.weights.ema is not False, device=device
+    )
+    if not run.quiet:
+        say(f"autoencoder from {ae_file}")
+    data = open_split(run, split, sizes.img_size).first(settings.reconstruction.n_samples)
+    real = real_source(run, extractor, data, split)
+    check_image_count(settings, real.n, real.where)
+    lpips = lpips_if_there(settings, device, say)
+    save(settings, folder.hparams)
+
+    reconstructions = Reconstructions(settings, folder, autoencoder, ae_file, data, extractor, lpips)
+    codes = reconstructions.codes()
+    features, quality = reconstructions.compute(codes)
+    values = distances(features, real.compute(), settings.kid) | quality | codes_in_use(codes, sizes.codebook_size)
+    conditions = {"metric": "reconstruction FID", **real.conditions, "autoencoder": str(ae_file)}
+    if lpips:
+        conditions["lpips_net"] = settings.reconstruction.lpips_net
+    print(record_result(folder.results, conditions, values))
+    print(f"originals over reconstructions: {reconstructions.picture(codes)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,197 @@
+"""FID, PRDC and reconstructions from a shell, and what an interruption or another seed does to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from torch import Tensor, nn
+
+import utils.feature_sources as sources
+from experiments import calc_FID
+from hparams.cli import parse
+from hparams.experiments import FIDExperiment
+from models.r64 import R64
+from utils.datasets import open_images
+from utils.features import FeatureExtractor
+from utils.pictures import save_png
+
+N = 12
+VAL = "--toy_images 96 {EVERYWHERE} --batch_size 8 --split val"  # 64 images
+FID = f"experiments/calc_FID.py --dataset toy_churches {VAL} --kid_subset_size 10 --kid_subsets 5"
+PRDC = f"experiments/calc_PRDC.py --dataset toy_churches {VAL}"
+
+
+def entries(shell: Any, run: str) -> list[dict[str, dict[str, Any]]]:
+    return json.loads((shell.logs / run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def scored(toy: Any, new_shell: Any) -> Any:
+    """A shell beside the toy runs, in which each script has run."""
+    shell = new_shell()
+    shell.logs.symlink_to(toy.logs)
+    (shell.folder / "data").symlink_to(toy.folder / "data")
+    shell.printed = shell.abreast(
+        [
+            f"{FID} --load_dir absorbing --log_dir scored/fid --n_samples {N} --save_images --temp 0.9",
+            f"{FID} --log_dir scored/folder --fake_images_path logs/scored/fid/images/samples --img_size 16",
+        ],
+        [
+            f"{PRDC} --load_dir autoregressive --sampler autoregressive --log_dir scored/prdc --n_samples {N} --amp",
+            f"experiments/calc_VQGAN_FID.py {VAL} --ae_load_dir vqgan --log_dir scored/recs --n_samples {N} "
+            "--kid_subset_size 10 --lpips_net vgg",
+        ],
+    )
+    return shell
+
+
+def test_results_name_all_that_they_depend_on(scored: Any) -> None:
+    (entry,) = entries(scored, "scored/fid")
+    assert entry["conditions"] == {
+        "metric": "FID",
+        "features": "r64",
+        "feature_weights": "fixed",
+        "dataset": "toy_churches",
+        "split": "val",
+        "img_size": 16,
+        "n_real": 64,
+        "n_fake": N,
+        "temp": 0.9,
+        "sample_steps": 16,
+        "seed": 0,
+        "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
+        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
+    }
+    assert list(entry["values"]) == ["fid", "kid", "kid_std"]
+    line = scored.printed[0][0].splitlines()[-1]
+    assert line.startswith(f"fid {entry['values']['fid']:.4g}, kid ")
+    for name, value in entry["conditions"].items():
+        assert f"{name} {value:g}" in line if isinstance(value, float) else f"{name} {value}" in line
+
+
+def test_saved_images_score_the_same(scored: Any) -> None:
+    """Also by torch-fidelity itself, with R64 as an extractor of the user's own."""
+    images = scored.logs / "scored/fid/images/samples"
+    assert len(list(images.iterdir())) == N
+    streamed, read = (entries(scored, f"scored/{run}")[0]["values"] for run in ("fid", "folder"))
+    assert read == pytest.approx(streamed, rel=1e-4)
+
+    where = scored.folder / "datasets.yaml"
+    real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    for i in range(len(real)):
+        save_png(scored.folder / "real" / f"{i:03d}.png", real[i])
+    torch_fidelity.register_feature_extractor("r64", R64)
+    expected = torch_fidelity.calculate_metrics(
+        input1=str(images),
+        input2=str(scored.folder / "real"),
+        cuda=False,
+        fid=True,
+        feature_extractor="r64",
+        save_cpu_ram=True,
+        verbose=False,
+        cache=False,
+    )
+    assert streamed["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+
+
+def test_prdc_of_the_other_prior(scored: Any) -> None:
+    (entry,) = entries(scored, "scored/prdc")
+    assert entry["conditions"]["metric"] == "PRDC"
+    assert entry["conditions"]["nearest_k"] == 3
+    assert entry["conditions"]["n_real"] == entry["conditions"]["n_fake"] == N
+    assert "sample_steps" not in entry["conditions"]  # it has none
+    assert list(entry["values"]) == ["precision", "recall", "density", "coverage"]
+
+
+def test_reconstructions(scored: Any) -> None:
+    (entry,) = entries(scored, "scored/recs")
+    assert entry["conditions"]["metric"] == "reconstruction FID"
+    values = entry["values"]
+    assert 5 < values["psnr_db"] < 50
+    assert -1 <= values["ssim"] < 1
+    assert 0 < values["codebook_used"] <= 1
+    assert 1 <= values["codebook_perplexity"] <= 32
+    assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.printed[1][1])
+    assert (scored.logs / "scored/recs/images/originals_over_reconstructions.png").exists()
+
+
+class Means(nn.Module):
+    """Twelve pixels of an image: an extractor that takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (images[:, :, ::8, ::8].flatten(1).float(),)
+
+
+@pytest.fixture
+def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Runs calc_FID in this process, with quick features and run folders of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    for name in ("vqgan", "absorbing", "autoregressive"):
+        (tmp_path / "logs" / name).symlink_to(toy.logs / name)
+    (tmp_path / "data").symlink_to(toy.folder / "data")
+    monkeypatch.setattr(sources, "build_features", lambda *_: FeatureExtractor("r64", "test", Means()))
+
+    def run(words: str) -> dict[str, Any]:
+        common = f"--dataset toy_churches {VAL} --n_samples 30 --kid_subset_size 20 --quiet"
+        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0")
+        settings = parse(FIDExperiment, f"{common} {words}".split(), description="", example="")
+        calc_FID.calculate(settings)
+        return json.loads(Path("logs", settings.run.log_dir, "results.json").read_text())[-1]["values"]
+
+    return run
+
+
+@pytest.mark.parametrize("prior", ["absorbing", "autoregressive"])
+def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyPatch, prior: str) -> None:
+    words = f"--sampler {prior} --load_dir {prior}"
+    whole = score(f"{words} --log_dir whole")
+    assert score(f"{words} --log_dir again") == whole
+    assert score(f"{words} --log_dir seed --seed 1") != whole
+
+    draw, asked = sources.id_batches, []
+
+    def interrupted(*args: Any) -> Iterator[Tensor]:
+        asked.append(args[-1])
+        for number, ids in enumerate(draw(*args)):
+            if len(asked) == 1 and number == 2:
+                raise KeyboardInterrupt
+            yield ids
+
+    monkeypatch.setattr(sources, "id_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(f"{words} --log_dir broken")
+    assert not list(Path("logs/broken/samples").glob("*.npy"))
+    assert score(f"{words} --log_dir broken") == whole
+    assert asked == [range(30), range(16, 30)]
+    assert score(f"{words} --log_dir broken") == whole
+    assert len(asked) == 2  # they are kept
+
+
+def test_given_codes_are_decoded(score: Any) -> None:
+    """Those that were sampled, from a file."""
+    drawn = score("--load_dir absorbing --log_dir drawn")
+    (file,) = Path("logs/drawn/samples").glob("*.npy")
+    torch.save(torch.from_numpy(np.load(file).astype(np.int64)), "codes.pt")
+    for path in (file, "codes.pt"):
+        assert score(f"--ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
+
+
+def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any) -> None:
+    where = toy.folder / "datasets.yaml"
+    real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    for i in range(len(real)):
+        save_png(Path("same") / f"{i:03d}.png", real[i])
+    values = score("--fake_images_path same --log_dir same --img_size 16")
+    assert abs(values["fid"]) < 1e-3 * score("--load_dir absorbing --log_dir other")["fid"]

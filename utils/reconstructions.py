@@ -1,0 +1,152 @@
+"""Images through an autoencoder and back: their features, and how close they are one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hparams.experiments import ReconstructionExperiment
+from models.autoencoder import VQAutoEncoder
+from models.similarity import SSIM_WINDOW, psnr, ssim
+from utils.batches import eval_batches
+from utils.datasets import ImageData
+from utils.devices import pick_amp_dtype
+from utils.feature_cache import content_key
+from utils.features import FeatureExtractor
+from utils.files import sha256_of
+from utils.growing_array import growing_array, made_array
+from utils.latents import cached_latents
+from utils.perceptual import LPIPS, load_lpips
+from utils.pictures import comparison_rows, image_grid, save_png, to_uint8
+from utils.progress import Progress, say
+from utils.run_folder import RunFolder
+from utils.sampling import decode_images
+from utils.weights import NoWeightsError
+
+QUALITIES = ("psnr_db", "ssim", "lpips")
+_LPIPS_MIN_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
+_ROWS = 32  # originals in the picture of them and their reconstructions
+
+
+class Reconstructions:
+    """The first images of a split and their reconstructions, by 8 bits each; what is computed is kept in `folder`."""
+
+    def __init__(
+        self,
+        settings: ReconstructionExperiment,
+        folder: RunFolder,
+        autoencoder: VQAutoEncoder,
+        ae_file: Path,
+        data: ImageData,
+        extractor: FeatureExtractor,
+        lpips: LPIPS | None,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._autoencoder = autoencoder
+        self._ae_file = ae_file
+        self._data = data
+        self._extractor = extractor
+        self._lpips = lpips
+        run = settings.run
+        self._amp_dtype = pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)
+
+    def codes(self) -> np.ndarray:
+        """[n,N], from the cache in the autoencoder's run folder."""
+        run = self._settings.run
+        return cached_latents(
+            RunFolder(str(self._settings.source.ae_load_dir)).latents,
+            self._autoencoder,
+            self._data,
+            flip=False,
+            batch_size=run.batch_size,
+            num_workers=run.num_workers,
+            say=say if not run.quiet else lambda _: None,
+        )
+
+    def compute(self, codes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """Features [n,d] of the reconstructions, and means over the images of what compares them one by one."""
+        extractor, reconstruction = self._extractor, self._settings.reconstruction
+        lpips = f"{reconstruction.lpips_net} {reconstruction.lpips_weights}" if self._lpips else None
+        made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
+        stem = content_key("reconstructions 1", *made_from, extractor.name, extractor.weights)
+        files = [self._folder.features / f"{stem}{end}.npy" for end in ("", "-quality")]
+        # The features appear last, so that whoever finds them finds the qualities too.
+        features, quality = (made_array(file, lambda: self._fill(files, codes), mode="c") for file in files)
+        means = quality.mean(0, dtype=np.float64)
+        return features, {name: float(mean) for name, mean in zip(QUALITIES, means, strict=True) if not np.isnan(mean)}
+
+    def picture(self, codes: np.ndarray) -> Path:
+        """Write a grid of the first originals over their reconstructions."""
+        originals = torch.from_numpy(np.stack([self._data[i] for i in range(min(_ROWS, len(self._data)))]))
+        pairs, columns = comparison_rows(originals, self._decode(codes[: len(originals)]))
+        path = self._folder.images / "originals_over_reconstructions.png"
+        save_png(path, image_grid(pairs, columns))
+        return path
+
+    def _fill(self, files: list[Path], codes: np.ndarray) -> None:
+        run, extractor, n = self._settings.run, self._extractor, len(self._data)
+        with (
+            growing_array(files[0], (n, extractor.width), np.float32) as features,
+            growing_array(files[1], (n, len(QUALITIES)), np.float32) as quality,
+        ):
+            features.done = quality.done = min(features.done, quality.done)
+            batches = eval_batches(self._data, run.batch_size, run.num_workers, start=features.done)
+            what = f"{extractor.name} of reconstructions"
+            with Progress(what, n, "image", done=features.done, quiet=run.quiet) as progress:
+                for batch in batches:
+                    rows = slice(features.done, features.done + len(batch))
+                    images = self._decode(codes[rows])
+                    features.values[rows] = extractor(images).cpu().numpy()
+                    quality.values[rows] = self._compare(batch.to(images.device), images).cpu().numpy()
+                    features.advance(len(batch))
+                    quality.advance(len(batch))
+                    progress.update(len(batch))
+
+    def _decode(self, codes: np.ndarray) -> Tensor:
+        ids = torch.from_numpy(codes.astype(np.int64)).to(self._extractor.device)
+        return to_uint8(decode_images(self._autoencoder, ids, self._amp_dtype))
+
+    @torch.no_grad()
+    def _compare(self, originals: Tensor, images: Tensor) -> Tensor:
+        """uint8 [B,3,S,S], twice → [B, QUALITIES] float32; NaN for what cannot be said."""
+        x, y = originals.float() / 255, images.float() / 255
+        unknown = x.new_full((len(x),), torch.nan)
+        return torch.stack(
+            [
+                psnr(x, y),
+                ssim(x, y) if x.shape[-1] >= SSIM_WINDOW else unknown,
+                self._lpips(x, y).flatten() if self._lpips else unknown,
+            ],
+            dim=1,
+        )
+
+
+def lpips_if_there(
+    settings: ReconstructionExperiment, device: torch.device, say: Callable[[str], None]
+) -> LPIPS | None:
+    """LPIPS as the settings name it, or None after a line that says why not.
+
+    Raises:
+        UserError: a file was named, and is not usable.
+    """
+    reconstruction, side = settings.reconstruction, settings.autoencoder.img_size
+    net = reconstruction.lpips_net
+    if side < _LPIPS_MIN_SIDE[net]:
+        say(f"no LPIPS: --lpips_net {net} needs images of at least {_LPIPS_MIN_SIDE[net]} pixels")
+        return None
+    try:
+        network = load_lpips(
+            net,
+            reconstruction.lpips_weights,
+            what=f"the weights of --lpips_net {net}",
+            instead="name a file by --lpips_weights",
+        )
+    except NoWeightsError as error:
+        say(f"no LPIPS: {error}")
+        return None
+    return LPIPS(network, device, symmetric=True)
