@@ -8,12 +8,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 from utils.results import FILE_NAME, read_results
 from utils.run_folder import ABSORBING, VQGAN, RunFolder
 from utils.run_log import read_metrics
 
-AUTOENCODER, PRIOR, SAMPLES = "demo/vqgan", "demo/absorbing", "demo/samples"
+AUTOENCODER, PRIOR, SAMPLES, SCORES = "demo/vqgan", "demo/absorbing", "demo/samples", "demo/scores"
 
 TRAIN_VQGAN = f"train_vqgan.py --dataset toy_churches --log_dir {AUTOENCODER} --amp --ema"
 TRAIN_PRIOR = (
@@ -24,8 +25,11 @@ GET_SAMPLES = (
     f"experiments/get_samples.py --sampler absorbing --dataset toy_churches --log_dir {SAMPLES} "
     f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9"
 )
-
 MODELS = f"--sampler absorbing --dataset toy_churches --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema"
+# Both compare the same 500 samples, which the first one draws, with validation images.
+_SCORED = f"{MODELS} --log_dir {SCORES} --n_samples 500 --temp 0.9 --split val"
+CALC_FID = f"experiments/calc_FID.py {_SCORED}"
+CALC_PRDC = f"experiments/calc_PRDC.py {_SCORED}"
 LIKELIHOOD = f"experiments/calc_approximate_ELBO.py {MODELS} --log_dir demo/nll"
 NEIGHBOURS = (
     f"experiments/calc_nearest_neighbours.py {MODELS} --log_dir demo/neighbours --n_samples 8 --top_k 7 "
@@ -37,10 +41,8 @@ LARGER = f"experiments/generate_big_samples.py {MODELS} --log_dir demo/big_sampl
 def main() -> None:
     run(TRAIN_VQGAN + (" --resume" if RunFolder(AUTOENCODER).state_steps(VQGAN) else ""))
     run(TRAIN_PRIOR + (" --resume" if RunFolder(PRIOR).state_steps(ABSORBING) else ""))
-    run(GET_SAMPLES)
-    run(LIKELIHOOD)
-    run(NEIGHBOURS)
-    run(LARGER)
+    for command in (GET_SAMPLES, CALC_FID, CALC_PRDC, LIKELIHOOD, NEIGHBOURS, LARGER):
+        run(command)
     print(report())
 
 
@@ -52,6 +54,12 @@ def run(command: str) -> None:
         sys.exit(done.returncode)
 
 
+def values_of(log_dir: str, metric: str | None = None) -> dict[str, Any]:
+    """The newest numbers in a run's results, or the newest of a metric."""
+    results = read_results(RunFolder(log_dir).path / FILE_NAME)
+    return [entry["values"] for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
+
+
 def report() -> str:
     """Figures and pictures of the finished runs."""
     vqgan, prior, samples = RunFolder(AUTOENCODER), RunFolder(PRIOR), RunFolder(SAMPLES)
@@ -61,7 +69,8 @@ def report() -> str:
     bound = [line for line in lines if line["split"] == "val"][-1]
     grid = vqgan.images / f"originals_over_reconstructions_{reconstruction['step']}.png"
     psnr, used = reconstruction["psnr_db"], reconstruction["codebook_used"]
-    likelihood = read_results(RunFolder("demo/nll").path / FILE_NAME)[-1]["values"]
+    likelihood = values_of("demo/nll")
+    fid, prdc = (values_of(SCORES, metric) for metric in ("FID", "PRDC"))
     uniform, marginal = codes["log2_codebook_size"], codes["marginal_entropy_bits_per_token"]
     return f"""
 Validation images, autoencoder:  PSNR {psnr:.2f} dB, {used:.0%} of the codebook in use
@@ -69,6 +78,11 @@ Validation codes, prior:         ELBO {bound["elbo_bits_per_token"]:.3f} bits pe
   to compare with:               log2 K = {uniform:.3f}, entropy of the codes' marginal distribution = {marginal:.3f}
 Validation images, both stages:  ELBO {likelihood["bits_per_dim"]:.3f} ± {likelihood["standard_error"]:.3f} bits per \
 dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["code_bits_per_dim"]:.3f})
+
+500 samples beside validation images, by features of a random VGG16 (R64):
+  FID {fid["fid"]:.3f}, KID {fid["kid"]:.4f}
+  precision {prdc["precision"]:.2f}, recall {prdc["recall"]:.2f}
+  density {prdc["density"]:.2f}, coverage {prdc["coverage"]:.2f}
 
 Originals over reconstructions:  {grid}
 64 samples:                      {samples.images / "samples_000.png"}

@@ -1,6 +1,6 @@
 """Time and memory of PRDC at the paper's size, and its agreement with the prdc package where that fits.
 
-    python benchmarks/measure_prdc.py --n 50000 --d 2048 --out benchmarks/results/prdc_50000x2048.json
+    python -m benchmarks.measure_prdc --n 50000 --d 2048 --out benchmarks/results/prdc_50000x2048.json
 
 Features are drawn from a Gaussian whose variances fall as 1/i, as those of trained networks do.
 """
@@ -11,18 +11,17 @@ import argparse
 import contextlib
 import io
 import json
-import platform
 import resource
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import prdc
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.measure import environment
 from utils.prdc import block_count, compute_prdc
 
 
@@ -52,19 +51,15 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         package = prdc.compute_prdc(few_real.numpy(), few_fake.numpy(), args.nearest_k)
     result = {
-        "command": " ".join(["python", *sys.argv]),
         "values": values,
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
         "peak_rss_gib": round(peak, 2),
         "largest_difference_from_prdc_package": max(abs(ours[name] - float(package[name])) for name in ours),
         "compared_at_n": min(args.check_n, args.n),
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_model(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
+        "environment": {
+            **environment(real.device),
+            "command": " ".join(["python -m benchmarks.measure_prdc", *sys.argv[1:]]),
         },
     }
     text = json.dumps(result, indent=2)
@@ -72,14 +67,6 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n")
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

@@ -30,14 +30,16 @@ def calculate(settings: FIDExperiment) -> None:
     from utils.devices import pick_device
     from utils.feature_sources import open_sources
     from utils.fid import distances
-    from utils.results import record_result
+    from utils.files import sole_writer
+    from utils.results import FILE_NAME, record_result
 
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     generated, real = open_sources(settings, folder, pick_device(run.device), as_many=False)
-    save(settings, folder.hparams)
-    values = distances(generated.compute(), real.compute(), settings.kid)
-    conditions = {"metric": "FID", **real.conditions, **generated.conditions}
-    print(record_result(folder.results, conditions, values))
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
+        values = distances(generated.compute(), real.compute(), settings.kid)
+        conditions = {"metric": "FID", **real.conditions, **generated.conditions}
+        print(record_result(folder.path / FILE_NAME, conditions, values))
 
 
 if __name__ == "__main__":

@@ -29,16 +29,18 @@ def calculate(settings: PRDCExperiment) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.devices import pick_device
     from utils.feature_sources import open_sources
+    from utils.files import sole_writer
     from utils.prdc import prdc_of_arrays
-    from utils.results import record_result
+    from utils.results import FILE_NAME, record_result
 
     run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=True)
-    save(settings, folder.hparams)
-    values = prdc_of_arrays(real.compute(), generated.compute(), nearest_k, device, quiet=run.quiet)
-    conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-    print(record_result(folder.results, {**conditions, "nearest_k": nearest_k}, vars(values)))
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
+        values = prdc_of_arrays(real.compute(), generated.compute(), nearest_k, device, quiet=run.quiet)
+        conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
+        print(record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values)))
 
 
 if __name__ == "__main__":

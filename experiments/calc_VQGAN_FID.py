@@ -35,10 +35,11 @@ def calculate(settings: ReconstructionExperiment) -> None:
     from utils.feature_sources import open_split, real_source
     from utils.features import build_features
     from utils.fid import distances
+    from utils.files import sole_writer
     from utils.latents import codes_in_use
     from utils.progress import say
     from utils.reconstructions import Reconstructions, lpips_if_there
-    from utils.results import record_result
+    from utils.results import FILE_NAME, record_result
     from utils.runs import restore_autoencoder
 
     run, source, sizes = settings.run, settings.source, settings.autoencoder
@@ -49,21 +50,22 @@ def calculate(settings: ReconstructionExperiment) -> None:
     )
     if not run.quiet:
         say(f"autoencoder from {ae_file}")
-    data = open_split(run, split, sizes.img_size).first(settings.reconstruction.n_samples)
-    real = real_source(run, extractor, data, split)
+    data, most = open_split(run, split, sizes.img_size), settings.reconstruction.n_samples
+    real = real_source(run, extractor, data, split, most)
     check_image_count(settings, real.n, real.where)
     lpips = lpips_if_there(settings, device, say)
-    save(settings, folder.hparams)
+    with sole_writer(folder.path):
+        save(settings, folder.hparams)
 
-    reconstructions = Reconstructions(settings, folder, autoencoder, ae_file, data, extractor, lpips)
-    codes = reconstructions.codes()
-    features, quality = reconstructions.compute(codes)
-    values = distances(features, real.compute(), settings.kid) | quality | codes_in_use(codes, sizes.codebook_size)
-    conditions = {"metric": "reconstruction FID", **real.conditions, "autoencoder": str(ae_file)}
-    if lpips:
-        conditions["lpips_net"] = settings.reconstruction.lpips_net
-    print(record_result(folder.results, conditions, values))
-    print(f"originals over reconstructions: {reconstructions.picture(codes)}")
+        reconstructions = Reconstructions(settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips)
+        codes = reconstructions.codes()
+        features, quality = reconstructions.compute(codes)
+        values = distances(features, real.compute(), settings.kid) | quality | codes_in_use(codes, sizes.codebook_size)
+        conditions = {"metric": "reconstruction FID", **real.conditions, "autoencoder": str(ae_file)}
+        if lpips:
+            conditions["lpips_net"] = settings.reconstruction.lpips_net
+        print(record_result(folder.path / FILE_NAME, conditions, values))
+        print(f"originals over reconstructions: {reconstructions.picture(codes)}")
 
 
 if __name__ == "__main__":

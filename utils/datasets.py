@@ -194,7 +194,7 @@ def open_folder(folder: Path, *, img_size: int, flag: str) -> ImageData:
         UserError: no such folder, or no images in it; `flag` is what to correct.
     """
     paths = DatasetPaths("images", str(folder), Path(), flag)
-    return ImageData("images", _FolderStore(_files_of_split(paths, "all", hold_out=False)), img_size)
+    return ImageData("images", _folder_split(paths, "all", hold_out=False), img_size)
 
 
 def check_images(

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.features import FeatureExtractor
-from utils.growing_array import growing_array, made_array
+from utils.growing_array import growing_array, made_array, read_array
 from utils.progress import Progress
 
 
@@ -45,19 +45,25 @@ def data_features(
     folder: Path,
     extractor: FeatureExtractor,
     data: ImageData,
+    most: int | None = None,
     *,
     batch_size: int,
     num_workers: int,
     what: str,
     quiet: bool,
 ) -> np.ndarray:
-    """Features of a data set, as `cached_features`, from a file in `folder`."""
-    path = folder / f"{content_key('features 1', data.fingerprint, extractor.name, extractor.weights)}.npy"
+    """Features of a data set, or of its first `most` images, as `cached_features`, from a file in `folder`."""
+
+    def path(images: ImageData) -> Path:
+        return folder / f"{content_key('features 1', images.fingerprint, extractor.name, extractor.weights)}.npy"
 
     def batches(start: int) -> Iterator[Tensor]:
-        return eval_batches(data, batch_size, num_workers, start=start)
+        return eval_batches(first, batch_size, num_workers, start=start)
 
-    return cached_features(path, extractor, len(data), batches, what=what, quiet=quiet)
+    first = data.first(most)
+    if first is not data and (whole := read_array(path(data), mode="c")):
+        return whole[0][: len(first)]
+    return cached_features(path(first), extractor, len(first), batches, what=what, quiet=quiet)
 
 
 def _compute(

@@ -71,8 +71,8 @@ def open_sources(
         generated = generated or _generated(settings, extractor, folder)
         if not real:
             data = open_split(settings.run, settings.real.split, settings.autoencoder.img_size)
-            data = data.first(generated.n if as_many else None)
-            real = real_source(settings.run, extractor, data, settings.real.split)
+            most = generated.n if as_many else None
+            real = real_source(settings.run, extractor, data, settings.real.split, most)
     for source in (generated, real):
         check_image_count(settings, source.n, source.where)
     if generated.width != real.width:
@@ -89,20 +89,17 @@ def _from_file(flag: str, path: str) -> FeatureSource:
     return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda: features)
 
 
-def real_source(run: RunSettings, extractor: FeatureExtractor, data: ImageData, split: str) -> FeatureSource:
-    """The images of a data set, or of its first ones."""
+def real_source(
+    run: RunSettings, extractor: FeatureExtractor, data: ImageData, split: str, most: int | None = None
+) -> FeatureSource:
+    """The images of a data set, or its first `most`; `split` is what it is called."""
+    n = len(data.first(most))
     return FeatureSource(
-        len(data),
+        n,
         extractor.width,
         f"the {split} split of {data.name}",
-        {
-            **extractor.conditions,
-            "dataset": data.name,
-            "split": split,
-            "img_size": data.img_size,
-            "n_real": len(data),
-        },
-        lambda: _of_data(DATA_FEATURES, run, extractor, data, f"{extractor.name} of real images"),
+        {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
+        lambda: _of_data(DATA_FEATURES, run, extractor, data, f"{extractor.name} of real images", most),
     )
 
 
@@ -198,11 +195,14 @@ def _draw(path: Path, models: TrainedModels, settings: FeatureExperiment) -> Non
                 progress.update(len(ids))
 
 
-def _of_data(folder: Path, run: RunSettings, extractor: FeatureExtractor, data: ImageData, what: str) -> np.ndarray:
+def _of_data(
+    folder: Path, run: RunSettings, extractor: FeatureExtractor, data: ImageData, what: str, most: int | None = None
+) -> np.ndarray:
     return data_features(
         folder,
         extractor,
         data,
+        most,
         batch_size=run.batch_size,
         num_workers=run.num_workers,
         what=what,

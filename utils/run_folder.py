@@ -34,7 +34,6 @@ class RunFolder:
         self.latents = self.path / "latents"
         self.samples = self.path / "samples"
         self.features = self.path / "features"
-        self.results = self.path / "results.json"
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
         """The state dict of a model at a step."""

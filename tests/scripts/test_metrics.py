@@ -123,14 +123,14 @@ def test_reconstructions(scored: Any) -> None:
 
 
 class Means(nn.Module):
-    """Twelve pixels of an image: an extractor that takes no time."""
+    """The colours of an image's quarters: an extractor that takes no time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (images[:, :, ::8, ::8].flatten(1).float(),)
+        return (nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
 
 
 @pytest.fixture

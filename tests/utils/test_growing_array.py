@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from utils import growing_array as module
-from utils.growing_array import GrowingArray, growing_array
+from utils.growing_array import GrowingArray, growing_array, made_array
 
 N = 10
 
@@ -31,7 +32,7 @@ def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
         rows.values[:] = 7
         assert not path.exists()
     assert (np.load(path) == 7).all()
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["way.json", "way.npy"]
 
 
 def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:
@@ -61,3 +62,20 @@ def test_another_shape_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "a.npy", 4)
     assert fill(tmp_path / "a.npy", shape=(N, 2)) == 0
+
+
+def test_what_several_need_is_made_once_and_again_when_it_is_damaged(tmp_path: Path) -> None:
+    path, made = tmp_path / "a.npy", []
+
+    def make() -> None:
+        made.append(fill(path))
+
+    with ThreadPoolExecutor(3) as pool:
+        arrays = list(pool.map(lambda _: made_array(path, make), range(3)))
+    assert made == [0]
+    assert all((array == 1).all() for array in arrays)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    assert (made_array(path, make) == 1).all()
+    assert made == [0, 0]
