@@ -229,7 +229,7 @@ def image_source(stage: Stage) -> Literal["prior", "latents", "images", "feature
 def check_image_count(stage: Stage, images: int, where: str) -> None:
     """There are enough images for a covariance, for KID's subsets, and for every image's neighbours."""
     groups = vars(stage)
-    if images < 2:
+    if images < 2 and ("kid" in groups or "prdc" in groups):
         raise UserError(f"{where} has {images} image, too few to compare: use more images")
     if (kid := groups.get("kid")) and kid.kid_subsets and kid.kid_subset_size > images:
         raise UserError(

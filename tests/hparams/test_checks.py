@@ -102,6 +102,7 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (FIDExperiment, {"latents_path": "x.npy", "ae_load_dir": None}, "--ae_load_dir is required"),
         (PRDCExperiment, {"n_samples": 3}, "--nearest_k 3 is not less than the 3 images of --n_samples: use more"),
         (PRDCExperiment, {"fake_feats": "x", "latents_path": "y"}, "--latents_path and --fake_feats both say"),
+        (FIDExperiment, {"kid_subsets": 0, "n_samples": 1}, "--n_samples has 1 image, too few to compare"),
         (ReconstructionExperiment, {"ae_load_dir": None}, "--ae_load_dir is required"),
         (ReconstructionExperiment, {"n_samples": 999}, "--kid_subset_size 1000 is more than the 999 images"),
         (
@@ -195,5 +196,6 @@ def test_what_is_given_needs_no_trained_models(tmp_path: Path) -> None:
         (FIDExperiment, {"latents_path": "codes.npy", "ae_load_dir": "ae"}),
         (PRDCExperiment, {"fake_feats": "features.npy"}),
         (FIDExperiment, {"kid_subsets": 0, "n_samples": 2, "ae_load_dir": "ae", "load_dir": "prior"}),
+        (SamplesExperiment, {"n_samples": 1, "ae_load_dir": "ae", "load_dir": "prior"}),
     ):
         resolve(stage_class, {"dataset": "churches", **typed}, logs=tmp_path)
