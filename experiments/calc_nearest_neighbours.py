@@ -50,8 +50,11 @@ def find(settings: NeighboursExperiment) -> None:
         save(settings, folder.hparams)
         if not run.quiet:
             say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
-        samples = to_uint8(draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype))
-        list(SampleFiles(folder.images, individually=True).add(samples))
+        images = draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype)
+        files = SampleFiles(folder.images, individually=True)
+        for _ in (*files.add(images), *files.finish()):
+            pass  # each is written
+        samples = to_uint8(images)
         found = search(
             embedding,
             samples.to(models.device),
