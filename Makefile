@@ -9,7 +9,7 @@ UV := $(VENV)/bin/uv
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak lint lock demo clean
+.PHONY: help setup test soak soaktorchrun lint lock demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: setup lint  ## lint, then every test
 
 soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their memory: some minutes
 	$(VENV)/bin/python tests/soak.py
+
+soaktorchrun: setup  ## the same for processes under torchrun, 20 times a stage
+	$(VENV)/bin/python tests/soak_torchrun.py
 
 demo: setup  ## train both stages on small painted churches and draw new ones
 	$(VENV)/bin/python demo.py

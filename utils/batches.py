@@ -97,7 +97,15 @@ def train_batches(
     """
     if order.n != len(data):
         raise ValueError(f"the order is for {order.n} images, the data set has {len(data)}")
-    return _load(data, _Steps(order, start_step), order.batch_size, num_workers, pin_memory, start_method, bad)
+    return _load(
+        data,
+        _Steps(order, start_step),
+        order.batch_size // order.part.count,
+        num_workers,
+        pin_memory,
+        start_method,
+        bad,
+    )
 
 
 def eval_batches(

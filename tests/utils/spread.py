@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,38 @@ AUTOREGRESSIVE = {"sampler": "autoregressive"}
 MICRO = {"disc_start_step": 2, "restart_dead_codes": 0}
 
 
-def cases() -> dict[str, tuple[int, int, str, dict[str, Any]]]:
-    """By name: processes, steps, precision, settings."""
+@dataclass(frozen=True)
+class Case:
+    """What is trained by how many processes, from where."""
+
+    count: int
+    steps: range
+    precision: str
+    settings: dict[str, Any]
+    resumed: str = ""  # the case that it goes on from
+
+
+def cases() -> dict[str, Case]:
+    """By name, in the order in which they are run."""
     found = {}
     for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):
         for precision in ("float32", "float64"):
             for count in (1, 2, 4):
-                found[f"{stage}_{precision}_{count}"] = (count, 30, precision, base)
+                found[f"{stage}_{precision}_{count}"] = Case(count, range(30), precision, base)
     for count in (1, 2):
-        found[f"vqgan_gumbel_{count}"] = (count, 6, "float64", STAGE_1 | GUMBEL)
-        found[f"prior_autoregressive_{count}"] = (count, 6, "float64", STAGE_2 | AUTOREGRESSIVE)
+        found[f"vqgan_gumbel_{count}"] = Case(count, range(6), "float64", STAGE_1 | GUMBEL)
+        found[f"prior_autoregressive_{count}"] = Case(count, range(6), "float64", STAGE_2 | AUTOREGRESSIVE)
     for count, passes in ((1, 1), (1, 4), (2, 2)):
         for stage, base in (("vqgan", STAGE_1 | MICRO), ("prior", STAGE_2)):
-            found[f"{stage}_micro_{count}_{passes}"] = (count, 5, "float64", base | {"accumulate_steps": passes})
-    found["vqgan_local_2"] = (2, 14, "float64", STAGE_1 | {"sync_batchnorm": False})
-    found["prior_compressed_2"] = (2, 30, "float32", STAGE_2 | {"compress_gradients": True})
+            found[f"{stage}_micro_{count}_{passes}"] = Case(
+                count, range(5), "float64", base | {"accumulate_steps": passes}
+            )
+    found["vqgan_local_2"] = Case(2, range(14), "float64", STAGE_1 | {"sync_batchnorm": False})
+    found["prior_compressed_2"] = Case(2, range(30), "float32", STAGE_2 | {"compress_gradients": True})
+    for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):  # the first ten steps are those of 4 processes
+        found[f"{stage}_resumed_4"] = Case(4, range(10), "float64", base)
+        found[f"{stage}_resumed_1"] = Case(1, range(10, 20), "float64", base, f"{stage}_resumed_4")
+        found[f"{stage}_resumed_2"] = Case(2, range(20, 30), "float64", base, f"{stage}_resumed_1")
     return found
 
 
@@ -88,7 +106,16 @@ def codes(step: int, n: int = GLOBAL_BATCH) -> Tensor:
     return torch.randint(4, (n, 16), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
 
 
-def train(ranks: Ranks, name: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+def go_on(trainer: Any, end: dict[str, Any] | None) -> None:
+    """Put a trainer to where another one ended."""
+    if end:
+        for ema, model in trainer.models().items():
+            model.load_state_dict(end["models"][str(ema)])
+        trainer.load_state_dict(end["trainer"])
+
+
+def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> dict[str, Any]:
+    steps, changes = case.steps, case.settings
     torch.manual_seed(0)
     mine = slice(*(GLOBAL_BATCH // ranks.count * rank for rank in (ranks.rank, ranks.rank + 1)))
     if name.startswith("vqgan"):
@@ -97,14 +124,16 @@ def train(ranks: Ranks, name: str, steps: int, changes: dict[str, Any]) -> dict[
         trainer: Any = VQGANTrainer(stage, vqgan, CPU, None, ranks)
         if "micro" in name:
             vqgan.disc.eval()  # micro-batches have statistics of their own
-        losses = [trainer.step(images(step)[mine], step) for step in range(steps)]
+        go_on(trainer, end)
+        losses = [trainer.step(images(step)[mine], step) for step in steps]
         held_out = torch.cat([images(100), images(101)])[:13]
         validation = trainer.validate([held_out[list(ranks.share(13))]])
     else:
         prior_stage = resolve(PriorStage, changes)
         prior = build_prior(prior_stage.prior, prior_stage.autoencoder.codebook_size)
         trainer = PriorTrainer(prior_stage, prior, CPU, None, ranks)
-        losses = [trainer.step(codes(step)[mine], step) for step in range(steps)]
+        go_on(trainer, end)
+        losses = [trainer.step(codes(step)[mine], step) for step in steps]
         validation = trainer.validate(codes(100, 13), batch_size=3)
     return {
         "losses": [{term: value.item() for term, value in step.items()} for step in losses],
@@ -114,15 +143,20 @@ def train(ranks: Ranks, name: str, steps: int, changes: dict[str, Any]) -> dict[
     }
 
 
-def work(rank: int, port: int, out: Path, name: str, case: tuple[int, int, str, dict[str, Any]]) -> None:
-    count, steps, precision, changes = case
+def work(rank: int, port: int, out: Path, name: str, case: Case) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if precision == "float64":  # the product's code as it is: float32, where it is asked for, is float64
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(case.count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if case.precision == "float64":  # the product's code as it is: float32, where it is asked for, is float64
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     with joined(CPU, backend="auto", timeout_s=60) as ranks:
-        torch.save(train(ranks, name, steps, changes), out / f"{name}.{rank}.pt")
+        end = torch.load(out / f"{case.resumed}.0.pt", weights_only=True) if case.resumed else None
+        torch.save(train(ranks, name, case, end), out / f"{name}.{rank}.pt")
 
 
 def main() -> None:
@@ -134,7 +168,7 @@ def main() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         children = []
-        for rank in range(case[0]):
+        for rank in range(case.count):
             if (child := os.fork()) == 0:
                 work(rank, port, out, name, case)
                 os._exit(0)

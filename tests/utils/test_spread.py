@@ -61,6 +61,14 @@ def test_in_float64_the_final_weights_are_those_of_one_process(load: Load, sever
     assert got["validation"] == pytest.approx(expected["validation"], rel=1e-10)
 
 
+@pytest.mark.parametrize("stage", ["vqgan", "prior"])
+def test_4_then_1_then_2_processes_end_as_one_that_nobody_disturbed(load: Load, stage: str) -> None:
+    got, expected = load(f"{stage}_resumed_2"), load(f"{stage}_float64_1")
+    assert_same_end(got, expected, 1e-10)
+    for number, terms in enumerate(expected["losses"][20:]):
+        assert got["losses"][number] == pytest.approx(terms, rel=1e-9, abs=1e-12), number
+
+
 def test_the_float64_runs_were_in_float64_and_used_every_part(load: Load) -> None:
     vqgan, prior = load("vqgan_float64_4"), load("prior_float64_4")
     for run in (vqgan, prior):

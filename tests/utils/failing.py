@@ -1,0 +1,127 @@
+"""Processes that fail in several ways, for `test_distributed.py`: python failing.py OUT_FOLDER
+
+Imports torch once and forks. Each way leaves, per rank, `<way>.<rank>`: what it printed, its status and its seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hparams.cli import run_script
+from hparams.errors import RunError, UserError
+from utils.distributed import Ranks, joined
+
+COUNT = 3
+
+
+def dies(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(ranks: Ranks) -> None:
+    if ranks.rank == 2:
+        time.sleep(14)
+        os._exit(71)  # what torchrun would do to it
+
+
+def meets_bad_data(ranks: Ranks) -> None:
+    if ranks.rank == 2:
+        raise UserError("photos/7.jpg cannot be read")
+
+
+def breaks(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise KeyError("a bug")
+
+
+def all_fail_alike(ranks: Ranks) -> None:
+    raise RunError("100 updates in a row had gradients that are not finite")
+
+
+def shares(ranks: Ranks) -> None:
+    """Not a failure: what processes tell each other."""
+    n = 8
+    rows = torch.tensor([[i, 10 * i] for i in ranks.share(n)])
+    assert ranks.gather_shares(rows, n).tolist() == [[i, 10 * i] for i in range(n)]
+    few = torch.tensor([[i] for i in ranks.share(1)], dtype=torch.int64).reshape(-1, 1)
+    assert ranks.gather_shares(few, 1).tolist() == [[0]]
+    assert ranks.gather(torch.full((2,), ranks.rank)).tolist() == [0, 0, 1, 1, 2, 2]
+    assert ranks.sum(torch.tensor(0.1, dtype=torch.float64)).item() == 0.1 + 0.1 + 0.1
+    assert ranks.agree(ranks.rank, -ranks.rank) == (2, 0)
+    assert ranks.from_first(lambda: f"made by {ranks.rank}") == "made by 0"
+    assert ranks.gather_objects({ranks.rank}) == [{0}, {1}, {2}]
+
+
+WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares)
+
+
+def work(way: int, rank: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    sys.argv = ["train_vqgan.py"]
+
+    def main() -> None:
+        with joined(torch.device("cpu"), backend="auto", timeout_s=5) as ranks:
+            ranks.wait()
+            WAYS[way](ranks)
+            ranks.mean(torch.zeros(3))
+
+    run_script(main)
+
+
+def start(way: int, port: int, out: Path) -> dict[int, Path]:
+    """Fork the processes of a way; process id → its file."""
+    children = {}
+    for rank in range(COUNT):
+        file = out / f"{WAYS[way].__name__}.{rank}"
+        if (child := os.fork()) == 0:
+            with file.with_suffix(f".{rank}.err").open("w") as err:
+                os.dup2(err.fileno(), 2)
+                try:
+                    work(way, rank, port)
+                except SystemExit as end:
+                    sys.stderr.flush()
+                    os._exit(int(end.code or 0))
+                except BaseException as error:
+                    print(repr(error), file=sys.stderr, flush=True)
+                    os._exit(70)
+        children[child] = file
+    return children
+
+
+def host_stores() -> tuple[int, list[int]]:
+    """A process that holds a store for each way, as torchrun does, and their ports."""
+    reader, writer = os.pipe()
+    if (host := os.fork()) == 0:
+        stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in WAYS]
+        os.write(writer, json.dumps([store.port for store in stores]).encode())
+        time.sleep(600)
+        os._exit(0)
+    return host, json.loads(os.read(reader, 4096))
+
+
+def main() -> None:
+    out, began = Path(sys.argv[1]), time.monotonic()
+    host, ports = host_stores()
+    children = {pid: file for way, port in enumerate(ports) for pid, file in start(way, port, out).items()}
+    for _ in range(len(children)):
+        pid, status = os.wait()
+        file = children[pid]
+        said = file.with_suffix(f"{file.suffix}.err").read_text()
+        seconds = time.monotonic() - began
+        outcome = {"status": os.waitstatus_to_exitcode(status), "said": said, "seconds": seconds}
+        file.write_text(json.dumps(outcome))
+    os.kill(host, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
