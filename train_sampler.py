@@ -34,7 +34,7 @@ def train(settings: PriorStage) -> None:
     from models.absorbing import AbsorbingDiffusion
     from utils.batches import BatchOrder
     from utils.building import build_prior, open_data
-    from utils.devices import pick_amp_dtype, pick_device
+    from utils.devices import pick_amp_dtype, pick_device, rows
     from utils.distributed import joined
     from utils.latents import code_statistics, encode_split
     from utils.prior_trainer import PriorTrainer
@@ -68,7 +68,7 @@ def train(settings: PriorStage) -> None:
             data = f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
             run.introduce(trainer, amp_dtype, data)
             run.baselines(code_statistics(ids, codebook_size))
-            batches = (ids[order.indices(step)] for step in itertools.count(run.start))
+            batches = (rows(ids, order.indices(step)) for step in itertools.count(run.start))
             for step, batch in run.steps(batches):
                 metrics = trainer.step(batch, step)
                 done = step + 1

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 Run = Callable[[], Any]
 
@@ -98,7 +98,9 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            self.total += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        elif count := flop_registry.get(func._overloadpacket):
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 

@@ -17,7 +17,7 @@ from utils.seeding import make_generator
 LARGEST = 8
 
 WHY = {
-    "aten::mm": "the products of the linear layers, backward: the work itself",
+    "aten::mm": "the products of the linear layers, backward, and of the head: the work itself",
     "aten::addmm": "the products of the linear layers, forward: the work itself",
     "aten::bmm": "the attention's two products: the work itself",
     "aten::mkldnn_convolution": "convolutions, forward: the work itself",
@@ -35,8 +35,15 @@ WHY = {
     "aten::gelu_backward": "activation; bound by memory",
     "aten::silu": "activation; bound by memory",
     "aten::silu_backward": "activation; bound by memory",
-    "aten::_foreach_addcmul_": "Adam",
-    "aten::_foreach_lerp_": "Adam and the average",
+    "aten::lerp_": "Adam's first moment; bound by memory, and smaller the larger the batch",
+    "aten::addcmul_": "Adam's second moment; likewise",
+    "aten::div": "Adam's denominator; likewise",
+    "aten::_fused_adam_": "Adam; bound by memory",
+    "aten::_foreach_lerp_": "the average; bound by memory",
+    "aten::exponential_": "noise for every code of every token at every step",
+    "aten::gather": "picking the places that are due",
+    "aten::_slow_conv2d_forward": "convolutions of a single image on one thread, without oneDNN",
+    "aten::_slow_conv2d_backward": "convolutions of a single image on one thread, without oneDNN",
     "aten::sum": "bias gradients and reductions",
 }
 

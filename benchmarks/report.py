@@ -15,7 +15,7 @@ OPEN_ON_GPU = [  # what is to be reached there, and stays open until it is measu
 ]
 
 
-def write_report(folder: Path) -> None:
+def write_report(folder: Path, plot: Path = PLOT) -> None:
     """From `results/*.json` of a folder of benchmarks."""
     results = {
         name: json.loads(path.read_text()) for name in TITLES if (path := folder / f"results/{name}.json").exists()
@@ -41,7 +41,7 @@ def write_report(folder: Path) -> None:
         parts += [f"| {work} | {target} | open |" for work, target in OPEN_ON_GPU]
     (folder / "README.md").write_text("\n".join(parts) + "\n")
     if results:
-        _plot(results)
+        _plot(results, plot)
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def _profiles(profiles: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _plot(results: dict[str, Any]) -> None:
+def _plot(results: dict[str, Any], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,6 +117,6 @@ def _plot(results: dict[str, Any]) -> None:
     axes.set_xlim(0.5, 2.2 * max(values))
     axes.set_xlabel(f"times faster than the published algorithm ({TITLES[name]})")
     axes.spines[["top", "right"]].set_visible(False)
-    PLOT.parent.mkdir(exist_ok=True)
-    figure.savefig(PLOT, dpi=110)
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -10,6 +10,7 @@ class Scale:
     """Sizes of what is timed; the Transformer's width, heads, codes and tokens are always the published ones."""
 
     layers: int  # Transformer blocks, of 24
+    sample_layers: int  # where only due places go through the last one: with few, that counts for too much
     sample_batch: int  # images that are sampled together
     evaluations: int  # timed, of T = 256
     train_batch: int  # images of a prior's step
@@ -23,18 +24,20 @@ class Scale:
     codes: int  # of the VQGAN's codebook
     neighbour_images: int  # of 10,000, or more
     prdc_points: int
-    big_every: int  # windows are counted at every so many of 64×64 places
+    big_every: int  # windows are counted at every so many of 64×64 places; odd, so that every column comes
     data_images: int
 
-    def shrunk(self, layers: str = "layers") -> str:
-        """What the Transformer's rows leave out, in words."""
-        return "" if self.layers == 24 else f"{self.layers} of 24 {layers}"
+
+def of_24(layers: int) -> str:
+    """What a row with so many layers leaves out, in words."""
+    return "" if layers == 24 else f"{layers} of 24 layers"
 
 
 CPU = Scale(
-    layers=3,
-    sample_batch=8,
-    evaluations=24,
+    layers=6,
+    sample_layers=24,
+    sample_batch=4,
+    evaluations=8,
     train_batch=20,
     repeats=5,
     ar_batch=8,
@@ -46,11 +49,12 @@ CPU = Scale(
     codes=1024,
     neighbour_images=24,
     prdc_points=3000,
-    big_every=64,
+    big_every=7,
     data_images=200,
 )
 FULL = Scale(
     layers=24,
+    sample_layers=24,
     sample_batch=20,
     evaluations=24,
     train_batch=20,
@@ -69,6 +73,7 @@ FULL = Scale(
 )
 GPU = Scale(
     layers=24,
+    sample_layers=24,
     sample_batch=256,
     evaluations=100,
     train_batch=20,
@@ -87,6 +92,7 @@ GPU = Scale(
 )
 SMOKE = Scale(  # for trying the benchmarks themselves
     layers=1,
+    sample_layers=2,
     sample_batch=2,
     evaluations=2,
     train_batch=2,
@@ -100,7 +106,7 @@ SMOKE = Scale(  # for trying the benchmarks themselves
     codes=16,
     neighbour_images=12,
     prdc_points=100,
-    big_every=2000,
+    big_every=97,
     data_images=20,
 )
 SCALES = {"cpu": CPU, "full": FULL, "gpu": GPU, "smoke": SMOKE}

@@ -47,7 +47,7 @@ class RunSettings:
     )
     batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)
     num_workers: int = setting(
-        2, help="processes that read images; 0 reads in the main one", unit="n", minimum=0, subject="data"
+        4, help="processes that read images; 0 reads in the main one", unit="n", minimum=0, subject="data"
     )
     max_bad_images: float = setting(
         0.01,

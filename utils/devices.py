@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from hparams import launch
 from hparams.errors import UserError
@@ -49,3 +51,11 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def rows(values: Tensor, indices: np.ndarray) -> Tensor:
+    """values [n,…] at indices int64 [b] of the host, without waiting for the device that they are on: [b,…]."""
+    index = torch.from_numpy(indices)
+    if values.is_cuda:
+        index = index.pin_memory().to(values.device, non_blocking=True)
+    return values[index]

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--custom_dataset_path", metavar="FOLDER", help="folder of images, for --dataset custom")
     parser.add_argument("--datasets_file", metavar="FILE", default="datasets.yaml", help="where each data set lies")
     parser.add_argument("--img_size", metavar="PIXELS", type=int, default=256, help="side to resize to (default: 256)")
-    parser.add_argument("--num_workers", metavar="N", type=int, default=2, help="processes that read (default: 2)")
+    parser.add_argument("--num_workers", metavar="N", type=int, default=4, help="processes that read (default: 4)")
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder to write; must not exist")
     args = parser.parse_args()
     if args.out.exists():
