@@ -180,6 +180,8 @@ def pick_backend(device: torch.device, name: str) -> str:
 def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, Ranks]:
     rank, count, backend = launch.rank(), launch.processes(), pick_backend(device, backend)
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
+    # torchrun's store may outlive its restarts: addresses of processes that are gone must not be found
+    store = dist.PrefixStore(f"start {launch.restarts()}", store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
@@ -196,7 +198,7 @@ class _Board:
     """Where processes of one start leave word for each other after they lost contact: torchrun's own store."""
 
     def __init__(self, store: dist.Store, rank: int, count: int) -> None:
-        self._store = dist.PrefixStore(f"end/{launch.restarts()}", store)
+        self._store = dist.PrefixStore("end", store)
         self.rank = rank
         self.count = count
         self._store.set(f"host/{rank}", socket.gethostname())
