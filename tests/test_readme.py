@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import lmdb
 import pytest
 from PIL import Image
+
+from utils.lmdb_images import write_lmdb
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,28 +20,45 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"(?:^    |`)(python3? (?:train_|experiments/)[^`\n]*)", README, re.MULTILINE)
 
 
+DATASETS = ("churches", "bedrooms", "ffhq")
+STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the data and the runs that the commands name; nothing is loaded by --dry_run."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("church_outdoor_train_lmdb", "church_outdoor_val_lmdb"):
-        (folder / "lsun" / name).mkdir(parents=True)
-        with lmdb.open(str(folder / "lsun" / name)) as environment, environment.begin(write=True) as transaction:
-            transaction.put(b"0" * 40, b"an image")
-    (folder / "datasets.yaml").write_text("churches:\n  paths: lsun\n")
-    (folder / "photos").mkdir()
-    Image.new("RGB", (64, 64)).save(folder / "photos" / "a.png")
-    for run, file in (
-        ("vqgan_churches", "vqgan_2200000"),
-        ("absorbing_churches", "absorbing_2000000"),
-        ("demo/vqgan", "vqgan_1100"),
-        ("demo/absorbing", "absorbing_2200"),
-        ("vqgan_photos", "vqgan_9"),
-    ):
+    for stem in STEMS.values():
+        for split in ("train", "val"):
+            write_lmdb(folder / f"lsun/{stem}_{split}_lmdb", [(b"0" * 40, b"an image")])
+    for name in ("photos", "ffhq"):
+        (folder / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (64, 64)).save(folder / name / f"{i}.png")
+    (folder / "datasets.yaml").write_text(
+        "churches: {paths: lsun}\nbedrooms: {paths: lsun}\nffhq: {paths: ffhq}\n", encoding="utf-8"
+    )
+    runs = {f"vqgan_{dataset}": "vqgan_2200000" for dataset in DATASETS}
+    runs |= {f"absorbing_{dataset}": "absorbing_2000000" for dataset in DATASETS}
+    runs |= {"vqgan_ablation": "vqgan_2200000", "vqgan_photos": "vqgan_9"}
+    runs |= {"demo/vqgan": "vqgan_1100", "demo/absorbing": "absorbing_2200"}
+    for run, file in runs.items():
         (folder / "logs" / run / "saved_models").mkdir(parents=True)
         (folder / "logs" / run / "saved_models" / f"{file}.th").touch()
     (folder / "logs/vqgan_photos/hparams.yaml").write_text("dataset: custom\nimg_size: 64\nch_mult: [1, 2, 4]\n")
+    (folder / "logs/demo/vqgan/saved_models/vqgan_state_1100.th").touch()
+    (folder / "logs/demo/vqgan/hparams.yaml").write_text("dataset: toy_churches\n")
     return folder
+
+
+def accept(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command with --dry_run in this process: it raises where the script would end with an error."""
+    _, script, *flags = shlex.split(command)
+    if "--resume" not in flags and "--log_dir" in flags:
+        flags[flags.index("--log_dir") + 1] = "new"  # the run that later commands load is there already
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *flags, "--dry_run"])
+    runpy.run_path(str(ROOT / script))["main"]()
 
 
 def test_there_are_commands() -> None:
@@ -48,20 +66,39 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
-def test_a_command_is_accepted(folder: Path, command: str) -> None:
-    _, script, *flags = shlex.split(command)
-    log_dir = flags[flags.index("--log_dir") + 1]
-    run = folder / "logs" / log_dir
-    if "--resume" in flags:
-        (run / "saved_models" / "vqgan_state_1100.th").touch()
-        (run / "hparams.yaml").write_text("dataset: toy_churches\n")
-    elif run.exists():
-        log_dir = f"again/{log_dir}"  # the run that later commands load is there already
-        flags[flags.index("--log_dir") + 1] = log_dir
-    done = subprocess.run(
-        [sys.executable, ROOT / script, *flags, "--dry_run"], cwd=folder, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_command_is_accepted(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(folder, command, monkeypatch)
+
+
+def with_log_dir(name: str) -> str:
+    """The README's command that writes to a run folder."""
+    return next(command for command in COMMANDS if f"--log_dir {name} " in command)
+
+
+def numbers() -> Iterator[tuple[str, str]]:
+    """Each number of the paper: what the tables call it, and the command that measures it or trains for it."""
+    section = README.split("## Reproducing the paper")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| (.* \| `.*) \|$", section, re.MULTILINE):
+        name, flags, *cells = (cell.strip(" `") for cell in row.split("|"))
+        kind = name.split(",")[0]
+        if kind in ("FID", "PRDC"):
+            for dataset, cell in zip(DATASETS, cells, strict=True):
+                if cell:
+                    yield f"{name} {cell}", f"{with_log_dir(f'{kind}_{dataset}')} {flags}"
+        else:
+            for dataset, cell in zip(("churches", "ffhq"), cells, strict=True):
+                yield f"{name} {cell}", f"{with_log_dir('vqgan_ablation')} --dataset {dataset} {flags}"
+
+
+def test_every_number_of_the_paper_has_a_command() -> None:
+    assert len(dict(numbers())) == 6 + 8 + 4 + 6 + 8  # FID, by steps for churches and FFHQ, PRDC, the ablation
+
+
+@pytest.mark.parametrize(("name", "command"), list(numbers()), ids=[name for name, _ in numbers()])
+def test_the_command_of_a_number_is_accepted(
+    folder: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(folder, command, monkeypatch)
 
 
 def test_the_demo_runs_the_commands_that_are_shown() -> None:
