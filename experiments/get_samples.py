@@ -28,31 +28,39 @@ def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.dashboard import Dashboard
+    from utils.distributed import joined
     from utils.files import sole_writer
     from utils.progress import Progress, say
     from utils.sample_files import SampleFiles
-    from utils.sampling import image_batches
+    from utils.sampling import shared_image_batches
     from utils.trained_models import load_trained_models
 
     run, models = settings.run, load_trained_models(settings)
-    if not run.quiet:
-        say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
-
     folder = RunFolder(run.log_dir)
-    with (
-        sole_writer(folder.path),
-        Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard,
-        Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
-    ):
-        save(settings, folder.hparams)
-        files = SampleFiles(folder.images, individually=settings.output.save_individually)
-        for images in image_batches(models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype):
-            for grid in files.add(images):
+    with joined(models.device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks:
+        batches = shared_image_batches(
+            models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype, ranks
+        )
+        if not ranks.first:
+            for _ in batches:  # to draw its share is all that it does
+                pass
+            return
+        if not run.quiet:
+            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        with (
+            sole_writer(folder.path),
+            Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard,
+            Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
+        ):
+            save(settings, folder.hparams)
+            files = SampleFiles(folder.images, individually=settings.output.save_individually)
+            for images in batches:
+                for grid in files.add(images):
+                    dashboard.images("samples", grid, title="samples")
+                progress.update(len(images))
+            for grid in files.finish():
                 dashboard.images("samples", grid, title="samples")
-            progress.update(len(images))
-        for grid in files.finish():
-            dashboard.images("samples", grid, title="samples")
-    print(f"{settings.sampling.n_samples} images in {files.where}")
+        print(f"{settings.sampling.n_samples} images in {files.where}")
 
 
 if __name__ == "__main__":

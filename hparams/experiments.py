@@ -231,6 +231,7 @@ class SamplesExperiment(PriorExperiment):
     """Images drawn from a trained prior."""
 
     default_log_dir: ClassVar[str] = "samples_{dataset}"
+    several_processes: ClassVar[bool] = True
 
     sampling: SamplingSettings
     output: OutputSettings

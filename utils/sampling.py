@@ -72,6 +72,26 @@ def decode_images(autoencoder: VQAutoEncoder, ids: Tensor, amp_dtype: torch.dtyp
         return torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
 
 
+def shared_image_batches(
+    prior: Prior,
+    autoencoder: VQAutoEncoder,
+    sampling: SamplingSettings,
+    run: RunSettings,
+    amp_dtype: torch.dtype | None,
+    ranks: Ranks,
+) -> Iterator[Tensor]:
+    """All images in their order, in batches of each process's `batch_size`, on every one of the `ranks`.
+
+    Each draws its share. An image is the same with any number of processes, but for rounding.
+    """
+    n, device = sampling.n_samples, next(autoencoder.parameters()).device
+    own = image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks.share(n))
+    none = torch.empty((0, *autoencoder.image_shape), device=device)
+    size = run.batch_size * ranks.count
+    for start in range(0, n, size):
+        yield ranks.gather_shares(next(own, none), min(size, n - start))
+
+
 def draw_images(
     prior: Prior,
     autoencoder: VQAutoEncoder,
@@ -80,8 +100,6 @@ def draw_images(
     amp_dtype: torch.dtype | None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """All of `image_batches` at once, on the CPU: [n_samples,C,H,W]. Each of the `ranks` draws its share."""
-    n, device = sampling.n_samples, next(autoencoder.parameters()).device
-    batches = list(image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks.share(n)))
-    none = torch.empty((0, *autoencoder.image_shape), device=device)
-    return ranks.gather_shares(torch.cat([none, *batches]), n).cpu()
+    """All images at once, on the CPU: [n_samples,C,H,W]. Each of the `ranks` draws its share."""
+    batches = shared_image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks)
+    return torch.cat([images.cpu() for images in batches])
