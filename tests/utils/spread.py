@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what DistributedDataParallel imports late, seconds in each process
 from torch import Tensor
 
 from hparams.resolve import resolve
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
     "dataset": "churches",
     "img_size": 8,
     "nf": 32,
-    "ch_mult": (1, 2),
+    "ch_mult": (1, 1),
     "res_blocks": 1,
     "attn_resolutions": (),
     "codebook_size": 32,
@@ -42,7 +43,7 @@ STAGE_1 = SMALL | {
     "disc_layers": 1,
     "perceptual": "none",
     "lr": 2e-4,
-    "disc_start_step": 10,
+    "disc_start_step": 5,
     "diff_aug": True,
     "horizontal_flip": True,
     "codebook_init": "encoder",
@@ -77,9 +78,9 @@ def cases() -> dict[str, Case]:
     """By name, in the order in which they are run."""
     found = {}
     for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):
-        for precision in ("float32", "float64"):
-            for count in (1, 2, 4):
-                found[f"{stage}_{precision}_{count}"] = Case(count, range(30), precision, base)
+        for count in (1, 2, 4):
+            found[f"{stage}_float32_{count}"] = Case(count, range(30), "float32", base)
+            found[f"{stage}_float64_{count}"] = Case(count, range(12), "float64", base)
     for count in (1, 2):
         found[f"vqgan_gumbel_{count}"] = Case(count, range(6), "float64", STAGE_1 | GUMBEL)
         found[f"prior_autoregressive_{count}"] = Case(count, range(6), "float64", STAGE_2 | AUTOREGRESSIVE)
@@ -88,12 +89,12 @@ def cases() -> dict[str, Case]:
             found[f"{stage}_micro_{count}_{passes}"] = Case(
                 count, range(5), "float64", base | {"accumulate_steps": passes}
             )
-    found["vqgan_local_2"] = Case(2, range(14), "float64", STAGE_1 | {"sync_batchnorm": False})
+    found["vqgan_local_2"] = Case(2, range(7), "float64", STAGE_1 | {"sync_batchnorm": False})
     found["prior_compressed_2"] = Case(2, range(30), "float32", STAGE_2 | {"compress_gradients": True})
-    for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):  # the first ten steps are those of 4 processes
-        found[f"{stage}_resumed_4"] = Case(4, range(10), "float64", base)
-        found[f"{stage}_resumed_1"] = Case(1, range(10, 20), "float64", base, f"{stage}_resumed_4")
-        found[f"{stage}_resumed_2"] = Case(2, range(20, 30), "float64", base, f"{stage}_resumed_1")
+    for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):  # four steps each
+        found[f"{stage}_resumed_4"] = Case(4, range(4), "float64", base)
+        found[f"{stage}_resumed_1"] = Case(1, range(4, 8), "float64", base, f"{stage}_resumed_4")
+        found[f"{stage}_resumed_2"] = Case(2, range(8, 12), "float64", base, f"{stage}_resumed_1")
     return found
 
 
@@ -136,7 +137,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
         losses = [trainer.step(codes(step)[mine], step) for step in steps]
         validation = trainer.validate(codes(100, 13), batch_size=3)
     return {
-        "losses": [{term: value.item() for term, value in step.items()} for step in losses],
+        "losses": [{term: value.item() for term, value in step.items() if not value.ndim} for step in losses],
         "models": {str(ema): model.state_dict() for ema, model in trainer.models().items()},
         "trainer": trainer.state_dict(),
         "validation": validation,
