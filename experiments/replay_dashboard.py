@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hparams.checks import run_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
@@ -16,9 +17,12 @@ def main() -> None:
     settings = parse_plain(Replay, description=__doc__, example=EXAMPLE).replay
     if not settings.log_dir:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
-    folder = RunFolder(settings.log_dir)
+    folder = RunFolder(run_folder("--log_dir", settings.log_dir))
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
+    if settings.dry_run:
+        print(f"{folder.dashboard} would be shown at {settings.visdom_server}:{settings.visdom_port}")
+        return
     draw_summary(folder.dashboard, folder.summary, title=settings.log_dir)
     print(f"summary in {folder.summary}")
     panes = replay(folder.dashboard, settings.visdom_server, settings.visdom_port)

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "logs" / run / "saved_models" / f"{file}.th").touch()
     (folder / "logs/vqgan_photos/hparams.yaml").write_text("dataset: custom\nimg_size: 64\nch_mult: [1, 2, 4]\n")
     (folder / "logs/demo/vqgan/saved_models/vqgan_state_1100.th").touch()
+    (folder / "logs/demo/vqgan/dashboard.jsonl").touch()
     (folder / "logs/demo/vqgan/hparams.yaml").write_text("dataset: toy_churches\n")
     return folder
 
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def accept(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command with --dry_run in this process: it raises where the script would end with an error."""
     _, script, *flags = shlex.split(command)
-    if "--resume" not in flags and "--log_dir" in flags:
+    if "--resume" not in flags and "replay" not in script:
         flags[flags.index("--log_dir") + 1] = "new"  # the run that later commands load is there already
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [script, *flags, "--dry_run"])
