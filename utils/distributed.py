@@ -22,6 +22,7 @@ from models.parts import BatchPart, Replica
 
 T = TypeVar("T")
 
+_SETTLE_S = 0.2
 _GRACE_S = 2.0  # how long processes that lost the others wait for those that can still speak
 
 
@@ -167,6 +168,8 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         if not board.claim():
             raise SystemExit(1) from None
         raise
+    # gloo's thread needs the interpreter to let go of the last message, and is joined without giving it up
+    time.sleep(_SETTLE_S)
     dist.destroy_process_group()
 
 
