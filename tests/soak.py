@@ -39,6 +39,8 @@ from utils.run_folder import ABSORBING, VQGAN, RunFolder
 from utils.run_log import read_metrics
 from utils.training_report import TIMINGS
 
+ABOUT_THE_MACHINE = ("run", "images_per_second", "milliseconds")
+
 RUN = "--dataset toy_churches --toy_images 480 --batch_size 8 --device cpu --num_workers 0 --visdom_port 9"
 MODEL = (
     "--nf 32 --ch_mult 1 1 --res_blocks 1 --attn_resolutions --emb_dim 8 --codebook_size 16 --img_size 8 --ndf 8 "
@@ -190,8 +192,9 @@ class Soak:
         return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(folder.metrics)]
 
     def curves(self, folder: RunFolder) -> dict:
-        """Plots by window."""
-        return {window: message["data"] for window, message in read_panes(folder.dashboard).items()}
+        """Plots by window, but for those of how fast the machine was."""
+        panes = read_panes(folder.dashboard)
+        return {window: message["data"] for window, message in panes.items() if window not in ABOUT_THE_MACHINE}
 
     def samples(self, kills: int) -> Tally:
         """Kill the drawing of samples: a set of them is there as a whole, or not at all."""

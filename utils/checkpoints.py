@@ -98,7 +98,7 @@ def _check_sums(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if record := archive.testzip():
-                raise UserError(f"{path} is damaged (checksum of {record} differs): restore it, or use another step")
+                raise UserError(f"{path} is damaged (checksum of {record!r} differs): restore it, or use another step")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

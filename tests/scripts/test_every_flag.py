@@ -84,7 +84,8 @@ class Run:
 
     @cached_property
     def images(self) -> np.ndarray:
-        return np.stack([np.asarray(Image.open(file)) for file in sorted(self.folder.rglob("*.png"))])
+        files = [file for file in sorted(self.folder.rglob("*.png")) if not file.name.startswith("unmasking")]
+        return np.stack([np.asarray(Image.open(file)) for file in files])
 
     def model(self, name: str) -> dict[str, Tensor]:
         return torch.load(self.folder / "saved_models" / f"{name}.th", weights_only=True)
