@@ -26,6 +26,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from prdc import compute_prdc
 from torch import Tensor
 
 from hparams.errors import UserError
@@ -392,3 +393,16 @@ def test_what_follows_from_other_flags_must_agree(scripts: Scripts, flag: str) -
 def test_every_published_flag_has_a_row() -> None:
     rows = [*STAGE_1_ROWS, *STAGE_2_ROWS, *SAMPLES_ROWS]
     assert {flag for row in rows for flag in row.flags.split()} | REFUSED_ROWS.keys() == set(PUBLISHED.split())
+
+
+def test_prdc_compares_the_features_that_are_given(scripts: Scripts) -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(40, 8)), rng.normal(0.5, size=(40, 8))
+    np.save(scripts.folder / "real.npy", real.astype(np.float32))
+    np.save(scripts.folder / "fake.npy", fake.astype(np.float32))
+    command = "experiments/calc_PRDC.py --dataset toy_churches --device cpu --visdom_port 9 --fake_feats fake.npy"
+    for name, other in (("real", real), ("fake", fake)):
+        run = scripts.run(f"{command} --real_feats {name}.npy")
+        (entry,) = json.loads((run.folder / "results.json").read_text())
+        for key, value in compute_prdc(other.astype(np.float32), fake.astype(np.float32), nearest_k=3).items():
+            assert entry["values"][key] == pytest.approx(value, abs=1e-6)
