@@ -6,23 +6,16 @@ Each check reads one or two groups. Ranges of single values are checked where th
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hparams.errors import UserError
 from hparams.experiment_checks import LPIPS_MIN_SIDES, check_larger, check_likelihood, check_neighbours
 from hparams.experiments import CheckpointSource, FeatureSettings
 from hparams.fields import as_text
-from hparams.settings import (
-    AutoencoderSettings,
-    AutoencoderSource,
-    PriorSettings,
-    RunSettings,
-    SamplingSettings,
-    Stage,
-    TrainingSettings,
-    VQGANSettings,
-)
+from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings import AutoencoderSource, RunSettings, SamplingSettings, Stage
+from hparams.training_settings import TrainingSettings
 
 _LONGEST_NAME = 255  # bytes, of most file systems
 _GROUPS = 32  # of every GroupNorm
@@ -87,6 +80,20 @@ def run_folder(flag: str, name: str) -> str:
     if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in path.parts):
         raise UserError(f"{flag} {name[:40]}…: too long, use names of at most {_LONGEST_NAME} bytes")
     return str(path)
+
+
+def data_path_of_a_run(name: str, path: str, file: Path, logs: Path) -> None:
+    """UserError unless a path that another run's settings `file` gives stays in this folder, and out of ``logs/``.
+
+    In ``logs/`` may lie whatever came with the run; variables and ~ may lead anywhere.
+    """
+    pure = PurePosixPath(path)
+    leaves = pure.is_absolute() or ".." in pure.parts or path.startswith("~") or "$" in path
+    if leaves or pure.is_relative_to(logs):
+        raise UserError(
+            f"{file}: {name} {path!r} is not followed, as it leads out of this folder or into {logs}/: if the data are "
+            f"there, say so by --{name}"
+        )
 
 
 def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hparams.errors import UserError
 from hparams.experiments import LargerSettings, LikelihoodSettings, NeighbourSettings
 from hparams.fields import as_text
-from hparams.settings import AutoencoderSettings, PriorSettings
+from hparams.model_settings import AutoencoderSettings, PriorSettings
 
 LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hparams.fields import setting
-from hparams.settings import AutoencoderSettings, AutoencoderSource, PriorSettings, SamplingSettings, Stage
+from hparams.model_settings import AutoencoderSettings, PriorSettings
+from hparams.settings import AutoencoderSource, SamplingSettings, Stage
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ class SamplesExperiment(PriorExperiment):
 
     default_log_dir: ClassVar[str] = "samples_{dataset}"
     several_processes: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     sampling: SamplingSettings
     output: OutputSettings
@@ -310,5 +312,6 @@ class LargerExperiment(PriorExperiment):
     """Images larger than the training ones."""
 
     default_log_dir: ClassVar[str] = "big_samples_{dataset}"
+    reads_data: ClassVar[bool] = False
 
     larger: LargerSettings

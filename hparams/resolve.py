@@ -7,6 +7,9 @@ A flag that was not typed never overrides anything. Which saved run feeds what:
 - experiments: ``load_dir`` feeds prior, autoencoder, data set and which autoencoder to load.
 - ``ae_load_dir`` feeds the autoencoder, and wins over the others there; for an experiment without ``load_dir`` it feeds
   the data set too.
+
+A run folder may come from anywhere, so that its file cannot lead out of this folder: runs lie below ``logs/``, and data
+that lie elsewhere are read only where a typed flag says so. ``--resume`` alone, which is for one's own runs, takes all.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from hparams.batch import divide_batch
 from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
 from hparams.fields import from_yaml, groups_of, settings_of
+from hparams.model_settings import AutoencoderSettings, PriorSettings
 from hparams.presets import DATASETS, preset
-from hparams.settings import AutoencoderSettings, AutoencoderSource, Plain, PriorSettings, PriorStage, Stage, VQGANStage
+from hparams.settings import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
@@ -30,6 +34,7 @@ LOGS = Path("logs")
 _STARTING_POINT = frozenset({"load_dir", "load_step", "load_optim"})
 _FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
 _IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")
+_REBUILT = (PriorSettings, AutoencoderSettings, AutoencoderSource)
 _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
 
 
@@ -138,7 +143,6 @@ def default_log_dir(stage_class: type[Stage], dataset: str, sampler: str = "") -
 
 def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -> dict[str, Any]:
     """What saved runs say, the stronger source winning."""
-    settings = settings_of(stage_class)
     groups = groups_of(stage_class).values()
     values: dict[str, Any] = {}
 
@@ -152,7 +156,7 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
             raise UserError(
                 f"--resume: there is no run folder {logs / folder}; name a folder under {logs}/ by --log_dir"
             )
-        values = _of_run(logs / folder, stage_class)
+        values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
         values.pop("log_dir", None)  # the folder may have been renamed since
     elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
         if not typed.get("ae_load_dir") and not (logs / typed["load_dir"]).is_dir():
@@ -160,12 +164,10 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
                 f"--load_dir: there is no run folder {logs / typed['load_dir']}; name a folder under {logs}/"
             )
         run_of = PriorStage if PriorSettings in groups else VQGANStage
-        values = _of_run(logs / typed["load_dir"], run_of)
-        values = _only(values, settings, (PriorSettings, AutoencoderSettings, AutoencoderSource))
+        values = _of_other_run(logs, typed["load_dir"], run_of, stage_class, typed, _REBUILT)
     elif typed.get("load_step") and "training" in groups_of(stage_class):
         folder = typed.get("load_dir") or _own_folder(stage_class, typed)
-        values = _of_run(logs / folder, stage_class)
-        values = _only(values, settings, (PriorSettings, AutoencoderSettings, AutoencoderSource))
+        values = _of_other_run(logs, folder, stage_class, stage_class, typed, _REBUILT)
 
     if typed.get("ae_load_dir", values.get("ae_load_dir")) != values.get("ae_load_dir"):
         values.pop("ae_load_step", None)  # a step of another run
@@ -173,23 +175,36 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
     if ae_folder and AutoencoderSource in groups:
         ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
         data = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
-        values |= _only(_of_run(logs / ae_folder, VQGANStage), settings, (AutoencoderSettings,), data)
+        values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), data)
     return values
 
 
-def _of_run(folder: Path, stage_class: type[Stage]) -> dict[str, Any]:
-    return saved.load(folder / saved.FILE_NAME, stage_class)
-
-
-def _only(
-    values: dict[str, Any], settings: Mapping[str, Any], groups: tuple[type, ...], data: frozenset[str] = _DATA
+def _of_other_run(
+    logs: Path,
+    folder: str,
+    made_by: type[Stage],
+    stage_class: type[Stage],
+    typed: Mapping[str, Any],
+    groups: tuple[type, ...],
+    data: frozenset[str] = _DATA,
 ) -> dict[str, Any]:
-    """The values whose setting belongs to one of the groups, or is in ``data``."""
-    return {
+    """What a run that may come from anywhere says about `groups` and about the `data`.
+
+    Raises:
+        UserError: it says that the data are somewhere that only a typed flag may lead to.
+    """
+    settings, file = settings_of(stage_class), logs / folder / saved.FILE_NAME
+    values = {
         name: value
-        for name, value in values.items()
+        for name, value in saved.load(file, made_by).items()
         if name in settings and (settings[name].group_class in groups or name in data)
     }
+    chosen = {**values, **typed}
+    custom = chosen.get("dataset") == "custom" and chosen.get("custom_dataset_path")
+    where = "custom_dataset_path" if custom else "datasets_file"
+    if stage_class.reads_data and where in values and where not in typed:
+        checks.data_path_of_a_run(where, values[where], file, logs)
+    return values
 
 
 def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ with --resume until it is done. Then its weights, average, training state, codes
 run that nobody disturbed, to the bit; and after every kill the newest step that the run had called saved must be
 there, whole. Scripts are forked from a warm process, see `warm.py`; images and models are tiny.
 
+Experiments are killed and started again until they are done; see `soak_experiments.py`.
+
 The outcome is written as JSON; the exit status is 1 if anything differed.
 """
 
@@ -24,18 +26,19 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from soak_compare import same_files
+from soak_experiments import EXPERIMENTS, Experiments
 from warm import REPO, Warm
 
 from utils.checkpoints import load_state
 from utils.dashboard import read_panes
 from utils.files import sha256_of
-from utils.run_folder import ABSORBING, VQGAN, RunFolder
+from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
 from utils.run_log import read_metrics
 from utils.training_report import TIMINGS
 
@@ -51,16 +54,13 @@ PRIOR = (
 )
 OFTEN = (
     "--steps_per_log 3 --steps_per_eval 20 --steps_per_save_output 30 --steps_per_display_output 30 --ema "
-    "--ema_beta 0.9 --horizontal_flip"
+    "--ema_beta 0.9 --horizontal_flip --no_summary"
 )
 STAGES = {
     VQGAN: f"train_vqgan.py {RUN} {MODEL} {OFTEN} --amp",
     ABSORBING: f"train_sampler.py {RUN} {PRIOR} {OFTEN} --no_amp --ae_load_dir ae",
+    AUTOREGRESSIVE: f"train_sampler.py {RUN} {PRIOR} {OFTEN} --no_amp --ae_load_dir ae --sampler autoregressive",
 }
-SAMPLES = (
-    f"experiments/get_samples.py {RUN} --ae_load_dir ae --load_dir reference_absorbing --n_samples 40 "
-    "--save_individually"
-)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Tally:
 
 
 class Soak:
-    """Runs of both stages in one folder."""
+    """Runs of every kind in one folder."""
 
     def __init__(self, warm: Warm, steps: int, every: int, seed: int) -> None:
         self.warm = warm
@@ -88,7 +88,7 @@ class Soak:
         self.dice = random.Random(seed)
 
     def prepare(self) -> dict[str, float]:
-        """Undisturbed runs of both stages; seconds that each took."""
+        """Undisturbed runs of every kind; seconds that each took."""
         self.warm.ok(f"{STAGES[VQGAN]} --train_steps 4 --log_dir ae")
         seconds = {}
         for kind in STAGES:
@@ -175,13 +175,13 @@ class Soak:
             found += [
                 f"{run}: {name} differs"
                 for name in files
-                if not same(*(torch.load(f.saved_models / name, weights_only=True) for f in (ours, theirs)))
+                if not same_files(*(folder.saved_models / name for folder in (ours, theirs)))
             ]
         if self.metrics(ours) != self.metrics(theirs):
             found.append(f"{run}: metrics differ")
         if self.curves(ours) != self.curves(theirs):
             found.append(f"{run}: plots differ")
-        if kind == ABSORBING:
+        if kind != VQGAN:
             codes = {file.name: sha256_of(file) for file in (self.logs / "ae/latents").iterdir()}
             if codes != {file.name: sha256_of(file) for file in (self.logs / "reference_latents").iterdir()}:
                 found.append(f"{run}: codes differ")
@@ -195,32 +195,6 @@ class Soak:
         """Plots by window, but for those of how fast the machine was."""
         panes = read_panes(folder.dashboard)
         return {window: message["data"] for window, message in panes.items() if window not in ABOUT_THE_MACHINE}
-
-    def samples(self, kills: int) -> Tally:
-        """Kill the drawing of samples: a set of them is there as a whole, or not at all."""
-        tally = Tally()
-        begin = time.monotonic()
-        self.warm.ok(f"{SAMPLES} --log_dir reference_samples")
-        seconds = time.monotonic() - begin
-        whole = self.pictures("reference_samples")
-        while tally.kills < kills:
-            shutil.rmtree(self.logs / "samples", ignore_errors=True)
-            pid = self.warm.start(f"{SAMPLES} --log_dir samples")
-            time.sleep(self.dice.uniform(0.3, 1) * seconds)
-            if self.warm.code(pid) is None:
-                os.kill(pid, signal.SIGKILL)
-            tally.kills += self.warm.wait(pid).code == -signal.SIGKILL
-            tally.runs += 1
-            if self.pictures("samples") not in ({}, whole):
-                tally.problems.append("a part of the samples looks like all of them")
-        self.warm.ok(f"{SAMPLES} --log_dir samples")
-        if self.pictures("samples") != whole:
-            tally.problems.append("samples differ")
-        return tally
-
-    def pictures(self, run: str) -> dict[str, str]:
-        """The samples that are seen, with their checksums."""
-        return {file.name: sha256_of(file) for file in (self.logs / run / "images/samples").glob("*.png")}
 
     def memory(self, kind: str, steps: int) -> dict[str, float]:
         """Resident memory of an undisturbed run, in MB: median early on (5% to 15% of the steps) and at the end."""
@@ -246,19 +220,6 @@ class Soak:
         return {"steps": steps, "early_mb": early, "late_mb": late, "growth_percent": 100 * (late / early - 1)}
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested containers hold the same values, tensors to the bit."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        return (a.dtype, a.shape) == (b.dtype, b.shape) and a.numpy().tobytes() == b.numpy().tobytes()
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def hardware() -> dict[str, str]:
     """The machine and the versions that the numbers are of."""
     cpu = next(
@@ -272,7 +233,7 @@ def hardware() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="kills per stage")
-    parser.add_argument("--sample_kills", type=int, default=20, help="kills while samples are drawn")
+    parser.add_argument("--experiment_kills", type=int, default=20, help="kills per experiment")
     parser.add_argument("--steps", type=int, default=60, help="steps of each killed run")
     parser.add_argument("--every", type=int, default=4, help="steps between its checkpoints")
     parser.add_argument(
@@ -286,7 +247,7 @@ def main() -> int:
     options = parser.parse_args()
 
     flags = " ".join(f"--{name} {value}" for name, value in vars(options).items() if name != "out")
-    result: dict = {"command": f"python tests/soak.py {flags}", **hardware(), "stages": {}}
+    result: dict = {"command": f"python tests/soak.py {flags}", **hardware(), "stages": {}, "experiments": {}}
     with tempfile.TemporaryDirectory() as folder, Warm(Path(folder)) as warm:
         soak = Soak(warm, options.steps, options.every, options.seed)
         seconds = soak.prepare()
@@ -294,15 +255,18 @@ def main() -> int:
             tally = soak.stage(kind, options.kills, seconds[kind])
             result["stages"][kind] = vars(tally)
             print(kind, vars(tally), flush=True)
-        if options.sample_kills:
-            result["samples"] = vars(soak.samples(options.sample_kills))
-            print("samples", result["samples"], flush=True)
         if options.memory_steps:
             result["memory"] = {kind: soak.memory(kind, options.memory_steps) for kind in STAGES}
             print("memory", result["memory"], flush=True)
+    with tempfile.TemporaryDirectory() as folder, Warm(Path(folder), often=True) as warm:
+        experiments = Experiments(warm, STAGES[VQGAN], STAGES[ABSORBING], options.seed)
+        for name in EXPERIMENTS if options.experiment_kills else ():
+            outcome = experiments.one(name, options.experiment_kills)
+            result["experiments"][name] = vars(outcome)
+            print(name, vars(outcome), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-    tallies = [*result["stages"].values(), result.get("samples", vars(Tally()))]
+    tallies = [*result["stages"].values(), *result["experiments"].values()]
     grown = [m for m in result.get("memory", {}).values() if m["growth_percent"] >= options.growth]
     return 1 if grown or any(tally["problems"] for tally in tallies) else 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hparams.settings import AutoencoderSettings, PriorSettings, RunSettings, VQGANSettings
+from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings import RunSettings
 from models.absorbing import AbsorbingDiffusion
 from models.autoencoder import VQAutoEncoder
 from models.autoregressive import AutoregressivePrior

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from hparams.errors import UserError
-from hparams.settings import TrainingSettings
+from hparams.training_settings import TrainingSettings
 from utils.limits import free_space, tell_bytes
 
 

@@ -59,7 +59,7 @@ def _read_npy(flag: str, path: Path) -> np.ndarray:
         content = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: there is no such file") from None
-    except (OSError, ValueError, EOFError):
+    except Exception:  # the bytes of a damaged header lead anywhere
         content = None
     if not isinstance(content, np.ndarray):
         raise UserError(f"{flag} {path}: is damaged, or no plain .npy array")

@@ -19,6 +19,7 @@ import numpy as np
 from hparams.errors import UserError
 from utils.files import exclusive, make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
 from utils.limits import free_space, tell_bytes
+from utils.signals import ending_politely
 
 SECONDS_PER_NOTE = 5.0  # between two notes of how far the filling has come
 
@@ -32,7 +33,10 @@ class GrowingArray:
         bad: images that could not be read, name → what is wrong; kept with the array.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: Any, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._check = check
         self._partial, self._progress = path.with_suffix(".partial"), path.with_suffix(".progress.json")
         like = np.broadcast_to(np.zeros((), dtype), shape)
         note = _read_note(self._progress, done=0, bad={}) if _fits(self._partial, like) else None
@@ -44,10 +48,11 @@ class GrowingArray:
         self._noted = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """Say that `count` more are filled."""
+        """Say that `count` more are filled; `check` may raise after that."""
         self.done += count
         if time.monotonic() - self._noted >= SECONDS_PER_NOTE:
             self.note()
+        self._check()
 
     def note(self) -> None:
         """Make what is done safe, for a later run to go on from."""
@@ -71,21 +76,24 @@ class GrowingArray:
 def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[GrowingArray]:
     """Fill the array `path`, an .npy, from where an interrupted call stopped; it appears when the block ends.
 
-    When the block raises, what is done is kept beside it for the next call. One writer at a time.
+    When the block raises, what is done is kept beside it for the next call. One writer at a time. SIGTERM and SIGINT
+    end the process at the next `advance`, unless something around this block waits for them.
 
     Raises:
         UserError: there is not enough room.
+        SystemExit: a signal asked for it.
     """
     make_folder(path.parent)
     remove_remains(path.parent)
-    growing = GrowingArray(path, shape, dtype)
-    try:
-        yield growing
-    except BaseException:
-        with suppress(OSError):
-            growing.note()
-        raise
-    growing.finish(path)
+    with ending_politely() as check:
+        growing = GrowingArray(path, shape, dtype, check)
+        try:
+            yield growing
+        except BaseException:
+            with suppress(OSError):
+                growing.note()
+            raise
+        growing.finish(path)
 
 
 def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, dict[str, str]] | None:

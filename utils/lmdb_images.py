@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from array import array
 from collections.abc import Iterable
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
 
 from hparams.errors import UserError
 from utils.files import sync_folder
+from utils.images import BadImageError
+from utils.lmdb_pages import DamagedLMDBError, Head, entries, read_head, read_value
 
-_META_PAGES = 2
+_AGAIN = "copy or download data.mdb again"
 
 
 class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
-    Opening checks the folder and costs milliseconds. The key list is read at the first access, held in one flat buffer
-    (3 million keys of 40 bytes: 144 MB) and travels with a pickled copy; the database handle does not, and every
-    process opens its own.
+    Opening checks the folder and costs milliseconds. The list of entries is made at the first access, held in flat
+    buffers (3 million keys of 40 bytes: 180 MB) and travels with a pickled copy; the open file does not, and every
+    process opens its own. Nothing that may be in data.mdb ends the process: see `utils.lmdb_pages`.
 
     Raises:
         UserError: no LMDB there, an empty one, or a truncated one.
@@ -32,88 +35,88 @@ class LMDBImages:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._env: lmdb.Environment | None = None
-        self._env_pid = 0
+        self._data = self.path / "data.mdb"
+        self._file: FileIO | None = None
+        self._file_pid = 0
         self._keys = b""
-        self._ends: np.ndarray | None = None  # int64 [n], where each key ends in `_keys`
-        data = self.path / "data.mdb"
-        if not data.is_file():
+        # By number: where a key ends in `_keys`, and offset and size of its value.
+        self._ends, self._places, self._sizes = array("q"), array("q"), array("I")
+        if not self._data.is_file():
             raise UserError(f"no LMDB at {self.path} (it would hold data.mdb): correct its path in datasets.yaml")
-        with _open(self.path) as env:
-            self._entries: int = env.stat()["entries"]
-            if _is_truncated(env, data.stat().st_size):
-                raise UserError(f"the LMDB {self.path} is truncated: copy or download data.mdb again")
-        if self._entries == 0:
+        try:
+            self._head = read_head(self._read)
+        except (OSError, DamagedLMDBError) as error:
+            raise UserError(f"cannot open the LMDB {self.path} ({_reason(error)}): {_AGAIN}") from error
+        finally:
+            self._file = None
+        if _is_truncated(self._head, self._data.stat().st_size):
+            raise UserError(f"the LMDB {self.path} is truncated: {_AGAIN}")
+        if self._head.entries == 0:
             raise UserError(f"the LMDB {self.path} is empty: correct its path in datasets.yaml or download it again")
 
     def __len__(self) -> int:
-        return self._entries
+        return self._head.entries
 
     def key(self, i: int) -> bytes:
-        """Key number i."""
+        """Key number i.
+
+        Raises:
+            UserError: the LMDB is damaged.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
-        ends = self._key_ends()
-        return self._keys[ends[i - 1] if i else 0 : ends[i]]
+        self._list_entries()
+        return self._keys[self._ends[i - 1] if i else 0 : self._ends[i]]
 
     def read(self, i: int) -> bytes:
-        """Value number i: one encoded image."""
+        """Value number i: one encoded image.
+
+        Raises:
+            BadImageError: this value is damaged.
+            UserError: the whole LMDB is.
+        """
         key = self.key(i)
         try:
-            with self._environment().begin() as txn:
-                value = txn.get(key)
-        except lmdb.Error as error:
-            raise self._damaged(error) from error
-        if value is None:
-            raise UserError(
-                f"{self.path} changed while it was read (no key {key.decode(errors='replace')}): start again"
-            )
-        return bytes(value)
+            return read_value(self._read, self._head, self._places[i], self._sizes[i])
+        except (OSError, DamagedLMDBError) as error:
+            name = f"{self.path}:{key.decode(errors='replace')}"
+            raise BadImageError(f"cannot read {name} ({_reason(error)}): {_AGAIN}") from error
 
-    def _key_ends(self) -> np.ndarray:
-        if self._ends is None:
-            keys = bytearray()
-            ends = np.empty(self._entries, np.int64)
-            try:
-                with self._environment().begin() as txn:
-                    for i, key in enumerate(txn.cursor().iternext(keys=True, values=False)):
-                        keys += key
-                        ends[i] = len(keys)
-            except lmdb.Error as error:
-                raise self._damaged(error) from error
-            self._keys, self._ends = bytes(keys), ends
-        return self._ends
+    def _list_entries(self) -> None:
+        if self._ends:
+            return
+        keys, ends, places, sizes = bytearray(), array("q"), array("q"), array("I")
+        try:
+            for key, place, size in entries(self._read, self._head):
+                keys += key
+                ends.append(len(keys))
+                places.append(place)
+                sizes.append(size)
+        except (OSError, DamagedLMDBError) as error:
+            raise UserError(f"the LMDB {self.path} is damaged ({_reason(error)}): {_AGAIN}") from error
+        self._keys, self._ends, self._places, self._sizes = bytes(keys), ends, places, sizes
 
-    def _environment(self) -> lmdb.Environment:
-        if self._env is None or self._env_pid != os.getpid():
-            self._env, self._env_pid = _open(self.path), os.getpid()
-        return self._env
-
-    def _damaged(self, error: lmdb.Error) -> UserError:
-        return UserError(f"the LMDB {self.path} is damaged ({error}): copy or download data.mdb again")
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._file is None or self._file_pid != os.getpid():
+            self._file, self._file_pid = FileIO(self._data), os.getpid()
+        return os.pread(self._file.fileno(), size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_env": None, "_env_pid": 0}
+        return {**self.__dict__, "_file": None, "_file_pid": 0}
 
 
-def _open(path: Path) -> lmdb.Environment:
-    try:
-        return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error as error:
-        raise UserError(f"cannot open the LMDB {path} ({error}): copy or download data.mdb again") from error
+def _reason(error: Exception) -> str:
+    return error.strerror or "it cannot be read" if isinstance(error, OSError) else str(error)
 
 
-def _is_truncated(env: lmdb.Environment, size: int) -> bool:
-    """Whether data.mdb (of `size` bytes) lacks pages in use. Reading those would kill the process (SIGBUS).
+def _is_truncated(head: Head, size: int) -> bool:
+    """Whether data.mdb (of `size` bytes) lacks pages in use.
 
     A whole file may lack its last pages when they are free ones, so the last page number alone does not tell.
     """
-    stat = env.stat()
-    page = stat["psize"]
-    if size >= (env.info()["last_pgno"] + 1) * page:
+    if size >= (head.last_page + 1) * head.page_size:
         return False
-    used = _META_PAGES + stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return size < used * page or size % page != 0
+    return size < head.pages_in_use * head.page_size or size % head.page_size != 0
 
 
 def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 from hparams.errors import UserError
 from utils.checkpoints import load_file, save_file
-from utils.progress import say
-from utils.signals import Signals, exit_code
+from utils.signals import Signals, end_politely
 
 SECONDS = 30.0  # between two savings
 
@@ -65,8 +64,7 @@ class Partial:
         if stop or time.monotonic() - self._saved >= SECONDS:
             self.save(state())
         if stop:
-            say(f"stopped by {stop.name}: the same command goes on from here")
-            raise SystemExit(exit_code(stop))
+            end_politely(stop)
 
     def remove(self) -> None:
         """The work is done."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
 from hparams.errors import UserError
-from hparams.settings import VQGANSettings
+from hparams.model_settings import VQGANSettings
 from models.vqgan import PerceptualLoss
 from utils.checkpoints import load_into, load_state_dict, part_of
 from utils.weights import pretrained_file

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hparams.settings import PriorSettings, PriorStage
+from hparams.model_settings import PriorSettings
+from hparams.settings import PriorStage
 from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time

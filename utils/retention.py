@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from hparams.settings import TrainingSettings
+from hparams.training_settings import TrainingSettings
 from utils.files import remove_remains
 from utils.run_folder import RunFolder
 

@@ -9,8 +9,9 @@ import torch
 
 from hparams import checks, saved
 from hparams.errors import UserError
+from hparams.model_settings import AutoencoderSettings, PriorSettings
 from hparams.resolve import LOGS, resolve_run
-from hparams.settings import AutoencoderSettings, PriorSettings, PriorStage, VQGANStage
+from hparams.settings import PriorStage, VQGANStage
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior, build_autoencoder, build_prior
 from utils.checkpoints import LOGSIGMA, load_into, load_state_dict

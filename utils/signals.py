@@ -1,12 +1,17 @@
-"""Ending a run politely: it finishes its step, saves, and says how to go on. For batch schedulers and Ctrl-C."""
+"""Ending politely: a run finishes its step, saves, and says how to go on. For batch schedulers and Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from hparams import launch
+from utils.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 SAVING = signal.SIGUSR1
@@ -49,6 +54,27 @@ class Signals:
             self.stop = signal.Signals(number)
         elif not launch.launched():
             os._exit(exit_code(signal.Signals(number)))
+
+
+@contextmanager
+def ending_politely() -> Iterator[Callable[[], None]]:
+    """While in this block: SIGTERM and SIGINT end the process when it next calls what the block is given.
+
+    For work whose own command goes on where it stopped. Inside of a block of `Signals` that one decides, and calls do
+    nothing; nor do they in other threads than the first, which get no signals.
+    """
+    taken = isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals)
+    if taken or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    with Signals() as signals:
+        yield lambda: end_politely(signals.stop) if signals.stop else None
+
+
+def end_politely(number: signal.Signals) -> NoReturn:
+    """End this process, what it did being safe, and say that its command goes on from there."""
+    say(f"stopped by {number.name}: the same command goes on from here")
+    raise SystemExit(exit_code(number))
 
 
 def exit_code(number: signal.Signals) -> int:

@@ -10,31 +10,13 @@ import pytest
 
 from hparams.cli import parse, run_script
 from hparams.errors import UserError
-from hparams.experiments import (
-    FIDExperiment,
-    LargerExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    PRDCExperiment,
-    ReconstructionExperiment,
-    SamplesExperiment,
-)
+from hparams.experiments import SamplesExperiment
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
 from hparams.saved import save
 from hparams.settings import PriorStage, Stage, VQGANStage
+from stages import STAGES
 
-STAGES: list[type[Stage]] = [
-    VQGANStage,
-    PriorStage,
-    SamplesExperiment,
-    FIDExperiment,
-    PRDCExperiment,
-    ReconstructionExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    LargerExperiment,
-]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
 
@@ -113,7 +95,7 @@ def test_help_has_every_published_flag(
     assert set((COMMON + " " + flags).split()) <= listed
 
 
-@pytest.mark.parametrize("stage_class", STAGES)
+@pytest.mark.parametrize("stage_class", STAGES.values(), ids=STAGES)
 def test_help_describes_every_setting(stage_class: type[Stage], capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(stage_class, capsys)
     rows = {row.split()[0].strip(","): " ".join(row.split()) for row in re.split(r"\n +(?=--)|\n\n", text) if row}

@@ -4,31 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import (
-    FIDExperiment,
-    LargerExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    PRDCExperiment,
-    ReconstructionExperiment,
-    SamplesExperiment,
-)
+from hparams.experiments import SamplesExperiment
 from hparams.fields import Setting, as_text, from_text, settings_of
 from hparams.presets import DATASETS, TABLES, preset
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
-
-STAGES: list[type[Stage]] = [
-    VQGANStage,
-    PriorStage,
-    SamplesExperiment,
-    FIDExperiment,
-    PRDCExperiment,
-    ReconstructionExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    LargerExperiment,
-]
+from stages import STAGES
 
 
 def allowed(setting: Setting, value: object) -> bool:
@@ -39,7 +20,7 @@ def allowed(setting: Setting, value: object) -> bool:
     return all(type(item) is setting.kind and from_text(setting, as_text(item)) == item for item in values)
 
 
-@pytest.mark.parametrize("stage_class", STAGES)
+@pytest.mark.parametrize("stage_class", STAGES.values(), ids=STAGES)
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
 def test_tables_hold_settings_of_the_stage_and_allowed_values(stage_class: type[Stage], sampler: str) -> None:
     settings = settings_of(stage_class)
@@ -52,11 +33,16 @@ def test_tables_hold_settings_of_the_stage_and_allowed_values(stage_class: type[
 
 
 def test_every_table_belongs_to_a_stage() -> None:
-    used = {name.format(sampler=s) for c in STAGES for name in c.preset_tables for s in ("absorbing", "autoregressive")}
+    used = {
+        name.format(sampler=s)
+        for c in STAGES.values()
+        for name in c.preset_tables
+        for s in ("absorbing", "autoregressive")
+    }
     assert used == set(TABLES)
 
 
-@pytest.mark.parametrize("stage_class", STAGES)
+@pytest.mark.parametrize("stage_class", STAGES.values(), ids=STAGES)
 def test_defaults_are_allowed_values(stage_class: type[Stage]) -> None:
     for setting in settings_of(stage_class).values():
         assert setting.default is None or allowed(setting, setting.default), setting.name

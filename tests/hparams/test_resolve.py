@@ -7,20 +7,12 @@ import pytest
 import yaml
 
 from hparams.errors import UserError
-from hparams.experiments import (
-    FIDExperiment,
-    LargerExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    PRDCExperiment,
-    PriorExperiment,
-    ReconstructionExperiment,
-    SamplesExperiment,
-)
+from hparams.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve
 from hparams.saved import save, to_flat
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings import PriorStage, VQGANStage
+from stages import STAGES
 
 
 @pytest.fixture
@@ -205,6 +197,44 @@ def test_saved_settings_that_do_not_fit_are_refused(logs: Path) -> None:
         resolve(SamplesExperiment, {"load_dir": "escape"}, logs=logs)
 
 
+ELSEWHERE = ["/data/photos", "../photos", "a/../../photos", "~/photos", "$HOME/photos", "logs/theirs/photos"]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+@pytest.mark.parametrize(("name", "dataset"), [("custom_dataset_path", "custom"), ("datasets_file", "ffhq")])
+def test_data_elsewhere_are_read_only_where_a_typed_flag_says_so(
+    name: str, dataset: str, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logs = Path("logs")
+    run(logs, "prior", dataset=dataset, ae_load_dir="ae", **{name: path})
+    run(logs, "ae", dataset=dataset, **{name: path})
+    prior, ae = {"load_dir": "prior"}, {"ae_load_dir": "ae"}
+    for stage_class, typed in (
+        (FIDExperiment, prior),
+        (ReconstructionExperiment, ae),
+        (VQGANStage, {"load_dir": "ae"}),
+    ):
+        if stage_class is VQGANStage:
+            typed = {**typed, "load_step": 5, "log_dir": "new"}
+        with pytest.raises(UserError, match=rf"hparams.yaml: {name} .* say so by --{name}$"):
+            resolve(stage_class, typed, logs=logs)
+        stage = resolve(stage_class, {**typed, name: path}, logs=logs)
+        assert getattr(stage.run, name) == path
+        resolve(stage_class, {**typed, "dataset": "churches", "datasets_file": "datasets.yaml"}, logs=logs)
+    resolve(SamplesExperiment, prior, logs=logs)  # opens no data set
+    own = resolve(VQGANStage, {"resume": True, "log_dir": "ae"}, logs=logs)
+    assert getattr(own.run, name) == path
+
+
+@pytest.mark.parametrize("path", ["photos", "data/photos", "./photos", "logs_of_photos"])
+def test_data_in_this_folder_are_found_again(path: str, logs: Path) -> None:
+    run(logs, "prior", dataset="custom", custom_dataset_path=path, ae_load_dir="ae")
+    assert resolve(FIDExperiment, {"load_dir": "prior"}, logs=logs).run.custom_dataset_path == path
+    run(logs, "other", dataset="ffhq", datasets_file=path, ae_load_dir="ae")
+    assert resolve(FIDExperiment, {"load_dir": "other"}, logs=logs).run.datasets_file == path
+
+
 def test_null_in_a_saved_file_says_nothing(logs: Path) -> None:
     run(logs, "mine", dataset="churches", lr=None, ae_load_dir="ae", block_size=None, ae_load_step=None)
     stage = resolve(PriorStage, {"log_dir": "mine", "resume": True}, logs=logs)
@@ -241,18 +271,7 @@ def test_nothing_is_left_underived(logs: Path) -> None:
         "feature_weights", "latents_path", "fake_images_path", "real_feats", "fake_feats", "lpips_weights",
         "train_images",
     }  # fmt: skip
-    stages: list[type[Stage]] = [
-        VQGANStage,
-        PriorStage,
-        SamplesExperiment,
-        FIDExperiment,
-        PRDCExperiment,
-        ReconstructionExperiment,
-        LikelihoodExperiment,
-        NeighboursExperiment,
-        LargerExperiment,
-    ]
-    for stage_class in stages:
+    for stage_class in STAGES.values():
         typed: dict[str, Any] = {"dataset": "ffhq"}
         if stage_class is not VQGANStage:
             typed["ae_load_dir"] = "ae"

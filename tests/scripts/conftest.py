@@ -123,8 +123,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield started
 
 
-# Half a second each.
-TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9"
+# A second each; drawing a summary would take several.
+TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --no_summary"
 TINY_STAGE_1 = (
     f"train_vqgan.py {TINY} --nf 32 --ch_mult 1 1 --res_blocks 1 --attn_resolutions --emb_dim 4 --codebook_size 8 "
     "--img_size 8 --ndf 8 --disc_layers 1 --disc_start_step 2 --perceptual none --ema --steps_per_log 2"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
-import pickle
 import random
 import shutil
 import zipfile
@@ -16,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from malice import as_array, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
+
 STAGE_1 = "train_vqgan.py --resume --log_dir ae --train_steps 9"
 STAGE_2 = "train_sampler.py --resume --log_dir prior --train_steps 9"
-SAMPLES = (
-    "experiments/get_samples.py --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --log_dir drawn "
-    "--load_dir prior --ae_load_dir ae --n_samples 2"
-)
+PRIOR = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --log_dir drawn --load_dir prior --ae_load_dir ae"
+SAMPLES = f"experiments/get_samples.py {PRIOR} --n_samples 2"
+LARGER = f"experiments/generate_big_samples.py {PRIOR} --n_samples 1"
+ELBO = f"experiments/calc_approximate_ELBO.py {PRIOR} --train_steps 2"
+FID = f"experiments/calc_FID.py {PRIOR} --features r64 --split val --n_samples 3 --kid_subsets 0"
+PRDC = "experiments/calc_PRDC.py --dataset custom --log_dir drawn --nearest_k 1"
 
 # What may happen: "older" step used, "refused" with status 2, "mended" or passed over with status 0, or "either".
 KINDS = {
@@ -40,6 +43,13 @@ KINDS = {
     "optimiser": ("logs/theirs/saved_models/ae_optim_8.th", "optimiser", "refused"),
     "perceptual weights": ("lpips.th", "perceptual", "refused"),
     "codes": ("logs/ae/latents/*.npy", STAGE_2, "mended"),
+    "features of real images": ("logs/features/*.npy", FID, "mended"),
+    "results": ("logs/drawn/results.json", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "either"),
+    "given features": ("a.npy", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
+    "given safetensors": ("b.safetensors", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
+    "given codes": ("codes.pt", f"{FID} --latents_path codes.pt", "refused"),
+    "head of a likelihood": ("logs/drawn/logsigma.th", ELBO, "mended"),
+    "larger codes": ("logs/drawn/codes.th", LARGER, "mended"),
     "codes' note": ("logs/ae/latents/*.json", STAGE_2, "mended"),
 }
 
@@ -60,6 +70,14 @@ def command_of(tiny: Any, kind: str) -> str:
         torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tiny.folder / "lpips.th")
         perceptual = "--img_size 16 --perceptual lpips --perceptual_weights_file lpips.th"
         return f"{tiny.stage_1} --dataset custom --log_dir new --train_steps 1 {perceptual}"
+    if command.startswith("experiments/") and command != SAMPLES:
+        features = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+        np.save(tiny.folder / "a.npy", features)
+        header = json.dumps({"x": {"dtype": "F32", "shape": [8, 4], "data_offsets": [0, 128]}}).encode()
+        (tiny.folder / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + features.tobytes())
+        torch.save(torch.zeros((3, 16), dtype=torch.int64), tiny.folder / "codes.pt")
+        if "drawn" in KINDS[kind][0] or "features/" in KINDS[kind][0]:
+            tiny.ok(command)
     if command == STAGE_2:
         tiny.ok("train_sampler.py --resume --log_dir prior --train_steps 8")  # makes the codes of the photos here
     return command
@@ -154,40 +172,16 @@ def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
         assert "toy_churches_train_lmdb" in ended.err
 
 
-class Malice:
-    """A pickle that makes a folder when it is loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.folder),)
-
-
-def as_checkpoint(victim: Path) -> bytes:
-    file = io.BytesIO()
-    torch.save({"weight": Malice(victim)}, file)
-    return file.getvalue()
-
-
-def as_legacy_checkpoint(victim: Path) -> bytes:
-    file = io.BytesIO()
-    torch.save({"weight": Malice(victim)}, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
-
-
-def as_pickle(victim: Path) -> bytes:
-    return pickle.dumps(Malice(victim))
-
-
-def as_array(victim: Path) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.array([Malice(victim)], dtype=object), allow_pickle=True)
-    return file.getvalue()
-
-
-def as_yaml(victim: Path) -> bytes:
-    return f"dataset: !!python/object/apply:os.mkdir ['{victim}']\n".encode()
+def test_a_damaged_page_of_an_lmdb_is_one_line(tiny) -> None:
+    tiny.ok(f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys --train_steps 2")
+    (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
+    content = bytearray(file.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        content[page + 12] ^= 0x40  # where the list of its entries ends
+    file.write_bytes(content)
+    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9 --num_workers 1")
+    assert ended.code == 2
+    assert "toy_churches_train_lmdb is damaged (an entry of page" in told(ended)
 
 
 HARM = [
@@ -201,6 +195,13 @@ HARM = [
     ("codes' note", as_pickle),
     ("metrics", as_pickle),
     ("dashboard", as_pickle),
+    ("features of real images", as_array),
+    ("given features", as_array),
+    ("given safetensors", as_pickle),
+    ("given codes", as_checkpoint),
+    ("head of a likelihood", as_checkpoint),
+    ("larger codes", as_checkpoint),
+    ("results", as_pickle),
     ("settings", as_pickle),
     ("settings", as_yaml),
     ("data sets", as_yaml),

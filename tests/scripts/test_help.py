@@ -9,33 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import (
-    FIDExperiment,
-    LargerExperiment,
-    LikelihoodExperiment,
-    NeighboursExperiment,
-    PRDCExperiment,
-    ReconstructionExperiment,
-    SamplesExperiment,
-)
 from hparams.fields import settings_of
 from hparams.replay import Replay
-from hparams.settings import PriorStage, VQGANStage
+from stages import STAGES
 from utils.lmdb_images import write_lmdb
 
 REPO = Path(__file__).parents[2]
-STAGES = {
-    "train_vqgan.py": VQGANStage,
-    "train_sampler.py": PriorStage,
-    "experiments/get_samples.py": SamplesExperiment,
-    "experiments/calc_approximate_ELBO.py": LikelihoodExperiment,
-    "experiments/calc_nearest_neighbours.py": NeighboursExperiment,
-    "experiments/generate_big_samples.py": LargerExperiment,
-    "experiments/replay_dashboard.py": Replay,
-    "experiments/calc_FID.py": FIDExperiment,
-    "experiments/calc_PRDC.py": PRDCExperiment,
-    "experiments/calc_VQGAN_FID.py": ReconstructionExperiment,
-}
+SCRIPTS = {**STAGES, "experiments/replay_dashboard.py": Replay}
 PUBLISHED = [
     "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4",
     "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4 --diff_aug",
@@ -94,11 +74,11 @@ def published(shell):
     return shell
 
 
-@pytest.mark.parametrize("script", list(STAGES))
+@pytest.mark.parametrize("script", list(SCRIPTS))
 def test_help_tells_every_flag_and_does_not_wait_for_torch(shell, script: str) -> None:
     done = shell.run(f"{script} --help", "-X", "importtime")
     assert done.code == 0
-    for name, setting in settings_of(STAGES[script]).items():
+    for name, setting in settings_of(SCRIPTS[script]).items():
         assert re.search(rf"--{name}\b", done.out), name
         assert " ".join(setting.help.split())[:30] in " ".join(done.out.split()), name
     assert "example:" in done.out

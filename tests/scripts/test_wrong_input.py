@@ -162,6 +162,10 @@ AMONG_RUNS = {
     "settings that are no YAML": ("train_vqgan.py --resume --log_dir no_yaml", ["no_yaml/hparams.yaml", "YAML"]),
     "settings that are a list": ("train_vqgan.py --resume --log_dir a_list", ["a_list/hparams.yaml", "name: value"]),
     "settings that leave logs": (f"{STAGE_2} --resume --log_dir leaves", ["--ae_load_dir '../../v'", "below logs/"]),
+    "data elsewhere by a run's word": (
+        "experiments/calc_FID.py --log_dir new --load_dir outward",
+        ["outward/hparams.yaml: custom_dataset_path '/data/photos'", "--custom_dataset_path"],
+    ),
     "a setting of another type": (
         "train_vqgan.py --resume --log_dir typed",
         ["typed/hparams.yaml", "batch_size", "many"],
@@ -287,6 +291,9 @@ def runs(toy, new_shell) -> Any:
         "no_yaml": "dataset: [churches\n",
         "a_list": "- churches\n",
         "leaves": prior.replace("ae_load_dir: vqgan\n", "ae_load_dir: ../../v\n"),
+        "outward": prior.replace(
+            "dataset: toy_churches\ncustom_dataset_path: null\n", "dataset: custom\ncustom_dataset_path: /data/photos\n"
+        ),
         "typed": settings.replace("batch_size: 8\n", "batch_size: many\n"),
     }.items():
         (shell.logs / name).mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from hparams.errors import UserError
+from malice import Malice
 from utils.checkpoints import load_file, load_into, load_state, load_state_dict, part_of, save_step
 from utils.run_folder import VQGAN, RunFolder
 
@@ -120,16 +120,6 @@ def test_an_interrupted_model_file_leaves_the_old_one(folder: RunFolder, monkeyp
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
-
-
-class Malice:
-    """A pickle that makes a folder when it is loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -17,7 +17,8 @@ from torch import nn
 from hparams import saved
 from hparams.cli import parse
 from hparams.errors import UserError
-from hparams.settings import TrainingSettings, VQGANStage
+from hparams.settings import VQGANStage
+from hparams.training_settings import TrainingSettings
 from utils import growing_array as growing
 from utils.bad_images import BadImages
 from utils.checkpoints import load_state, save_step

@@ -1,15 +1,18 @@
-"""Loaders on mutated files: they load or refuse, by the errors that scripts turn into one line, and never crash."""
+"""Loaders on mutated files, and on such as do harm: they load or refuse in one line, run nothing, and never crash."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,13 +20,20 @@ from PIL import Image
 from hparams import saved
 from hparams.cli import parse
 from hparams.errors import UserError
+from hparams.experiments import FeatureSettings
 from hparams.settings import VQGANStage
+from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
 from utils.bad_images import BadImages
 from utils.checkpoints import load_file, load_state, load_state_dict, save_step
 from utils.dashboard import Dashboard, read_panes
 from utils.dataset_paths import find_paths
-from utils.growing_array import growing_array, read_array
+from utils.features import build_features
+from utils.given_files import read_features, read_latents
+from utils.growing_array import GrowingArray, growing_array, read_array
 from utils.images import decode_rgb
+from utils.lmdb_images import LMDBImages, write_lmdb
+from utils.partial import Partial
+from utils.perceptual import load_lpips
 from utils.results import read_results, record_result
 from utils.run_folder import VQGAN, RunFolder
 from utils.run_log import RunLog, read_metrics
@@ -92,6 +102,47 @@ def bad_images(folder: Path) -> Path:
     return folder / "bad.txt"
 
 
+def given_array(values: np.ndarray) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.save(folder / "given.npy", values)
+        return folder / "given.npy"
+
+    return make
+
+
+def given_tensor(folder: Path) -> Path:
+    torch.save(torch.ones(3, 4, dtype=torch.uint8), folder / "given.pt")
+    return folder / "given.pt"
+
+
+def given_safetensors(folder: Path) -> Path:
+    header = json.dumps({"features": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    (folder / "given.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    return folder / "given.safetensors"
+
+
+def half_done(folder: Path) -> Path:
+    Partial(folder / "work.partial", {"seed": 0}).save({"x": torch.arange(9), "done": 3})
+    return folder / "work.partial"
+
+
+def half_filled(folder: Path) -> Path:
+    growing = GrowingArray(folder / "codes.npy", (6, 4), np.uint8)
+    growing.advance(2)
+    growing.note()
+    return folder / "codes.partial"
+
+
+def lmdb(folder: Path) -> Path:
+    write_lmdb(folder / "a_lmdb", [(b"%02d" % number, bytes(number * 400)) for number in range(12)])
+    return folder / "a_lmdb/data.mdb"
+
+
+def read_lmdb(file: Path) -> int:
+    images = LMDBImages(file.parent)
+    return sum(len(images.read(i)) for i in range(len(images)))
+
+
 LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "checkpoint": (checkpoint, load_state_dict),
     "any torch file": (checkpoint, load_file),
@@ -105,6 +156,19 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "jpg": (image("jpg"), decode_rgb),
     "webp": (image("webp"), decode_rgb),
     "codes": (array, read_array),
+    "given latents": (
+        given_array(np.ones((3, 4), np.int64)),
+        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+    ),
+    "given latents, a tensor": (
+        given_tensor,
+        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+    ),
+    "given features": (given_array(np.ones((3, 4), np.float32)), lambda file: read_features("--real_feats", file)),
+    "given features, safetensors": (given_safetensors, lambda file: read_features("--fake_feats", file)),
+    "work half done": (half_done, lambda file: Partial(file, {"seed": 0}).load()),
+    "array half filled": (half_filled, lambda file: GrowingArray(file.with_suffix(".npy"), (6, 4), np.uint8).done),
+    "LMDB": (lmdb, read_lmdb),
     "list of bad images": (bad_images, lambda file: len(BadImages(file, 0.5, print, keep=True))),
 }
 # Where a change of one byte must not go unnoticed.
@@ -153,6 +217,37 @@ def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], byte
     else:
         if kind in CHECKED and mutate(content) != content:
             assert loaded is None
+
+
+# Weights of networks, which take too long to build to be mutated often.
+WEIGHTS = {
+    "LPIPS": lambda file: load_lpips("squeeze", str(file), what="it", instead="another"),
+    **{
+        name: lambda file, name=name: build_features(FeatureSettings(name, str(file)), torch.device("cpu"))
+        for name in ("inception", "vgg16")
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form.__name__ for form in FORMS])
+@pytest.mark.parametrize("kind", [*LOADERS, *WEIGHTS])
+def test_no_loader_runs_a_pickle(tmp_path: Path, kind: str, form: Callable[[Path], bytes]) -> None:
+    make, load = LOADERS.get(kind) or (checkpoint, WEIGHTS[kind])
+    file, victim = make(tmp_path), tmp_path / "victim"
+    file.write_bytes(form(victim))
+    with contextlib.suppress(UserError):
+        load(file)
+    assert not victim.exists()
+
+
+def test_these_pickles_would_do_harm(tmp_path: Path) -> None:
+    for form in (as_checkpoint, as_legacy_checkpoint):
+        torch.load(io.BytesIO(form(tmp_path / form.__name__)), weights_only=False)
+    pickle.loads(as_pickle(tmp_path / "as_pickle"))
+    np.load(io.BytesIO(as_array(tmp_path / "as_array")), allow_pickle=True)
+    np.load(io.BytesIO(as_arrays(tmp_path / "as_arrays")), allow_pickle=True)["a"]
+    yaml.unsafe_load(as_yaml(tmp_path / "as_yaml"))
+    assert {folder.name for folder in tmp_path.iterdir()} == {form.__name__ for form in FORMS}
 
 
 HOSTILE_LINES = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from utils import growing_array as module
 from utils.growing_array import GrowingArray, growing_array, made_array
+from utils.signals import Signals
 
 N = 10
 
@@ -56,6 +59,36 @@ def test_what_a_killed_process_noted_is_safe(tmp_path: Path, monkeypatch: pytest
     killed.advance(2)
     del killed
     assert fill(tmp_path / "a.npy") == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_and_keeps_what_is_done(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with growing_array(tmp_path / "a.npy", (N, 3), np.int16) as rows:
+            rows.values[:4] = 1
+            rows.advance(2)
+            os.kill(os.getpid(), number)
+            rows.advance(2)
+
+    former = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        work()
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().out == f"stopped by {number.name}: the same command goes on from here\n"
+    assert signal.getsignal(number) is former
+    assert fill(tmp_path / "a.npy") == 4
+
+
+def test_whoever_waits_for_signals_around_it_gets_them(tmp_path: Path) -> None:
+    with Signals() as signals:
+        with growing_array(tmp_path / "a.npy", (N, 3), np.int16) as rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+            rows.values[:] = 1
+            rows.advance(N)
+        assert signals.stop is signal.SIGTERM
+    assert (tmp_path / "a.npy").exists()
 
 
 def test_another_shape_begins_anew(tmp_path: Path) -> None:

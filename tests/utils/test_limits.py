@@ -16,7 +16,7 @@ import torch
 
 from hparams.cli import _as_line
 from hparams.errors import RunError, UserError
-from hparams.settings import TrainingSettings
+from hparams.training_settings import TrainingSettings
 from utils import disk_space, limits
 from utils.batches import eval_batches
 from utils.disk_space import space_notes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import random
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from hparams.errors import UserError
+from utils.images import BadImageError
 from utils.lmdb_images import LMDBImages, write_lmdb
 
 
@@ -55,7 +58,7 @@ def test_a_pickled_copy_reads_the_same_and_carries_the_keys(tmp_path: Path) -> N
     images = LMDBImages(tmp_path / "a_lmdb")
     images.read(0)
     copy = pickle.loads(pickle.dumps(images))
-    assert copy.__dict__["_env"] is None
+    assert copy.__dict__["_file"] is None
     assert copy.key(39) == images.key(39)
     assert copy.read(39) == images.read(39)
 
@@ -73,14 +76,17 @@ def test_other_processes_open_their_own(method: str, tmp_path: Path) -> None:
 def test_a_forked_child_reopens(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "a_lmdb", items(40))
     images = LMDBImages(tmp_path / "a_lmdb")
-    parent = images._environment()
+    value = images.read(1)
+    parent = images._file
     queue = multiprocessing.get_context("fork").SimpleQueue()
-    child = multiprocessing.get_context("fork").Process(target=lambda: queue.put(images._environment() is parent))
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: queue.put((images.read(1) == value, images._file is parent))
+    )
     child.start()
     child.join(30)
     assert child.exitcode == 0
-    assert queue.get() is False
-    assert images._environment() is parent
+    assert queue.get() == (True, False)
+    assert images._file is parent
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -157,6 +163,79 @@ def test_pages_of_zeros_are_an_error_not_a_crash(tmp_path: Path) -> None:
     images = LMDBImages(tmp_path / "a_lmdb")
     with pytest.raises(UserError, match="damaged"):
         images.read(0)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.mdb with a tree of three levels, and values on leaves and on pages of their own."""
+    rng = np.random.default_rng(0)
+    long = b"x" * 400
+    folder = tmp_path_factory.mktemp("sound") / "a_lmdb"
+    write_lmdb(folder, ((long + b"%03d" % i, rng.bytes(5000 if i % 20 == 0 else 30)) for i in range(400)))
+    return folder / "data.mdb"
+
+
+def told_of(folder: Path, error: UserError) -> bool:
+    """Whether an error is a line that names the LMDB."""
+    return str(folder) in str(error) and "\n" not in str(error)
+
+
+def read_all(folder: Path) -> dict[bytes, bytes | None]:
+    """Key → value, None for one that is refused by itself."""
+    images, found = LMDBImages(folder), {}
+    for i in range(len(images)):
+        try:
+            found[images.key(i)] = images.read(i)
+        except BadImageError as error:
+            found[images.key(i)] = None if told_of(folder, error) else b""
+    return found
+
+
+def test_a_flipped_bit_harms_one_image_or_is_one_line_but_never_ends_the_process(sound: Path, tmp_path: Path) -> None:
+    content, whole = sound.read_bytes(), read_all(sound.parent)
+    assert len(whole) == 400
+    dice, outcomes = random.Random(0), Counter()
+    for _ in range(400):
+        harmed = bytearray(content)
+        page = dice.randrange(len(content) // 4096) * 4096
+        # Headers and places of entries more often than values
+        harmed[page + dice.randrange(4096 if dice.random() < 0.3 else 80)] ^= 1 << dice.randrange(8)
+        (tmp_path / "data.mdb").write_bytes(harmed)
+        try:
+            found = read_all(tmp_path)
+        except UserError as error:
+            outcomes["refused" if told_of(tmp_path, error) else "badly told"] += 1
+        else:
+            changed = found.items() ^ whole.items()
+            assert len(changed) <= 2
+            outcomes["harmed" if changed else "unharmed"] += 1
+    assert "badly told" not in outcomes
+    assert min(outcomes[kind] for kind in ("refused", "harmed", "unharmed")) > 10, outcomes
+
+
+def test_a_file_cut_off_anywhere_is_one_line(sound: Path, tmp_path: Path) -> None:
+    content, dice = sound.read_bytes(), random.Random(0)
+    for length in [0, 1, 15, 100, 4096, 8191, *(dice.randrange(len(content)) for _ in range(60))]:
+        (tmp_path / "data.mdb").write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"data\.mdb again"):
+            read_all(tmp_path)
+
+
+def test_a_file_that_shrinks_while_it_is_read(sound: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.mdb"
+    data.write_bytes(sound.read_bytes())
+    images = LMDBImages(tmp_path)
+    images.read(0)
+    os.truncate(data, 8192)
+    with pytest.raises(BadImageError, match=r"data\.mdb again"):
+        images.read(0)
+
+
+def test_an_lmdb_of_several_databases_is_refused(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as txn:
+        txn.put(b"key", b"value", db=env.open_db(b"inner", txn))
+    with pytest.raises(UserError, match="more than one value"):
+        LMDBImages(tmp_path).read(0)
 
 
 def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hparams.errors import UserError
-from hparams.settings import VQGANSettings
+from hparams.model_settings import VQGANSettings
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
 from models.neighbours import NearestNeighbours

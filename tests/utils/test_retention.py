@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hparams.settings import TrainingSettings
+from hparams.training_settings import TrainingSettings
 from utils.retention import clean_up, drop_weights
 from utils.run_folder import KINDS, VQGAN, RunFolder
 
