@@ -60,6 +60,7 @@ class Experiments:
     def one(self, name: str, kills: int) -> Tally:
         """Kill an experiment up to three times before each of its ends, until it was killed so often."""
         tally, command = Tally(), f"experiments/{name}.py {EXPERIMENTS[name]} --log_dir run"
+        self.forget()
         begin = time.monotonic()
         reference = self.end(name, command, "reference")
         seconds = time.monotonic() - begin
