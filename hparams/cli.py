@@ -19,6 +19,7 @@ from hparams import launch
 from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of
 from hparams.idle import idle_flags
+from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
 from hparams.settings import Plain, Stage
@@ -100,12 +101,17 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     interrupted. Of several processes, the line names the one that failed; where all of a machine's fail alike, torchrun
     ends the others while they wait for the first to say so.
     """
+    with lasting_output():
+        sys.exit(_status_of(main))
+
+
+def _status_of(main: Callable[[], None]) -> int:
     name = Path(sys.argv[0]).name
     prefix = f"{name}: error: {launch.described()}: " if launch.processes() > 1 else f"{name}: error: "
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
         line = _as_line(error)
         if launch.local_rank():
@@ -115,8 +121,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if line is None:
             raise
         print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_ERRORS else 1)
-    sys.exit(0)
+        return 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_ERRORS else 1
+    return 0
 
 
 def _as_line(error: Exception) -> str | None:

@@ -76,8 +76,8 @@ class GrowingArray:
 def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[GrowingArray]:
     """Fill the array `path`, an .npy, from where an interrupted call stopped; it appears when the block ends.
 
-    When the block raises, what is done is kept beside it for the next call. One writer at a time. SIGTERM and SIGINT
-    end the process at the next `advance`, unless something around this block waits for them.
+    When the block raises, what is done is kept beside it for the next call. One writer at a time. A signal to
+    stop ends the process at the next `advance`, unless something around this block waits for it.
 
     Raises:
         UserError: there is not enough room.

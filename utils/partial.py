@@ -22,7 +22,7 @@ class Partial:
     """State of unfinished work in a file, under the name of everything that determines the work.
 
     State that was saved under another key, or is damaged, is as good as none: the work then begins anew. In a `with`
-    block, SIGTERM and SIGINT end the process at the next `keep`.
+    block, a signal to stop ends the process at the next `keep`.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:

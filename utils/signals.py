@@ -13,12 +13,14 @@ from typing import NoReturn
 from hparams import launch
 from utils.progress import say
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVING = signal.SIGUSR1
 
 
 class Signals:
-    """While in a `with` block: SIGTERM and SIGINT set `stop`, SIGUSR1 sets `save`. A second one to stop exits at once.
+    """While in a `with` block: SIGTERM, SIGINT and SIGHUP set `stop`, SIGUSR1 sets `save`. A second stop exits at once.
+
+    SIGHUP is a closed terminal; under nohup it is left alone.
 
     Under torchrun it does not: a scheduler and torchrun may both pass on the same one, and torchrun ends what lingers.
 
@@ -33,6 +35,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in (*STOPPING, SAVING):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._former[number] = signal.signal(number, self._handle)
         return self
 
@@ -58,7 +62,7 @@ class Signals:
 
 @contextmanager
 def ending_politely() -> Iterator[Callable[[], None]]:
-    """While in this block: SIGTERM and SIGINT end the process when it next calls what the block is given.
+    """While in this block: a signal to stop ends the process when it next calls what the block is given.
 
     For work whose own command goes on where it stopped. Inside of a block of `Signals` that one decides, and calls do
     nothing; nor do they in other threads than the first, which get no signals.
@@ -78,5 +82,5 @@ def end_politely(number: signal.Signals) -> NoReturn:
 
 
 def exit_code(number: signal.Signals) -> int:
-    """Exit status of a process that a signal ended, as shells have it: 143 for SIGTERM, 130 for SIGINT."""
+    """Exit status of a process that a signal ended, as shells have it: SIGTERM 143, SIGINT 130, SIGHUP 129."""
     return 128 + number

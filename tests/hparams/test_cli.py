@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -249,6 +250,27 @@ def test_script_interrupted_and_faulty(tmp_path: Path) -> None:
     faulty = shell(tmp_path, "--dataset", "churches", "--seed", "4")
     assert faulty.returncode == 1
     assert "RuntimeError: a fault of the program" in faulty.stderr
+
+
+@pytest.mark.parametrize(("stdout", "stderr"), [("full", "lost"), ("full", "full"), ("closed", "closed")])
+def test_a_script_outlives_its_terminal(stdout: str, stderr: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hparams.cli import run_script\n"
+        "def main():\n"
+        "    for line in range(9999): print(line)\n"
+        "    print('a warning', file=sys.stderr, flush=True)\n"
+        "    Path('done').touch()\n"
+        "run_script(main)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as closed:
+        streams = {"full": full, "closed": closed, "lost": subprocess.DEVNULL}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=streams[stdout], stderr=streams[stderr], timeout=60
+        )
+    assert done.returncode == 0
+    assert (tmp_path / "done").exists()
 
 
 def test_help_needs_no_run_and_no_yaml(tmp_path: Path) -> None:
