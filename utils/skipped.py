@@ -34,8 +34,8 @@ class SkippedUpdates:
         if in_a_row >= self._most:
             raise RunError(
                 f"{in_a_row} updates in a row had gradients that are not finite; the last good step was {last_good}: "
-                "go on from the newest saved step with --resume and a lower --lr, or with --no_amp (--max_skipped "
-                "allows more)"
+                "go on from the newest saved step with --resume and a lower --lr, or with --no_amp, or take an older "
+                "one's weights by --load_step (--max_skipped allows more)"
             )
         return total
 
