@@ -1,12 +1,14 @@
-"""Results as a table in benchmarks/README.md, and as a plot in docs/."""
+"""Results as tables in benchmarks/README.md and README.md, and as a plot in docs/."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-PLOT = Path("docs/benchmarks.png")
+PLOT, README = Path("docs/benchmarks.png"), Path("README.md")
+MARKS = "<!-- benchmarks -->", "<!-- end of benchmarks -->"  # between them README.md holds its table
 TITLES = {"cpu": "CPU, reduced", "full": "CPU, published size", "gpu": "GPU"}
 OPEN_ON_GPU = [  # what is to be reached there, and stays open until it is measured
     ("sampling, T = 256, throughput of 50,000 images", "≥ 12 × --amp, ≥ 50% MFU"),
@@ -15,7 +17,7 @@ OPEN_ON_GPU = [  # what is to be reached there, and stays open until it is measu
 ]
 
 
-def write_report(folder: Path, plot: Path = PLOT) -> None:
+def write_report(folder: Path, plot: Path = PLOT, readme: Path = README) -> None:
     """From `results/*.json` of a folder of benchmarks."""
     results = {
         name: json.loads(path.read_text()) for name in TITLES if (path := folder / f"results/{name}.json").exists()
@@ -42,6 +44,8 @@ def write_report(folder: Path, plot: Path = PLOT) -> None:
     (folder / "README.md").write_text("\n".join(parts) + "\n")
     if results:
         _plot(results, plot)
+        table = "\n".join([MARKS[0], *_summary(results), MARKS[1]])
+        readme.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: table, readme.read_text(), flags=re.DOTALL))
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -54,14 +58,34 @@ def _machine(environment: dict[str, Any]) -> str:
 def _table(rows: dict[str, Any]) -> list[str]:
     lines = ["| work | reduced | to reach | baseline | here | faster |", "|---|---|---|---|---|---|"]
     for row in rows.values():
-        reference = row["timings"].get(row["baseline"])
         if not row["speedup"] or row["name"].startswith("reading"):
             continue
+        reference = row["timings"][row["baseline"]]
         here = [f"{name} {_time(t)}" for name, t in row["timings"].items() if name != row["baseline"]]
         faster = [f"{name} **{times:.2f} ×**" for name, times in row["speedup"].items()]
         cells = [row["name"], row["reduced"], row["target"], f"{_time(reference)} {row['unit']}"]
         lines.append(f"| {' | '.join([*cells, '<br>'.join(here), '<br>'.join(faster)])} |")
     return lines
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    """README.md's table: times faster, row by row."""
+    lines = ["| work | machine | times faster than the published algorithm |", "|---|---|---|"]
+    for name, result in results.items():
+        for work, faster in _speedups(result["rows"]).items():
+            ratios = ", ".join(f"{variant} {times:.1f} ×" for variant, times in faster.items())
+            lines.append(f"| {work} | {TITLES[name]} | {ratios} |")
+    if "gpu" not in results:
+        lines += [f"| {work}; to reach: {target} | GPU | not measured |" for work, target in OPEN_ON_GPU]
+    return lines
+
+
+def _speedups(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By row and variant; of larger images the ratio of evaluations."""
+    found = {row["name"]: row["speedup"] for row in rows.values() if not row["name"].startswith("reading")}
+    if larger := rows.get("larger"):
+        found[larger["name"]] = {"evaluations": larger["figures"]["published / here"]}
+    return {name: faster for name, faster in found.items() if faster}
 
 
 def _time(timing: dict[str, float]) -> str:
@@ -100,14 +124,10 @@ def _plot(results: dict[str, Any], file: Path) -> None:
 
     name = next(name for name in ("gpu", "full", "cpu") if name in results)
     bars = [
-        (f"{row['name']}, {variant}", times)
-        for row in results[name]["rows"].values()
-        if not row["name"].startswith("reading")
-        for variant, times in row["speedup"].items()
+        (f"{work}, {variant}", times)
+        for work, faster in _speedups(results[name]["rows"]).items()
+        for variant, times in faster.items()
     ]
-    ratio = results[name]["rows"].get("larger", {}).get("figures", {}).get("published / here")
-    if ratio:
-        bars.append((results[name]["rows"]["larger"]["name"], ratio))
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(bars) + 1.2), constrained_layout=True)
     labels, values = [label for label, _ in bars][::-1], [value for _, value in bars][::-1]
     drawn = axes.barh(labels, values, color="#4878a8")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import growth
+from benchmarks.report import MARKS, write_report
 from benchmarks.run import main
 
 
@@ -40,3 +41,22 @@ def test_evaluations(rows: dict[str, Any]) -> None:
 
 def test_growth_is_the_exponent() -> None:
     assert growth([1.0, 2.0, 4.0], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    readme, plot = tmp_path / "README.md", tmp_path / "docs/plot.png"
+    machine = {"cpu": "a CPU", "gpu": None, "threads": 2, "torch": "2", "python": "3"}
+    machine |= {"commit": "abc", "date": "today", "load_average": ["0.1"], "command": "python"}
+    content = {"rows": rows, "profiles": {}, "environment": machine}
+    (tmp_path / "results/cpu.json").write_text(json.dumps(content))
+    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    write_report(tmp_path, plot, readme)
+    table = readme.read_text()
+    assert table.startswith("before\n")
+    assert table.endswith("after\n")
+    assert "old" not in table
+    assert "not measured" in table
+    assert f"amp {rows['sampling']['speedup']['amp']:.1f} ×" in table
+    assert f"evaluations {rows['larger']['figures']['published / here']:.1f} ×" in table
+    assert plot.read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from utils.moments import put_moments
 class Optimiser:
     """Adam, and the loss scaler that float16 needs. An update whose gradients are not all finite is skipped.
 
-    On CUDA nothing waits for the device to know: the fused Adam is told to skip by a tensor.
+    Nothing waits for the device to know: the fused Adam is told to skip by a tensor.
     """
 
     def __init__(
@@ -28,8 +28,7 @@ class Optimiser:
     ) -> None:
         self._parameters = list(parameters)
         self._max_norm = max_norm
-        self._fused = device.type == "cuda"
-        self.adam = torch.optim.Adam(self._parameters, lr=lr, fused=self._fused)
+        self.adam = torch.optim.Adam(self._parameters, lr=lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
     def zero_grad(self) -> None:
@@ -48,10 +47,8 @@ class Optimiser:
         if self.scaler.is_enabled():
             self.scaler.step(self.adam)
             self.scaler.update()
-        elif self._fused:
+        else:
             self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.adam.step()
-        elif finite:
             self.adam.step()
         return finite
 

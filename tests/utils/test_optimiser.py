@@ -35,7 +35,7 @@ def test_updates_are_adams(amp_dtype: torch.dtype | None) -> None:
         adam.zero_grad()
         twin(torch.ones(4, 3)).square().mean().backward()
         adam.step()
-    assert torch.equal(network.weight, twin.weight)
+    torch.testing.assert_close(network.weight, twin.weight, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
@@ -53,12 +53,12 @@ def test_an_update_that_is_not_finite_changes_nothing(amp_dtype: torch.dtype | N
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_a_state_saved_by_the_fused_kernel_is_taken_by_the_plain_one() -> None:
+def test_a_state_saved_by_the_plain_kernel_is_taken_by_the_fused_one() -> None:
     network, optimiser = start()
     update(network, optimiser)
     saved = optimiser.adam.state_dict()
-    saved["param_groups"][0]["fused"] = True
+    saved["param_groups"][0]["fused"] = None
     _, other = start()
     other.load_adam(saved)
-    assert other.adam.param_groups[0]["fused"] is False
+    assert other.adam.param_groups[0]["fused"] is True
     assert torch.equal(other.adam.state_dict()["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])
