@@ -45,7 +45,7 @@ def test_growth_is_the_exponent() -> None:
 
 def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    readme, plot = tmp_path / "README.md", tmp_path / "docs/plot.png"
+    readme, plot = tmp_path / "project.md", tmp_path / "docs/plot.png"
     machine = {"cpu": "a CPU", "gpu": None, "threads": 2, "torch": "2", "python": "3"}
     machine |= {"commit": "abc", "date": "today", "load_average": ["0.1"], "command": "python"}
     content = {"rows": rows, "profiles": {}, "environment": machine}
