@@ -87,18 +87,18 @@ def sole_writer(folder: Path) -> Iterator[None]:
         UserError: another process is in such a block.
     """
     make_folder(folder)
-    with (folder / ".lock").open("a+b") as file:
+    with (folder / ".lock").open("a+b", buffering=0) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
             raise UserError(
                 f"{folder} is being written to by {holder}: wait for it or end it, or use another --log_dir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        file.flush()
+        with naming(folder / ".lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

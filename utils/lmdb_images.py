@@ -25,9 +25,9 @@ _AGAIN = "copy or download data.mdb again"
 class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
-    Opening checks the folder and costs milliseconds. The list of entries is made at the first access, held in flat
-    buffers (3 million keys of 40 bytes: 180 MB) and travels with a pickled copy; the open file does not, and every
-    process opens its own. Nothing that may be in data.mdb ends the process: see `utils.lmdb_pages`.
+    Opening checks the folder and costs milliseconds. The list of entries is made at the first access (2 s a million),
+    held in flat buffers (3 million keys of 40 bytes: 180 MB) and travels with a pickled copy; the open file does not,
+    and every process opens its own. Nothing that may be in data.mdb ends the process: see `utils.lmdb_pages`.
 
     Raises:
         UserError: no LMDB there, an empty one, or a truncated one.

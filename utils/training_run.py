@@ -22,7 +22,7 @@ from utils.datasets import ImageData
 from utils.devices import describe_device
 from utils.disk_space import space_notes
 from utils.distributed import ALONE, Ranks
-from utils.files import remove_remains, sole_writer
+from utils.files import naming, remove_remains, sole_writer
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
 from utils.retention import clean_up, drop_weights
@@ -94,7 +94,8 @@ class TrainingRun:
         self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
         if ranks.first:
             save(settings, self.folder.hparams)
-            launch.mark(self.folder.path)
+            with naming(self.folder.path):
+                launch.mark(self.folder.path)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self._watch = Stopwatch(trainer.device)
         self._logged = self.start

@@ -23,6 +23,7 @@ from utils import growing_array as growing
 from utils.bad_images import BadImages
 from utils.checkpoints import load_state, save_step
 from utils.dashboard import Dashboard, read_panes
+from utils.files import sole_writer
 from utils.growing_array import growing_array, read_array
 from utils.lmdb_images import write_lmdb
 from utils.pictures import save_png
@@ -221,6 +222,7 @@ def test_files_appear_whole_or_not_at_all_on_a_full_disk(disk: Path, kind: str) 
     with pytest.raises((OSError, UserError)) as failure:
         write()
     assert "No space left" in str(failure.value)
+    assert str(disk) in str(failure.value)  # which file, or which folder
     assert {file.name for file in disk.iterdir()} <= {"filler"}
     (disk / "filler").unlink()
     write()
@@ -230,6 +232,17 @@ def test_files_appear_whole_or_not_at_all_on_a_full_disk(disk: Path, kind: str) 
         with pytest.raises(OSError):
             write()
     assert read() == before
+
+
+def test_a_lock_on_a_full_disk_names_its_file(disk: Path) -> None:
+    (disk / "run").mkdir()
+    fill(disk)
+    with pytest.raises(OSError) as failure, sole_writer(disk / "run"):
+        pass
+    assert failure.value.filename == str(disk / "run/.lock")
+    (disk / "filler").unlink()
+    with sole_writer(disk / "run"):
+        assert (disk / "run/.lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_samples_on_a_full_disk_are_no_set(disk: Path) -> None:
