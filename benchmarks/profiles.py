@@ -44,6 +44,7 @@ WHY = {
     "aten::gather": "picking the places that are due",
     "aten::_slow_conv2d_forward": "convolutions of a single image on one thread, without oneDNN",
     "aten::_slow_conv2d_backward": "convolutions of a single image on one thread, without oneDNN",
+    "aten::max_pool2d_with_indices": "pooling in LPIPS' network; bound by memory",
     "aten::sum": "bias gradients and reductions",
 }
 
