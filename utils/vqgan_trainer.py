@@ -14,6 +14,7 @@ from models.batch_norm import synchronise_batch_norm
 from models.codebook import CodeUsage, draw_latents, restart_codes
 from models.parts import rewind
 from models.quantizers import id_counts, perplexity
+from models.similarity import psnr
 from models.vqgan import VQGAN, Judged
 from utils.compiling import compile_autoencoder
 from utils.distributed import ALONE, Ranks, replicate
@@ -51,9 +52,8 @@ class VQGANTrainer:
             compile_autoencoder(model, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
-        self.nearest = (
-            settings.autoencoder.quantizer == "nearest"
-        )  # what a code of the other is, encoder outputs are not
+        # What a code of the other quantizer is, encoder outputs are not.
+        self.nearest = settings.autoencoder.quantizer == "nearest"
         self.lr = settings.training.lr
         self.optimisers = {
             name: Optimiser(network.parameters(), self.lr, device, amp_dtype)
@@ -136,7 +136,7 @@ class VQGANTrainer:
         """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.
 
         batches: of this process's share of the images; the means are over those of all.
-        PSNR is the mean over images of −10·log10(mean squared error), pixels in [0,1].
+        PSNR is the mean over images of that of each.
         """
         model, sums, images = self.averaged, torch.zeros(3, dtype=torch.float64), 0
         usage = CodeUsage(len(self.usage.counts), self.device)
@@ -146,17 +146,17 @@ class VQGANTrainer:
                 with self._autocast():
                     x_hat, quantized = model.ae(x)
                     l1, perceptual = model.reconstruction_terms(x, x_hat.float())
-                mse = (x_hat.float().clamp(0, 1) - x).square().mean((1, 2, 3)).double().clamp(min=1e-10)
-                sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), -10 * mse.log10().sum()]).cpu()
+                quality = psnr(x_hat.float().clamp(0, 1), x).double().sum()
+                sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), quality]).cpu()
                 usage.add(quantized.ids)
                 images += len(x)
         totals = self.ranks.sum(torch.cat([sums, torch.tensor([images])]).to(self.device))
-        l1_mean, perceptual_mean, psnr = (totals[:3] / totals[3]).tolist()
+        l1_mean, perceptual_mean, psnr_mean = (totals[:3] / totals[3]).tolist()
         counts = self.ranks.sum(usage.counts)
         return {
             "l1": l1_mean,
             "perceptual": perceptual_mean,
-            "psnr_db": psnr,
+            "psnr_db": psnr_mean,
             "codebook_perplexity": perplexity(counts).item(),
             "codebook_used": (counts > 0).double().mean().item(),
         }
