@@ -31,7 +31,8 @@ NEVER = {
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "torch.hub.load", "load_state_dict_from_url"),
     *("torch.hub.load_state_dict_from_url", "subprocess.getoutput", "subprocess.getstatusoutput", "torch.jit.load"),
 }
-# DINOv2's network is its authors' code, for whoever asks for --features dinov2.
+# DINOv2's network is its authors' code, for whoever asks for --features dinov2. It is that of their main branch: no
+# release of it is named by a source that this project depends on. Results name the code that was used.
 MEANT = {("features.py", "torch.hub.load")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class FeatureExtractor:
 
     Attributes:
         name: as `--features` has it.
-        weights: which weights: the first digits of their file's SHA-256, or "fixed".
+        weights: which weights: the first digits of their file's SHA-256, or "fixed"; of DINOv2 also those of its code.
         network: torch-fidelity's kind of extractor, giving one kind of feature.
     """
 
@@ -94,7 +95,8 @@ def build_features(settings: FeatureSettings, device: torch.device) -> FeatureEx
     )
     with torch.random.fork_rng(devices=[]):  # constructors draw weights, which are then loaded over
         network = build(file)
-    return FeatureExtractor(name, sha256_of(file)[:8], network.to(device))
+    weights = sha256_of(file)[:8] + (f" by code {network.code}" if isinstance(network, _DINOv2) else "")
+    return FeatureExtractor(name, weights, network.to(device))
 
 
 def _inception(file: Path) -> FeatureExtractorBase:
@@ -118,20 +120,26 @@ def _loaded(extractor: type[FeatureExtractorBase], name: str, layer: str, file: 
 
 
 class _DINOv2(FeatureExtractorDinoV2):
-    """torch-fidelity's DINOv2 with weights from a file; its own constructor only downloads."""
+    """torch-fidelity's DINOv2 with weights from a file; its own constructor only downloads.
+
+    The code is the newest of its authors' main branch when it was first downloaded: `code` says which that is, by the
+    first digits of a hash.
+    """
 
     def __init__(self, file: Path) -> None:
         FeatureExtractorBase.__init__(self, "dinov2-vit-l-14", ["dinov2"])
         self.feature_extractor_internal_dtype = torch.float32
         os.environ["XFORMERS_DISABLED"] = "1"  # its attention is an option, and it warns where it is missing
+        folder = Path(torch.hub.get_dir(), DINOV2_CODE.replace("/", "_").replace(":", "_"))
         try:
             self.model = torch.hub.load(DINOV2_CODE, "dinov2_vitl14", pretrained=False, verbose=False)
         except (OSError, RuntimeError) as error:
-            folder = Path(torch.hub.get_dir(), DINOV2_CODE.replace("/", "_").replace(":", "_"))
             raise UserError(
                 f"the code of --features dinov2 cannot be downloaded ({error}): put "
                 f"https://github.com/{DINOV2_CODE.split(':')[0]} at {folder}, or use other --features"
             ) from None
+        files = sorted(folder.rglob("*.py"))
+        self.code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
         load_into(self.model, load_state_dict(file), file)
         self.eval().requires_grad_(False)
 

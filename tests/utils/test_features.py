@@ -103,6 +103,10 @@ def test_dinov2_from_torchs_cache(tmp_path: Path, offline: Path) -> None:
     white = torch.full((2, 3, 20, 20), 255, dtype=torch.uint8)
     normalised = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     assert torch.allclose(extractor(white), head(normalised).expand(2, -1), atol=1e-5)
+    (repository / "other.py").write_text("# newer code\n")
+    newer = build("dinov2", file)
+    assert newer.weights != extractor.weights
+    assert newer.weights.split()[0] == extractor.weights.split()[0] == sha256_of(file)[:8]
 
     torch.save({"head.weight": torch.zeros(5, 3)}, file)
     with pytest.raises(UserError, match=r"dinov2\.pth does not fit .*missing: head\.bias"):
