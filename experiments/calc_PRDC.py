@@ -27,20 +27,28 @@ def main() -> None:
 def calculate(settings: PRDCExperiment) -> None:
     """Compare generated images with as many real ones, the first of the split."""
     # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.bad_images import BadImages
     from utils.devices import pick_device
-    from utils.feature_sources import open_sources
+    from utils.experiment_panes import open_dashboard, show_results
+    from utils.feature_sources import facts_of, open_sources
     from utils.files import sole_writer
+    from utils.introduction import introduce
     from utils.prdc import prdc_of_arrays
+    from utils.progress import say
     from utils.results import FILE_NAME, record_result
 
     run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=True)
-    with sole_writer(folder.path):
+    introduce(settings, "precision, recall, density and coverage", device, facts_of(generated, real))
+    with sole_writer(folder.path), open_dashboard(run) as dashboard:
         save(settings, folder.hparams)
-        values = prdc_of_arrays(real.compute(), generated.compute(), nearest_k, device, quiet=run.quiet)
+        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
+        values = prdc_of_arrays(real.compute(bad), generated.compute(bad), nearest_k, device, quiet=run.quiet)
         conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-        print(record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values)))
+        line = record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values))
+        show_results(dashboard, folder.path / FILE_NAME)
+    print(line)
 
 
 if __name__ == "__main__":

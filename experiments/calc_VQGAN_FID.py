@@ -31,11 +31,14 @@ def main() -> None:
 def calculate(settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.devices import pick_device
+    from utils.bad_images import BadImages
+    from utils.devices import pick_amp_dtype, pick_device, precision_name
+    from utils.experiment_panes import open_dashboard, show_picture, show_results
     from utils.feature_sources import open_split, real_source
     from utils.features import build_features
     from utils.fid import distances
     from utils.files import sole_writer
+    from utils.introduction import introduce, tell_parameters
     from utils.latents import codes_in_use
     from utils.progress import say
     from utils.reconstructions import Reconstructions, lpips_if_there
@@ -48,24 +51,41 @@ def calculate(settings: ReconstructionExperiment) -> None:
     autoencoder, ae_file = restore_autoencoder(
         sizes, source.ae_load_dir, source.ae_load_step, ema=settings.weights.ema is not False, device=device
     )
-    if not run.quiet:
-        say(f"autoencoder from {ae_file}")
     data, most = open_split(run, split, sizes.img_size), settings.reconstruction.n_samples
     real = real_source(run, extractor, data, split, most)
     check_image_count(settings, real.n, real.where)
     lpips = lpips_if_there(settings, device, say)
-    with sole_writer(folder.path):
+    facts = {
+        "autoencoder": f"{ae_file}, {tell_parameters(autoencoder)} parameters",
+        "real": f"{real.n} images, {real.where}",
+        "features": f"{extractor.name} (weights {extractor.weights})",
+    }
+    introduce(settings, "FID of reconstructions", device, facts)
+    with sole_writer(folder.path), open_dashboard(run) as dashboard:
         save(settings, folder.hparams)
-
-        reconstructions = Reconstructions(settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips)
+        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
+        reconstructions = Reconstructions(
+            settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips, bad
+        )
         codes = reconstructions.codes()
         features, quality = reconstructions.compute(codes)
-        values = distances(features, real.compute(), settings.kid) | quality | codes_in_use(codes, sizes.codebook_size)
-        conditions = {"metric": "reconstruction FID", **real.conditions, "autoencoder": str(ae_file)}
+        values = distances(features, real.compute(bad), settings.kid) | quality
+        values |= codes_in_use(codes, sizes.codebook_size)
+        conditions = {
+            "metric": "reconstruction FID",
+            **real.conditions,
+            "autoencoder": str(ae_file),
+            "precision": precision_name(pick_amp_dtype(device, run.amp, run.amp_dtype)),
+            **vars(settings.kid),
+        }
         if lpips:
             conditions["lpips_net"] = settings.reconstruction.lpips_net
-        print(record_result(folder.path / FILE_NAME, conditions, values))
-        print(f"originals over reconstructions: {reconstructions.picture(codes)}")
+        line = record_result(folder.path / FILE_NAME, conditions, values)
+        show_results(dashboard, folder.path / FILE_NAME)
+        path, grid = reconstructions.picture(codes)
+        show_picture(dashboard, "reconstructions", grid, title="originals over reconstructions")
+    print(line)
+    print(f"originals over reconstructions: {path}")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ def main() -> None:
 def calculate(settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
     # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.bad_images import BadImages
     from utils.building import open_data
-    from utils.experiment_panes import open_dashboard, show_results
+    from utils.experiment_panes import ALL, open_dashboard, show_results
     from utils.files import sole_writer
+    from utils.introduction import introduce
     from utils.likelihood import describe_code_term, summarise
     from utils.likelihood_run import evaluate, train_head
     from utils.progress import say
@@ -45,12 +47,14 @@ def calculate(settings: LikelihoodExperiment) -> None:
         open_data(run, split=split, img_size=settings.autoencoder.img_size, hold_out=True) for split in ("train", "val")
     )
     folder = RunFolder(run.log_dir)
+    what = f"likelihood of {settings.prior.sampler} on {run.dataset}"
+    data = f"{len(train_data)} training images, {len(val_data)} to evaluate"
+    introduce(settings, what, models.device, models.facts() | {"data": data})
     with sole_writer(folder.path):
         save(settings, folder.hparams)
-        if not run.quiet:
-            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
-        train_head(settings, models, train_data, val_data, folder)
-        likelihoods = evaluate(settings, models, val_data, folder)
+        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
+        train_head(settings, models, train_data, val_data, folder, bad)
+        likelihoods = evaluate(settings, models, val_data, folder, bad)
         conditions = {
             **models.conditions(run),
             "images": len(likelihoods),
@@ -62,9 +66,10 @@ def calculate(settings: LikelihoodExperiment) -> None:
         }
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
-        print(record_result(folder.path / FILE_NAME, conditions, values))
-        with open_dashboard(run, keep=True) as dashboard:
+        line = record_result(folder.path / FILE_NAME, conditions, values)
+        with open_dashboard(run, resume_step=ALL) as dashboard:
             show_results(dashboard, folder.path / FILE_NAME)
+    print(line)
 
 
 if __name__ == "__main__":

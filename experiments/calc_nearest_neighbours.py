@@ -29,9 +29,11 @@ def main() -> None:
 def find(settings: NeighboursExperiment) -> None:
     """Draw samples, compare them with every training image, and write the nearest ones as a grid and as a list."""
     # Imported late, so that --help and a refused flag need not wait for torch.
+    from utils.bad_images import BadImages
     from utils.building import open_data
-    from utils.dashboard import Dashboard
+    from utils.experiment_panes import open_dashboard, show_picture, show_results
     from utils.files import sole_writer
+    from utils.introduction import introduce
     from utils.neighbour_files import write_neighbours
     from utils.neighbour_search import build_embedding, search
     from utils.pictures import to_uint8
@@ -46,10 +48,13 @@ def find(settings: NeighboursExperiment) -> None:
     embedding = build_embedding(neighbours, models.device, warn=say)
     data = open_data(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
     folder = RunFolder(run.log_dir)
-    with sole_writer(folder.path):
+    what = f"nearest neighbours of {sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
+    compared = f"{min(neighbours.train_images or len(data), len(data))} of {len(data)} training images"
+    facts = models.facts() | {"data": compared, "distance": embedding.name}
+    introduce(settings, what, models.device, facts)
+    with sole_writer(folder.path), open_dashboard(run) as dashboard:
         save(settings, folder.hparams)
-        if not run.quiet:
-            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
         images = draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype)
         files = SampleFiles(folder.images, individually=True)
         for _ in (*files.add(images), *files.finish()):
@@ -65,6 +70,7 @@ def find(settings: NeighboursExperiment) -> None:
             num_workers=run.num_workers,
             partial=folder.path / "neighbours.partial",
             quiet=run.quiet,
+            bad=bad,
         )
         conditions = {
             **models.conditions(run),
@@ -77,12 +83,13 @@ def find(settings: NeighboursExperiment) -> None:
             "training_images": found.seen,
         }
         grid = write_neighbours(folder, samples, found, data, conditions)
-        with Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard:
-            dashboard.images("neighbours", grid, title="samples and their nearest training images")
+        show_picture(dashboard, "neighbours", grid, title=f"samples, and the nearest of {found.seen} training images")
         nearest = found.distances[:, 0].double()
         values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
-        print(record_result(folder.path / FILE_NAME, conditions, values))
-        print(f"{folder.images / 'neighbours.png'}: each sample, then its nearest training images")
+        line = record_result(folder.path / FILE_NAME, conditions, values)
+        show_results(dashboard, folder.path / FILE_NAME)
+    print(line)
+    print(f"{folder.images / 'neighbours.png'}: each sample, then its nearest training images")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ def main() -> None:
 def draw(settings: LargerExperiment) -> None:
     """Draw exactly `n_samples` images, and write each by itself and all in one picture."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.dashboard import Dashboard
+    from utils.experiment_panes import open_dashboard, show_picture, show_results
     from utils.files import sole_writer
+    from utils.introduction import introduce
     from utils.larger_images import decode_larger, larger_ids
-    from utils.progress import say
     from utils.results import FILE_NAME, record_result
     from utils.sample_files import SampleFiles
     from utils.trained_models import load_trained_models
@@ -38,29 +38,32 @@ def draw(settings: LargerExperiment) -> None:
     run, larger = settings.run, settings.larger
     models = load_trained_models(settings)
     folder = RunFolder(run.log_dir)
-    with sole_writer(folder.path):
+    height, width = larger.shape
+    what = f"{larger.n_samples} larger samples ({height}x{width} codes) of {settings.prior.sampler} on {run.dataset}"
+    introduce(settings, what, models.device, models.facts())
+    with sole_writer(folder.path), open_dashboard(run) as dashboard:
         save(settings, folder.hparams)
-        if not run.quiet:
-            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
         ids, evaluations = larger_ids(models, settings, folder.path / "codes.th")
         files = SampleFiles(folder.images, individually=True)
-        with Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard:
-            for image in decode_larger(models, ids):
-                for grid in files.add(image):
-                    dashboard.images("larger samples", grid, title="larger samples")
-            for grid in files.finish():
-                dashboard.images("larger samples", grid, title="larger samples")
+        for image in decode_larger(models, ids):
+            for grid in files.add(image):
+                show_picture(dashboard, "larger samples", grid, title="larger samples")
+        for grid in files.finish():
+            show_picture(dashboard, "larger samples", grid, title="larger samples")
         conditions = {
             **models.conditions(run),
-            "shape": "{}x{}".format(*larger.shape),
+            "shape": f"{height}x{width}",
             "images": len(ids),
             "order": larger.order,
             "sample_steps": larger.sample_steps if larger.order == "random" else None,
             "stride": larger.stride,
             "temp": larger.temp,
         }
-        print(record_result(folder.path / FILE_NAME, conditions, {"windows_per_image": evaluations / len(ids)}))
-        print(f"{len(ids)} images in {files.where}")
+        values = {"windows_per_image": evaluations / len(ids)}
+        line = record_result(folder.path / FILE_NAME, conditions, values)
+        show_results(dashboard, folder.path / FILE_NAME)
+    print(line)
+    print(f"{len(ids)} images in {files.where}")
 
 
 if __name__ == "__main__":

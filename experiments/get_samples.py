@@ -27,10 +27,11 @@ def main() -> None:
 def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.dashboard import Dashboard
     from utils.distributed import joined
+    from utils.experiment_panes import open_dashboard, show_picture
     from utils.files import sole_writer
-    from utils.progress import Progress, say
+    from utils.introduction import introduce
+    from utils.progress import Progress
     from utils.sample_files import SampleFiles
     from utils.sampling import shared_image_batches
     from utils.trained_models import load_trained_models
@@ -45,21 +46,21 @@ def sample(settings: SamplesExperiment) -> None:
             for _ in batches:  # to draw its share is all that it does
                 pass
             return
-        if not run.quiet:
-            say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
+        what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
+        introduce(settings, what, models.device, models.facts(), processes=ranks.count)
         with (
             sole_writer(folder.path),
-            Dashboard(run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=say) as dashboard,
+            open_dashboard(run) as dashboard,
             Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
         ):
             save(settings, folder.hparams)
             files = SampleFiles(folder.images, individually=settings.output.save_individually)
             for images in batches:
                 for grid in files.add(images):
-                    dashboard.images("samples", grid, title="samples")
+                    show_picture(dashboard, "samples", grid, title="samples")
                 progress.update(len(images))
             for grid in files.finish():
-                dashboard.images("samples", grid, title="samples")
+                show_picture(dashboard, "samples", grid, title="samples")
         print(f"{settings.sampling.n_samples} images in {files.where}")
 
 

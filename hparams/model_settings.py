@@ -87,6 +87,11 @@ class VQGANSettings:
         0, help="step after which dead codes stay as they are; 0 for no such step", unit="step", minimum=0
     )
 
+    @property
+    def is_perceptual(self) -> bool:
+        """Whether there is a perceptual loss."""
+        return self.perceptual != "none" and self.perceptual_weight > 0
+
 
 @dataclass(frozen=True)
 class PriorSettings:

@@ -77,6 +77,11 @@ class RunSettings:
         maximum=65535,
         subject="dashboard and terminal",
     )
+    summary: bool = setting(
+        True,
+        help="draw summary.png, one page of curves and pictures: in training at every checkpoint, else at the end",
+        subject="dashboard and terminal",
+    )
     quiet: bool = setting(
         False,
         help="nothing on the terminal but warnings, errors and results",

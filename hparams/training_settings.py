@@ -108,11 +108,6 @@ class TrainingSettings:
         minimum=0,
         subject="logging, validation and pictures",
     )
-    summary: bool = setting(
-        True,
-        help="draw summary.png, one page of curves and pictures, at every checkpoint",
-        subject="logging, validation and pictures",
-    )
     save_individually: bool = setting(
         False, help="write each picture to a file of its own, not in a grid", subject="logging, validation and pictures"
     )

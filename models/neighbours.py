@@ -20,12 +20,14 @@ class NearestNeighbours:
         self.indices = torch.full((len(queries), k), -1, device=queries.device)
         self.seen = 0
 
-    def add(self, embeddings: Tensor) -> None:
-        """Take the next embeddings, [b,D] float32."""
+    def add(self, embeddings: Tensor, present: Tensor | None = None) -> None:
+        """Take the next embeddings, [b,D] float32. Those not `present`, bool [b], are numbered all the same."""
         # |q − e|² by one product; its rounding, about 1e-7 of |q|² + |e|², may leave equal ones slightly below zero.
         distances = torch.addmm(
             self._query_norms + embeddings.square().sum(1), self._queries, embeddings.t(), alpha=-2
         ).clamp(min=0)
+        if present is not None:
+            distances = distances.where(present, torch.inf)
         numbers = torch.arange(self.seen, self.seen + len(embeddings), device=embeddings.device)
         distances = torch.cat([self.distances, distances], dim=1)
         indices = torch.cat([self.indices, numbers.expand(len(distances), -1)], dim=1)

@@ -12,6 +12,18 @@ from utils.files import whole_file
 Report = Callable[[Mapping[str, str], int], None]
 
 
+def remembering(met: dict[str, str], report: Report | None) -> Report:
+    """`report`, which enters what it is told into `met` too; None stands for one that accepts no unreadable image."""
+
+    def remember(found: Mapping[str, str], images: int) -> None:
+        met.update(found)
+        if report is None:
+            raise UserError(next(iter(found.values())))
+        report(found, images)
+
+    return remember
+
+
 class BadImages:
     """The images of one run that could not be read.
 

@@ -53,6 +53,11 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
+def precision_name(amp_dtype: torch.dtype | None) -> str:
+    """The type that networks compute in, in words, for what `pick_amp_dtype` gave."""
+    return str(amp_dtype or torch.float32).removeprefix("torch.")
+
+
 def rows(values: Tensor, indices: np.ndarray) -> Tensor:
     """values [n,…] at indices int64 [b] of the host, without waiting for the device that they are on: [b,…]."""
     index = torch.from_numpy(indices)

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from hparams.settings import RunSettings
 from utils.dashboard import Dashboard
 from utils.progress import say
 from utils.results import read_results
 from utils.run_folder import RunFolder
+from utils.summary import SummaryDrawer
+
+ALL = sys.maxsize  # a step after all others
+LARGEST_SIDE = 1280  # pixels of a picture: an experiment has few
 
 
-def open_dashboard(run: RunSettings, *, keep: bool = False, warn: Callable[[str], None] = say) -> Dashboard:
-    """The dashboard of an experiment, for a `with` block; its run folder is made if missing.
+@contextmanager
+def open_dashboard(
+    run: RunSettings, *, resume_step: int | None = None, warn: Callable[[str], None] = say
+) -> Iterator[Dashboard]:
+    """The dashboard of an experiment, for a `with` block, at whose end `summary.png` is drawn.
 
-    `keep`: what an earlier part of the experiment showed stays.
-    `images(window, grid, title=…, largest=1024)` shows a grid of neighbours or a big picture, `table` any table.
+    The run folder is made if missing. resume_step: what an earlier part of the experiment showed up to this step
+    (`ALL`: everything) stays; None: nothing does.
     """
     folder = RunFolder(run.log_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    last_step = sys.maxsize if keep else None
-    return Dashboard(
-        run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=warn, resume_step=last_step
-    )
+    with Dashboard(
+        run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=warn, resume_step=resume_step
+    ) as dashboard:
+        yield dashboard
+    if run.summary:
+        drawer = SummaryDrawer(folder.dashboard, folder.summary, title=folder.name, warn=warn)
+        drawer.draw()
+        drawer.close()
+
+
+def show_picture(dashboard: Dashboard, window: str, picture: np.ndarray, *, title: str) -> None:
+    """Show a grid or a large picture, uint8 [3,H,W], in place of the window's last one."""
+    dashboard.images(window, picture, title=title, largest=LARGEST_SIDE)
 
 
 def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "results") -> None:

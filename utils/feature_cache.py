@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from utils.bad_images import Report, remembering
 from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.features import FeatureExtractor
@@ -25,20 +26,24 @@ def cached_features(
     path: Path,
     extractor: FeatureExtractor,
     n: int,
-    batches: Callable[[int], Iterator[Tensor]],
+    batches: Callable[[int, Report], Iterator[Tensor]],
     *,
     what: str,
     quiet: bool,
+    bad: Report | None = None,
 ) -> np.ndarray:
     """Features [n,d] float32 of n images, in order, mapped from the file `path`, which is made if it is missing.
 
-    `batches` gives the images from a number on, uint8 [b,3,H,W]. `what` names the work for the
-    progress bar, and `quiet` shows none.
+    `batches` gives the images from a number on, uint8 [b,3,H,W], and says which ones it cannot read; `bad` is told of
+    them, also when the features are there already. `what` names the work for the progress bar, and `quiet` shows none.
 
     Raises:
         UserError: a feature is not finite.
     """
-    return made_array(path, lambda: _compute(path, extractor, n, batches, what, quiet), mode="c")
+    features, unreadable = made_array(path, lambda: _compute(path, extractor, n, batches, what, quiet, bad), mode="c")
+    if bad and unreadable:
+        bad(unreadable, n)
+    return features
 
 
 def data_features(
@@ -51,34 +56,39 @@ def data_features(
     num_workers: int,
     what: str,
     quiet: bool,
+    bad: Report | None = None,
 ) -> np.ndarray:
     """Features of a data set, or of its first `most` images, as `cached_features`, from a file in `folder`."""
 
     def path(images: ImageData) -> Path:
         return folder / f"{content_key('features 1', images.fingerprint, extractor.name, extractor.weights)}.npy"
 
-    def batches(start: int) -> Iterator[Tensor]:
-        return eval_batches(first, batch_size, num_workers, start=start)
+    def batches(start: int, report: Report) -> Iterator[Tensor]:
+        return eval_batches(first, batch_size, num_workers, start=start, bad=report)
 
     first = data.first(most)
     if first is not data and (whole := read_array(path(data), mode="c")):
-        return whole[0][: len(first)]
-    return cached_features(path(first), extractor, len(first), batches, what=what, quiet=quiet)
+        features, unreadable = whole
+        if bad and unreadable:
+            bad(unreadable, len(data))
+        return features[: len(first)]
+    return cached_features(path(first), extractor, len(first), batches, what=what, quiet=quiet, bad=bad)
 
 
 def _compute(
     path: Path,
     extractor: FeatureExtractor,
     n: int,
-    batches: Callable[[int], Iterator[Tensor]],
+    batches: Callable[[int, Report], Iterator[Tensor]],
     what: str,
     quiet: bool,
+    bad: Report | None,
 ) -> None:
     with (
         growing_array(path, (n, extractor.width), np.float32) as rows,
         Progress(what, n, "image", done=rows.done, quiet=quiet) as progress,
     ):
-        for images in batches(rows.done):
+        for images in batches(rows.done, remembering(rows.bad, bad)):
             rows.values[rows.done : rows.done + len(images)] = extractor(images.to(extractor.device)).cpu().numpy()
             rows.advance(len(images))
             progress.update(len(images))

@@ -15,9 +15,10 @@ from hparams.errors import UserError
 from hparams.experiments import FeatureExperiment, PRDCExperiment, PRDCSettings
 from hparams.settings import RunSettings
 from models.autoencoder import VQAutoEncoder
+from utils.bad_images import Report
 from utils.building import open_data
 from utils.datasets import ImageData, Split, open_folder
-from utils.devices import pick_amp_dtype
+from utils.devices import pick_amp_dtype, precision_name
 from utils.feature_cache import cached_features, content_key, data_features
 from utils.features import FeatureExtractor, build_features
 from utils.files import sha256_of
@@ -43,14 +44,14 @@ class FeatureSource:
         width: d, numbers in each.
         where: what they are of, for messages.
         conditions: everything that they depend on, by name, for results.
-        compute: gives them, [n,d] float32.
+        compute: gives them, [n,d] float32; its argument is told of images that cannot be read.
     """
 
     n: int
     width: int
     where: str
     conditions: Mapping[str, Value]
-    compute: Callable[[], np.ndarray]
+    compute: Callable[[Report], np.ndarray]
 
 
 def open_sources(
@@ -83,10 +84,19 @@ def open_sources(
     return generated, real
 
 
+def facts_of(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
+    """What is compared, for the first lines of a run."""
+    conditions = {**real.conditions, **generated.conditions}
+    facts = {"generated": f"{generated.n} images, {generated.where}", "real": f"{real.n} images, {real.where}"}
+    if "features" in conditions:
+        facts["features"] = f"{conditions['features']} (weights {conditions['feature_weights']})"
+    return facts | {name: str(conditions[name]) for name in ("prior", "autoencoder") if name in conditions}
+
+
 def _from_file(flag: str, path: str) -> FeatureSource:
     features = read_features(flag, Path(path))
     n, width = features.shape
-    return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda: features)
+    return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda _: features)
 
 
 def real_source(
@@ -99,7 +109,7 @@ def real_source(
         extractor.width,
         f"the {split} split of {data.name}",
         {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
-        lambda: _of_data(DATA_FEATURES, run, extractor, data, f"{extractor.name} of real images", most),
+        lambda bad: _of_data(DATA_FEATURES, run, extractor, data, f"{extractor.name} of real images", bad, most),
     )
 
 
@@ -124,7 +134,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             extractor.width,
             f"--fake_images_path {path}",
             {**extractor.conditions, "fake_images": path, "n_fake": len(data)},
-            lambda: _of_data(folder.features, run, extractor, data, f"{extractor.name} of {path}"),
+            lambda bad: _of_data(folder.features, run, extractor, data, f"{extractor.name} of {path}", bad),
         )
     if source == "latents":
         path = str(generated.latents_path)
@@ -135,8 +145,6 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             ema=settings.checkpoint.ema is not False,
             device=extractor.device,
         )
-        if not run.quiet:
-            say(f"autoencoder from {ae_file}")
         h, w = autoencoder.latent_size
         ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=settings.autoencoder.codebook_size)
         decoder = _Decoder(settings, extractor, folder, autoencoder, ae_file)
@@ -144,12 +152,16 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             len(ids),
             extractor.width,
             f"--latents_path {path}",
-            {**extractor.conditions, "latents": path, "n_fake": len(ids), "autoencoder": str(ae_file)},
-            lambda: decoder.features(ids),
+            {
+                **extractor.conditions,
+                "latents": path,
+                "n_fake": len(ids),
+                "autoencoder": str(ae_file),
+                "precision": precision_name(pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)),
+            },
+            lambda _: decoder.features(ids),
         )
     models, sampling = load_trained_models(settings), settings.sampling
-    if not run.quiet:
-        say(f"prior from {models.prior_file}\nautoencoder from {models.ae_file}")
     decoder = _Decoder(settings, extractor, folder, models.autoencoder, models.ae_file)
     conditions: dict[str, Value] = {
         **extractor.conditions,
@@ -157,16 +169,14 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
         "temp": sampling.temp,
         **({"sample_steps": sampling.sample_steps} if settings.prior.sampler == "absorbing" else {}),
         **({"sample_type": sampling.sample_type} if sampling.sample_type != "diffusion" else {}),
-        "seed": run.seed,
-        "prior": str(models.prior_file),
-        "autoencoder": str(models.ae_file),
+        **models.conditions(run),
     }
     return FeatureSource(
         sampling.n_samples,
         extractor.width,
         "--n_samples",
         conditions,
-        lambda: decoder.features(sampled_ids(folder, models, settings)),
+        lambda _: decoder.features(sampled_ids(folder, models, settings)),
     )
 
 
@@ -180,7 +190,8 @@ def sampled_ids(folder: RunFolder, models: TrainedModels, settings: FeatureExper
         "samples 1", sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype
     )
     path = folder.samples / f"{key}.npy"
-    return made_array(path, lambda: _draw(path, models, settings))
+    ids, _ = made_array(path, lambda: _draw(path, models, settings))
+    return ids
 
 
 def _draw(path: Path, models: TrainedModels, settings: FeatureExperiment) -> None:
@@ -196,7 +207,13 @@ def _draw(path: Path, models: TrainedModels, settings: FeatureExperiment) -> Non
 
 
 def _of_data(
-    folder: Path, run: RunSettings, extractor: FeatureExtractor, data: ImageData, what: str, most: int | None = None
+    folder: Path,
+    run: RunSettings,
+    extractor: FeatureExtractor,
+    data: ImageData,
+    what: str,
+    bad: Report,
+    most: int | None = None,
 ) -> np.ndarray:
     return data_features(
         folder,
@@ -207,6 +224,7 @@ def _of_data(
         num_workers=run.num_workers,
         what=what,
         quiet=run.quiet,
+        bad=bad,
     )
 
 
@@ -232,7 +250,7 @@ class _Decoder:
             path.with_suffix(".progress.json").unlink(missing_ok=True)
             files = SampleFiles(self.folder.images, individually=True)
 
-        def batches(start: int) -> Iterator[Tensor]:
+        def batches(start: int, _: Report) -> Iterator[Tensor]:
             for first in range(start, len(ids), run.batch_size):
                 part = torch.from_numpy(ids[first : first + run.batch_size].astype(np.int64)).to(extractor.device)
                 images = to_uint8(decode_images(self.autoencoder, part, amp_dtype))

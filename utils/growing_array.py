@@ -107,8 +107,10 @@ def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, d
     return None
 
 
-def made_array(path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r") -> np.ndarray:
-    """The array `path`, memory-mapped; `make` fills it where it is missing or damaged.
+def made_array(
+    path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r"
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The array `path` and its unreadable images, as `read_array`; `make` fills it where it is missing or damaged.
 
     Of several processes that need it at once, one makes it and the others wait.
 
@@ -125,7 +127,7 @@ def made_array(path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "
                 found = read_array(path, mode)
     if not found:
         raise UserError(f"{path} cannot be read back: its disk is damaged or full")
-    return found[0]
+    return found
 
 
 def _reserve(path: Path, like: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hparams.errors import UserError
 from hparams.settings import PriorStage
 from models.autoencoder import VQAutoEncoder
 from models.quantizers import id_counts, perplexity
-from utils.bad_images import Report
+from utils.bad_images import Report, remembering
 from utils.batches import eval_batches
 from utils.building import open_data
 from utils.datasets import ImageData, Split
@@ -105,12 +105,6 @@ def _encode(
     device = next(autoencoder.parameters()).device
     met: dict[str, str] = {}
 
-    def remember(unreadable: Mapping[str, str], images: int) -> None:
-        met.update(unreadable)
-        if bad is None:
-            raise UserError(next(iter(unreadable.values())))
-        bad(unreadable, images)
-
     filled = growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext()
     with evaluating(autoencoder), filled as codes, ExitStack() as shown:
         start = ranks.from_first(lambda: codes.done if codes else 0)
@@ -118,7 +112,7 @@ def _encode(
             Progress("encoding", n, "image", done=start, quiet=quiet or not ranks.first, say=say)
         )
         mine = range(start + ranks.rank, n, ranks.count)
-        batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=remember)
+        batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=remembering(met, bad))
         for done in range(start, n, batch_size * ranks.count):
             stop = min(done + batch_size * ranks.count, n)
             ids = [torch.empty((0, places), dtype=torch.int64, device=device) for _ in turns]

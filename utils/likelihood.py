@@ -19,6 +19,7 @@ from models.autoregressive import AutoregressivePrior
 from models.bounds import BoundEstimate, estimate_bound
 from models.diffusion import bound_nats
 from models.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
+from utils.bad_images import Report
 from utils.batches import BatchOrder, eval_batches
 from utils.building import Prior
 from utils.datasets import ImageData
@@ -92,18 +93,20 @@ class Likelihoods:
         return Likelihoods(*(torch.cat([vars(self)[name], vars(more)[name]]) for name in vars(self)))
 
 
-def validation_batches(data: ImageData, settings: LikelihoodExperiment, start: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """Batches to evaluate, each with its number, uint8 [b,C,H,W], from image `start` on.
+def validation_batches(
+    data: ImageData, settings: LikelihoodExperiment, start: int = 0, bad: Report | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Batches to evaluate, each with its number, uint8 [b,C,H,W], from image `start` on; `bad` as for `eval_batches`.
 
     All images in order; in the published protocol the first batch of the shuffled images.
     """
-    batch_size = settings.run.batch_size
+    batch_size, workers = settings.run.batch_size, settings.run.num_workers
     if settings.likelihood.protocol == "published":
         if start == 0:
             order = BatchOrder(len(data), min(batch_size, len(data)), settings.run.seed)
-            yield 0, torch.stack([torch.from_numpy(data[int(i)]) for i in order.indices(0)])
+            yield 0, next(eval_batches(data, order.batch_size, 0, indices=order.indices(0).tolist(), bad=bad))
         return
-    for number, pixels in enumerate(eval_batches(data, batch_size, settings.run.num_workers, start=start)):
+    for number, pixels in enumerate(eval_batches(data, batch_size, workers, start=start, bad=bad)):
         yield start // batch_size + number, pixels
 
 
@@ -116,11 +119,13 @@ def evaluate_batch(models: TrainedModels, settings: LikelihoodExperiment, number
     return Likelihoods(nats.double().cpu(), codes.nats.cpu(), codes.variance.cpu())
 
 
-def mean_pixel_bits(models: TrainedModels, settings: LikelihoodExperiment, data: ImageData) -> float:
+def mean_pixel_bits(
+    models: TrainedModels, settings: LikelihoodExperiment, data: ImageData, bad: Report | None = None
+) -> float:
     """The pixel term over the validation images, bits per dimension, with the same noise at every call."""
     total, dimensions = 0.0, 0
     with evaluating(models.autoencoder):
-        for number, pixels in validation_batches(data, settings):
+        for number, pixels in validation_batches(data, settings, bad=bad):
             _, nats = pixel_term(models, settings.likelihood, pixels, _noise(models, settings, "pixels", number))
             total += nats.double().sum().item()
             dimensions += pixels.numel()

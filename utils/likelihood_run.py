@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 from hparams.experiments import LikelihoodExperiment
 from utils.averages import Averages
+from utils.bad_images import Report, remembering
 from utils.batches import BatchOrder, train_batches
-from utils.dashboard import Dashboard
 from utils.datasets import ImageData
+from utils.experiment_panes import open_dashboard
 from utils.files import sha256_of
 from utils.likelihood import HeadTrainer, Likelihoods, evaluate_batch, mean_pixel_bits, validation_batches
 from utils.partial import Partial
@@ -27,8 +29,12 @@ def train_head(
     train_data: ImageData,
     val_data: ImageData,
     folder: RunFolder,
+    bad: Report | None = None,
 ) -> None:
-    """Train the log-sigma head for `train_steps`, going on from what the run folder holds of the same training."""
+    """Train the log-sigma head for `train_steps`, going on from what the run folder holds of the same training.
+
+    `bad` is told of images that cannot be read.
+    """
     run, likelihood, end = settings.run, settings.likelihood, settings.likelihood.train_steps
     key = {
         "autoencoder": sha256_of(models.ae_file),
@@ -50,14 +56,7 @@ def train_head(
             closing(RunLog(folder.log, folder.metrics, resume_step=done or None, quiet=run.quiet))
         )
         dashboard = opened.enter_context(
-            Dashboard(
-                run.log_dir,
-                folder.dashboard,
-                run.visdom_server,
-                run.visdom_port,
-                warn=log.warn,
-                resume_step=done or None,
-            )
+            open_dashboard(replace(run, summary=False), resume_step=done or None, warn=log.warn)
         )
         progress = opened.enter_context(
             Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show)
@@ -70,7 +69,7 @@ def train_head(
             progress.update(0, **{f"{split} bits/dim": bits})
 
         order = BatchOrder(len(train_data), run.batch_size, run.seed)
-        batches = train_batches(train_data, order, done, run.num_workers)
+        batches = train_batches(train_data, order, done, run.num_workers, bad=bad)
         for step in range(done, end):
             averages.add(trainer.step(next(batches), step))
             done = step + 1
@@ -78,13 +77,22 @@ def train_head(
             if done % STEPS_PER_LOG == 0:
                 tell("train", averages.pop()[0]["pixel_bits_per_dim"])
             if likelihood.steps_per_eval and done % likelihood.steps_per_eval == 0:
-                tell("val", mean_pixel_bits(models, settings, val_data))
+                tell("val", mean_pixel_bits(models, settings, val_data, bad))
             work.keep(state)
         work.save(state())
 
 
-def evaluate(settings: LikelihoodExperiment, models: TrainedModels, data: ImageData, folder: RunFolder) -> Likelihoods:
-    """Both terms of every image to evaluate, going on from what the run folder holds of the same evaluation."""
+def evaluate(
+    settings: LikelihoodExperiment,
+    models: TrainedModels,
+    data: ImageData,
+    folder: RunFolder,
+    bad: Report | None = None,
+) -> Likelihoods:
+    """Both terms of every image to evaluate, going on from what the run folder holds of the same evaluation.
+
+    `bad` is told of images that cannot be read.
+    """
     key = {
         "autoencoder": sha256_of(models.ae_file),
         "prior": sha256_of(models.prior_file),
@@ -94,15 +102,20 @@ def evaluate(settings: LikelihoodExperiment, models: TrainedModels, data: ImageD
         **vars(settings.likelihood),
     }
     found = Likelihoods.none()
+    unreadable: dict[str, str] = {}
 
     def state() -> dict[str, Any]:
-        return vars(found)
+        return {"terms": vars(found), "unreadable": unreadable}
 
     with Partial(folder.path / "likelihoods.partial", key) as work:
         if saved := work.load():
-            found = Likelihoods(**saved)
+            found = Likelihoods(**saved["terms"])
+            if bad and saved["unreadable"]:
+                bad(saved["unreadable"], len(data))
+            unreadable |= saved["unreadable"]
+        report = remembering(unreadable, bad)
         with Progress("bits per dimension", len(data), "image", done=len(found), quiet=settings.run.quiet) as progress:
-            for number, pixels in validation_batches(data, settings, start=len(found)):
+            for number, pixels in validation_batches(data, settings, len(found), report):
                 found = found.and_then(evaluate_batch(models, settings, number, pixels))
                 progress.update(len(pixels))
                 work.keep(state)

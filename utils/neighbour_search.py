@@ -14,6 +14,7 @@ from torch import Tensor
 from hparams.errors import UserError
 from hparams.experiments import FeatureSettings, NeighbourSettings
 from models.neighbours import NearestNeighbours
+from utils.bad_images import Report, remembering
 from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.features import build_features
@@ -69,22 +70,32 @@ def search(
     num_workers: int,
     partial: Path,
     quiet: bool,
+    bad: Report | None = None,
 ) -> NearestNeighbours:
     """The k of the first `images` of `data` (None: of all) nearest to each of samples uint8 [S,3,H,W] on the device.
 
-    An interrupted search of the same goes on from the file `partial`.
+    An interrupted search of the same goes on from the file `partial`. Images that cannot be read are left out, and
+    reported to `bad`.
 
     Raises:
-        UserError: there are fewer than k images.
+        UserError: there are fewer than k images, one cannot be read and there is no `bad`, or the embedding gives NaN.
     """
     total = min(images or len(data), len(data))
     if k > total:
         raise UserError(f"--top_k {k} is more than the {total} training images: use {total} or fewer")
-    queries = torch.cat([embedding.embed(batch) for batch in samples.split(batch_size)])
-    found = NearestNeighbours(queries, k)
+
+    def embed(images: Tensor) -> Tensor:
+        vectors = embedding.embed(images)
+        if not vectors.isfinite().all():
+            raise UserError(f"{embedding.name} gives values that are not finite: replace its damaged weights")
+        return vectors
+
+    queries = torch.cat([embed(batch) for batch in samples.split(batch_size)])
+    found, unreadable = NearestNeighbours(queries, k), dict[str, str]()
 
     def state() -> dict[str, Any]:
-        return {"distances": found.distances.cpu(), "indices": found.indices.cpu(), "seen": found.seen}
+        arrays = {"distances": found.distances.cpu(), "indices": found.indices.cpu()}
+        return {**arrays, "seen": found.seen, "unreadable": unreadable}
 
     key = {
         "embedding": (embedding.name, embedding.weights),
@@ -97,12 +108,22 @@ def search(
         if saved := work.load():
             found.distances, found.indices = (saved[name].to(samples.device) for name in ("distances", "indices"))
             found.seen = saved["seen"]
+            if bad and saved["unreadable"]:
+                bad(saved["unreadable"], len(data))
+            unreadable |= saved["unreadable"]
         with Progress("comparing", total, "image", done=found.seen, quiet=quiet) as progress:
-            batches = eval_batches(data, batch_size, num_workers, start=found.seen)
+            report = remembering(unreadable, bad)
+            batches = eval_batches(data, batch_size, num_workers, start=found.seen, bad=report)
             while found.seen < total:
                 pixels = next(batches)[: total - found.seen]
-                found.add(embedding.embed(pixels.to(samples.device)))
+                present = None
+                if unreadable:  # where another image stands in
+                    numbers = range(found.seen, found.seen + len(pixels))
+                    present = torch.tensor([data.source(i) not in unreadable for i in numbers], device=samples.device)
+                found.add(embed(pixels.to(samples.device)), present)
                 progress.update(len(pixels))
                 work.keep(state)
         work.remove()
+    if found.distances.isinf().any():
+        raise UserError(f"--top_k {k} is more than the training images that can be read: use fewer")
     return found

@@ -52,7 +52,7 @@ def build_perceptual(settings: VQGANSettings, device: torch.device) -> Perceptua
     Raises:
         UserError: its weights can be had neither from disk nor from the network.
     """
-    if settings.perceptual == "none" or settings.perceptual_weight == 0:
+    if not settings.is_perceptual:
         return None
     network = load_lpips(
         "vgg",

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hparams.experiment_checks import LPIPS_MIN_SIDES
 from hparams.experiments import ReconstructionExperiment
 from models.autoencoder import VQAutoEncoder
 from models.similarity import SSIM_WINDOW, psnr, ssim
+from utils.bad_images import Report
 from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.devices import pick_amp_dtype
@@ -28,7 +30,6 @@ from utils.sampling import decode_images
 from utils.weights import NoWeightsError
 
 QUALITIES = ("psnr_db", "ssim", "lpips")
-_LPIPS_MIN_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
 _ROWS = 32  # originals in the picture of them and their reconstructions
 
 
@@ -44,6 +45,7 @@ class Reconstructions:
         data: ImageData,
         extractor: FeatureExtractor,
         lpips: LPIPS | None,
+        bad: Report,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -52,6 +54,7 @@ class Reconstructions:
         self._data = data
         self._extractor = extractor
         self._lpips = lpips
+        self._bad = bad
         run = settings.run
         self._amp_dtype = pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)
 
@@ -66,6 +69,7 @@ class Reconstructions:
             batch_size=run.batch_size,
             num_workers=run.num_workers,
             say=say if not run.quiet else lambda _: None,
+            bad=self._bad,
         )
 
     def compute(self, codes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
@@ -76,17 +80,18 @@ class Reconstructions:
         stem = content_key("reconstructions 1", *made_from, extractor.name, extractor.weights)
         files = [self._folder.features / f"{stem}{end}.npy" for end in ("", "-quality")]
         # The features appear last, so that whoever finds them finds the qualities too.
-        features, quality = (made_array(file, lambda: self._fill(files, codes), mode="c") for file in files)
+        features, quality = (made_array(file, lambda: self._fill(files, codes), mode="c")[0] for file in files)
         means = quality.mean(0, dtype=np.float64)
         return features, {name: float(mean) for name, mean in zip(QUALITIES, means, strict=True) if not np.isnan(mean)}
 
-    def picture(self, codes: np.ndarray) -> Path:
-        """Write a grid of the first originals over their reconstructions."""
-        originals = torch.from_numpy(np.stack([self._data[i] for i in range(min(_ROWS, len(self._data)))]))
+    def picture(self, codes: np.ndarray) -> tuple[Path, np.ndarray]:
+        """Write a grid of the first originals over their reconstructions; its file, and itself, uint8 [3,H',W']."""
+        originals = next(eval_batches(self._data, min(_ROWS, len(self._data)), 0, bad=self._bad))
         pairs, columns = comparison_rows(originals, self._decode(codes[: len(originals)]))
         path = self._folder.images / "originals_over_reconstructions.png"
-        save_png(path, image_grid(pairs, columns))
-        return path
+        grid = image_grid(pairs, columns)
+        save_png(path, grid)
+        return path, grid
 
     def _fill(self, files: list[Path], codes: np.ndarray) -> None:
         run, extractor, n = self._settings.run, self._extractor, len(self._data)
@@ -95,7 +100,7 @@ class Reconstructions:
             growing_array(files[1], (n, len(QUALITIES)), np.float32) as quality,
         ):
             features.done = quality.done = min(features.done, quality.done)
-            batches = eval_batches(self._data, run.batch_size, run.num_workers, start=features.done)
+            batches = eval_batches(self._data, run.batch_size, run.num_workers, start=features.done, bad=self._bad)
             what = f"{extractor.name} of reconstructions"
             with Progress(what, n, "image", done=features.done, quiet=run.quiet) as progress:
                 for batch in batches:
@@ -136,8 +141,8 @@ def lpips_if_there(
     """
     reconstruction, side = settings.reconstruction, settings.autoencoder.img_size
     net = reconstruction.lpips_net
-    if side < _LPIPS_MIN_SIDE[net]:
-        say(f"no LPIPS: --lpips_net {net} needs images of at least {_LPIPS_MIN_SIDE[net]} pixels")
+    if side < LPIPS_MIN_SIDES[net]:
+        say(f"no LPIPS: --lpips_net {net} needs images of at least {LPIPS_MIN_SIDES[net]} pixels")
         return None
     try:
         network = load_lpips(

@@ -160,6 +160,9 @@ def _plot(axes, message: Message) -> None:  # type: ignore[no-untyped-def]  # ma
     axes.set_xlabel(layout["xaxis"]["title"]["text"], fontsize=8)
     axes.set_ylabel(layout["yaxis"]["title"]["text"], fontsize=8)
     axes.tick_params(labelsize=8)
+    axes.ticklabel_format(axis="y", useOffset=False)  # "1.2e-5 + 4.1" is hard to read
+    if layout["yaxis"].get("rangemode") == "tozero":
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.grid(alpha=0.3)
 
 

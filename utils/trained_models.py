@@ -12,7 +12,8 @@ from hparams.settings import RunSettings
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.compiling import compile_autoencoder, compile_prior
-from utils.devices import pick_amp_dtype, pick_device
+from utils.devices import pick_amp_dtype, pick_device, precision_name
+from utils.introduction import tell_parameters
 from utils.results import Value
 from utils.runs import restore_autoencoder, restore_prior
 
@@ -32,13 +33,20 @@ class TrainedModels:
         """A block in which the networks run in `amp_dtype`."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
+    def facts(self) -> dict[str, str]:
+        """What they are, for the first lines of a run."""
+        return {
+            "prior": f"{self.prior_file}, {tell_parameters(self.prior)} parameters",
+            "autoencoder": f"{self.ae_file}, {tell_parameters(self.autoencoder)} parameters",
+        }
+
     def conditions(self, run: RunSettings) -> dict[str, Value]:
         """What every number that comes of these models depends on, for `record_result`."""
         return {
             "dataset": run.dataset,
             "prior": str(self.prior_file),
             "autoencoder": str(self.ae_file),
-            "precision": str(self.amp_dtype or torch.float32).removeprefix("torch."),
+            "precision": precision_name(self.amp_dtype),
             "seed": run.seed,
         }
 

@@ -129,7 +129,7 @@ def panes_of(settings: VQGANStage | PriorStage, *, cuda: bool) -> list[Pane]:
     """The panes of a run, in their order."""
     memory = (_MEMORY,) if cuda else ()
     if isinstance(settings, VQGANStage):
-        panes = [*_VQGAN, *memory]
+        panes = [pane for pane in (*_VQGAN, *memory) if settings.vqgan.is_perceptual or pane.window != "perceptual"]
     elif settings.prior.sampler == "absorbing":
         panes = [*_ABSORBING, _RATE, *_MACHINE, *memory]
     else:

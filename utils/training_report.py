@@ -66,7 +66,7 @@ class TrainingReport:
             resume_step=resume_step,
         )
         self._summary: SummaryDrawer | None = None
-        if settings.training.summary:
+        if settings.run.summary:
             self._summary = SummaryDrawer(folder.dashboard, folder.summary, title=folder.name, warn=self.warn)
         self._panes = panes_of(settings, cuda=device.type == "cuda")
         self._lines = {"what": f"{kind} on {settings.run.dataset}", "folder": str(folder.path)}  # of the status pane

@@ -19,10 +19,10 @@ from utils.averages import Averages
 from utils.bad_images import BadImages
 from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
 from utils.datasets import ImageData
-from utils.devices import describe_device
 from utils.disk_space import space_notes
 from utils.distributed import ALONE, Ranks
 from utils.files import naming, remove_remains, sole_writer
+from utils.introduction import facts, tell_parameters
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
 from utils.retention import clean_up, drop_weights
@@ -112,18 +112,14 @@ class TrainingRun:
 
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
-        parameters = sum(p.numel() for p in trainer.models()[False].parameters()) / 1e6
-        others = self.ranks.count - 1
         begin = f"continuing after step {self.start}" if self.start else "starting"
-        facts = {
-            "run": f"{self.kind} on {self.settings.run.dataset}, in {self.folder.path}",
-            "device": describe_device(trainer.device) + (f" and {others} like it" if others else ""),
-            "precision": "float32" if amp_dtype is None else f"mixed ({str(amp_dtype).removeprefix('torch.')})",
-            "parameters": f"{parameters:.2f} M",
+        more = {
+            "parameters": tell_parameters(trainer.models()[False]),
             "data": data,
             "steps": f"{begin}, {max(0, self.end - self.start)} steps to do",
         }
-        self.say("\n".join(f"{name:<12}{fact}" for name, fact in facts.items()))
+        what = f"{self.kind} on {self.settings.run.dataset}"
+        self.say(facts(what, self.folder, trainer.device, amp_dtype, more, processes=self.ranks.count))
         for note in self._notes:
             self.say(note)
         if self._unfinished and self.settings.training.resume:

@@ -43,3 +43,13 @@ def test_fewer_than_k() -> None:
     assert (found.indices[:, 3:] == -1).all()
     assert found.distances[:, 3:].isinf().all()
     assert found.distances[:, :3].isfinite().all()
+
+
+def test_what_is_not_present_counts_and_is_no_neighbour() -> None:
+    data = points(9, 1)
+    found = NearestNeighbours(data[3:4], 9)
+    found.add(data[:5], torch.tensor([True, True, True, False, True]))
+    found.add(data[5:])
+    assert found.seen == 9
+    assert sorted(found.indices[0, :8].tolist()) == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert found.distances[0, 8].isinf()

@@ -21,13 +21,13 @@ from PIL import Image
 REPO = Path(__file__).parents[2]
 
 # Nothing listens on port 9, so that a dashboard which happens to run stays empty.
-_EVERYWHERE = "--device cpu --num_workers 0 --visdom_port 9"
+_EVERYWHERE = "--device cpu --num_workers 0 --visdom_port 9 --no_summary"
 _FLAGS = {
     "RUN": f"--dataset toy_churches --toy_images 96 --batch_size 8 {_EVERYWHERE}",
     "EVERYWHERE": _EVERYWHERE,
     "VQGAN": "--nf 32 --ch_mult 1 2 --res_blocks 1 --attn_resolutions 8 --emb_dim 16 --codebook_size 32 --img_size 16 "
-    "--ndf 8 --disc_layers 1 --no_summary",
-    "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1 --no_summary",
+    "--ndf 8 --disc_layers 1",
+    "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,25 @@ def test_a_value_of_an_lmdb_that_is_not_where_it_should_be_has_a_stand_in(tiny) 
     out = tiny.ok(f"{command} --train_steps 12 --num_workers 1")
     assert out.count("another image stands in for it (1 so far)") == 1
     assert (tiny.folder / "logs/new/bad_images.txt").read_text().startswith("packed:000000")
+
+
+def test_experiments_go_on_too_and_list_what_they_met(tiny) -> None:
+    spoil(tiny, 3)
+    models = "--ae_load_dir ae --load_dir prior --batch_size 4 --device cpu --num_workers 0 --visdom_port 9"
+    commands = {
+        "nll": "calc_approximate_ELBO.py --train_steps 20 --steps_per_eval 4 --elbo_steps 2",
+        "near": "calc_nearest_neighbours.py --n_samples 2 --top_k 21 --distance r64",
+    }
+    for run, command in commands.items():
+        refused = tiny.run(f"experiments/{command} {models} --log_dir {run}")
+        assert refused.code == 2
+        assert "more than --max_bad_images 0.01 allows" in refused.err
+        out = tiny.ok(f"experiments/{command} {models} --log_dir {run} --no_summary --max_bad_images 0.2")
+        listed = (tiny.folder / f"logs/{run}/bad_images.txt").read_text().splitlines()
+        assert sorted(line.split("\t")[0].rsplit("/", 1)[-1] for line in listed) == ["05.png", "09.png", "13.png"]
+        assert out.count("another image stands in for it") == 3
+    near = json.loads((tiny.folder / "logs/near/neighbours.json").read_text())
+    assert {entry["index"] for row in near["samples"] for entry in row} == set(range(24)) - {5, 9, 13}
 
 
 def test_too_many_end_the_run_by_one_line(tiny) -> None:

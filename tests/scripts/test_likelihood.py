@@ -21,6 +21,7 @@ from utils.building import open_data
 from utils.larger_images import decode_larger, larger_ids
 from utils.likelihood import code_term, evaluate_batch, pixel_term, validation_batches
 from utils.likelihood_run import evaluate, train_head
+from utils.panes import read_panes
 from utils.partial import Partial
 from utils.run_folder import RunFolder
 from utils.seeding import make_generator, seed_global
@@ -209,7 +210,7 @@ def printed(toy: Any) -> dict[str, str]:
         [
             "experiments/calc_nearest_neighbours.py {RUN} --load_dir autoregressive --sampler autoregressive "
             "--log_dir neighbours --n_samples 3 --top_k 4 --train_images 20",
-            f"{LARGER} --log_dir larger --order random --stride 2 --amp",
+            f"{LARGER} --log_dir larger --order random --stride 2 --amp --summary",
         ],
     )
     return dict(
@@ -219,6 +220,19 @@ def printed(toy: Any) -> dict[str, str]:
 
 def results(run: Path) -> list[dict[str, dict[str, Any]]]:
     return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("run", "panes"),
+    [
+        ("nll", ["pixel term", "results"]),
+        ("neighbours", ["neighbours", "results"]),
+        ("larger", ["larger samples", "results"]),
+    ],
+)
+def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:
+    assert list(read_panes(toy.logs / run / "dashboard.jsonl")) == panes
+    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --no_summary
 
 
 def test_elbo_from_the_shell(toy: Any, printed: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from hparams.experiments import FIDExperiment
 from models.r64 import R64
 from utils.datasets import open_images
 from utils.features import FeatureExtractor
+from utils.panes import read_panes
 from utils.pictures import save_png
 
 N = 12
@@ -65,9 +66,12 @@ def test_results_name_all_that_they_depend_on(scored: Any) -> None:
         "n_fake": N,
         "temp": 0.9,
         "sample_steps": 16,
-        "seed": 0,
         "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
         "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
+        "precision": "float32",
+        "seed": 0,
+        "kid_subsets": 5,
+        "kid_subset_size": 10,
     }
     assert list(entry["values"]) == ["fid", "kid", "kid_std"]
     line = scored.printed[0][0].splitlines()[-1]
@@ -120,6 +124,23 @@ def test_reconstructions(scored: Any) -> None:
     assert 1 <= values["codebook_perplexity"] <= 32
     assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.printed[1][1])
     assert (scored.logs / "scored/recs/images/originals_over_reconstructions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "panes"), [("fid", ["results"]), ("prdc", ["results"]), ("recs", ["results", "reconstructions"])]
+)
+def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str, panes: list[str]) -> None:
+    assert list(read_panes(scored.logs / "scored" / run / "dashboard.jsonl")) == panes
+
+
+def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
+    said = dict(line.split(maxsplit=1) for line in scored.printed[0][0].splitlines()[:8])
+    assert said["run"] == "FID and KID, in logs/scored/fid"
+    assert said["generated"] == f"{N} images, --n_samples"
+    assert said["real"] == "64 images, the val split of toy_churches"
+    assert said["prior"].endswith("/absorbing_ema_20.th")
+    assert "\n  kid_subset_size " in scored.printed[0][0]
+    assert "\nfeatures    r64 (weights fixed)\n" in scored.printed[1][1]
 
 
 class Means(nn.Module):

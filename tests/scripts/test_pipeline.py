@@ -194,8 +194,17 @@ def test_every_flag_changes_the_samples(drawn, name: str) -> None:
 )
 def test_the_average_is_used_where_there_is_one_and_it_is_said(drawn, name: str, prior: str, autoencoder: str) -> None:
     said = drawn.printed[name].splitlines()
-    assert any(line.startswith("prior from") and line.endswith(f"/{prior}") for line in said)
-    assert any(line.startswith("autoencoder from") and line.endswith(f"/{autoencoder}") for line in said)
+    assert any(line.startswith("prior ") and f"/{prior}, " in line for line in said)
+    assert any(line.startswith("autoencoder ") and f"/{autoencoder}, " in line for line in said)
+
+
+def test_the_first_lines_say_what_runs_where_and_with_which_settings(drawn) -> None:
+    said = drawn.printed["base"].splitlines()
+    assert said[0].startswith("run ")
+    assert "of absorbing on toy_churches, in logs/" in said[0]
+    assert [line.split()[0] for line in said[1:5]] == ["device", "precision", "prior", "autoencoder"]
+    assert said[3].endswith(" M parameters")
+    assert any(line.split() == ["batch_size", "8"] for line in said)
 
 
 def test_drawing_without_a_dashboard_warns_once_and_keeps_the_picture(toy, drawn) -> None:

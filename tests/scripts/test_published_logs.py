@@ -417,7 +417,7 @@ def test_a_gumbel_autoencoder_of_before_the_likelihood_head(variants: dict[str, 
     torch.save(model, file)
     command = COMMANDS["absorbing samples"].words.replace("vqgan_churches", "vqgan_gumbel")
     out = logs.ok(f"{command} {SHRUNK} --log_dir samples_gumbel --quantizer gumbel")
-    assert f"autoencoder from logs/vqgan_gumbel/saved_models/vqgan_{AE_STEP}.th" in out
+    assert f"autoencoder logs/vqgan_gumbel/saved_models/vqgan_{AE_STEP}.th, " in out
     assert (logs.shell.logs / "samples_gumbel/images/samples_000.png").exists()
 
 

@@ -27,7 +27,6 @@ BOTH_STAGES = {
         "originals over reconstructions",
         "run",
         "L1",
-        "perceptual loss",
         "total loss of the autoencoder",
         "codebook loss",
         "adversarial losses",

@@ -23,8 +23,9 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     results.parent.mkdir(parents=True)
     for temp, fid in ((1.0, 5.5834), (0.9, 4.0741)):
         record_result(results, {"features": "inception", "temp": temp}, {"fid": fid, "kid_mean": None})
-        with open_dashboard(run, warn=said.append) as dashboard:
+        with open_dashboard(dataclasses.replace(run, summary=temp == 0.9), warn=said.append) as dashboard:
             show_results(dashboard, results)
+        assert Path("logs/fid/churches/summary.png").exists() == (temp == 0.9)
     (message,) = read_panes(Path("logs/fid/churches/dashboard.jsonl")).values()
     (table,) = (entry["content"] for entry in message["data"])
     cells = [part.split("<")[0] for part in table.split(">") if part.split("<")[0]]

@@ -16,6 +16,7 @@ from torch import Tensor
 from hparams.errors import UserError
 from hparams.experiments import NeighbourSettings
 from models.neighbours import NearestNeighbours
+from utils.images import BadImageError
 from utils.neighbour_files import write_neighbours
 from utils.neighbour_search import Embedding, build_embedding, search
 from utils.partial import Partial
@@ -40,6 +41,21 @@ class Images:
 
     def source(self, i: int) -> str:
         return f"file {i}"
+
+
+class Broken(Images):
+    """Images some of which cannot be read."""
+
+    fingerprint = "broken"
+
+    def __init__(self, images: Images, lost: set[int]) -> None:
+        self.pixels = images.pixels
+        self.lost = lost
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i in self.lost:
+            raise BadImageError(f"file {i} is no image")
+        return self.pixels[i]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +129,50 @@ def test_an_interrupted_search_goes_on(
     assert batches == [3, 4, 4, 4, 1]
     assert torch.equal(rest.indices, whole.indices)
     assert torch.equal(rest.distances, whole.distances)
+
+
+def test_images_that_cannot_be_read_are_no_neighbours(
+    embedding: Embedding, samples: Tensor, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are they reported less after an interruption."""
+    whole = find(embedding, samples, data, tmp_path)
+    assert whole.indices[2, 0] == 13
+    lost = {13, int(whole.indices[0, 1]), 2}
+    broken = Broken(data, lost)
+    with pytest.raises(UserError, match="is no image"):
+        find(embedding, samples, broken, tmp_path)
+
+    told: dict[str, str] = {}
+    found = find(embedding, samples, broken, tmp_path, bad=lambda unreadable, _: told.update(unreadable))
+    assert told.keys() == {f"file {i}" for i in lost}
+    assert not lost & set(found.indices.flatten().tolist())
+    kept = [i for i in whole.indices[0].tolist() if i not in lost]
+    assert found.indices[0, : len(kept)].tolist() == kept
+
+    def stop(work: Partial, state: Any) -> None:
+        work.save(state())
+        if len(told) == len(lost):
+            raise KeyboardInterrupt
+
+    told.clear()
+    monkeypatch.setattr(Partial, "keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        find(embedding, samples, broken, tmp_path, bad=lambda unreadable, _: told.update(unreadable))
+    monkeypatch.undo()
+    told.clear()
+    again = find(embedding, samples, broken, tmp_path, bad=lambda unreadable, _: told.update(unreadable))
+    assert torch.equal(again.indices, found.indices)
+    assert told.keys() == {f"file {i}" for i in lost}
+
+    few = Broken(data, set(range(17)))
+    with pytest.raises(UserError, match="--top_k 5 is more than the training images that can be read"):
+        find(embedding, samples, few, tmp_path, bad=lambda *_: None)
+
+
+def test_damaged_weights_are_named(embedding: Embedding, samples: Tensor, data: Any, tmp_path: Path) -> None:
+    damaged = Embedding(embedding.name, "damaged", lambda images: embedding.embed(images) * torch.nan)
+    with pytest.raises(UserError, match=r"LPIPS \(alex\) gives values that are not finite"):
+        find(damaged, samples, data, tmp_path)
 
 
 def test_a_part_of_the_images(embedding: Embedding, samples: Tensor, data: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hparams.errors import UserError
 from utils import pack_images
+from utils.batches import stand_in
 from utils.datasets import ImageData, Split, open_images
 
 
@@ -49,3 +50,24 @@ def test_training_sees_the_same_images(photographs: Path, tmp_path: Path, monkey
 def test_an_existing_folder_is_left_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--out .* exists"):
         pack(monkeypatch, "--custom_dataset_path", str(photographs), "--out", str(photographs))
+
+
+def test_images_that_cannot_be_read_have_a_stand_in_and_are_listed(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = photographs / "1/7.jpg"
+    broken.write_bytes(broken.read_bytes()[:90])
+    flags = ["--custom_dataset_path", str(photographs), "--img_size", "24", "--out", str(tmp_path / "packed")]
+    with pytest.raises(UserError, match=r"1 of 23 images cannot be read, more than --max_bad_images 0\.01 .*7\.jpg"):
+        pack(monkeypatch, *flags)
+    assert not (tmp_path / "packed").exists()
+    with pytest.raises(UserError, match="--max_bad_images 1: must be"):
+        pack(monkeypatch, *flags, "--max_bad_images", "1")
+
+    pack(monkeypatch, *flags, "--max_bad_images", "0.05")
+    original, copy = (open_custom(folder, "all") for folder in (photographs, tmp_path / "packed"))
+    (number,) = (i for i in range(23) if original.source(i) == str(broken))
+    for i in range(23):
+        assert np.array_equal(copy[i], original[stand_in(number, 1, 23) if i == number else i])
+    (line,) = (tmp_path / "packed.bad_images.txt").read_text().splitlines()
+    assert line.startswith(f"{broken}\t")
