@@ -16,22 +16,22 @@ from utils.pictures import image_grid, save_png
 from utils.results import Value
 from utils.run_folder import RunFolder
 
+GAP = 12  # pixels between samples and neighbours
+
 
 def write_neighbours(
     folder: RunFolder, samples: Tensor, found: NearestNeighbours, data: ImageData, conditions: Mapping[str, Value]
 ) -> np.ndarray:
     """Write `images/neighbours.png` and `neighbours.json`; returns the picture, uint8 [3,H',W'].
 
-    samples: uint8 [S,3,H,W] on the CPU, found: their neighbours in `data`. A row of the picture is a sample and then
-    its neighbours, nearest first; the list gives number, file (or LMDB and key) and distance of each.
+    samples: uint8 [S,3,H,W] on the CPU, found: their neighbours in `data`. A row of the picture is a sample and, behind
+    a gap, its neighbours, nearest first; the list gives number, file (or LMDB and key) and distance of each.
     """
     indices, distances = found.indices.tolist(), found.distances.tolist()
-    images = [
-        image
-        for sample, row in zip(samples, indices, strict=True)
-        for image in (sample, *(torch.from_numpy(data[i]) for i in row))
-    ]
-    picture = image_grid(torch.stack(images), columns=1 + found.indices.shape[1])
+    neighbours = torch.stack([torch.from_numpy(data[i]) for row in indices for i in row])
+    left, right = image_grid(samples, columns=1), image_grid(neighbours, columns=found.indices.shape[1])
+    gap = np.full((*left.shape[:2], GAP), 255, np.uint8)
+    picture = np.concatenate([left, gap, right], axis=2)
     save_png(folder.images / "neighbours.png", picture)
     content = {
         "conditions": dict(conditions),

@@ -155,7 +155,7 @@ def _plot(axes, message: Message) -> None:  # type: ignore[no-untyped-def]  # ma
             if y:
                 axes.plot(entry["x"], y, label=entry["name"], linewidth=1, marker="." if len(y) < 50 else None)
     if len(message["data"]) > 1:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.6, edgecolor="none")
     axes.set_title(message["opts"]["title"], fontsize=10)
     axes.set_xlabel(layout["xaxis"]["title"]["text"], fontsize=8)
     axes.set_ylabel(layout["yaxis"]["title"]["text"], fontsize=8)

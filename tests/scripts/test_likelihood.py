@@ -260,7 +260,7 @@ def test_neighbours_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
         assert all("toy_churches_train_lmdb:" in entry["source"] for entry in row)
     assert content["conditions"]["training_images"] == 20
     assert len(list((run / "images/samples").glob("*.png"))) == 3
-    assert Image.open(run / "images/neighbours.png").size == (5 * 98 + 2, 3 * 98 + 2)
+    assert Image.open(run / "images/neighbours.png").size == (100 + 12 + 4 * 98 + 2, 3 * 98 + 2)
     (entry,) = results(run)
     assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
     assert "R64" in printed["neighbours"]

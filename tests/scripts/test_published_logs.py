@@ -137,7 +137,7 @@ class Logs:
 
     def reads(self, path: str, *, ema: bool = True) -> str:
         """What a command should say of a model file."""
-        return f"from {self.file(path.split('/')[1], ema=ema).relative_to(self.shell.folder)}"
+        return str(self.file(path.split("/")[1], ema=ema).relative_to(self.shell.folder))
 
     def run(self, name: str) -> str:
         """What a command of the table prints; it runs once."""
@@ -334,8 +334,8 @@ def check_resumed(logs: Logs, resumed: Resumed) -> str:
     end = step + 2  # the file of step s holds s + 1 updates
     out = logs.ok(f"{resumed.command} --load_step {step} --load_optim --train_steps {end} --steps_per_log 1")
     path = f"{kind}_churches/{kind}"
-    assert f"weights {logs.reads(path, ema=False)}\n" in out
-    assert f"average {logs.reads(path)}\n" in out
+    assert f"weights from {logs.reads(path, ema=False)}\n" in out
+    assert f"average from {logs.reads(path)}\n" in out
     for name in resumed.optimisers:
         assert f"{name} optimiser from logs/{kind}_churches/saved_models/{name}_optim_{step}.th" in out
     (record,) = (line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["split"] == "train")

@@ -17,7 +17,7 @@ from hparams.errors import UserError
 from hparams.experiments import NeighbourSettings
 from models.neighbours import NearestNeighbours
 from utils.images import BadImageError
-from utils.neighbour_files import write_neighbours
+from utils.neighbour_files import GAP, write_neighbours
 from utils.neighbour_search import Embedding, build_embedding, search
 from utils.partial import Partial
 from utils.run_folder import RunFolder
@@ -207,7 +207,7 @@ def test_what_is_written(samples: Tensor, data: Any, tmp_path: Path) -> None:
     assert content["conditions"] == {"distance": "LPIPS"}
     assert content["samples"][2][0] == {"index": 13, "source": "file 13", "distance": pytest.approx(0.1)}
     picture = np.asarray(Image.open(folder.images / "neighbours.png"))  # enlarged three times, 2 pixels between
-    cell = 3 * 32 + 2
-    assert picture.shape == (3 * cell + 2, 3 * cell + 2, 3)
-    shown = picture[2 * cell + 2 :: 3, cell + 2 :: 3][:32, :32].transpose(2, 0, 1)
+    cell, right = 3 * 32 + 2, 3 * 32 + 4 + GAP  # where neighbours begin
+    assert picture.shape == (3 * cell + 2, right + 2 * cell + 2, 3)
+    shown = picture[2 * cell + 2 :: 3, right + 2 :: 3][:32, :32].transpose(2, 0, 1)
     assert np.array_equal(shown, data[13])
