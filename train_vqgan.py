@@ -53,7 +53,7 @@ def train(settings: VQGANStage) -> None:
             data = f"{len(images)} training images, {order.batches_per_epoch} steps per epoch"
             run.introduce(trainer, amp_dtype, data)
             run.compare_data(images)
-            bad = run.bad_images.report
+            bad = run.bad_images_met
             batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)
             for step, batch in run.steps(batches):
                 terms = trainer.step(batch, step)

@@ -163,6 +163,11 @@ step is short, and its gradients take longer than its backward pass. What to do,
 3. `--accumulate_steps`: gradients are sent once per update.
 4. Sharding optimiser and weights saves memory, not time: 77 M parameters with their average and Adam's moments take
    1.5 GB, so that neither stage needs it.
+
+Experiments send no gradients but those of the log-sigma head. After each batch they gather what came of it (codes,
+features, likelihoods or nearest neighbours, some kB per image at most; images where they are to be written), so that
+their time falls with the number of processes until there are fewer batches than processes. Distances between finished
+features (FID, KID, PRDC) stay with the first process.
 """
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

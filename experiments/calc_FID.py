@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import FIDExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_comparison
 from utils.run_folder import RunFolder
 
@@ -27,26 +27,27 @@ def main() -> None:
 def calculate(settings: FIDExperiment) -> None:
     """Compute features of both sets, going on with what an earlier call left unfinished, and their distances."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.bad_images import BadImages
     from utils.devices import pick_device
     from utils.experiment_panes import open_dashboard, show_results
+    from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import facts_of, open_sources
     from utils.fid import distances
-    from utils.files import sole_writer
     from utils.introduction import introduce
-    from utils.progress import say
     from utils.results import FILE_NAME, record_result
 
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=False)
     introduce(settings, "FID and KID", device, facts_of(generated, real))
-    with sole_writer(folder.path), open_dashboard(run) as dashboard:
-        save(settings, folder.hparams)
-        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
-        values = distances(generated.compute(bad), real.compute(bad), settings.kid)
-        conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
-        line = record_result(folder.path / FILE_NAME, conditions, values)
+    with experiment_run(settings, device) as ranks:
+        bad = list_bad_images(run, ranks)
+        features = generated.compute(ranks, bad), real.compute(ranks, bad)
+    if not ranks.first:
+        return
+    values = distances(*features, settings.kid)
+    conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
+    line = record_result(folder.path / FILE_NAME, conditions, values)
+    with open_dashboard(run) as dashboard:
         show_results(dashboard, folder.path / FILE_NAME)
     print(line)
 

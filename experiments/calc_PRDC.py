@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import PRDCExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_comparison
 from utils.run_folder import RunFolder
 
@@ -27,26 +27,27 @@ def main() -> None:
 def calculate(settings: PRDCExperiment) -> None:
     """Compare generated images with as many real ones, the first of the split."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.bad_images import BadImages
     from utils.devices import pick_device
     from utils.experiment_panes import open_dashboard, show_results
+    from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import facts_of, open_sources
-    from utils.files import sole_writer
     from utils.introduction import introduce
     from utils.prdc import prdc_of_arrays
-    from utils.progress import say
     from utils.results import FILE_NAME, record_result
 
     run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=True)
     introduce(settings, "precision, recall, density and coverage", device, facts_of(generated, real))
-    with sole_writer(folder.path), open_dashboard(run) as dashboard:
-        save(settings, folder.hparams)
-        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
-        values = prdc_of_arrays(real.compute(bad), generated.compute(bad), nearest_k, device, quiet=run.quiet)
-        conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-        line = record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values))
+    with experiment_run(settings, device) as ranks:
+        bad = list_bad_images(run, ranks)
+        features = real.compute(ranks, bad), generated.compute(ranks, bad)
+    if not ranks.first:
+        return
+    values = prdc_of_arrays(*features, nearest_k, device, quiet=run.quiet)
+    conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
+    line = record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values))
+    with open_dashboard(run) as dashboard:
         show_results(dashboard, folder.path / FILE_NAME)
     print(line)
 

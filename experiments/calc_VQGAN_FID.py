@@ -5,7 +5,7 @@ from __future__ import annotations
 from hparams.checks import check_image_count
 from hparams.cli import parse, run_script
 from hparams.experiments import ReconstructionExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_autoencoder, check_features, check_file, check_output, check_split
 from utils.run_folder import RunFolder
 
@@ -31,13 +31,12 @@ def main() -> None:
 def calculate(settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.bad_images import BadImages
     from utils.devices import pick_amp_dtype, pick_device, precision_name
     from utils.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import open_split, real_source
     from utils.features import build_features
     from utils.fid import distances
-    from utils.files import sole_writer
     from utils.introduction import introduce, tell_parameters
     from utils.latents import codes_in_use
     from utils.progress import say
@@ -61,28 +60,31 @@ def calculate(settings: ReconstructionExperiment) -> None:
         "features": f"{extractor.name} (weights {extractor.weights})",
     }
     introduce(settings, "FID of reconstructions", device, facts)
-    with sole_writer(folder.path), open_dashboard(run) as dashboard:
-        save(settings, folder.hparams)
-        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
+    with experiment_run(settings, device) as ranks:
+        bad = list_bad_images(run, ranks)
         reconstructions = Reconstructions(
-            settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips, bad
+            settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips, bad, ranks
         )
         codes = reconstructions.codes()
         features, quality = reconstructions.compute(codes)
-        values = distances(features, real.compute(bad), settings.kid) | quality
-        values |= codes_in_use(codes, sizes.codebook_size)
-        conditions = {
-            "metric": "reconstruction FID",
-            **real.conditions,
-            "autoencoder": str(ae_file),
-            "precision": precision_name(pick_amp_dtype(device, run.amp, run.amp_dtype)),
-            **vars(settings.kid),
-        }
-        if lpips:
-            conditions["lpips_net"] = settings.reconstruction.lpips_net
-        line = record_result(folder.path / FILE_NAME, conditions, values)
+        real_features = real.compute(ranks, bad)
+    if not ranks.first:
+        return
+    values = distances(features, real_features, settings.kid) | quality
+    values |= codes_in_use(codes, sizes.codebook_size)
+    conditions = {
+        "metric": "reconstruction FID",
+        **real.conditions,
+        "autoencoder": str(ae_file),
+        "precision": precision_name(pick_amp_dtype(device, run.amp, run.amp_dtype)),
+        **vars(settings.kid),
+    }
+    if lpips:
+        conditions["lpips_net"] = settings.reconstruction.lpips_net
+    line = record_result(folder.path / FILE_NAME, conditions, values)
+    path, grid = reconstructions.picture(codes)
+    with open_dashboard(run) as dashboard:
         show_results(dashboard, folder.path / FILE_NAME)
-        path, grid = reconstructions.picture(codes)
         show_picture(dashboard, "reconstructions", grid, title="originals over reconstructions")
     print(line)
     print(f"originals over reconstructions: {path}")

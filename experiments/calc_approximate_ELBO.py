@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import LikelihoodExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_data, check_experiment
 from utils.run_folder import RunFolder
 
@@ -28,14 +28,12 @@ def main() -> None:
 def calculate(settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.bad_images import BadImages
     from utils.building import open_data
     from utils.experiment_panes import ALL, open_dashboard, show_results
-    from utils.files import sole_writer
+    from utils.experiment_run import experiment_run, list_bad_images
     from utils.introduction import introduce
     from utils.likelihood import describe_code_term, summarise
     from utils.likelihood_run import evaluate, train_head
-    from utils.progress import say
     from utils.results import FILE_NAME, record_result
     from utils.seeding import seed_global
     from utils.trained_models import load_trained_models
@@ -50,11 +48,12 @@ def calculate(settings: LikelihoodExperiment) -> None:
     what = f"likelihood of {settings.prior.sampler} on {run.dataset}"
     data = f"{len(train_data)} training images, {len(val_data)} to evaluate"
     introduce(settings, what, models.device, models.facts() | {"data": data})
-    with sole_writer(folder.path):
-        save(settings, folder.hparams)
-        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
-        train_head(settings, models, train_data, val_data, folder, bad)
-        likelihoods = evaluate(settings, models, val_data, folder, bad)
+    with experiment_run(settings, models.device) as ranks:
+        bad = list_bad_images(run, ranks)
+        train_head(settings, models, train_data, val_data, folder, bad, ranks)
+        likelihoods = evaluate(settings, models, val_data, folder, bad, ranks)
+        if not ranks.first:
+            return
         conditions = {
             **models.conditions(run),
             "images": len(likelihoods),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import NeighboursExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_data, check_experiment, check_file
 from utils.run_folder import RunFolder
 
@@ -29,10 +29,9 @@ def main() -> None:
 def find(settings: NeighboursExperiment) -> None:
     """Draw samples, compare them with every training image, and write the nearest ones as a grid and as a list."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.bad_images import BadImages
     from utils.building import open_data
     from utils.experiment_panes import open_dashboard, show_picture, show_results
-    from utils.files import sole_writer
+    from utils.experiment_run import experiment_run, list_bad_images
     from utils.introduction import introduce
     from utils.neighbour_files import write_neighbours
     from utils.neighbour_search import build_embedding, search
@@ -52,13 +51,13 @@ def find(settings: NeighboursExperiment) -> None:
     compared = f"{min(neighbours.train_images or len(data), len(data))} of {len(data)} training images"
     facts = models.facts() | {"data": compared, "distance": embedding.name}
     introduce(settings, what, models.device, facts)
-    with sole_writer(folder.path), open_dashboard(run) as dashboard:
-        save(settings, folder.hparams)
-        bad = BadImages(folder.bad_images, run.max_bad_images, say, keep=False).report
-        images = draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype)
-        files = SampleFiles(folder.images, individually=True)
-        for _ in (*files.add(images), *files.finish()):
-            pass  # each is written
+    with experiment_run(settings, models.device) as ranks:
+        bad = list_bad_images(run, ranks)
+        images = draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype, ranks)
+        if ranks.first:
+            files = SampleFiles(folder.images, individually=True)
+            for _ in (*files.add(images), *files.finish()):
+                pass  # each is written
         samples = to_uint8(images)
         found = search(
             embedding,
@@ -71,7 +70,10 @@ def find(settings: NeighboursExperiment) -> None:
             partial=folder.path / "neighbours.partial",
             quiet=run.quiet,
             bad=bad,
+            ranks=ranks,
         )
+        if not ranks.first:
+            return
         conditions = {
             **models.conditions(run),
             "distance": embedding.name,
@@ -83,11 +85,13 @@ def find(settings: NeighboursExperiment) -> None:
             "training_images": found.seen,
         }
         grid = write_neighbours(folder, samples, found, data, conditions)
-        show_picture(dashboard, "neighbours", grid, title=f"samples, and the nearest of {found.seen} training images")
         nearest = found.distances[:, 0].double()
         values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
         line = record_result(folder.path / FILE_NAME, conditions, values)
-        show_results(dashboard, folder.path / FILE_NAME)
+        with open_dashboard(run) as dashboard:
+            title = f"samples, and the nearest of {found.seen} training images"
+            show_picture(dashboard, "neighbours", grid, title=title)
+            show_results(dashboard, folder.path / FILE_NAME)
     print(line)
     print(f"{folder.images / 'neighbours.png'}: each sample, then its nearest training images")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import LargerExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_experiment
 from utils.run_folder import RunFolder
 
@@ -28,7 +28,7 @@ def draw(settings: LargerExperiment) -> None:
     """Draw exactly `n_samples` images, and write each by itself and all in one picture."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.experiment_panes import open_dashboard, show_picture, show_results
-    from utils.files import sole_writer
+    from utils.experiment_run import experiment_run
     from utils.introduction import introduce
     from utils.larger_images import decode_larger, larger_ids
     from utils.results import FILE_NAME, record_result
@@ -41,27 +41,32 @@ def draw(settings: LargerExperiment) -> None:
     height, width = larger.shape
     what = f"{larger.n_samples} larger samples ({height}x{width} codes) of {settings.prior.sampler} on {run.dataset}"
     introduce(settings, what, models.device, models.facts())
-    with sole_writer(folder.path), open_dashboard(run) as dashboard:
-        save(settings, folder.hparams)
-        ids, evaluations = larger_ids(models, settings, folder.path / "codes.th")
+    with experiment_run(settings, models.device) as ranks:
+        ids, evaluations = larger_ids(models, settings, folder.path / "codes.th", ranks)
+        images = decode_larger(models, ids, ranks)
+        if not ranks.first:
+            for _ in images:  # to decode its share is all that is left to do
+                pass
+            return
         files = SampleFiles(folder.images, individually=True)
-        for image in decode_larger(models, ids):
-            for grid in files.add(image):
+        with open_dashboard(run) as dashboard:
+            for part in images:
+                for grid in files.add(part):
+                    show_picture(dashboard, "larger samples", grid, title="larger samples")
+            for grid in files.finish():
                 show_picture(dashboard, "larger samples", grid, title="larger samples")
-        for grid in files.finish():
-            show_picture(dashboard, "larger samples", grid, title="larger samples")
-        conditions = {
-            **models.conditions(run),
-            "shape": f"{height}x{width}",
-            "images": len(ids),
-            "order": larger.order,
-            "sample_steps": larger.sample_steps if larger.order == "random" else None,
-            "stride": larger.stride,
-            "temp": larger.temp,
-        }
-        values = {"windows_per_image": evaluations / len(ids)}
-        line = record_result(folder.path / FILE_NAME, conditions, values)
-        show_results(dashboard, folder.path / FILE_NAME)
+            conditions = {
+                **models.conditions(run),
+                "shape": f"{height}x{width}",
+                "images": len(ids),
+                "order": larger.order,
+                "sample_steps": larger.sample_steps if larger.order == "random" else None,
+                "stride": larger.stride,
+                "temp": larger.temp,
+            }
+            values = {"windows_per_image": evaluations / len(ids)}
+            line = record_result(folder.path / FILE_NAME, conditions, values)
+            show_results(dashboard, folder.path / FILE_NAME)
     print(line)
     print(f"{len(ids)} images in {files.where}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams.cli import parse, run_script
 from hparams.experiments import SamplesExperiment
-from hparams.saved import describe, save
+from hparams.saved import describe
 from utils.preflight import check_experiment
 from utils.run_folder import RunFolder
 
@@ -27,9 +27,8 @@ def main() -> None:
 def sample(settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.distributed import joined
     from utils.experiment_panes import open_dashboard, show_picture
-    from utils.files import sole_writer
+    from utils.experiment_run import experiment_run
     from utils.introduction import introduce
     from utils.progress import Progress
     from utils.sample_files import SampleFiles
@@ -38,7 +37,7 @@ def sample(settings: SamplesExperiment) -> None:
 
     run, models = settings.run, load_trained_models(settings)
     folder = RunFolder(run.log_dir)
-    with joined(models.device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks:
+    with experiment_run(settings, models.device) as ranks:
         batches = shared_image_batches(
             models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype, ranks
         )
@@ -47,13 +46,11 @@ def sample(settings: SamplesExperiment) -> None:
                 pass
             return
         what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
-        introduce(settings, what, models.device, models.facts(), processes=ranks.count)
+        introduce(settings, what, models.device, models.facts())
         with (
-            sole_writer(folder.path),
             open_dashboard(run) as dashboard,
             Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
         ):
-            save(settings, folder.hparams)
             files = SampleFiles(folder.images, individually=settings.output.save_individually)
             for images in batches:
                 for grid in files.add(images):

@@ -49,7 +49,7 @@ def check(stage: Stage) -> None:
     if images_from == "prior" and (drawn := groups.get("sampling") or groups.get("reconstruction")) and drawn.n_samples:
         check_image_count(stage, drawn.n_samples, "--n_samples")
     if likelihood := groups.get("likelihood"):
-        check_likelihood(likelihood, groups["prior"])
+        check_likelihood(likelihood, groups["prior"], stage.run.batch_size)
     if neighbours := groups.get("neighbours"):
         check_neighbours(neighbours, groups["autoencoder"])
     if larger := groups.get("larger"):

@@ -58,8 +58,6 @@ def parse(
         SystemExit: after ``--help``, with status 0.
     """
     typed = _typed(stage_class, argv, prog, description, example)
-    if launch.processes() > 1 and not stage_class.several_processes:
-        raise UserError("this script runs as one process: start it with python3 in place of torchrun")
     typed = resume_after_restart(stage_class, typed, logs=logs)
     stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
     values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hparams import launch
 from hparams.errors import UserError
 from hparams.experiments import LargerSettings, LikelihoodSettings, NeighbourSettings
 from hparams.fields import as_text
@@ -10,8 +11,13 @@ from hparams.model_settings import AutoencoderSettings, PriorSettings
 LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
 
 
-def check_likelihood(likelihood: LikelihoodSettings, prior: PriorSettings) -> None:
-    """The published protocol is one of 5 bits, and a bound's terms are not evaluated over and over."""
+def check_likelihood(likelihood: LikelihoodSettings, prior: PriorSettings, batch_size: int) -> None:
+    """The published protocol is one of 5 bits, a bound has enough terms to evaluate, processes share updates evenly."""
+    if likelihood.train_steps and batch_size % launch.processes():
+        raise UserError(
+            f"--batch_size {batch_size}: {launch.processes()} processes cannot share an update of the log-sigma head "
+            f"of {batch_size} images evenly: use a number of processes that divides it, or another --batch_size"
+        )
     if likelihood.protocol == "published" and likelihood.bits != 5:
         raise UserError(
             f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}: "

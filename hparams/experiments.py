@@ -232,7 +232,6 @@ class SamplesExperiment(PriorExperiment):
     """Images drawn from a trained prior."""
 
     default_log_dir: ClassVar[str] = "samples_{dataset}"
-    several_processes: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     sampling: SamplingSettings

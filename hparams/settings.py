@@ -149,7 +149,6 @@ class Stage(Plain):
     """All settings of a script that works on a data set, in a run folder."""
 
     default_log_dir: ClassVar[str] = "{dataset}"  # may use {dataset} and {sampler}
-    several_processes: ClassVar[bool] = False  # whether the script runs under torchrun
     reads_data: ClassVar[bool] = True  # whether it opens the data set
 
     run: RunSettings
@@ -161,7 +160,6 @@ class VQGANStage(Stage):
 
     preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "autoencoder_training")
     default_log_dir: ClassVar[str] = "vqgan_{dataset}"
-    several_processes: ClassVar[bool] = True
 
     training: TrainingSettings
     autoencoder: AutoencoderSettings
@@ -174,7 +172,6 @@ class PriorStage(Stage):
 
     preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "{sampler}", "{sampler}_training")
     default_log_dir: ClassVar[str] = "{sampler}_{dataset}"
-    several_processes: ClassVar[bool] = True
 
     training: TrainingSettings
     source: AutoencoderSource

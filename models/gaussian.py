@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.parts import WHOLE, BatchPart
+
 
 def gaussian_nll_nats(x: Tensor, mean: Tensor, logsigma: Tensor) -> Tensor:
     """−log N(x; mean, exp(logsigma)²), summed over an image: three times [B,C,H,W] → [B] nats.
@@ -30,9 +32,10 @@ def level_images(levels: Tensor, bits: int) -> Tensor:
     return (levels.float() * width + (width - 1) / 2) / 255
 
 
-def dequantise(levels: Tensor, bits: int, generator: torch.Generator) -> Tensor:
-    """(levels + u) / 2^bits with u uniform on [0,1), float32 in [0,1]."""
-    return (levels + torch.rand(levels.shape, generator=generator, device=levels.device)) / 2**bits
+def dequantise(levels: Tensor, bits: int, generator: torch.Generator, part: BatchPart = WHOLE) -> Tensor:
+    """(levels + u) / 2^bits with u uniform on [0,1), float32 in [0,1]. Levels are those of a part of a batch."""
+    noise = part.draw(levels.shape, lambda shape: torch.rand(*shape, generator=generator, device=levels.device))
+    return (levels + noise) / 2**bits
 
 
 def level_nll_nats(x: Tensor, mean: Tensor, logsigma: Tensor, bits: int) -> Tensor:

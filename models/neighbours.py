@@ -22,15 +22,31 @@ class NearestNeighbours:
 
     def add(self, embeddings: Tensor, present: Tensor | None = None) -> None:
         """Take the next embeddings, [b,D] float32. Those not `present`, bool [b], are numbered all the same."""
+        self.merge(*self.nearest(embeddings, self.seen, present), len(embeddings))
+
+    def nearest(self, embeddings: Tensor, first: int, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distances and indices [S,k] as above of some embeddings [b,D] float32 alone, numbered from `first` on."""
         # |q − e|² by one product; its rounding, about 1e-7 of |q|² + |e|², may leave equal ones slightly below zero.
         distances = torch.addmm(
             self._query_norms + embeddings.square().sum(1), self._queries, embeddings.t(), alpha=-2
         ).clamp(min=0)
         if present is not None:
             distances = distances.where(present, torch.inf)
-        numbers = torch.arange(self.seen, self.seen + len(embeddings), device=embeddings.device)
-        distances = torch.cat([self.distances, distances], dim=1)
-        indices = torch.cat([self.indices, numbers.expand(len(distances), -1)], dim=1)
-        self.distances, order = (part[:, : self.distances.shape[1]] for part in distances.sort(dim=1, stable=True))
-        self.indices = indices.gather(1, order)
-        self.seen += len(embeddings)
+        numbers = torch.arange(first, first + len(embeddings), device=embeddings.device)
+        nothing = torch.full_like(self.distances, torch.inf), torch.full_like(self.indices, -1)
+        return self._first(
+            torch.cat([distances, nothing[0]], dim=1),
+            torch.cat([numbers.expand(len(distances), -1), nothing[1]], dim=1),
+        )
+
+    def merge(self, distances: Tensor, indices: Tensor, count: int) -> None:
+        """Take what `nearest` found [S,m] among `count` further embeddings, which come after those seen before."""
+        self.distances, self.indices = self._first(
+            torch.cat([self.distances, distances], dim=1), torch.cat([self.indices, indices], dim=1)
+        )
+        self.seen += count
+
+    def _first(self, distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        distances, order = distances.sort(dim=1, stable=True)
+        k = self.distances.shape[1]
+        return distances[:, :k], indices.gather(1, order[:, :k])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from soak import hardware
 
 REPO = Path(__file__).parents[1]
 EVERYWHERE = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --visdom_port 9 --ema --no_amp"
@@ -71,25 +72,41 @@ def newest(saved: Path, kind: str) -> int:
     return max((int(file.stem.rsplit("_", 1)[1]) for file in saved.glob(f"{kind}_state_*.th")), default=0)
 
 
-def disturb(folder: Path, kind: str, command: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run a command, killing `options.kills` of its processes as it goes on; what was killed when."""
+def between_checkpoints(saved: Path, kind: str) -> float:
+    """Seconds between a run's last two training states."""
+    before, last = sorted(file.stat().st_mtime for file in saved.glob(f"{kind}_state_*.th"))[-2:]
+    return last - before
+
+
+def disturb(folder: Path, kind: str, command: str, pause: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a command, killing `options.kills` of its processes as it goes on; what was killed when.
+
+    Every fifth time, on average, a process dies at its start; else within `pause` seconds after a checkpoint.
+    """
     chance = random.Random(options.seed)
     process = torchrun(folder, options.processes, options.kills + 5, f"{command} --log_dir disturbed")
-    saved, kills, killed = folder / "logs/disturbed/saved_models", [], 0
+    saved, kills, killed, at_start = folder / "logs/disturbed/saved_models", [], 0, False
     while process.poll() is None:
-        time.sleep(0.05)
-        step = newest(saved, kind)
-        if len(kills) == options.kills or step <= killed or step >= options.steps - options.every:
-            continue
-        time.sleep(chance.uniform(0, 1.5))  # anywhere: in a step, in a save, before a start
+        time.sleep(0.02)
         there = workers(process.pid)
-        if len(there) < options.processes:
+        if len(kills) == options.kills or len(there) < options.processes:
             continue
+        step = newest(saved, kind)
+        if at_start:
+            time.sleep(chance.uniform(0, 4))
+        elif step <= killed:
+            continue
+        else:
+            time.sleep(chance.uniform(0, pause))
         rank = chance.choice(sorted(there))
-        os.kill(there[rank], signal.SIGKILL)
+        try:
+            os.kill(there[rank], signal.SIGKILL)
+        except ProcessLookupError:
+            continue
         killed = newest(saved, kind)
-        kills.append({"rank": rank, "newest_step": killed})
+        kills.append({"rank": rank, "newest_step": killed, "at_start": at_start})
         print(f"{kind}: kill {len(kills)}/{options.kills}, rank {rank}, after step {killed}", flush=True)
+        at_start = chance.random() < 0.2
     return {"exit_status": process.returncode, "kills": kills}
 
 
@@ -111,9 +128,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/soak_torchrun.json")
     options = parser.parse_args()
-    options.steps = options.every * (2 * options.kills + 4)
+    options.steps = options.every * (6 * options.kills + 6)
     result: dict[str, Any] = {"command": f"python tests/soak_torchrun.py {' '.join(sys.argv[1:])}".strip()}
-    result |= {"torch": torch.__version__, "processes": options.processes, "steps": options.steps}
+    result |= hardware() | {"processes": options.processes, "steps": options.steps}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cadences = f"--batch_size 4 --train_steps {options.steps} --steps_per_checkpoint {options.every}"
@@ -126,7 +143,8 @@ def main() -> None:
             whole = torchrun(folder, options.processes, 0, f"{command} --log_dir {undisturbed}")
             assert whole.wait() == 0, (folder / "out.txt").read_text()[-3000:]
             began = time.monotonic()
-            outcome = disturb(folder, kind, command, options)
+            pause = between_checkpoints(folder / f"logs/{undisturbed}/saved_models", kind)
+            outcome = disturb(folder, kind, command, pause, options)
             runs = (folder / "logs" / run for run in (undisturbed, "disturbed"))
             outcome["seconds"] = round(time.monotonic() - began)
             outcome["bit_identical"] = outcome["exit_status"] == 0 and same(*runs, kind, options.steps)
@@ -137,8 +155,9 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     good = all(result[kind]["bit_identical"] for kind in options.stages)
-    print("bit-identical" if good else "NOT IDENTICAL")
-    sys.exit(not good)
+    killed = all(len(result[kind]["kills"]) == options.kills for kind in options.stages)
+    print("bit-identical" if good else "NOT IDENTICAL", "" if killed else "(a run ended before all kills)")
+    sys.exit(not (good and killed))
 
 
 if __name__ == "__main__":

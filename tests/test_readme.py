@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Indented blocks, and code within a line.
 COMMANDS = re.findall(r"(?:^    |`)(python3? (?:train_|experiments/)[^`\n]*)", README, re.MULTILINE)
 # What torchrun starts.
-COMMANDS += [f"python3 {script}" for script in re.findall(r"^    .*torchrun .* (train_.*)", README, re.MULTILINE)]
+STARTED = re.findall(r"^    .*torchrun .* ((?:train_|experiments/).*)", README, re.MULTILINE)
+COMMANDS += [f"python3 {script}" for script in STARTED]
 DATASETS = ("churches", "bedrooms", "ffhq")
 STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 

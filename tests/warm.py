@@ -12,6 +12,7 @@ import runpy
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,11 +60,20 @@ class Warm:
         self._server.stdin.close()
         self._server.wait(60)
 
-    def start(self, command: str) -> int:
-        """Start `script.py flags …`; its pid."""
-        pid = self._tell({"folder": str(self.folder), "words": shlex.split(command)})["pid"]
+    def start(self, command: str, **env: str) -> int:
+        """Start `script.py flags …`, with keywords as environment variables; its pid."""
+        pid = self._tell({"folder": str(self.folder), "words": shlex.split(command), "env": env})["pid"]
         self._folders[pid] = self.folder
         return pid
+
+    def start_together(self, command: str, count: int, **env: str) -> list[int]:
+        """Start a script `count` times, as torchrun does on one machine; the pids, by rank."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        env |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [self.start(command, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(count)]
 
     def code(self, pid: int) -> int | None:
         """How a script ended, or None while it runs."""
@@ -130,6 +140,9 @@ def serve() -> None:
         if "words" in request:
             pid = os.fork()
             if not pid:
+                os.environ |= request["env"]
+                if "SIMPLE_FEATURES" in os.environ:
+                    _take_simple_features()
                 _be_the_script(request["folder"], request["words"])
             codes[pid] = None
             answer = {"pid": pid}
@@ -148,15 +161,55 @@ def _read_line() -> bytes:
     return line
 
 
+def in_turn(commands: list[str]) -> None:
+    """Run scripts one after another in this folder: torchrun … warm.py in_turn COMMAND …
+
+    All but the last are forked; the first that fails ends it. After a restart by torchrun there is only the last.
+    """
+    for module in MODULES:
+        __import__(module)
+    _take_simple_features()
+    *others, last = commands
+    for number, command in enumerate(others if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else ()):
+        child = os.fork()
+        if not child:
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = f"{number + 100}"  # addresses of others are not to be found
+            _run(shlex.split(command))
+        if os.waitpid(child, 0)[1]:
+            sys.exit(1)
+    _run(shlex.split(last))
+
+
+def _take_simple_features() -> None:
+    """Let the mean colours of an image's quarters stand in for R64, which takes a second to build."""
+    import torch
+
+    from utils import features
+
+    class Quarters(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+            return (torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
+
+    features.R64 = Quarters
+
+
 def _be_the_script(folder: str, words: list[str]) -> None:
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f".{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    _run(words)
+
+
+def _run(words: list[str]) -> None:
     code = 1
     try:
-        os.chdir(folder)
-        for number, name in ((1, "out"), (2, "err")):
-            file = os.open(f".{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         script = REPO / words[0]
         sys.argv = [str(script), *words[1:]]
         runpy.run_path(str(script), run_name="__main__")
@@ -171,4 +224,7 @@ def _be_the_script(folder: str, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    if sys.argv[1:2] == ["in_turn"]:
+        in_turn(sys.argv[2:])
+    else:
+        serve()

@@ -6,22 +6,49 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hparams.errors import UserError
+from utils.distributed import Ranks
 from utils.files import whole_file
 
 # Takes what a batch met, name of the image → what is wrong with it, and the number of images of the data set.
 Report = Callable[[Mapping[str, str], int], None]
 
 
-def remembering(met: dict[str, str], report: Report | None) -> Report:
-    """`report`, which enters what it is told into `met` too; None stands for one that accepts no unreadable image."""
+class SharedReport:
+    """The `Report` of each process that shares some work: what one of them meets, all get to know.
 
-    def remember(found: Mapping[str, str], images: int) -> None:
-        met.update(found)
-        if report is None:
+    Args:
+        report: told on every process; None stands for one that accepts no unreadable image.
+        ranks: the processes.
+
+    Attributes:
+        found: all that this process knows of, name → what is wrong; the same on every one after an `exchange`.
+    """
+
+    def __init__(self, report: Report | None, ranks: Ranks) -> None:
+        self._report = report
+        self._ranks = ranks
+        self._waiting: list[tuple[dict[str, str], int]] = []
+        self.found: dict[str, str] = {}
+
+    def __call__(self, found: Mapping[str, str], images: int) -> None:
+        """Enter what a batch of this process met, in a data set of `images`; others learn it at the next `exchange`."""
+        if self._report is None:
             raise UserError(next(iter(found.values())))
-        report(found, images)
+        self.found.update(found)
+        if self._ranks.count == 1:
+            self._report(found, images)
+        else:
+            self._waiting.append((dict(found), images))
 
-    return remember
+    def exchange(self) -> None:
+        """Tell each other what was met; all processes call it together, every now and then."""
+        if not any(self._ranks.agree(len(self._waiting))) or self._report is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        for each in self._ranks.gather_objects(waiting):
+            for found, images in each:
+                self.found.update(found)
+                self._report(found, images)
 
 
 class BadImages:
@@ -32,17 +59,21 @@ class BadImages:
         share: of the data set, the most that may be unreadable.
         say: takes a line for each.
         keep: go on from what the file lists, else remove it.
+        writes: whether this process is the one of several alike that writes the file.
     """
 
-    def __init__(self, file: Path, share: float, say: Callable[[str], None], *, keep: bool) -> None:
+    def __init__(
+        self, file: Path, share: float, say: Callable[[str], None], *, keep: bool, writes: bool = True
+    ) -> None:
         self._file = file
         self._share = share
         self._say = say
+        self._writes = writes
         self._found: dict[str, str] = {}
         if keep and file.exists():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             self._found = {name: reason for name, tab, reason in (line.partition("\t") for line in lines) if tab}
-        else:
+        elif writes:
             file.unlink(missing_ok=True)
 
     def __len__(self) -> int:
@@ -59,12 +90,8 @@ class BadImages:
         if not new:
             return
         self._found |= new
-        try:
-            with whole_file(self._file) as out:
-                lines = (f"{name}\t{reason}\n" for name, reason in self._found.items())
-                out.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
-        except OSError as error:
-            self._say(f"WARNING: {self._file} not written ({error.strerror})")
+        if self._writes:
+            self._write()
         for reason in new.values():
             self._say(f"WARNING: {reason}; until then another image stands in for it ({len(self)} so far)")
         if len(self) > self._share * images:
@@ -72,6 +99,14 @@ class BadImages:
                 f"{len(self)} of {images} images cannot be read, more than --max_bad_images {self._share:g} allows "
                 f"(all are in {self._file}): {next(iter(new.values()))}"
             )
+
+    def _write(self) -> None:
+        try:
+            with whole_file(self._file) as out:
+                lines = (f"{name}\t{reason}\n" for name, reason in self._found.items())
+                out.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
+        except OSError as error:
+            self._say(f"WARNING: {self._file} not written ({error.strerror})")
 
 
 def _one_line(text: str) -> str:

@@ -114,18 +114,17 @@ def eval_batches(
     num_workers: int,
     pin_memory: bool = False,
     start_method: str | None = None,
-    start: int = 0,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     bad: Report | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The images with these `indices` (None: all) from number `start` on, once, in order: uint8 [B, 3, S, S].
+    """The images with these `indices` (None: all), once, in order: uint8 [B, 3, S, S].
 
     The last batch may be smaller. Workers, bad images and errors are as for `train_batches`.
     """
-    if batch_size < 1 or start < 0:
-        raise ValueError(f"need batch_size ≥ 1 and start ≥ 0, got {batch_size} and {start}")
+    if batch_size < 1:
+        raise ValueError(f"need batch_size ≥ 1, got {batch_size}")
     wanted = np.arange(len(data)) if indices is None else np.asarray(indices, np.int64)
-    batches = [wanted[first : first + batch_size] for first in range(start, len(wanted), batch_size)]
+    batches = [wanted[first : first + batch_size] for first in range(0, len(wanted), batch_size)]
     return _load(data, batches, batch_size, num_workers, pin_memory, start_method, bad)
 
 

@@ -56,7 +56,7 @@ class Ranks:
         if self.count == 1:
             return tensor
         total = tensor.detach().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group(tensor))
         return total
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -68,17 +68,17 @@ class Ranks:
         if self.count == 1:
             return tensor
         pieces = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
-        dist.all_gather(pieces, tensor.detach().contiguous())
+        dist.all_gather(pieces, tensor.detach().contiguous(), group=self._group(tensor))
         return torch.cat(pieces)
 
-    def gather_shares(self, rows: Tensor, n: int) -> Tensor:
-        """The rows [n,…] of which each process has its `share`, in order."""
+    def gather_rows(self, rows: Tensor, most: int) -> Tensor:
+        """The rows [b,…] of all processes, in their order: `most` of each, but of the last that have any.
+
+        What follows these rows, up to [count·most,…], is nothing.
+        """
         if self.count == 1:
             return rows
-        most = -(-n // self.count)
-        padded = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
-        whole = self.gather(padded).unflatten(0, (self.count, most)).transpose(0, 1).flatten(0, 1)
-        return whole[:n].contiguous()
+        return self.gather(torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))]))
 
     def gather_objects(self, thing: T) -> list[T]:
         """A small object of every process, in their order."""
@@ -103,6 +103,9 @@ class Ranks:
         made = [make() if self.first else None]
         dist.broadcast_object_list(made, src=0, group=self.control)
         return cast(T, made[0])
+
+    def _group(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        return self.control if tensor.device.type == "cpu" else None
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -231,7 +234,7 @@ def _told_by_others(board: _Board, timeout_s: int) -> BaseException:
     who = ", ".join(silent) or "another process"
     return RunError(
         f"{who} ended without a word or gave no answer within --dist_timeout {timeout_s}; "
-        "saved steps are whole: --resume goes on from the newest"
+        "what was saved is whole: --resume, or an experiment's same command, goes on from there"
     )
 
 

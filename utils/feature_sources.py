@@ -19,11 +19,12 @@ from utils.bad_images import Report
 from utils.building import open_data
 from utils.datasets import ImageData, Split, open_folder
 from utils.devices import pick_amp_dtype, precision_name
+from utils.distributed import ALONE, Ranks
 from utils.feature_cache import cached_features, content_key, data_features
 from utils.features import FeatureExtractor, build_features
 from utils.files import sha256_of
 from utils.given_files import read_features, read_latents
-from utils.growing_array import growing_array, made_array
+from utils.growing_array import made_array
 from utils.latents import ids_dtype
 from utils.pictures import to_uint8
 from utils.progress import Progress, say
@@ -31,7 +32,8 @@ from utils.results import Value
 from utils.run_folder import DATA_FEATURES, RunFolder
 from utils.runs import restore_autoencoder
 from utils.sample_files import SampleFiles
-from utils.sampling import decode_images, id_batches
+from utils.sampling import batch_for_all, decode_images, id_batches
+from utils.shared_batches import fill_array, in_order, own_indices
 from utils.trained_models import TrainedModels, load_trained_models
 
 
@@ -44,14 +46,15 @@ class FeatureSource:
         width: d, numbers in each.
         where: what they are of, for messages.
         conditions: everything that they depend on, by name, for results.
-        compute: gives them, [n,d] float32; its argument is told of images that cannot be read.
+        compute: gives them, [n,d] float32. Processes share the work; the other argument is told of images that cannot
+            be read.
     """
 
     n: int
     width: int
     where: str
     conditions: Mapping[str, Value]
-    compute: Callable[[Report], np.ndarray]
+    compute: Callable[[Ranks, Report], np.ndarray]
 
 
 def open_sources(
@@ -96,20 +99,20 @@ def facts_of(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
 def _from_file(flag: str, path: str) -> FeatureSource:
     features = read_features(flag, Path(path))
     n, width = features.shape
-    return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda _: features)
+    return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda *_: features)
 
 
 def real_source(
     run: RunSettings, extractor: FeatureExtractor, data: ImageData, split: str, most: int | None = None
 ) -> FeatureSource:
     """The images of a data set, or its first `most`; `split` is what it is called."""
-    n = len(data.first(most))
+    n, what = len(data.first(most)), f"{extractor.name} of real images"
     return FeatureSource(
         n,
         extractor.width,
         f"the {split} split of {data.name}",
         {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
-        lambda bad: _of_data(DATA_FEATURES, run, extractor, data, f"{extractor.name} of real images", bad, most),
+        lambda ranks, bad: _of_data(DATA_FEATURES, run, extractor, data, what, ranks, bad, most),
     )
 
 
@@ -134,7 +137,9 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             extractor.width,
             f"--fake_images_path {path}",
             {**extractor.conditions, "fake_images": path, "n_fake": len(data)},
-            lambda bad: _of_data(folder.features, run, extractor, data, f"{extractor.name} of {path}", bad),
+            lambda ranks, bad: _of_data(
+                folder.features, run, extractor, data, f"{extractor.name} of {path}", ranks, bad
+            ),
         )
     if source == "latents":
         path = str(generated.latents_path)
@@ -159,7 +164,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
                 "autoencoder": str(ae_file),
                 "precision": precision_name(pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)),
             },
-            lambda _: decoder.features(ids),
+            lambda ranks, _: decoder.features(ids, ranks),
         )
     models, sampling = load_trained_models(settings), settings.sampling
     decoder = _Decoder(settings, extractor, folder, models.autoencoder, models.ae_file)
@@ -176,34 +181,37 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
         extractor.width,
         "--n_samples",
         conditions,
-        lambda _: decoder.features(sampled_ids(folder, models, settings)),
+        lambda ranks, _: decoder.features(sampled_ids(folder, models, settings, ranks), ranks),
     )
 
 
-def sampled_ids(folder: RunFolder, models: TrainedModels, settings: FeatureExperiment) -> np.ndarray:
+def sampled_ids(
+    folder: RunFolder, models: TrainedModels, settings: FeatureExperiment, ranks: Ranks = ALONE
+) -> np.ndarray:
     """`n_samples` ids [n,N] from the prior, mapped from a file in the run folder that is keyed by what makes them.
 
-    An interrupted sampling goes on where it stopped.
+    An interrupted sampling goes on where it stopped, also with another number of processes.
     """
     run, sampling = settings.run, settings.sampling
     key = content_key(
         "samples 1", sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype
     )
     path = folder.samples / f"{key}.npy"
-    ids, _ = made_array(path, lambda: _draw(path, models, settings))
-    return ids
 
+    def make() -> None:
+        fill_array(
+            path,
+            sampling.n_samples,
+            np.empty(models.prior.tokens, ids_dtype(settings.autoencoder.codebook_size)),
+            lambda indices, _: id_batches(models.prior, sampling, run, models.amp_dtype, indices.tolist()),
+            batch_size=batch_for_all(sampling.n_samples, run, ranks),
+            none=torch.empty((0, models.prior.tokens), dtype=torch.int64, device=models.device),
+            what="sampling",
+            quiet=run.quiet,
+            ranks=ranks,
+        )
 
-def _draw(path: Path, models: TrainedModels, settings: FeatureExperiment) -> None:
-    run, sampling, n = settings.run, settings.sampling, settings.sampling.n_samples
-    dtype = ids_dtype(settings.autoencoder.codebook_size)
-    with growing_array(path, (n, models.prior.tokens), dtype) as rows:
-        indices = range(rows.done, n)
-        with Progress("sampling", n, "image", done=rows.done, quiet=run.quiet) as progress:
-            for ids in id_batches(models.prior, sampling, run, models.amp_dtype, indices):
-                rows.values[rows.done : rows.done + len(ids)] = ids.cpu().numpy()
-                rows.advance(len(ids))
-                progress.update(len(ids))
+    return made_array(path, make, ranks=ranks)[0]
 
 
 def _of_data(
@@ -212,6 +220,7 @@ def _of_data(
     extractor: FeatureExtractor,
     data: ImageData,
     what: str,
+    ranks: Ranks,
     bad: Report,
     most: int | None = None,
 ) -> np.ndarray:
@@ -225,6 +234,7 @@ def _of_data(
         what=what,
         quiet=run.quiet,
         bad=bad,
+        ranks=ranks,
     )
 
 
@@ -238,29 +248,47 @@ class _Decoder:
     autoencoder: VQAutoEncoder
     ae_file: Path
 
-    def features(self, ids: np.ndarray) -> np.ndarray:
-        """Of codes [n,N]."""
-        run, extractor = self.settings.run, self.extractor
-        amp_dtype = pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)
-        made_from = (sha256_of(self.ae_file), asdict(self.settings.autoencoder), content_key(ids.tobytes()), amp_dtype)
-        path = self.folder.features / f"{content_key('decoded 1', *made_from, extractor.name, extractor.weights)}.npy"
-        files = None
-        if self.settings.generated.save_images:
-            path.unlink(missing_ok=True)  # every image is to be seen again
-            path.with_suffix(".progress.json").unlink(missing_ok=True)
-            files = SampleFiles(self.folder.images, individually=True)
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The decoder's."""
+        return pick_amp_dtype(self.extractor.device, self.settings.run.amp, self.settings.run.amp_dtype)
 
-        def batches(start: int, _: Report) -> Iterator[Tensor]:
-            for first in range(start, len(ids), run.batch_size):
-                part = torch.from_numpy(ids[first : first + run.batch_size].astype(np.int64)).to(extractor.device)
-                images = to_uint8(decode_images(self.autoencoder, part, amp_dtype))
+    def features(self, ids: np.ndarray, ranks: Ranks) -> np.ndarray:
+        """Of codes [n,N]."""
+        run, extractor, size = self.settings.run, self.extractor, asdict(self.settings.autoencoder)
+        made_from = (sha256_of(self.ae_file), size, content_key(ids.tobytes()), self.amp_dtype)
+        path = self.folder.features / f"{content_key('decoded 1', *made_from, extractor.name, extractor.weights)}.npy"
+        if self.settings.generated.save_images:
+            self._save(ids, ranks)
+        return cached_features(
+            path,
+            extractor,
+            len(ids),
+            lambda indices, _: self._images(ids, indices),
+            batch_size=run.batch_size,
+            what=f"{extractor.name} of generated images",
+            quiet=run.quiet,
+            ranks=ranks,
+        )
+
+    def _images(self, ids: np.ndarray, indices: np.ndarray) -> Iterator[Tensor]:
+        """Those of codes [n,N] with some numbers, uint8 [b,3,H,W] each time."""
+        size = self.settings.run.batch_size
+        for first in range(0, len(indices), size):
+            codes = torch.from_numpy(ids[indices[first : first + size]].astype(np.int64)).to(self.extractor.device)
+            yield to_uint8(decode_images(self.autoencoder, codes, self.amp_dtype))
+
+    def _save(self, ids: np.ndarray, ranks: Ranks) -> None:
+        """Write the images of codes [n,N]."""
+        n, run = len(ids), self.settings.run
+        own = ((images,) for images in self._images(ids, own_indices(range(n), run.batch_size, ranks)))
+        none = torch.empty((0, *self.autoencoder.image_shape), dtype=torch.uint8, device=self.extractor.device)
+        files = SampleFiles(self.folder.images, individually=True) if ranks.first else None
+        with Progress("writing images", n, "image", quiet=run.quiet) as progress:
+            for (images,) in in_order(own, n, run.batch_size, [none], ranks):
                 if files:
                     list(files.add(images))
-                yield images
-
-        what = f"{extractor.name} of generated images"
-        features = cached_features(path, extractor, len(ids), batches, what=what, quiet=run.quiet)
+                progress.update(len(images))
         if files:
             list(files.finish())
-            say(f"{len(ids)} images in {files.where}")
-        return features
+            say(f"{n} images in {files.where}")

@@ -10,13 +10,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from hparams.errors import UserError
+from utils.distributed import ALONE, Ranks
 from utils.files import exclusive, make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
 from utils.limits import free_space, tell_bytes
 from utils.signals import ending_politely
@@ -96,38 +97,50 @@ def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Gr
         growing.finish(path)
 
 
-def read_array(path: Path, mode: Literal["r", "c"] = "r") -> tuple[np.ndarray, dict[str, str]] | None:
-    """A finished array, memory-mapped, and its unreadable images; None if it is missing or its checksum differs."""
-    note = _read_note(path.with_suffix(".json"), sha256="", bad={})
-    try:
-        if note and sha256_of(path) == note["sha256"]:
-            return np.load(path, mmap_mode=mode, allow_pickle=False), note["bad"]
-    except (OSError, ValueError):  # ValueError: Python objects, which are not read
-        return None
-    return None
+def read_array(
+    path: Path, mode: Literal["r", "c"] = "r", ranks: Ranks = ALONE
+) -> tuple[np.ndarray, dict[str, str]] | None:
+    """A finished array, memory-mapped, and its unreadable images; None if it is missing or its checksum differs.
+
+    Of several `ranks` the first one looks, for all.
+    """
+    bad = ranks.from_first(lambda: _unharmed(path))
+    return None if bad is None else (np.load(path, mmap_mode=mode, allow_pickle=False), bad)
 
 
 def made_array(
-    path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r"
+    path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r", ranks: Ranks = ALONE
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The array `path` and its unreadable images, as `read_array`; `make` fills it where it is missing or damaged.
 
-    Of several processes that need it at once, one makes it and the others wait.
+    Of several processes that need it at once, one makes it and the others wait. Several `ranks` make it together.
 
     Raises:
         UserError: what was made cannot be read back.
     """
-    found = read_array(path, mode)
+    found = read_array(path, mode, ranks)
     if not found:
         make_folder(path.parent)
-        with exclusive(path.parent):
-            found = read_array(path, mode)
+        with exclusive(path.parent) if ranks.first else nullcontext():
+            found = read_array(path, mode, ranks)
             if not found:
                 make()
-                found = read_array(path, mode)
+                found = read_array(path, mode, ranks)
     if not found:
         raise UserError(f"{path} cannot be read back: its disk is damaged or full")
     return found
+
+
+def _unharmed(path: Path) -> dict[str, str] | None:
+    """What is noted as unreadable beside an array that is whole; None where there is none."""
+    note = _read_note(path.with_suffix(".json"), sha256="", bad={})
+    try:
+        if note and sha256_of(path) == note["sha256"]:
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            return note["bad"]
+    except (OSError, ValueError):  # ValueError: Python objects, which are not read
+        pass
+    return None
 
 
 def _reserve(path: Path, like: np.ndarray) -> None:

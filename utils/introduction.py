@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hparams import launch
 from hparams.saved import describe
 from hparams.settings import Stage
 from utils.devices import describe_device, pick_amp_dtype, precision_name
@@ -38,11 +39,11 @@ def tell_parameters(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
 
 
-def introduce(settings: Stage, what: str, device: torch.device, more: Mapping[str, str], *, processes: int = 1) -> None:
+def introduce(settings: Stage, what: str, device: torch.device, more: Mapping[str, str]) -> None:
     """Say the facts of an experiment and its settings, unless it is quiet."""
     run = settings.run
     if run.quiet:
         return
     amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
-    say(facts(what, RunFolder(run.log_dir), device, amp_dtype, more, processes=processes))
+    say(facts(what, RunFolder(run.log_dir), device, amp_dtype, more, processes=launch.processes()))
     say(describe(settings))

@@ -12,19 +12,23 @@ from torch import Tensor
 from hparams.experiments import LargerExperiment
 from models.absorbing import AbsorbingDiffusion
 from models.larger import larger_trajectory, reveal_plan
+from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.files import sha256_of
 from utils.partial import Partial
 from utils.progress import Progress
 from utils.seeding import make_generator
+from utils.shared_batches import in_order, own_indices
 from utils.trained_models import TrainedModels
 
 
-def larger_ids(models: TrainedModels, settings: LargerExperiment, partial: Path) -> tuple[Tensor, int]:
+def larger_ids(
+    models: TrainedModels, settings: LargerExperiment, partial: Path, ranks: Ranks = ALONE
+) -> tuple[Tensor, int]:
     """Codes of all `n_samples` images, [n,H,W] int64, and how many windows the prior evaluated for them.
 
     An image is a function of weights, settings, seed and its number. A drawing of the same goes on from the file
-    `partial`, which keeps the codes when all are drawn.
+    `partial`, which keeps the codes when all are drawn. Of several `ranks` each draws its share.
     """
     run, larger, prior = settings.run, settings.larger, models.prior
     assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
@@ -34,8 +38,10 @@ def larger_ids(models: TrainedModels, settings: LargerExperiment, partial: Path)
         for i in range(larger.n_samples)
     ]
     reveal, uniforms = (torch.stack(part).to(models.device) for part in zip(*plans, strict=True))
-    x = torch.full(reveal.shape, prior.mask_id, device=models.device)
     steps, done, evaluations = int(reveal.max()) + 1, 0, 0
+    most = -(-larger.n_samples // ranks.count)
+    mine = own_indices(range(larger.n_samples), most, ranks)
+    x = torch.full_like(reveal[mine], prior.mask_id)
 
     def logits(windows: Tensor) -> Tensor:
         nonlocal evaluations
@@ -44,7 +50,9 @@ def larger_ids(models: TrainedModels, settings: LargerExperiment, partial: Path)
             return prior.logits(windows)
 
     def state() -> dict[str, Any]:
-        return {"x": x.cpu(), "done": done, "evaluations": evaluations}
+        """Of all images."""
+        everyone = ranks.gather_rows(x, most)[: larger.n_samples].cpu()
+        return {"x": everyone, "done": done, "evaluations": int(ranks.sum(torch.tensor(evaluations)))}
 
     key = {
         "autoencoder": sha256_of(models.ae_file),
@@ -53,37 +61,49 @@ def larger_ids(models: TrainedModels, settings: LargerExperiment, partial: Path)
         "seed": run.seed,
         **vars(larger),
     }
-    with Partial(partial, key) as work, evaluating(prior):
+    with Partial(partial, key, ranks) as work, evaluating(prior):
         if saved := work.load():
-            x, done, evaluations = saved["x"].to(models.device), saved["done"], saved["evaluations"]
+            x, done = saved["x"][mine].to(models.device), saved["done"]
+            evaluations = saved["evaluations"] if ranks.first else 0
         with Progress("sampling", steps, "step", done=done, quiet=run.quiet) as progress:
             states = larger_trajectory(
                 logits,
                 x,
-                reveal,
-                uniforms,
+                reveal[mine],
+                uniforms[mine],
                 mask_id=prior.mask_id,
                 window=models.autoencoder.latent_size,
                 stride=larger.stride,
                 temp=larger.temp,
                 batch_size=run.batch_size,
                 start=done,
+                stop=steps,
             )
             for x in states:  # noqa: B007 (the last one is the result)
                 done += 1
                 progress.update()
                 work.keep(state)
-        work.save(state())
-    return x, evaluations
+        whole = state()
+        work.save(whole)
+    return whole["x"].to(models.device), whole["evaluations"]
 
 
-def decode_larger(models: TrainedModels, ids: Tensor) -> Iterator[Tensor]:
-    """Images [1,C,H',W'] in [0,1] of codes [n,H,W], one by one.
+def decode_larger(models: TrainedModels, ids: Tensor, ranks: Ranks = ALONE) -> Iterator[Tensor]:
+    """Images [b,C,H',W'] in [0,1] of codes [n,H,W], in their order: one from each of the `ranks` at a time.
 
     Each goes through the decoder as a whole. Its normalisation and its attention see all of an image, so that tiles are
     not what they would be: with an overlap of a training image on each side they still differ by 6 of 255 on average
     (toy churches).
     """
-    for image in ids:
-        with evaluating(models.autoencoder), models.autocast():
-            yield models.autoencoder.decode(image.view(1, -1), size=image.shape)
+
+    def own() -> Iterator[list[Tensor]]:
+        for image in ids[own_indices(range(len(ids)), 1, ranks)]:
+            with evaluating(models.autoencoder), models.autocast():
+                yield [models.autoencoder.decode(image.view(1, -1), size=image.shape)]
+
+    channels, *sides = models.autoencoder.image_shape
+    axes = zip(sides, ids.shape[1:], models.autoencoder.latent_size, strict=True)
+    larger_sides = (side * codes // usual for side, codes, usual in axes)
+    none = torch.empty((0, channels, *larger_sides), device=ids.device)
+    for (images,) in in_order(own(), len(ids), 1, [none], ranks):
+        yield images

@@ -5,26 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hparams.errors import UserError
 from hparams.settings import PriorStage
 from models.autoencoder import VQAutoEncoder
 from models.quantizers import id_counts, perplexity
-from utils.bad_images import Report, remembering
+from utils.bad_images import Report, SharedReport
 from utils.batches import eval_batches
 from utils.building import open_data
 from utils.datasets import ImageData, Split
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
-from utils.files import exclusive, make_folder
-from utils.growing_array import growing_array, read_array
+from utils.growing_array import growing_array, made_array
 from utils.progress import Progress
 from utils.run_folder import RunFolder
+from utils.shared_batches import in_order, own_indices
+from utils.signals import ending_politely
 
 
 def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
@@ -60,22 +60,14 @@ def cached_latents(
     several `ranks`, each encodes its share, and the first writes.
     """
     path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
-    finished = read_array(path) if ranks.first else None
-    if not ranks.from_first(lambda: finished is not None):
-        make_folder(folder)
-        # Of two runs that start at once, one encodes and the other waits
-        with exclusive(folder) if ranks.first else nullcontext():
-            finished = read_array(path) if ranks.first else None
-            if not ranks.from_first(lambda: finished is not None):
-                if path.exists():
-                    say(f"WARNING: {path} is damaged (checksum differs): it is made again")
-                say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
-                _encode(path, autoencoder, data, flip, batch_size, num_workers, say, quiet, bad, check, ranks)
-            ranks.wait()
-    finished = finished or read_array(path)
-    if not finished:
-        raise UserError(f"{path} cannot be read back: its disk is damaged or full")
-    ids, unreadable = finished
+
+    def make() -> None:
+        if path.exists():
+            say(f"WARNING: {path} is damaged (checksum differs): it is made again")
+        say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
+        _encode(path, autoencoder, data, flip, batch_size, num_workers, say, quiet, bad, check, ranks)
+
+    ids, unreadable = made_array(path, make, ranks=ranks)
     if bad and unreadable:
         bad(unreadable, len(data))
     return ids
@@ -103,33 +95,32 @@ def _encode(
     n, places, dtype = len(data), h * w, ids_dtype(len(autoencoder.quantize.codebook))
     turns = (False, True) if flip else (False,)
     device = next(autoencoder.parameters()).device
-    met: dict[str, str] = {}
-
-    filled = growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext()
-    with evaluating(autoencoder), filled as codes, ExitStack() as shown:
-        start = ranks.from_first(lambda: codes.done if codes else 0)
-        progress = shown.enter_context(
-            Progress("encoding", n, "image", done=start, quiet=quiet or not ranks.first, say=say)
+    with (
+        evaluating(autoencoder),
+        ending_politely(ranks) as stop_if_asked,
+        growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext() as codes,
+    ):
+        done, report = ranks.from_first(lambda: codes.done if codes else 0), SharedReport(bad, ranks)
+        mine = own_indices(range(done, n), batch_size, ranks)
+        batches = (
+            images.to(device).float() / 255
+            for images in eval_batches(data, batch_size, num_workers, indices=mine, bad=report)
         )
-        mine = range(start + ranks.rank, n, ranks.count)
-        batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=remembering(met, bad))
-        for done in range(start, n, batch_size * ranks.count):
-            stop = min(done + batch_size * ranks.count, n)
-            ids = [torch.empty((0, places), dtype=torch.int64, device=device) for _ in turns]
-            if (batch := next(batches, None)) is not None:  # the last images may not be enough for everyone
-                images = batch.to(device).float() / 255
-                ids = [autoencoder.encode(images.flip(-1) if turn else images) for turn in turns]
-            ids = [ranks.gather_shares(part, stop - done) for part in ids]
-            found = ranks.gather_objects(met)
-            if codes:
-                for turn, part in zip(turns, ids, strict=True):
-                    codes.values[turn * n + done : turn * n + stop] = part.cpu().numpy()
-                for each in found:
-                    codes.bad.update(each)
-                codes.advance(stop - done)
-            met.clear()
-            progress.update(stop - done)
-            check()
+        own = ([autoencoder.encode(images.flip(-1) if turn else images) for turn in turns] for images in batches)
+        none = [torch.empty((0, places), dtype=torch.int64, device=device)] * len(turns)
+        with Progress("encoding", n, "image", done=done, quiet=quiet, say=say) as progress:
+            for parts in in_order(own, n - done, batch_size, none, ranks):
+                report.exchange()
+                size = len(parts[0])
+                if codes:
+                    for turn, part in zip(turns, parts, strict=True):
+                        codes.values[turn * n + done : turn * n + done + size] = part.cpu().numpy()
+                    codes.bad.update(report.found)
+                    codes.advance(size)
+                done += size
+                progress.update(size)
+                check()
+                stop_if_asked()
 
 
 def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,25 +20,32 @@ from models.autoregressive import AutoregressivePrior
 from models.bounds import BoundEstimate, estimate_bound
 from models.diffusion import bound_nats
 from models.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
-from utils.bad_images import Report
+from models.parts import WHOLE, BatchPart
+from utils.bad_images import Report, SharedReport
 from utils.batches import BatchOrder, eval_batches
 from utils.building import Prior
 from utils.datasets import ImageData
+from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
 from utils.results import Value
 from utils.seeding import make_generator
+from utils.shared_batches import in_order, own_indices
 from utils.trained_models import TrainedModels
 
 MAX_NORM = 0.1  # of the head's gradients in float32, as published
 
 
 class HeadTrainer:
-    """Trains the log-sigma head alone. Steps count from 0: `step` is the number of updates done so far."""
+    """Trains the log-sigma head alone. Steps count from 0: `step` is the number of updates done so far.
 
-    def __init__(self, settings: LikelihoodExperiment, models: TrainedModels) -> None:
+    Each of the `ranks` holds the models, and does its part of every batch.
+    """
+
+    def __init__(self, settings: LikelihoodExperiment, models: TrainedModels, ranks: Ranks = ALONE) -> None:
         self._settings = settings
         self._models = models
+        self._ranks = ranks
         self._head = models.autoencoder.generator.logsigma.requires_grad_(True)
         self._optimiser = Optimiser(
             self._head.parameters(),
@@ -48,14 +56,20 @@ class HeadTrainer:
         )
 
     def step(self, pixels: Tensor, step: int) -> dict[str, Tensor]:
-        """One update on images uint8 [B,C,H,W]; returns scalars. `skipped` is 1 where gradients were not finite."""
+        """One update on images uint8 [b,C,H,W], this process's part of the step's batch.
+
+        Returns scalars. `skipped` is 1 where gradients were not finite.
+        """
         generator = make_generator(self._models.device, self._settings.run.seed, "log-sigma", step)
-        _, nats = pixel_term(self._models, self._settings.likelihood, pixels, generator)
+        _, nats = pixel_term(self._models, self._settings.likelihood, pixels, generator, self._ranks.part)
         loss = (nats / (pixels[0].numel() * math.log(2))).mean()
         self._optimiser.zero_grad()
         self._optimiser.scaler.scale(loss).backward()
+        for parameter in self._head.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self._ranks.mean(parameter.grad)
         finite = self._optimiser.step()
-        return {"pixel_bits_per_dim": loss.detach(), "skipped": (~finite).float()}
+        return {"pixel_bits_per_dim": self._ranks.mean(loss.detach()), "skipped": (~finite).float()}
 
     def state_dict(self) -> dict[str, Any]:
         """Head, moments and scale."""
@@ -93,21 +107,28 @@ class Likelihoods:
         return Likelihoods(*(torch.cat([vars(self)[name], vars(more)[name]]) for name in vars(self)))
 
 
-def validation_batches(
-    data: ImageData, settings: LikelihoodExperiment, start: int = 0, bad: Report | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Batches to evaluate, each with its number, uint8 [b,C,H,W], from image `start` on; `bad` as for `eval_batches`.
-
-    All images in order; in the published protocol the first batch of the shuffled images.
-    """
-    batch_size, workers = settings.run.batch_size, settings.run.num_workers
+def validation_images(data: ImageData, settings: LikelihoodExperiment) -> np.ndarray:
+    """Which images to evaluate: all in order; in the published protocol the first batch of the shuffled ones."""
     if settings.likelihood.protocol == "published":
-        if start == 0:
-            order = BatchOrder(len(data), min(batch_size, len(data)), settings.run.seed)
-            yield 0, next(eval_batches(data, order.batch_size, 0, indices=order.indices(0).tolist(), bad=bad))
-        return
-    for number, pixels in enumerate(eval_batches(data, batch_size, workers, start=start, bad=bad)):
-        yield start // batch_size + number, pixels
+        return BatchOrder(len(data), min(settings.run.batch_size, len(data)), settings.run.seed).indices(0)
+    return np.arange(len(data))
+
+
+def validation_batches(
+    data: ImageData,
+    settings: LikelihoodExperiment,
+    start: int = 0,
+    bad: Report | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[int, Tensor]]:
+    """Batches of `validation_images`, each with its number, uint8 [b,C,H,W], from image `start` on.
+
+    `bad` is as for `eval_batches`. Of several `ranks` each gets its share.
+    """
+    images, size = validation_images(data, settings), settings.run.batch_size
+    own = own_indices(range(start, len(images)), size, ranks)
+    batches = eval_batches(data, size, settings.run.num_workers, indices=images[own], bad=bad)
+    yield from zip((own[::size] // size).tolist(), batches, strict=True)
 
 
 def evaluate_batch(models: TrainedModels, settings: LikelihoodExperiment, number: int, pixels: Tensor) -> Likelihoods:
@@ -120,28 +141,41 @@ def evaluate_batch(models: TrainedModels, settings: LikelihoodExperiment, number
 
 
 def mean_pixel_bits(
-    models: TrainedModels, settings: LikelihoodExperiment, data: ImageData, bad: Report | None = None
+    models: TrainedModels,
+    settings: LikelihoodExperiment,
+    data: ImageData,
+    bad: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> float:
     """The pixel term over the validation images, bits per dimension, with the same noise at every call."""
-    total, dimensions = 0.0, 0
-    with evaluating(models.autoencoder):
-        for number, pixels in validation_batches(data, settings, bad=bad):
+    n, size, report = len(validation_images(data, settings)), settings.run.batch_size, SharedReport(bad, ranks)
+
+    def own() -> Iterator[list[Tensor]]:
+        for number, pixels in validation_batches(data, settings, bad=report, ranks=ranks):
             _, nats = pixel_term(models, settings.likelihood, pixels, _noise(models, settings, "pixels", number))
-            total += nats.double().sum().item()
-            dimensions += pixels.numel()
-    return total / (dimensions * math.log(2))
+            yield [nats]
+
+    none = [torch.empty(0, device=models.device)]
+    with evaluating(models.autoencoder):
+        nats = torch.cat([part for (part,) in in_order(own(), n, size, none, ranks)])
+    report.exchange()
+    return nats.double().mean().item() / (math.prod(models.autoencoder.image_shape) * math.log(2))
 
 
 def pixel_term(
-    models: TrainedModels, likelihood: LikelihoodSettings, pixels: Tensor, generator: torch.Generator
+    models: TrainedModels,
+    likelihood: LikelihoodSettings,
+    pixels: Tensor,
+    generator: torch.Generator,
+    part: BatchPart = WHOLE,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B,C,H,W] → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
+    """Images uint8 [B,C,H,W], a part of a batch → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
     pixels = pixels.to(models.device)
     if likelihood.protocol == "published":
         seen = x = pixels.float() / 255
     else:
         levels = reduce_bits(pixels, likelihood.bits)
-        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, generator)
+        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, generator, part)
     with torch.no_grad():
         ids = models.autoencoder.encode(seen)  # in float32, as for the prior's training
     with models.autocast():

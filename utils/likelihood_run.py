@@ -8,16 +8,25 @@ from typing import Any
 
 from hparams.experiments import LikelihoodExperiment
 from utils.averages import Averages
-from utils.bad_images import Report, remembering
+from utils.bad_images import Report, SharedReport
 from utils.batches import BatchOrder, train_batches
 from utils.datasets import ImageData
+from utils.distributed import ALONE, Ranks
 from utils.experiment_panes import open_dashboard
 from utils.files import sha256_of
-from utils.likelihood import HeadTrainer, Likelihoods, evaluate_batch, mean_pixel_bits, validation_batches
+from utils.likelihood import (
+    HeadTrainer,
+    Likelihoods,
+    evaluate_batch,
+    mean_pixel_bits,
+    validation_batches,
+    validation_images,
+)
 from utils.partial import Partial
-from utils.progress import Progress
+from utils.progress import Progress, say
 from utils.run_folder import RunFolder
 from utils.run_log import RunLog
+from utils.shared_batches import in_order
 from utils.trained_models import TrainedModels
 
 STEPS_PER_LOG = 100
@@ -30,10 +39,11 @@ def train_head(
     val_data: ImageData,
     folder: RunFolder,
     bad: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train the log-sigma head for `train_steps`, going on from what the run folder holds of the same training.
 
-    `bad` is told of images that cannot be read.
+    `bad` is told of images that cannot be read. Several `ranks` share every batch.
     """
     run, likelihood, end = settings.run, settings.likelihood, settings.likelihood.train_steps
     key = {
@@ -43,33 +53,37 @@ def train_head(
         **{name: getattr(run, name) for name in ("seed", "batch_size")},
         **{name: getattr(likelihood, name) for name in ("protocol", "bits", "lr")},
     }
-    trainer, averages, done = HeadTrainer(settings, models), Averages(), 0
+    trainer, averages, done = HeadTrainer(settings, models, ranks), Averages(), 0
 
     def state() -> dict[str, Any]:
         return {"step": done, "trainer": trainer.state_dict()}
 
-    with Partial(folder.path / "logsigma.th", key) as work, ExitStack() as opened:
+    with Partial(folder.path / "logsigma.th", key, ranks) as work, ExitStack() as opened:
         if (saved := work.load()) and saved["step"] <= end:
             trainer.load_state_dict(saved["trainer"])
             done = saved["step"]
-        log = opened.enter_context(
-            closing(RunLog(folder.log, folder.metrics, resume_step=done or None, quiet=run.quiet))
-        )
-        dashboard = opened.enter_context(
-            open_dashboard(replace(run, summary=False), resume_step=done or None, warn=log.warn)
-        )
+        log: RunLog | None = None
+        if ranks.first:
+            log = RunLog(folder.log, folder.metrics, resume_step=done or None, quiet=run.quiet)
+            opened.enter_context(closing(log))
+            dashboard = opened.enter_context(
+                open_dashboard(replace(run, summary=False), resume_step=done or None, warn=log.warn)
+            )
         progress = opened.enter_context(
-            Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show)
+            Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show if log else say)
         )
 
         def tell(split: str, bits: float) -> None:
+            if not log:
+                return
             log.note(f"log-sigma head, step {done}/{end}  {split}: {bits:.4f} bits per dimension")
             log.record(done, split, {"pixel_bits_per_dim": bits})
             dashboard.line("pixel term", done, {split: bits}, title="pixel term", ylabel="bits per dimension")
             progress.update(0, **{f"{split} bits/dim": bits})
 
-        order = BatchOrder(len(train_data), run.batch_size, run.seed)
-        batches = train_batches(train_data, order, done, run.num_workers, bad=bad)
+        order = BatchOrder(len(train_data), run.batch_size, run.seed, ranks.part)
+        report = SharedReport(bad, ranks)
+        batches = train_batches(train_data, order, done, run.num_workers, bad=report)
         for step in range(done, end):
             averages.add(trainer.step(next(batches), step))
             done = step + 1
@@ -77,7 +91,8 @@ def train_head(
             if done % STEPS_PER_LOG == 0:
                 tell("train", averages.pop()[0]["pixel_bits_per_dim"])
             if likelihood.steps_per_eval and done % likelihood.steps_per_eval == 0:
-                tell("val", mean_pixel_bits(models, settings, val_data, bad))
+                tell("val", mean_pixel_bits(models, settings, val_data, bad, ranks))
+            report.exchange()
             work.keep(state)
         work.save(state())
 
@@ -88,10 +103,11 @@ def evaluate(
     data: ImageData,
     folder: RunFolder,
     bad: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> Likelihoods:
     """Both terms of every image to evaluate, going on from what the run folder holds of the same evaluation.
 
-    `bad` is told of images that cannot be read.
+    `bad` is told of images that cannot be read. Of several `ranks` each evaluates its share.
     """
     key = {
         "autoencoder": sha256_of(models.ae_file),
@@ -101,23 +117,25 @@ def evaluate(
         **{name: getattr(settings.run, name) for name in ("seed", "batch_size")},
         **vars(settings.likelihood),
     }
-    found = Likelihoods.none()
-    unreadable: dict[str, str] = {}
+    found, report = Likelihoods.none(), SharedReport(bad, ranks)
 
     def state() -> dict[str, Any]:
-        return {"terms": vars(found), "unreadable": unreadable}
+        return {"terms": vars(found), "unreadable": report.found}
 
-    with Partial(folder.path / "likelihoods.partial", key) as work:
+    n, size, none = len(validation_images(data, settings)), settings.run.batch_size, vars(Likelihoods.none()).values()
+    with Partial(folder.path / "likelihoods.partial", key, ranks) as work:
         if saved := work.load():
             found = Likelihoods(**saved["terms"])
             if bad and saved["unreadable"]:
                 bad(saved["unreadable"], len(data))
-            unreadable |= saved["unreadable"]
-        report = remembering(unreadable, bad)
-        with Progress("bits per dimension", len(data), "image", done=len(found), quiet=settings.run.quiet) as progress:
-            for number, pixels in validation_batches(data, settings, len(found), report):
-                found = found.and_then(evaluate_batch(models, settings, number, pixels))
-                progress.update(len(pixels))
+            report.found |= saved["unreadable"]
+        batches = validation_batches(data, settings, len(found), report, ranks)
+        own = (tuple(vars(evaluate_batch(models, settings, *batch)).values()) for batch in batches)
+        with Progress("bits per dimension", n, "image", done=len(found), quiet=settings.run.quiet) as progress:
+            for parts in in_order(own, n - len(found), size, tuple(none), ranks):
+                report.exchange()
+                found = found.and_then(Likelihoods(*parts))
+                progress.update(len(parts[0]))
                 work.keep(state)
         work.remove()
     return found

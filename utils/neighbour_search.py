@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from torch import Tensor
 from hparams.errors import UserError
 from hparams.experiments import FeatureSettings, NeighbourSettings
 from models.neighbours import NearestNeighbours
-from utils.bad_images import Report, remembering
+from utils.bad_images import Report, SharedReport
 from utils.batches import eval_batches
 from utils.datasets import ImageData
+from utils.distributed import ALONE, Ranks
 from utils.features import build_features
 from utils.partial import Partial
 from utils.perceptual import LPIPSEmbedding, load_lpips
 from utils.progress import Progress
+from utils.shared_batches import in_order, own_indices
 from utils.weights import NoWeightsError
 
 
@@ -71,11 +73,12 @@ def search(
     partial: Path,
     quiet: bool,
     bad: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> NearestNeighbours:
     """The k of the first `images` of `data` (None: of all) nearest to each of samples uint8 [S,3,H,W] on the device.
 
     An interrupted search of the same goes on from the file `partial`. Images that cannot be read are left out, and
-    reported to `bad`.
+    reported to `bad`. Of several `ranks` each compares its share.
 
     Raises:
         UserError: there are fewer than k images, one cannot be read and there is no `bad`, or the embedding gives NaN.
@@ -91,11 +94,11 @@ def search(
         return vectors
 
     queries = torch.cat([embed(batch) for batch in samples.split(batch_size)])
-    found, unreadable = NearestNeighbours(queries, k), dict[str, str]()
+    found, report = NearestNeighbours(queries, k), SharedReport(bad, ranks)
 
     def state() -> dict[str, Any]:
         arrays = {"distances": found.distances.cpu(), "indices": found.indices.cpu()}
-        return {**arrays, "seen": found.seen, "unreadable": unreadable}
+        return {**arrays, "seen": found.seen, "unreadable": report.found}
 
     key = {
         "embedding": (embedding.name, embedding.weights),
@@ -104,24 +107,35 @@ def search(
         "k": k,
         "images": total,
     }
-    with Partial(partial, key) as work:
+    with Partial(partial, key, ranks) as work:
         if saved := work.load():
             found.distances, found.indices = (saved[name].to(samples.device) for name in ("distances", "indices"))
             found.seen = saved["seen"]
             if bad and saved["unreadable"]:
                 bad(saved["unreadable"], len(data))
-            unreadable |= saved["unreadable"]
-        with Progress("comparing", total, "image", done=found.seen, quiet=quiet) as progress:
-            report = remembering(unreadable, bad)
-            batches = eval_batches(data, batch_size, num_workers, start=found.seen, bad=report)
-            while found.seen < total:
-                pixels = next(batches)[: total - found.seen]
+            report.found |= saved["unreadable"]
+        mine = own_indices(range(found.seen, total), batch_size, ranks)
+
+        def own() -> Iterator[list[Tensor]]:
+            """What is nearest in each of this process's batches, [1,S,k] each."""
+            batches = eval_batches(data, batch_size, num_workers, indices=mine, bad=report)
+            for first, pixels in zip(mine[::batch_size].tolist(), batches, strict=True):
                 present = None
-                if unreadable:  # where another image stands in
-                    numbers = range(found.seen, found.seen + len(pixels))
-                    present = torch.tensor([data.source(i) not in unreadable for i in numbers], device=samples.device)
-                found.add(embed(pixels.to(samples.device)), present)
-                progress.update(len(pixels))
+                if report.found:  # where another image stands in
+                    here = [data.source(i) not in report.found for i in range(first, first + len(pixels))]
+                    present = torch.tensor(here, device=samples.device)
+                nearest = found.nearest(embed(pixels.to(samples.device)), first, present)
+                yield [part[None] for part in nearest]
+
+        none = [part.new_empty((0, *part.shape)) for part in (found.distances, found.indices)]
+        batches_left = -(-(total - found.seen) // batch_size)
+        with Progress("comparing", total, "image", done=found.seen, quiet=quiet) as progress:
+            for parts in in_order(own(), batches_left, 1, none, ranks):
+                report.exchange()
+                seen = min(len(parts[0]) * batch_size, total - found.seen)
+                distances, indices = (part.transpose(0, 1).flatten(1) for part in parts)
+                found.merge(distances, indices, seen)
+                progress.update(seen)
                 work.keep(state)
         work.remove()
     if found.distances.isinf().any():

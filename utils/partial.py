@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from signal import Signals as Signal
 from types import TracebackType
 from typing import Any
 
 from hparams.errors import UserError
 from utils.checkpoints import load_file, save_file
+from utils.distributed import ALONE, Ranks
 from utils.signals import Signals, end_politely
 
 SECONDS = 30.0  # between two savings
@@ -23,10 +25,13 @@ class Partial:
 
     State that was saved under another key, or is damaged, is as good as none: the work then begins anew. In a `with`
     block, a signal to stop ends the process at the next `keep`.
+
+    Several `ranks` have the same state, and call every method together; the first one reads and writes.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, key: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self._path = path
+        self._ranks = ranks
         self._key = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         self._saved = time.monotonic()
         self._signals = Signals()
@@ -42,6 +47,9 @@ class Partial:
 
     def load(self) -> dict[str, Any] | None:
         """What was last saved: tensors and plain values."""
+        return self._ranks.from_first(self._load)
+
+    def _load(self) -> dict[str, Any] | None:
         if self._path.exists():
             with suppress(UserError):
                 content = load_file(self._path)
@@ -51,7 +59,8 @@ class Partial:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save `state`, whole or not at all."""
-        save_file(self._path, {"key": self._key, "state": dict(state)})
+        if self._ranks.first:
+            save_file(self._path, {"key": self._key, "state": dict(state)})
         self._saved = time.monotonic()
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -60,12 +69,14 @@ class Partial:
         Raises:
             SystemExit: a signal asked for it, and the state is saved.
         """
-        stop = self._signals.stop
-        if stop or time.monotonic() - self._saved >= SECONDS:
+        due = time.monotonic() - self._saved >= SECONDS
+        number, due_somewhere = self._ranks.agree(self._signals.stop or 0, due)
+        if number or due_somewhere:
             self.save(state())
-        if stop:
-            end_politely(stop)
+        if number:
+            end_politely(Signal(number))
 
     def remove(self) -> None:
         """The work is done."""
-        self._path.unlink(missing_ok=True)
+        if self._ranks.first:
+            self._path.unlink(missing_ok=True)

@@ -10,11 +10,15 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from hparams import launch
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
 def say(text: str) -> None:
-    """Print a line on stdout, above any bar, at once."""
+    """Print a line on stdout, above any bar, at once. Of several processes the first alone speaks."""
+    if launch.rank():
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
@@ -49,7 +53,7 @@ class Progress:
         total: how many units there are to do.
         unit: its name in the singular, as in "image".
         done: units that an earlier run did; they do not count for the rate.
-        quiet: show nothing.
+        quiet: show nothing. Of several processes the first alone shows something.
         say: takes the lines.
         stream: where the bar goes, if that is a terminal; None: stderr.
     """
@@ -66,6 +70,7 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         stream = stream or sys.stderr
+        quiet = quiet or launch.rank() > 0
         self._what, self._total, self._unit, self._done = what, total, unit, done
         self._say = say
         self._figures: dict[str, float] = {}

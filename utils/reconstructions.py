@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,18 @@ from utils.bad_images import Report
 from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.devices import pick_amp_dtype
+from utils.distributed import Ranks
 from utils.feature_cache import content_key
 from utils.features import FeatureExtractor
 from utils.files import sha256_of
-from utils.growing_array import growing_array, made_array
+from utils.growing_array import made_array
 from utils.latents import cached_latents
 from utils.perceptual import LPIPS, load_lpips
 from utils.pictures import comparison_rows, image_grid, save_png, to_uint8
-from utils.progress import Progress, say
+from utils.progress import say
 from utils.run_folder import RunFolder
 from utils.sampling import decode_images
+from utils.shared_batches import fill_array
 from utils.weights import NoWeightsError
 
 QUALITIES = ("psnr_db", "ssim", "lpips")
@@ -46,6 +48,7 @@ class Reconstructions:
         extractor: FeatureExtractor,
         lpips: LPIPS | None,
         bad: Report,
+        ranks: Ranks,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -55,6 +58,7 @@ class Reconstructions:
         self._extractor = extractor
         self._lpips = lpips
         self._bad = bad
+        self._ranks = ranks
         run = settings.run
         self._amp_dtype = pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)
 
@@ -69,7 +73,9 @@ class Reconstructions:
             batch_size=run.batch_size,
             num_workers=run.num_workers,
             say=say if not run.quiet else lambda _: None,
+            quiet=run.quiet,
             bad=self._bad,
+            ranks=self._ranks,
         )
 
     def compute(self, codes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
@@ -77,10 +83,10 @@ class Reconstructions:
         extractor, reconstruction = self._extractor, self._settings.reconstruction
         lpips = f"{reconstruction.lpips_net} {reconstruction.lpips_weights}" if self._lpips else None
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
-        stem = content_key("reconstructions 1", *made_from, extractor.name, extractor.weights)
-        files = [self._folder.features / f"{stem}{end}.npy" for end in ("", "-quality")]
-        # The features appear last, so that whoever finds them finds the qualities too.
-        features, quality = (made_array(file, lambda: self._fill(files, codes), mode="c")[0] for file in files)
+        key = content_key("reconstructions 2", *made_from, extractor.name, extractor.weights)
+        path = self._folder.features / f"{key}.npy"
+        rows, _ = made_array(path, lambda: self._fill(path, codes), mode="c", ranks=self._ranks)
+        features, quality = np.split(rows, [extractor.width], axis=1)
         means = quality.mean(0, dtype=np.float64)
         return features, {name: float(mean) for name, mean in zip(QUALITIES, means, strict=True) if not np.isnan(mean)}
 
@@ -93,24 +99,30 @@ class Reconstructions:
         save_png(path, grid)
         return path, grid
 
-    def _fill(self, files: list[Path], codes: np.ndarray) -> None:
+    def _fill(self, path: Path, codes: np.ndarray) -> None:
+        """Rows of a reconstruction's features and, behind them, its qualities."""
         run, extractor, n = self._settings.run, self._extractor, len(self._data)
-        with (
-            growing_array(files[0], (n, extractor.width), np.float32) as features,
-            growing_array(files[1], (n, len(QUALITIES)), np.float32) as quality,
-        ):
-            features.done = quality.done = min(features.done, quality.done)
-            batches = eval_batches(self._data, run.batch_size, run.num_workers, start=features.done, bad=self._bad)
-            what = f"{extractor.name} of reconstructions"
-            with Progress(what, n, "image", done=features.done, quiet=run.quiet) as progress:
-                for batch in batches:
-                    rows = slice(features.done, features.done + len(batch))
-                    images = self._decode(codes[rows])
-                    features.values[rows] = extractor(images).cpu().numpy()
-                    quality.values[rows] = self._compare(batch.to(images.device), images).cpu().numpy()
-                    features.advance(len(batch))
-                    quality.advance(len(batch))
-                    progress.update(len(batch))
+        width = extractor.width + len(QUALITIES)
+
+        def rows(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
+            done = 0
+            for batch in eval_batches(self._data, run.batch_size, run.num_workers, indices=indices, bad=report):
+                images = self._decode(codes[indices[done : done + len(batch)]])
+                done += len(batch)
+                yield torch.cat([extractor(images), self._compare(batch.to(images.device), images)], dim=1)
+
+        fill_array(
+            path,
+            n,
+            np.empty(width, np.float32),
+            rows,
+            batch_size=run.batch_size,
+            none=torch.empty((0, width), device=extractor.device),
+            what=f"{extractor.name} of reconstructions",
+            quiet=run.quiet,
+            bad=self._bad,
+            ranks=self._ranks,
+        )
 
     def _decode(self, codes: np.ndarray) -> Tensor:
         ids = torch.from_numpy(codes.astype(np.int64)).to(self._extractor.device)

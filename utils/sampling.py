@@ -15,6 +15,7 @@ from utils.building import Prior
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.seeding import make_generator
+from utils.shared_batches import in_order, own_indices
 
 DECODE_BATCH = 32  # images that go through the decoder together: its activations are far larger than the prior's
 
@@ -30,7 +31,7 @@ def id_batches(
 
     b = `batch_size` but for a smaller last batch. An image is a function of weights, sampling settings, seed and index,
     whatever is drawn beside it, but for what the size of a batch does to the network's rounding. So range(done,
-    n_samples) goes on with an interrupted sampling, and range(rank, n_samples, ranks) is one process's share.
+    n_samples) goes on with an interrupted sampling, and `own_indices` are one process's share.
     """
     indices = range(sampling.n_samples) if indices is None else indices
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
@@ -72,6 +73,11 @@ def decode_images(autoencoder: VQAutoEncoder, ids: Tensor, amp_dtype: torch.dtyp
         return torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
 
 
+def batch_for_all(n: int, run: RunSettings, ranks: Ranks) -> int:
+    """Size of the batches in which the `ranks` share n images: `batch_size`, or less, so that all have some."""
+    return min(run.batch_size, -(-n // ranks.count))
+
+
 def shared_image_batches(
     prior: Prior,
     autoencoder: VQAutoEncoder,
@@ -80,16 +86,16 @@ def shared_image_batches(
     amp_dtype: torch.dtype | None,
     ranks: Ranks,
 ) -> Iterator[Tensor]:
-    """All images in their order, in batches of each process's `batch_size`, on every one of the `ranks`.
+    """All images in their order, some at a time, on every one of the `ranks`.
 
     Each draws its share. An image is the same with any number of processes, but for rounding.
     """
     n, device = sampling.n_samples, next(autoencoder.parameters()).device
-    own = image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks.share(n))
+    size = batch_for_all(n, run, ranks)
+    own = image_batches(prior, autoencoder, sampling, run, amp_dtype, own_indices(range(n), size, ranks).tolist())
     none = torch.empty((0, *autoencoder.image_shape), device=device)
-    size = run.batch_size * ranks.count
-    for start in range(0, n, size):
-        yield ranks.gather_shares(next(own, none), min(size, n - start))
+    for (images,) in in_order(((images,) for images in own), n, size, [none], ranks):
+        yield images
 
 
 def draw_images(

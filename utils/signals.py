@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from hparams import launch
+from utils.distributed import ALONE, Ranks
 from utils.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -61,18 +62,25 @@ class Signals:
 
 
 @contextmanager
-def ending_politely() -> Iterator[Callable[[], None]]:
+def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
     """While in this block: a signal to stop ends the process when it next calls what the block is given.
 
-    For work whose own command goes on where it stopped. Inside of a block of `Signals` that one decides, and calls do
-    nothing; nor do they in other threads than the first, which get no signals.
+    For work whose own command goes on where it stopped. Several `ranks` enter the block and call it together, and end
+    together. Inside of a block of `Signals` that one decides, and calls do nothing; nor do they in other threads than
+    the first, which get no signals.
     """
     taken = isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals)
     if taken or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     with Signals() as signals:
-        yield lambda: end_politely(signals.stop) if signals.stop else None
+
+        def check() -> None:
+            (number,) = ranks.agree(signals.stop or 0)
+            if number:
+                end_politely(signal.Signals(number))
+
+        yield check
 
 
 def end_politely(number: signal.Signals) -> NoReturn:

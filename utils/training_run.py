@@ -16,7 +16,7 @@ from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
-from utils.bad_images import BadImages
+from utils.bad_images import BadImages, SharedReport
 from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
 from utils.datasets import ImageData
 from utils.disk_space import space_notes
@@ -33,7 +33,7 @@ from utils.stopwatch import Stopwatch
 from utils.training_report import SilentReport, TrainingReport
 from utils.training_start import first_step
 
-STEPS_PER_AGREEMENT = 10  # between two times at which processes tell each other of signals
+STEPS_PER_AGREEMENT = 10  # between two times at which processes tell each other of signals and bad images
 
 
 class DataNote(TypedDict):
@@ -97,6 +97,7 @@ class TrainingRun:
             with naming(self.folder.path):
                 launch.mark(self.folder.path)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
+        self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
         self._watch = Stopwatch(trainer.device)
         self._logged = self.start
 
@@ -138,13 +139,8 @@ class TrainingRun:
         self._data = now
 
     def _list_bad_images(self, *, keep: bool) -> BadImages:
-        file, rank = self.folder.bad_images, self.ranks.rank
-        return BadImages(
-            file.with_suffix(f".rank{rank}.txt") if rank else file,
-            self.settings.run.max_bad_images,
-            self._report.warn,
-            keep=keep,
-        )
+        share, writes = self.settings.run.max_bad_images, self.ranks.first
+        return BadImages(self.folder.bad_images, share, self._report.warn, keep=keep, writes=writes)
 
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
@@ -218,13 +214,14 @@ class TrainingRun:
                 self._stop(stop, done)
 
     def stop_if_asked(self) -> None:
-        """For long work before the first step: what it has done is kept by whoever does it.
+        """For long work before the first step, all processes together: what it has done is kept by whoever does it.
 
         Raises:
             SystemExit: a signal asked the run to stop.
         """
-        if self._signals.stop:
-            self._stop(self._signals.stop, self.start)
+        (stop,) = self.ranks.agree(self._signals.stop or 0)
+        if stop:
+            self._stop(Signal(stop), self.start)
 
     def _stop(self, number: Signal, done: int) -> NoReturn:
         script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
@@ -306,9 +303,13 @@ class TrainingRun:
         clean_up(self.folder, self.kind, done, self.settings.training)
 
     def _heed_signals(self, done: int) -> bool:
-        """Take notice of signals; whether one asks to save. Processes do so after the same step, every few steps."""
-        if self.ranks.count > 1 and done % STEPS_PER_AGREEMENT:
+        """Take notice of signals, and of images that others could not read; whether a signal asks to save.
+
+        Processes do so after the same step, every few steps.
+        """
+        if self.ranks.count > 1 and done % STEPS_PER_AGREEMENT and done < self.end:
             return False
+        self.bad_images_met.exchange()
         save, self._signals.save = self._signals.save, False
         stop, save_asked = self.ranks.agree(self._signals.stop or 0, save)
         self._stopping = Signal(stop) if stop else None

@@ -139,6 +139,7 @@ TINY_STAGE_2 = (
 def tiny_runs(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs of both stages on 24 photos, `ae` and `prior`, saved at steps 4 and 8. Not to be changed."""
     warm.folder = folder = tmp_path_factory.mktemp("tiny")
+    warm.stage_1, warm.stage_2 = TINY_STAGE_1, TINY_STAGE_2
     (folder / "photos").mkdir()
     dice = np.random.default_rng(0)
     for number in range(24):
@@ -153,7 +154,7 @@ def tiny_runs(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(warm: Any, tiny_runs: Path, tmp_path: Path) -> Any:
     """`warm` in a copy of the tiny runs' folder, to write to."""
-    warm.folder, warm.stage_1, warm.stage_2 = tmp_path / "tiny", TINY_STAGE_1, TINY_STAGE_2
+    warm.folder = tmp_path / "tiny"
     shutil.copytree(tiny_runs, warm.folder)
     return warm
 

@@ -43,10 +43,10 @@ PUBLISHED = (
     "loss_type mask_schedule total_steps sample_steps sample_type temp warmup_iters n_samples"
 )
 
-_RUN = "--dataset toy_churches --toy_images 16 --batch_size 4 --device cpu --num_workers 0 --visdom_port 9"
+_RUN = "--dataset toy_churches --toy_images 16 --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --no_summary"
 _LOOP = (
     "--train_steps 1 --no_amp --ema --ema_beta 0.9 --steps_per_update_ema 10 --steps_per_log 1 "
-    "--steps_per_eval 0 --steps_per_checkpoint 0 --steps_per_save_output 0 --steps_per_display_output 0 --no_summary"
+    "--steps_per_eval 0 --steps_per_checkpoint 0 --steps_per_save_output 0 --steps_per_display_output 0"
 )
 STAGE_1 = (
     f"train_vqgan.py {_RUN} {_LOOP} --nf 32 --ch_mult 1 2 --res_blocks 1 --attn_resolutions 8 --emb_dim 16 "

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from hparams.cli import run_script
 from hparams.errors import RunError, UserError
 from utils.distributed import Ranks, joined
+from utils.shared_batches import in_order, own_indices
 
 COUNT = 3
 
@@ -49,11 +50,13 @@ def all_fail_alike(ranks: Ranks) -> None:
 
 def shares(ranks: Ranks) -> None:
     """Not a failure: what processes tell each other."""
-    n = 8
-    rows = torch.tensor([[i, 10 * i] for i in ranks.share(n)])
-    assert ranks.gather_shares(rows, n).tolist() == [[i, 10 * i] for i in range(n)]
-    few = torch.tensor([[i] for i in ranks.share(1)], dtype=torch.int64).reshape(-1, 1)
-    assert ranks.gather_shares(few, 1).tolist() == [[0]]
+    for n, size in ((11, 2), (6, 2), (2, 2), (1, 3)):
+        mine = torch.from_numpy(own_indices(range(n), size, ranks))
+        own = ([part, part * 1.5] for part in mine.split(size) if len(part))
+        none = [mine[:0], mine[:0] * 1.5]
+        parts = list(in_order(own, n, size, none, ranks))
+        assert torch.cat([part for part, _ in parts]).tolist() == list(range(n))
+        assert torch.cat([part for _, part in parts]).tolist() == [1.5 * i for i in range(n)]
     assert ranks.gather(torch.full((2,), ranks.rank)).tolist() == [0, 0, 1, 1, 2, 2]
     assert ranks.sum(torch.tensor(0.1, dtype=torch.float64)).item() == 0.1 + 0.1 + 0.1
     assert ranks.agree(ranks.rank, -ranks.rank) == (2, 0)

@@ -80,7 +80,7 @@ def cases() -> dict[str, Case]:
     for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):
         for count in (1, 2, 4):
             found[f"{stage}_float32_{count}"] = Case(count, range(30), "float32", base)
-            found[f"{stage}_float64_{count}"] = Case(count, range(12), "float64", base)
+            found[f"{stage}_float64_{count}"] = Case(count, range(30), "float64", base)
     for count in (1, 2):
         found[f"vqgan_gumbel_{count}"] = Case(count, range(6), "float64", STAGE_1 | GUMBEL)
         found[f"prior_autoregressive_{count}"] = Case(count, range(6), "float64", STAGE_2 | AUTOREGRESSIVE)
@@ -92,6 +92,7 @@ def cases() -> dict[str, Case]:
     found["vqgan_local_2"] = Case(2, range(7), "float64", STAGE_1 | {"sync_batchnorm": False})
     found["prior_compressed_2"] = Case(2, range(30), "float32", STAGE_2 | {"compress_gradients": True})
     for stage, base in (("vqgan", STAGE_1), ("prior", STAGE_2)):  # four steps each
+        found[f"{stage}_undisturbed"] = Case(1, range(12), "float64", base)
         found[f"{stage}_resumed_4"] = Case(4, range(4), "float64", base)
         found[f"{stage}_resumed_1"] = Case(1, range(4, 8), "float64", base, f"{stage}_resumed_4")
         found[f"{stage}_resumed_2"] = Case(2, range(8, 12), "float64", base, f"{stage}_resumed_1")

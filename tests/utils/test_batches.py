@@ -119,14 +119,14 @@ def test_order_of_another_size_is_refused(toys: ImageData) -> None:
 def test_eval_batches_are_in_order_and_whole(
     batch_size: int, start: int, sizes: list[int], workers: int, toys: ImageData
 ) -> None:
-    batches = list(eval_batches(toys, batch_size, num_workers=workers, start=start))
+    batches = list(eval_batches(toys, batch_size, num_workers=workers, indices=range(start, len(toys))))
     assert [len(batch) for batch in batches] == sizes
     expected = np.stack([toys[i] for i in range(start, len(toys))])
     np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
 
 
 def test_nothing_left_to_evaluate(toys: ImageData) -> None:
-    assert list(eval_batches(toys, 8, num_workers=0, start=30)) == []
+    assert list(eval_batches(toys, 8, num_workers=0, indices=[])) == []
 
 
 def test_eval_batches_refuse_no_batch_size(toys: ImageData) -> None:

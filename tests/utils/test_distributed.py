@@ -81,7 +81,7 @@ def test_processes_share_and_agree(end: End) -> None:
 
 def test_alone_nothing_is_sent_or_copied() -> None:
     tensor = torch.arange(3)
-    for same in (ALONE.sum(tensor), ALONE.mean(tensor), ALONE.gather(tensor), ALONE.gather_shares(tensor, 3)):
+    for same in (ALONE.sum(tensor), ALONE.mean(tensor), ALONE.gather(tensor), ALONE.gather_rows(tensor, 3)):
         assert same is tensor
     assert ALONE.first
     assert ALONE.share(5) == range(5)

@@ -1,0 +1,191 @@
+"""Experiments and runs of several processes: one result, one writer, and one line when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hparams.experiments import FIDExperiment
+from hparams.resolve import resolve
+from utils.feature_sources import sampled_ids
+from utils.run_folder import RunFolder
+from utils.trained_models import load_trained_models
+
+REPO = Path(__file__).parents[2]
+RUN = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --ae_load_dir ae"
+PRIOR = f"{RUN} --load_dir prior"
+R64 = "--features r64 --kid_subsets 3 --kid_subset_size 5"
+COMMANDS = {
+    "fid": f"calc_FID.py {PRIOR} {R64} --n_samples 10 --save_images",
+    "prdc": f"calc_PRDC.py {PRIOR} --features r64 --n_samples 9",
+    "reconstructions": f"calc_VQGAN_FID.py {RUN} {R64} --n_samples 11",
+    "likelihood": f"calc_approximate_ELBO.py {PRIOR} --train_steps 6 --steps_per_eval 3 --elbo_steps 2",
+    "near": f"calc_nearest_neighbours.py {PRIOR} --n_samples 3 --top_k 5 --distance r64",
+    "larger": f"generate_big_samples.py {PRIOR} --n_samples 3 --shape 5 6 --order random",
+}
+SCRIPTS = {name: f"experiments/{command} --log_dir {name}" for name, command in COMMANDS.items()}
+# What rounding may do: gradients are summed in another order; batches of samples are of another size.
+TOLERANCES = {"likelihood": 1e-6, "near": 1e-4}
+ENV = {"OMP_NUM_THREADS": "1", "SIMPLE_FEATURES": "1"}
+
+Result = Callable[[int, str], Path]
+
+
+@pytest.fixture(scope="module")
+def run_folder(warm: Any, tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """run_folder(processes, name): what 1, 2 or 4 processes left of an experiment; torchrun started the 2.
+
+    They also train, `run`, with one that is killed, when started by torchrun, and `undisturbed` without.
+    """
+    top, training = tmp_path_factory.mktemp("together"), f"{warm.stage_1} --dataset custom --train_steps 100"
+    training += " --steps_per_checkpoint 10 --log_dir"
+    for count in (1, 2, 4):
+        shutil.copytree(tiny_runs, top / str(count))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = f"-m torch.distributed.run --nproc_per_node=2 --max-restarts=1 --master_port={port}".split()
+    torchrun = subprocess.Popen(
+        [sys.executable, *launcher, REPO / "tests/warm.py", "in_turn", *SCRIPTS.values(), f"{training} run"],
+        cwd=top / "2",
+        env=os.environ | ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def together(script: str, count: int) -> None:
+        warm.folder = top / str(count)
+        ended = list(map(warm.wait, warm.start_together(script, count, **ENV)))
+        assert [one.code for one in ended] == [0] * count, ended
+        assert [one.out for one in ended[1:]] == [""] * (count - 1)
+        (top / f"{count}/out.txt").open("a").write(ended[0].out)
+
+    for script in SCRIPTS.values():
+        together(script, 1)
+    together(SCRIPTS["fid"], 4)
+    while not (top / "2/logs/run/saved_models/vqgan_state_10.th").exists():
+        assert torchrun.poll() is None, torchrun.communicate()
+        time.sleep(0.01)
+    tasks = Path(f"/proc/{torchrun.pid}/task").glob("*/children")
+    os.kill(max(int(pid) for task in tasks for pid in task.read_text().split()), signal.SIGKILL)
+    together(f"{training} undisturbed", 2)
+    out, _ = torchrun.communicate(timeout=300)
+    assert torchrun.returncode == 0, out[-3000:]
+    (top / "2/out.txt").write_text(out)
+    return lambda count, name: top / str(count) / "logs" / name
+
+
+@pytest.mark.parametrize(("count", "name"), [*((2, name) for name in COMMANDS), (4, "fid")])
+def test_results_do_not_depend_on_the_number_of_processes(run_folder: Result, count: int, name: str) -> None:
+    (several,), (one,) = (json.loads((run_folder(n, name) / "results.json").read_text()) for n in (count, 1))
+    assert several["conditions"] == one["conditions"]
+    assert several["values"] == pytest.approx(one["values"], rel=TOLERANCES.get(name, 0), abs=0)
+
+
+def test_pictures_and_lists_do_not_either(run_folder: Result) -> None:
+    for name, pattern, number in (
+        ("fid", "images/samples/*.png", 10),
+        ("larger", "images/samples/*.png", 3),
+        ("reconstructions", "images/*.png", 1),
+    ):
+        found = (sorted(run_folder(count, name).glob(pattern)) for count in (2, 1))
+        several, one = ({file.name: file.read_bytes() for file in files} for files in found)
+        assert len(one) == number
+        assert several == one
+    several, one = (json.loads((run_folder(count, "near") / "neighbours.json").read_text()) for count in (2, 1))
+    for ours, theirs in zip(several["samples"], one["samples"], strict=True):
+        assert [each["index"] for each in ours] == [each["index"] for each in theirs]
+
+
+def test_one_process_speaks(run_folder: Result) -> None:
+    alone, together = ((run_folder(count, "fid").parents[1] / "out.txt").read_text() for count in (1, 2))
+    for value, times in (("fid", 2), ("precision", 1), ("bits_per_dim", 1), ("nearest_mean", 1)):
+        assert [len(re.findall(rf"^{value} \d", out, re.MULTILINE)) for out in (together, alone)] == [times, times]
+
+
+def test_a_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(run_folder: Result) -> None:
+    run, undisturbed = (run_folder(2, name) for name in ("run", "undisturbed"))
+    assert "continuing after step" in (run / "log.txt").read_text()
+    ours, theirs = (
+        torch.load(folder / "saved_models/vqgan_100.th", weights_only=True) for folder in (run, undisturbed)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, samples = 1500, tiny.folder / "logs/run/samples"
+    command = f"experiments/calc_FID.py {PRIOR} {R64} --n_samples {n} --log_dir run"
+
+    def sampling() -> list[int]:
+        """Processes that are in the midst of it: the first one has mapped the file that it fills."""
+        started = tiny.start_together(command, 2)
+        while ".partial" not in Path(f"/proc/{started[0]}/maps").read_text():
+            assert tiny.code(started[0]) is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        return started
+
+    def done() -> int:
+        (note,) = samples.glob("*.progress.json")
+        return json.loads(note.read_text().splitlines()[0])["done"]
+
+    stopped = sampling()
+    for pid in stopped:  # as torchrun does when it is asked to stop
+        os.kill(pid, signal.SIGTERM)
+    ended = list(map(tiny.wait, stopped))
+    assert [(one.code, one.err) for one in ended] == [(143, "")] * 2
+    assert ended[0].out.endswith("stopped by SIGTERM: the same command goes on from here\n")
+    assert 0 < (first := done()) < n
+
+    killed = sampling()
+    os.kill(killed[1], signal.SIGKILL)
+    ended = list(map(tiny.wait, killed))
+    assert [one.code for one in ended] == [1, -9]
+    (line,) = ended[0].err.splitlines()
+    assert line.startswith("calc_FID.py: error: rank 0 on ")
+    assert ": rank 1 on " in line
+    assert "same command" in line
+    assert first < done() < n
+
+    monkeypatch.chdir(tiny.folder)
+    typed = {"batch_size": 64, "device": "cpu", "quiet": True, "ae_load_dir": "ae", "load_dir": "prior", "n_samples": n}
+    settings = resolve(FIDExperiment, typed)
+    models = load_trained_models(settings)
+    ids = [np.array(sampled_ids(RunFolder(run), models, settings)) for run in ("run", "whole")]
+    assert not list(samples.glob("*.partial"))
+    np.testing.assert_array_equal(*ids)
+
+
+def test_images_that_any_process_cannot_read_are_listed_and_counted(tiny: Any) -> None:
+    for number in (5, 9, 13):
+        (tiny.folder / f"photos/{number:02}.png").write_bytes(b"no image")
+    command = f"{tiny.stage_1} --dataset custom --train_steps 12"
+    first, second = map(tiny.wait, tiny.start_together(f"{command} --max_bad_images 0.2 --log_dir run", 2))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert first.out.count("another image stands in for it") == 3
+    assert second.out == ""
+    listed = (tiny.folder / "logs/run/bad_images.txt").read_text().splitlines()
+    assert sorted(Path(line.split("\t")[0]).name for line in listed) == ["05.png", "09.png", "13.png"]
+    assert not list((tiny.folder / "logs/run").glob("bad_images*rank*"))
+
+    ended = list(map(tiny.wait, tiny.start_together(f"{command} --max_bad_images 0.1 --log_dir more", 2)))
+    assert sorted(one.code for one in ended) == [1, 2]
+    (line,) = [line for one in ended for line in one.err.splitlines()]
+    assert "3 of 24 images cannot be read" in line

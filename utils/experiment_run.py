@@ -1,0 +1,42 @@
+"""The run folder of an experiment, and the processes that share its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from hparams.saved import save
+from hparams.settings import RunSettings, Stage
+from utils.bad_images import BadImages, Report
+from utils.distributed import Ranks, joined
+from utils.files import sole_writer
+from utils.progress import say
+from utils.run_folder import RunFolder
+
+
+@contextmanager
+def experiment_run(settings: Stage, device: torch.device) -> Iterator[Ranks]:
+    """A block that the processes which torchrun started run together; without torchrun there is one.
+
+    All share the work; the first alone writes, and nothing else may write to the run folder meanwhile. Long work of the
+    first one only belongs behind the block, where the others need not wait for it.
+
+    Raises:
+        UserError: another run writes to the folder.
+    """
+    run, folder = settings.run, RunFolder(settings.run.log_dir)
+    with (
+        joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks,
+        sole_writer(folder.path) if ranks.first else nullcontext(),
+    ):
+        if ranks.first:
+            save(settings, folder.hparams)
+        yield ranks
+
+
+def list_bad_images(run: RunSettings, ranks: Ranks) -> Report:
+    """Takes, on every process, images that cannot be read; the run folder lists them, up to the share allowed."""
+    file = RunFolder(run.log_dir).bad_images
+    return BadImages(file, run.max_bad_images, say, keep=False, writes=ranks.first).report
