@@ -9,6 +9,7 @@ import torch
 
 from models.absorbing import AbsorbingDiffusion
 from models.transformer import Transformer
+from waiting import as_on_cuda
 
 
 @pytest.fixture
@@ -67,6 +68,28 @@ def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
         x_0[0, 1] = code
         losses = prior.losses(x_0, t, mask, "mlm")
         torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
+
+
+@pytest.mark.parametrize("loss_type", ["reweighted_elbo", "elbo", "mlm"])
+def test_losses_are_the_same_by_the_way_of_every_device(
+    monkeypatch: pytest.MonkeyPatch, prior: AbsorbingDiffusion, loss_type: str
+) -> None:
+    """On CUDA all places are predicted, elsewhere the masked ones alone; an image without any is among these."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, t = torch.randint(5, (6, 4), generator=generator), torch.tensor([1, 3, 5, 7, 9, 10])
+    mask = torch.rand((6, 4), generator=generator) < t[:, None] / 10
+    mask[0] = False
+    parameters = [parameter for name, parameter in prior.named_parameters() if "start_tok" not in name]
+
+    def outcome() -> list[torch.Tensor]:
+        losses = prior.losses(x_0, t, mask, loss_type)
+        return [losses.loss, losses.vb_loss, *torch.autograd.grad(losses.loss.mean(), parameters)]
+
+    elsewhere = outcome()
+    with as_on_cuda(monkeypatch):
+        on_cuda = outcome()
+    assert elsewhere[0][0] == 0
+    torch.testing.assert_close(on_cuda, elsewhere)
 
 
 def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:

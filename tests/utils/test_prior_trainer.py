@@ -12,8 +12,11 @@ from torch import Tensor
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
 from models.absorbing import AbsorbingDiffusion
+from utils.averages import Averages
 from utils.building import build_prior
 from utils.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
+from utils.skipped import SkippedUpdates
+from waiting import WaitError, without_waiting
 
 CPU = torch.device("cpu")
 K, N = 16, 64
@@ -109,6 +112,22 @@ def test_metrics_are_scalars(sampler: str) -> None:
     assert set(metrics) == {"loss", "elbo_bits_per_token", "lr", "skipped"}
     assert all(value.shape == () and value.isfinite() for value in metrics.values())
     assert metrics["lr"].item() == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+def test_a_step_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, amp_dtype: torch.dtype | None
+) -> None:
+    training, averages = trainer(amp_dtype, sampler=sampler), Averages()
+    skipped = SkippedUpdates(CPU, most_in_a_row=10)
+    run(training, 0, 1)  # Adam's moments, and the scale of float16, come with the first step
+    with without_waiting(monkeypatch):
+        metrics = training.step(codes(1), 1)
+        skipped.add(2, metrics.pop("skipped"))
+        averages.add(metrics)
+    with without_waiting(monkeypatch), pytest.raises(WaitError):
+        averages.pop()
 
 
 def test_the_first_step_of_a_warm_up_moves_nothing() -> None:

@@ -13,6 +13,7 @@ from hparams.resolve import resolve
 from hparams.settings import VQGANStage
 from utils.building import build_vqgan
 from utils.vqgan_trainer import VQGANTrainer
+from waiting import without_waiting
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -73,6 +74,20 @@ def test_training_lowers_the_loss() -> None:
     training = trainer(disc_start_step=10**6, codebook_init="encoder", lr=3e-3)
     losses = [training.step(batch, step)["l1"].item() for step in range(40)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_step_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, quantizer: str, amp_dtype: torch.dtype | None
+) -> None:
+    training = trainer(amp_dtype, quantizer=quantizer, diff_aug=True, disc_start_step=0, horizontal_flip=True)
+    run(training, 0, 2)
+    batch = images(2)
+    with without_waiting(monkeypatch):
+        metrics = training.step(batch, 2)
+    assert metrics["d_loss"] > 0
+    assert metrics["skipped"] == 0
 
 
 def test_metrics_are_scalars_named_after_the_terms() -> None:
