@@ -129,8 +129,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/soak_torchrun.json")
     options = parser.parse_args()
     options.steps = options.every * (6 * options.kills + 6)
-    result: dict[str, Any] = {"command": f"python tests/soak_torchrun.py {' '.join(sys.argv[1:])}".strip()}
-    result |= hardware() | {"processes": options.processes, "steps": options.steps}
+    told = {name: value for name, value in vars(options).items() if name not in ("out", "stages")}
+    result: dict[str, Any] = {"command": "python tests/soak_torchrun.py", **told, **hardware()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cadences = f"--batch_size 4 --train_steps {options.steps} --steps_per_checkpoint {options.every}"

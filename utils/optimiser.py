@@ -48,7 +48,7 @@ class Optimiser:
             self.scaler.step(self.adam)
             self.scaler.update()
         else:
-            self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.adam.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
             self.adam.step()
         return finite
 
