@@ -16,41 +16,9 @@ from utils.seeding import make_generator
 
 LARGEST = 8
 
-WHY = {
-    "aten::mm": "the products of the linear layers, backward, and of the head: the work itself",
-    "aten::addmm": "the products of the linear layers, forward: the work itself",
-    "aten::bmm": "the attention's two products: the work itself",
-    "aten::mkldnn_convolution": "convolutions, forward: the work itself",
-    "aten::convolution_backward": "convolutions, backward: the work itself",
-    "aten::copy_": "casts between float32 and the half type that --amp asks for, and transposes of heads",
-    "aten::native_layer_norm": "normalisation, in float32; bound by memory",
-    "aten::native_group_norm": "normalisation, in float32; bound by memory",
-    "aten::native_group_norm_backward": "normalisation, in float32; bound by memory",
-    "aten::native_layer_norm_backward": "normalisation, in float32; bound by memory",
-    "aten::_scaled_dot_product_flash_attention_for_cpu": "fused attention: the work itself",
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "fused attention, backward: the work itself",
-    "aten::_softmax": "softmax of the attention, in float32",
-    "aten::cat": "query, key and value as one product: weights forward, gradients backward",
-    "aten::gelu": "activation; bound by memory",
-    "aten::gelu_backward": "activation; bound by memory",
-    "aten::silu": "activation; bound by memory",
-    "aten::silu_backward": "activation; bound by memory",
-    "aten::lerp_": "Adam's first moment; bound by memory, and smaller the larger the batch",
-    "aten::addcmul_": "Adam's second moment; likewise",
-    "aten::div": "Adam's denominator; likewise",
-    "aten::_fused_adam_": "Adam; bound by memory",
-    "aten::_foreach_lerp_": "the average; bound by memory",
-    "aten::exponential_": "noise for every code of every token at every step",
-    "aten::gather": "picking the places that are due",
-    "aten::_slow_conv2d_forward": "convolutions of a single image on one thread, without oneDNN",
-    "aten::_slow_conv2d_backward": "convolutions of a single image on one thread, without oneDNN",
-    "aten::max_pool2d_with_indices": "pooling in LPIPS' network; bound by memory",
-    "aten::sum": "bias gradients and reductions",
-}
-
 
 def largest(run: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
-    """The largest items of a run by their own time: name, share in percent, calls, and why it is there."""
+    """The largest items of a run by their own time: name, share in percent, calls."""
     run()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:
@@ -59,12 +27,7 @@ def largest(run: Callable[[], Any], device: torch.device) -> list[dict[str, Any]
     items = sorted(recorded.key_averages(), key=lambda item: getattr(item, own), reverse=True)
     total = sum(getattr(item, own) for item in items)
     return [
-        {
-            "item": item.key,
-            "percent": round(100 * getattr(item, own) / total, 1),
-            "calls": item.count,
-            "why": WHY.get(item.key, ""),
-        }
+        {"item": item.key, "percent": round(100 * getattr(item, own) / total, 1), "calls": item.count}
         for item in items[:LARGEST]
     ]
 

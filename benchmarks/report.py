@@ -12,9 +12,44 @@ MARKS = "<!-- benchmarks -->", "<!-- end of benchmarks -->"  # between them READ
 TITLES = {"cpu": "CPU, reduced", "full": "CPU, published size", "gpu": "GPU"}
 OPEN_ON_GPU = [  # what is to be reached there, and stays open until it is measured
     ("sampling, T = 256, throughput of 50,000 images", "≥ 12 × --amp, ≥ 50% MFU"),
-    ("prior training, batch 20 × 256 tokens", "≥ 4 × --amp, ≥ 100 steps/s; ≥ 50% MFU at batch 128"),
+    (
+        "prior training, batch 20 × 256 tokens",
+        "--amp ≥ 4 × the float16 baseline, ≥ 100 steps/s; ≥ 50% MFU at batch 128",
+    ),
     ("VQGAN training, 256², batch 4", "≥ 2.5 × --amp"),
 ]
+
+WHY = {  # an item of a profile is there
+    "aten::mm": "the products of the linear layers, backward, and of the head: the work itself",
+    "aten::addmm": "the products of the linear layers, forward: the work itself",
+    "aten::bmm": "the attention's two products: the work itself",
+    "aten::mkldnn_convolution": "convolutions, forward: the work itself",
+    "aten::convolution_backward": "convolutions, backward: the work itself",
+    "aten::copy_": "changes of layout, and under --amp of type",
+    "aten::native_layer_norm": "normalisation, in float32; bound by memory",
+    "aten::native_group_norm": "normalisation, in float32; bound by memory",
+    "aten::native_group_norm_backward": "normalisation, in float32; bound by memory",
+    "aten::native_layer_norm_backward": "normalisation, in float32; bound by memory",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "fused attention: the work itself",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "fused attention, backward: the work itself",
+    "aten::_softmax": "softmax of the attention, in float32",
+    "aten::cat": "query, key and value as one product: weights forward, gradients backward",
+    "aten::gelu": "activation; bound by memory",
+    "aten::gelu_backward": "activation; bound by memory",
+    "aten::silu": "activation; bound by memory",
+    "aten::silu_backward": "activation; bound by memory",
+    "aten::lerp_": "Adam's first moment; bound by memory, and smaller the larger the batch",
+    "aten::addcmul_": "Adam's second moment; likewise",
+    "aten::div": "Adam's denominator; likewise",
+    "aten::_fused_adam_": "Adam; bound by memory",
+    "aten::_foreach_lerp_": "the average; bound by memory",
+    "aten::exponential_": "noise for every code of every token at every step",
+    "aten::gather": "picking the places that are due",
+    "aten::_slow_conv2d_forward": "convolutions of a single image on one thread, without oneDNN",
+    "aten::_slow_conv2d_backward": "convolutions of a single image on one thread, without oneDNN",
+    "aten::max_pool2d_with_indices": "pooling in LPIPS' network; bound by memory",
+    "aten::sum": "bias gradients and reductions",
+}
 
 
 def write_report(folder: Path, plot: Path = PLOT, readme: Path = README) -> None:
@@ -31,13 +66,13 @@ def write_report(folder: Path, plot: Path = PLOT, readme: Path = README) -> None
     ]
     for name, result in results.items():
         parts += ["", f"## {TITLES[name]}", "", _machine(result["environment"]), "", *_table(result["rows"])]
-        parts += _figures(result["rows"]) + _profiles(result["profiles"])
+        parts += _figures(result["rows"]) + _profiles(result["profiles"]) + _measured_anew(result.get("anew", {}))
     if "gpu" not in results:
         parts += [
             "",
             "## GPU",
             "",
-            "Not measured: no GPU was at hand. The CUDA paths are written, and tested on the CPU.",
+            "Not measured: no GPU was at hand. The CUDA paths are written; tests check on the CPU what a CPU can run.",
         ]
         parts += ["", "| work | to reach | measured |", "|---|---|---|"]
         parts += [f"| {work} | {target} | open |" for work, target in OPEN_ON_GPU]
@@ -52,7 +87,14 @@ def _machine(environment: dict[str, Any]) -> str:
     where = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
     load = environment["load_average"][0] if environment["load_average"] else "unknown"
     versions = f"torch {environment['torch']}, Python {environment['python']}, commit {environment['commit']}"
-    return f"{where}; {versions}; {environment['date']}; load average at the start {load}. `{environment['command']}`"
+    took = f", {environment['minutes']:.1f} minutes" if "minutes" in environment else ""
+    when = f"{environment['date']}; load average at the start {load}"
+    return f"{where}; {versions}; {when}. `{environment['command']}`{took}"
+
+
+def _measured_anew(parts: dict[str, Any]) -> list[str]:
+    """Lines about rows, and profiles, that were not measured with the others."""
+    return [line for name, environment in parts.items() for line in ("", f"Anew, {name}: {_machine(environment)}")]
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
@@ -111,7 +153,7 @@ def _profiles(profiles: dict[str, Any]) -> list[str]:
         "|---|---|---|---|",
     ]
     for stage, items in profiles.items():
-        cells = [f"{item['item']} {item['percent']} ({item['why'] or 'no note'})" for item in items[:3]]
+        cells = [f"{item['item']} {item['percent']} ({WHY.get(item['item'], 'no note')})" for item in items[:3]]
         lines.append(f"| {' | '.join([stage, *cells])} |")
     return lines
 

@@ -14,6 +14,8 @@ class Scale:
     sample_batch: int  # images that are sampled together
     evaluations: int  # timed, of T = 256
     train_batch: int  # images of a prior's step
+    wide_batch: int  # and of one that is timed for its utilisation alone; 0: none
+    float16_baseline: bool  # the published --amp too; CPUs are slow at it
     repeats: int  # of each step that is timed
     ar_batch: int
     ar_every: int  # the prefix is recomputed at every so many of 256 places, and the time scaled
@@ -39,6 +41,8 @@ CPU = Scale(
     sample_batch=4,
     evaluations=12,
     train_batch=20,
+    wide_batch=0,
+    float16_baseline=False,
     repeats=5,
     ar_batch=8,
     ar_every=32,
@@ -58,6 +62,8 @@ FULL = Scale(
     sample_batch=20,
     evaluations=24,
     train_batch=20,
+    wide_batch=0,
+    float16_baseline=False,
     repeats=5,
     ar_batch=20,
     ar_every=16,
@@ -77,6 +83,8 @@ GPU = Scale(
     sample_batch=256,
     evaluations=100,
     train_batch=20,
+    wide_batch=128,
+    float16_baseline=True,
     repeats=30,
     ar_batch=64,
     ar_every=8,
@@ -96,6 +104,8 @@ SMOKE = Scale(  # for trying the benchmarks themselves
     sample_batch=2,
     evaluations=2,
     train_batch=2,
+    wide_batch=3,
+    float16_baseline=True,
     repeats=1,
     ar_batch=1,
     ar_every=128,

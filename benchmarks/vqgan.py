@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import vqgan as published
-from benchmarks.measure import Row, flops, interleave, peak_memory
+from benchmarks.measure import Row, flops, gemm_rate, interleave, peak_memory
 from benchmarks.scale import Scale
 from hparams.resolve import resolve
 from hparams.settings import VQGANStage
@@ -86,8 +86,12 @@ def training(scale: Scale, device: torch.device) -> Row:
 
     names = ("baseline", "float32", "amp")
     row.timings = interleave({name: partial(one, name) for name in names}, scale.repeats, device)
-    for name in names[:2]:
-        row.figures[f"GFLOP per step, {name}"] = round(flops(partial(one, name)) / 1e9, 1)
+    work = {name: flops(partial(one, name)) for name in names[:2]}
+    for name, operations in work.items():
+        row.figures[f"GFLOP per step, {name}"] = round(operations / 1e9, 1)
+    for name, dtype in (("float32", torch.float32), ("amp", pick_amp_dtype(device, True, "auto") or torch.float32)):
+        share = work["float32"] / row.timings[name].median / gemm_rate(device, dtype)
+        row.figures[f"share of the {name} product rate"] = round(share, 3)
     for name in names:
         row.figures[f"peak memory of a step, {name}, GiB"] = round(peak_memory(partial(one, name), device), 2)
     return row

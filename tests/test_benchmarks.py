@@ -18,7 +18,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("benchmarks") / "smoke.json"
     chosen = ["sampling", "prior", "autoregressive", "vqgan", "neighbours", "prdc", "larger"]
     main(["--scale", "smoke", "--out", str(out), "--only", *chosen])
-    return json.loads(Path(out).read_text())["rows"]
+    results = json.loads(Path(out).read_text())
+    assert set(results["anew"]) == set(chosen)  # each remembers when and where it was measured
+    return results["rows"]
 
 
 def test_baseline_and_shipped_code_compute_the_same(rows: dict[str, Any]) -> None:
@@ -30,8 +32,19 @@ def test_baseline_and_shipped_code_compute_the_same(rows: dict[str, Any]) -> Non
 def test_every_row_says_what_was_reduced(rows: dict[str, Any]) -> None:
     assert all(row["reduced"] and row["target"] for row in rows.values())
     for name in ("sampling", "prior", "autoregressive", "vqgan"):
-        assert set(rows[name]["timings"]) == {"baseline", "float32", "amp"}
-        assert set(rows[name]["speedup"]) == {"float32", "amp"}
+        published = {"baseline float16"} if name == "prior" else set()
+        assert set(rows[name]["timings"]) == {"baseline", "float32", "amp"} | published
+        assert set(rows[name]["speedup"]) == {"float32", "amp"} | published
+
+
+def test_what_gpus_are_to_reach_is_among_the_figures(rows: dict[str, Any]) -> None:
+    """By the names that their targets have, here of a smaller batch."""
+    assert {
+        "steps per s, amp",
+        "amp, times faster than the float16 baseline",
+        "share of the amp product rate at batch 3",
+    } <= rows["prior"]["figures"].keys()
+    assert all("share of the amp product rate" in rows[name]["figures"] for name in ("sampling", "vqgan"))
 
 
 def test_evaluations(rows: dict[str, Any]) -> None:
@@ -48,7 +61,9 @@ def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> Non
     readme, plot = tmp_path / "project.md", tmp_path / "docs/plot.png"
     machine = {"cpu": "a CPU", "gpu": None, "threads": 2, "torch": "2", "python": "3"}
     machine |= {"commit": "abc", "date": "today", "load_average": ["0.1"], "command": "python"}
-    content = {"rows": rows, "profiles": {}, "environment": machine}
+    profiles = {"sampling, amp": [{"item": "aten::mm", "percent": 40.0, "calls": 3}]}
+    anew = {"prdc": machine | {"commit": "def"}}
+    content = {"rows": rows, "profiles": profiles, "environment": machine, "anew": anew}
     (tmp_path / "results/cpu.json").write_text(json.dumps(content))
     readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     write_report(tmp_path, plot, readme)
@@ -59,4 +74,8 @@ def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> Non
     assert "not measured" in table
     assert f"amp {rows['sampling']['speedup']['amp']:.1f} ×" in table
     assert f"evaluations {rows['larger']['figures']['published / here']:.1f} ×" in table
+    report = (tmp_path / "README.md").read_text()
+    assert "aten::mm 40.0 (the products of the linear layers" in report
+    assert "commit abc" in report
+    assert "Anew, prdc: a CPU, 2 threads; torch 2, Python 3, commit def" in report
     assert plot.read_bytes().startswith(b"\x89PNG")

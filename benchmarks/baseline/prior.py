@@ -71,10 +71,24 @@ class Transformer(nn.Module):
 
 
 class Trainer:
-    """One step of the reweighted bound: everything is predicted, its loss is read at once, the average is a loop."""
+    """One step of the reweighted bound: everything is predicted, its loss is read at once, the average is a loop.
 
-    def __init__(self, net: Transformer, *, mask_id: int, total_steps: int, lr: float, beta: float) -> None:
+    amp_dtype: autocast to this type, with a loss scaler for float16, as the published `--amp` does.
+    """
+
+    def __init__(
+        self,
+        net: Transformer,
+        *,
+        mask_id: int,
+        total_steps: int,
+        lr: float,
+        beta: float,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
         self.net, self.mask_id, self.total_steps, self.beta = net, mask_id, total_steps, beta
+        self.amp_dtype, self.device_type = amp_dtype, net.pos_emb.device.type
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype is torch.float16)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=lr)
         self.average = [parameter.detach().clone() for parameter in net.parameters()]
 
@@ -84,13 +98,15 @@ class Trainer:
         x_t[mask] = self.mask_id
         target = ids.clone()
         target[~mask] = -1
-        logits = self.net(x_t).permute(0, 2, 1)
-        nats = F.cross_entropy(logits, target, ignore_index=-1, reduction="none").sum(1)
-        weight = 1 - t / self.total_steps
-        loss = (weight * nats / (math.log(2) * ids.shape[1])).mean()
+        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            logits = self.net(x_t).permute(0, 2, 1)
+            nats = F.cross_entropy(logits, target, ignore_index=-1, reduction="none").sum(1)
+            weight = 1 - t / self.total_steps
+            loss = (weight * nats / (math.log(2) * ids.shape[1])).mean()
         self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         return loss.item()
 
     @torch.no_grad()
