@@ -211,4 +211,9 @@ class Transformer(nn.Module):
         return self.drop(x + self.pos_emb[:, start:stop])
 
     def _predict(self, x: Tensor) -> Tensor:
-        return self.head(self.ln_f(x)).float()
+        x = self.ln_f(x)
+        if self.training:
+            return self.head(x).float()
+        # What is drawn, or scored, is not rounded to half precision first.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.to(self.head.weight.dtype)).float()

@@ -62,9 +62,16 @@ def test_logits_cover_the_codebook_and_not_the_mask() -> None:
     assert logits.dtype == torch.float32
 
 
-def test_logits_are_float32_under_autocast() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert transformer()(ids()).dtype == torch.float32
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_are_float32_under_autocast(training: bool) -> None:
+    """In evaluation they are computed so, too; training's loss takes the faster product."""
+    net, causal = transformer().train(training), transformer(causal=True, vocab_size=9).train(training)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        first = causal.next_logits(ids(0), cache := causal.new_cache(2))
+        following = causal.following_logits(ids(1), torch.tensor([1]), cache)
+        for logits in (net(ids()), net.logits_at(ids(), torch.tensor([[0], [3]])), first, following):
+            assert logits.dtype == torch.float32
+            assert torch.equal(logits, logits.bfloat16().float()) == training
 
 
 def test_every_place_sees_every_other() -> None:
