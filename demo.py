@@ -54,10 +54,10 @@ def run(command: str) -> None:
         sys.exit(done.returncode)
 
 
-def values_of(log_dir: str, metric: str | None = None) -> dict[str, Any]:
-    """The newest numbers in a run's results, or the newest of a metric."""
+def values_of(log_dir: str, metric: str | None = None, part: str = "values") -> dict[str, Any]:
+    """The newest numbers in a run's results, or the newest of a metric; `part` "conditions": what they depend on."""
     results = read_results(RunFolder(log_dir).path / FILE_NAME)
-    return [entry["values"] for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
+    return [entry[part] for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
 
 
 def report() -> str:
@@ -86,7 +86,8 @@ dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["cod
 
 Originals over reconstructions:  {grid}
 64 samples:                      {samples.images / "samples_000.png"}
-Samples, nearest training ones:  {RunFolder("demo/neighbours").images / "neighbours.png"}
+Samples, nearest training ones:  {RunFolder("demo/neighbours").images / "neighbours.png"} (of the first \
+{values_of("demo/neighbours", part="conditions")["training_images"]})
 Three times as wide:             {RunFolder("demo/big_samples").images / "samples"}/
 Loss curves' numbers:            {vqgan.metrics}
                                  {prior.metrics}

@@ -48,7 +48,8 @@ def find(settings: NeighboursExperiment) -> None:
     data = open_data(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
     folder = RunFolder(run.log_dir)
     what = f"nearest neighbours of {sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
-    compared = f"{min(neighbours.train_images or len(data), len(data))} of {len(data)} training images"
+    most = min(neighbours.train_images or len(data), len(data))
+    compared = f"the first {most} of {len(data)} training images" if most < len(data) else f"all {most} training images"
     facts = models.facts() | {"data": compared, "distance": embedding.name}
     introduce(settings, what, models.device, facts)
     with experiment_run(settings, models.device) as ranks:
@@ -89,11 +90,10 @@ def find(settings: NeighboursExperiment) -> None:
         values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
         line = record_result(folder.path / FILE_NAME, conditions, values)
         with open_dashboard(run) as dashboard:
-            title = f"samples, and the nearest of {found.seen} training images"
-            show_picture(dashboard, "neighbours", grid, title=title)
+            show_picture(dashboard, "neighbours", grid, title=f"samples, then the nearest of {compared}")
             show_results(dashboard, folder.path / FILE_NAME)
     print(line)
-    print(f"{folder.images / 'neighbours.png'}: each sample, then its nearest training images")
+    print(f"{folder.images / 'neighbours.png'}: each sample, then the nearest of {compared}")
 
 
 if __name__ == "__main__":

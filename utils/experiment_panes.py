@@ -49,12 +49,19 @@ def show_picture(dashboard: Dashboard, window: str, picture: np.ndarray, *, titl
 def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "results") -> None:
     """Show a results file as a table: a row per entry, its numbers first, then the conditions in which entries differ.
 
+    A single entry has a row for each number and each condition.
+
     Raises:
         UserError: the file holds something else.
     """
     entries = read_results(results_file)
     values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
     conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
+    if len(entries) == 1:
+        named = {**entries[0]["values"], **entries[0]["conditions"]}
+        rows = [[name.replace("_", " "), value] for name, value in named.items() if value is not None]
+        dashboard.table("results", ["result", ""], rows, title=title)
+        return
     if len(entries) > 1:
         told = {name: {repr(entry["conditions"].get(name)) for entry in entries} for name in conditions}
         conditions = [name for name in conditions if len(told[name]) > 1]

@@ -22,6 +22,7 @@ from utils.likelihood import (
     validation_batches,
     validation_images,
 )
+from utils.panes import curves
 from utils.partial import Partial
 from utils.progress import Progress, say
 from utils.run_folder import RunFolder
@@ -69,6 +70,8 @@ def train_head(
             dashboard = opened.enter_context(
                 open_dashboard(replace(run, summary=False), resume_step=done or None, warn=log.warn)
             )
+            content = curves(["train", "val"], "pixel term", "step", "bits per dimension")
+            dashboard.reserve("pixel term", content)
         progress = opened.enter_context(
             Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show if log else say)
         )

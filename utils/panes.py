@@ -20,6 +20,7 @@ MOST_PICTURES = 16  # of a pane; with more, every second of the older ones goes
 RESOLUTION = 1000  # points of a curve that lie closer than this fraction of its length are left out
 CELL = (390, 275)  # pixels: three panes beside each other on a small screen, four or five on a large one
 GAP = 10  # pixels that visdom puts between panes
+SLIDER = 56  # pixels at the foot of a pane that its bar pushes out of sight, or its slider covers
 
 # Markers, to see a lone point.
 CURVE = {"type": "scatter", "mode": "lines+markers", "marker": {"size": 3}, "line": {"width": 1.5}}
@@ -120,7 +121,7 @@ def plot(data: list[Message], title: str, xlabel: str, ylabel: str, **layout: An
     axis = {"automargin": True, "tickfont": {"size": 10}}
     layout |= {"xaxis": {"title": {"text": xlabel, "font": {"size": 11}}, **axis}}
     layout |= {"yaxis": {"title": {"text": ylabel, "font": {"size": 11}}, **axis}}
-    layout |= {"margin": {"l": 60, "r": 20, "t": 32, "b": 45}}
+    layout |= {"margin": {"l": 60, "r": 20, "t": 48, "b": 45}}  # the buttons stand above the legend
     layout |= {"legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}}
     return {"data": data, "layout": layout, "opts": {"title": title, **cells(1, 1)}}
 
@@ -158,7 +159,7 @@ def text(content: str, title: str, columns: int = 1, rows: int = 1) -> Message:
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> Message:
     """Content of a pane with a table; numbers are rounded to four digits, and None is left blank."""
     cells = [[_cell(value) for value in row] for row in rows]
-    style = "border-bottom:1px solid #ccc;padding:3px 14px 3px 0;font-size:12px"
+    style = "border-bottom:1px solid #ccc;padding:3px 14px 3px 0;font-size:12px;white-space:nowrap"
     lines = ["".join(f'<th style="{style};text-align:left">{html.escape(name)}</th>' for name in columns)]
     lines += ["".join(f'<td style="{style}">{html.escape(cell)}</td>' for cell in row) for row in cells]
     content = '<table style="margin:6px 8px;color:#222">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
@@ -182,12 +183,12 @@ def picture(grid: np.ndarray, title: str, *, step: int | None = None, largest: i
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS, reducing_gap=3.0)
     content: Message = {"caption": None}
     if step is not None:
-        image, content["step"] = _labelled(image, f"step {step}"), step
+        opts = {"title": title, **cells(2, 1 if image.width > 4 * image.height else 2)}
+        image, content["step"] = _above_slider(_labelled(image, f"step {step}"), opts["width"], opts["height"]), step
     content["src"] = _encoded(image)
     if step is None:
         opts = {"title": title, "width": image.width, "height": image.height + 10}  # else the last rows are cut off
         return {"data": [{"type": "image", "content": content}], "opts": opts}
-    opts = {"title": title, **cells(2, 1 if image.width > 4 * image.height else 2)}
     return {"data": [{"type": "image_history", "content": content}], "opts": opts}
 
 
@@ -215,6 +216,15 @@ def _labelled(image: Image.Image, label: str) -> Image.Image:
     canvas = Image.new("RGB", (max(image.width, 100), image.height + 16), "white")
     canvas.paste(image, (0, 16))
     ImageDraw.Draw(canvas).text((3, 2), label, fill="black", font=ImageFont.load_default(11))
+    return canvas
+
+
+def _above_slider(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture that fills a pane down to its foot, with room below; others are as they were."""
+    if image.height * width <= (height - 2 * SLIDER) * image.width:  # the pane centres it
+        return image
+    canvas = Image.new("RGB", (image.width, -(-image.height * height // (height - SLIDER))), "white")
+    canvas.paste(image)
     return canvas
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 import os
 import re
@@ -26,6 +27,9 @@ from utils.files import whole_file
 from utils.panes import Message, read_panes
 
 COLUMNS = 4
+WIDTH = 16.0  # inches
+LARGEST, SMALLEST = 6.5, 1.2  # heights of a row of pictures and text, in inches
+LETTERS = 100  # of 9 points in a line of half the page
 DPI = 80
 SECONDS_AT_THE_END = 30.0  # what the end of a run waits at most for the last page
 
@@ -46,8 +50,9 @@ def draw_summary(log_file: Path, path: Path, *, title: str) -> None:
 
     plots = [message for message in recorded.values() if _kind(message) in {"scatter", "bar"} and _has_data(message)]
     halves = [message for message in recorded.values() if _kind(message) in {"image", "image_history", "text"}]
-    heights = [3.4] * -(-len(halves) // 2) + [2.4] * -(-len(plots) // COLUMNS)
-    figure = Figure(figsize=(16, sum(heights) + 0.6), dpi=DPI, layout="constrained")
+    heights = [max(map(_height, halves[i : i + 2])) for i in range(0, len(halves), 2)]
+    heights += [2.4] * -(-len(plots) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13)
     grid = figure.add_gridspec(max(1, len(heights)), COLUMNS, height_ratios=heights or [1])
@@ -57,13 +62,15 @@ def draw_summary(log_file: Path, path: Path, *, title: str) -> None:
         axes.set_title(message["opts"]["title"], fontsize=10)
         axes.axis("off")
         if _kind(message) == "text":
+            text = plain_text(message)
+            longest = max(map(len, text.splitlines()), default=0)
             style: dict[str, Any] = {
                 "family": "monospace",
-                "fontsize": 9,
+                "fontsize": 9 * min(1, LETTERS / max(1, longest)),
                 "verticalalignment": "top",
                 "transform": axes.transAxes,
             }
-            axes.text(0.05, 1, _plain(message), **style)
+            axes.text(0.02, 1, text, **style)
         else:
             axes.imshow(_newest_picture(message), aspect="equal")
     for number, message in enumerate(plots):
@@ -171,9 +178,24 @@ def _newest_picture(message: Message) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB"))
 
 
-def _plain(message: Message) -> str:
+def _height(message: Message) -> float:
+    """Inches that a picture or a text takes at half the width of the page, within bounds."""
+    if _kind(message) == "text":
+        inches = 0.5 + 0.16 * len(plain_text(message).splitlines())
+    else:
+        height, width, _ = _newest_picture(message).shape
+        inches = 0.4 + WIDTH / 2 * height / width
+    return min(LARGEST, max(SMALLEST, inches))
+
+
+def plain_text(message: Message) -> str:
+    """A text as it is, a table with its columns aligned."""
     content = str(message["data"][0]["content"])
-    content = re.sub(r"</tr>", "\n", re.sub(r"</t[hd]>", "   ", content))
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", content)]
+    if rows:
+        rows = [[html.unescape(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return html.unescape(re.sub(r"<[^>]+>", "", content))
 
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
 from utils import dashboard, panes
-from utils.panes import Event, apply_event, bars, curves, events_of, far_enough, picture, read_panes, table, text
+from utils.panes import (
+    SLIDER,
+    Event,
+    apply_event,
+    bars,
+    cells,
+    curves,
+    events_of,
+    far_enough,
+    picture,
+    read_panes,
+    table,
+    text,
+)
 from utils.training_panes import Bars, Curves, Pictures, Status, panes_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8)  # as large as pictures get
@@ -78,6 +94,19 @@ def test_a_picture_is_never_large(grid: np.ndarray) -> None:
     source = picture(grid, "noise", step=5)["data"][0]["content"]["src"]
     assert len(source) < 4 / 3 * panes.LARGEST_PICTURE + 50
     assert source.startswith("data:image/png" if not grid.any() else "data:image/")
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((300, 300), 2), ((300, 420), 2), ((100, 300), 2), ((60, 300), 1)])
+def test_a_picture_ends_above_the_slider(shape: tuple[int, int], rows: int) -> None:
+    """The pane scales a picture to its own size, less its bar, and centres it; the slider lies over its foot."""
+    message = picture(np.zeros((3, *shape), np.uint8), "samples", step=1)
+    encoded = message["data"][0]["content"]["src"].split(",")[1]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("L"))
+    width, height = message["opts"]["width"], message["opts"]["height"]
+    assert height == cells(2, rows)["height"]
+    scale = min(width / pixels.shape[1], height / pixels.shape[0])
+    foot = (height - scale * pixels.shape[0]) / 2 + scale * (np.flatnonzero((pixels == 0).any(1)).max() + 1)
+    assert foot <= height - SLIDER + 1
 
 
 def test_tables_round_and_leave_blank() -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from hparams.errors import UserError
 from utils import summary
 from utils.dashboard import Dashboard
-from utils.summary import SummaryDrawer, draw_summary
+from utils.panes import table
+from utils.summary import SummaryDrawer, draw_summary, plain_text
 
 
 @pytest.fixture
@@ -41,6 +42,11 @@ def test_a_page_is_drawn_from_the_log_alone(log_file: Path, tmp_path: Path) -> N
     assert (colours == [31, 119, 180]).all(axis=1).sum() > 2000  # the bars
     assert (colours == [20, 20, 20]).all(axis=1).sum() > 2000  # the newest picture, of step 20
     assert list(tmp_path.glob(".summary*")) == []
+
+
+def test_columns_of_a_table_stand_below_each_other() -> None:
+    content = table(["FID", "<split>"], [[4.068123, "train"], [None, "val"]], "results")
+    assert plain_text({**content, "win": "results"}).splitlines() == ["FID    <split>", "4.068  train", "       val"]
 
 
 def test_an_empty_log_gives_an_empty_page(tmp_path: Path) -> None:
