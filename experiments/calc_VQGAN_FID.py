@@ -76,7 +76,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
         "metric": "reconstruction FID",
         **real.conditions,
         "autoencoder": str(ae_file),
-        "precision": precision_name(pick_amp_dtype(device, run.amp, run.amp_dtype)),
+        "dtype": precision_name(pick_amp_dtype(device, run.amp, run.amp_dtype)),
         **vars(settings.kid),
     }
     if lpips:

@@ -55,16 +55,15 @@ def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "resu
         UserError: the file holds something else.
     """
     entries = read_results(results_file)
-    values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
-    conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
     if len(entries) == 1:
         named = {**entries[0]["values"], **entries[0]["conditions"]}
-        rows = [[name.replace("_", " "), value] for name, value in named.items() if value is not None]
-        dashboard.table("results", ["result", ""], rows, title=title)
+        pairs = [(name.replace("_", " "), value) for name, value in named.items() if value is not None]
+        dashboard.table("results", ["result", ""], pairs, title=title)
         return
-    if len(entries) > 1:
-        told = {name: {repr(entry["conditions"].get(name)) for entry in entries} for name in conditions}
-        conditions = [name for name in conditions if len(told[name]) > 1]
+    values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
+    conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
+    told = {name: {repr(entry["conditions"].get(name)) for entry in entries} for name in conditions}
+    conditions = [name for name in conditions if len(told[name]) > 1]
     rows = [
         [entry["values"].get(name) for name in values] + [entry["conditions"].get(name) for name in conditions]
         for entry in entries

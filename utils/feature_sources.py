@@ -162,7 +162,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
                 "latents": path,
                 "n_fake": len(ids),
                 "autoencoder": str(ae_file),
-                "precision": precision_name(pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)),
+                "dtype": precision_name(pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)),
             },
             lambda ranks, _: decoder.features(ids, ranks),
         )

@@ -165,7 +165,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) 
     content = '<table style="margin:6px 8px;color:#222">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     opts = {"title": title, "width": max(CELL[0], 40 + sum(7 * w + 16 for w in widths))}
-    return {"data": [{"type": "text", "content": content}], "opts": {**opts, "height": 70 + 27 * len(lines)}}
+    return {"data": [{"type": "text", "content": content}], "opts": {**opts, "height": 60 + 25 * len(lines)}}
 
 
 def picture(grid: np.ndarray, title: str, *, step: int | None = None, largest: int = LARGEST_SIDE) -> Message:

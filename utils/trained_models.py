@@ -46,7 +46,7 @@ class TrainedModels:
             "dataset": run.dataset,
             "prior": str(self.prior_file),
             "autoencoder": str(self.ae_file),
-            "precision": precision_name(self.amp_dtype),
+            "dtype": precision_name(self.amp_dtype),
             "seed": run.seed,
         }
 

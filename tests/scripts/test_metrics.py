@@ -68,7 +68,7 @@ def test_results_name_all_that_they_depend_on(scored: Any) -> None:
         "sample_steps": 16,
         "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
         "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-        "precision": "float32",
+        "dtype": "float32",
         "seed": 0,
         "kid_subsets": 5,
         "kid_subset_size": 10,
