@@ -13,6 +13,10 @@ from torch import nn
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode without gradients; afterwards every submodule has its former mode."""
     modes = [(module, module.training) for root in modules for module in root.modules()]
+    # Autocast keeps the casts of weights that could have gradients, and makes those of frozen ones anew at every use.
+    frozen = [parameter for root in modules for parameter in root.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     for root in modules:
         root.eval()
     try:
@@ -21,3 +25,5 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for parameter in frozen:
+            parameter.requires_grad_(False)
