@@ -92,11 +92,16 @@ class Warm:
                 os.kill(pid, signal.SIGKILL)
                 raise TimeoutError(f"process {pid} runs for more than {timeout} s")
             time.sleep(0.01)
-        out, err = (self._folders[pid] / f".{pid}.{name}" for name in ("out", "err"))
-        ended = Ended(self._codes[pid], out.read_text(errors="replace"), err.read_text(errors="replace"))
-        out.unlink()
-        err.unlink()
-        return ended
+        return Ended(self._codes[pid], *(self._said(pid, name) for name in ("out", "err")))
+
+    def _said(self, pid: int, name: str) -> str:
+        """What a script that has ended wrote to a stream; nothing where it was killed before it opened it."""
+        file = self._folders[pid] / f".{pid}.{name}"
+        if not file.exists():
+            return ""
+        text = file.read_text(errors="replace")
+        file.unlink()
+        return text
 
     def run(self, command: str, timeout: float = 300) -> Ended:
         """Run a script to its end."""
