@@ -19,8 +19,8 @@ RUN = "--dataset custom --batch_size 4 --device cpu --num_workers 0 --visdom_por
 PRIOR = f"{RUN} --load_dir prior"
 FEATURES = "--features r64 --split all"
 EXPERIMENTS = {
-    "calc_FID": f"{PRIOR} {FEATURES} --n_samples 12 --kid_subset_size 5 --kid_subsets 4 --save_images",
-    "calc_PRDC": f"{PRIOR} {FEATURES} --n_samples 12",
+    "calc_FID": f"{PRIOR} {FEATURES} --n_samples 24 --kid_subset_size 5 --kid_subsets 4 --save_images",
+    "calc_PRDC": f"{PRIOR} {FEATURES} --n_samples 24",
     "calc_VQGAN_FID": f"{RUN} {FEATURES} --kid_subset_size 5 --kid_subsets 4",
     "calc_approximate_ELBO": f"{PRIOR} --train_steps 12 --steps_per_eval 4",
     "calc_nearest_neighbours": f"{PRIOR} --n_samples 4 --distance r64 --top_k 3",
@@ -49,7 +49,7 @@ class Experiments:
         self.warm = warm
         self.logs = warm.folder / "logs"
         self.dice = random.Random(seed)
-        pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), np.uint8)
         (warm.folder / "photos").mkdir()
         for number, image in enumerate(pixels):
             Image.fromarray(image).save(warm.folder / f"photos/{number:02}.png")
@@ -96,7 +96,7 @@ class Experiments:
     def one_life(self, command: str, seconds: float, reference: Path, tally: Tally) -> bool:
         """Start an experiment, or go on with it, and kill it; False if it came to its end first."""
         pid = self.warm.start(command)
-        time.sleep(self.dice.uniform(0.1, 1) * seconds)
+        time.sleep(self.dice.uniform(0.2, 1) * seconds)
         if self.warm.code(pid) is None:
             os.kill(pid, signal.SIGKILL)
         ended = self.warm.wait(pid)

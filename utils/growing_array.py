@@ -44,6 +44,7 @@ class GrowingArray:
         self.done: int = note["done"] if note else 0
         self.bad: dict[str, str] = note["bad"] if note else {}
         if not note:
+            _forget(self._progress)  # or the new file's zeros would pass for what an older one held
             _reserve(self._partial, like)
         self.values: np.ndarray = np.lib.format.open_memmap(self._partial, mode="r+")
         self._noted = time.monotonic()
@@ -137,6 +138,8 @@ def _unharmed(path: Path) -> dict[str, str] | None:
     try:
         if note and sha256_of(path) == note["sha256"]:
             np.load(path, mmap_mode="r", allow_pickle=False)
+            with suppress(OSError):
+                _forget(path.with_suffix(".progress.json"))  # left by a process that was killed as it finished
             return note["bad"]
     except (OSError, ValueError):  # ValueError: Python objects, which are not read
         pass
@@ -156,6 +159,13 @@ def _reserve(path: Path, like: np.ndarray) -> None:
         if like.nbytes:
             os.posix_fallocate(file.fileno(), file.tell(), like.nbytes)
         os.fsync(file.fileno())
+
+
+def _forget(progress: Path) -> None:
+    """Delete a note of progress, durably."""
+    if progress.exists():
+        progress.unlink()
+        sync_folder(progress.parent)
 
 
 def _fits(path: Path, like: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from utils import growing_array as module
-from utils.growing_array import GrowingArray, growing_array, made_array
+from utils.growing_array import GrowingArray, growing_array, made_array, read_array
 from utils.signals import Signals
 
 N = 10
@@ -95,6 +95,27 @@ def test_another_shape_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "a.npy", 4)
     assert fill(tmp_path / "a.npy", shape=(N, 2)) == 0
+
+
+def test_an_older_note_does_not_vouch_for_a_new_file(tmp_path: Path) -> None:
+    """The process was killed after it had begun the new one, and before it noted anything."""
+    path = tmp_path / "a.npy"
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, 4)
+    killed = GrowingArray(path, (N, 2), np.int16)
+    del killed
+    assert fill(path, shape=(N, 2)) == 0
+
+
+def test_a_note_that_outlived_its_array_goes(tmp_path: Path) -> None:
+    path, progress = tmp_path / "a.npy", tmp_path / "a.progress.json"
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, 4)
+    note = progress.read_bytes()
+    fill(path)
+    progress.write_bytes(note)  # as if the process had been killed before its last act
+    assert read_array(path) is not None
+    assert not progress.exists()
 
 
 def test_what_several_need_is_made_once_and_again_when_it_is_damaged(tmp_path: Path) -> None:
