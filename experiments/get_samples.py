@@ -25,31 +25,34 @@ def main() -> None:
 
 
 def sample(settings: SamplesExperiment) -> None:
-    """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one."""
+    """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one.
+
+    Their codes are drawn first, and kept: an interrupted call goes on from them.
+    """
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.experiment_panes import open_dashboard, show_picture
     from utils.experiment_run import experiment_run
     from utils.introduction import introduce
     from utils.progress import Progress
     from utils.sample_files import SampleFiles
-    from utils.sampling import shared_image_batches
+    from utils.sampled_ids import sampled_ids
+    from utils.sampling import shared_decoding
     from utils.trained_models import load_trained_models
 
     run, models = settings.run, load_trained_models(settings)
     folder = RunFolder(run.log_dir)
+    what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
+    introduce(settings, what, models.device, models.facts())
     with experiment_run(settings, models.device) as ranks:
-        batches = shared_image_batches(
-            models.prior, models.autoencoder, settings.sampling, run, models.amp_dtype, ranks
-        )
+        ids = sampled_ids(folder, models, settings, ranks)
+        batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if not ranks.first:
-            for _ in batches:  # to draw its share is all that it does
+            for _ in batches:  # to do its share is all that it does
                 pass
             return
-        what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
-        introduce(settings, what, models.device, models.facts())
         with (
             open_dashboard(run) as dashboard,
-            Progress("sampling", settings.sampling.n_samples, "image", quiet=run.quiet) as progress,
+            Progress("decoding", len(ids), "image", quiet=run.quiet) as progress,
         ):
             files = SampleFiles(folder.images, individually=settings.output.save_individually)
             for images in batches:
@@ -58,7 +61,7 @@ def sample(settings: SamplesExperiment) -> None:
                 progress.update(len(images))
             for grid in files.finish():
                 show_picture(dashboard, "samples", grid, title="samples")
-        print(f"{settings.sampling.n_samples} images in {files.where}")
+        print(f"{len(ids)} images in {files.where}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,13 +14,9 @@ from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.features import FeatureExtractor
+from utils.files import content_key
 from utils.growing_array import made_array, read_array
 from utils.shared_batches import fill_array
-
-
-def content_key(*parts: object) -> str:
-    """A name for what is made from all of `parts`."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
 def cached_features(

@@ -19,22 +19,21 @@ from utils.bad_images import Report
 from utils.building import open_data
 from utils.datasets import ImageData, Split, open_folder
 from utils.devices import pick_amp_dtype, precision_name
-from utils.distributed import ALONE, Ranks
-from utils.feature_cache import cached_features, content_key, data_features
+from utils.distributed import Ranks
+from utils.feature_cache import cached_features, data_features
 from utils.features import FeatureExtractor, build_features
-from utils.files import sha256_of
+from utils.files import content_key, sha256_of
 from utils.given_files import read_features, read_latents
-from utils.growing_array import made_array
-from utils.latents import ids_dtype
 from utils.pictures import to_uint8
 from utils.progress import Progress, say
 from utils.results import Value
 from utils.run_folder import DATA_FEATURES, RunFolder
 from utils.runs import restore_autoencoder
 from utils.sample_files import SampleFiles
-from utils.sampling import batch_for_all, decode_images, id_batches
-from utils.shared_batches import fill_array, in_order, own_indices
-from utils.trained_models import TrainedModels, load_trained_models
+from utils.sampled_ids import sampled_ids
+from utils.sampling import decode_images
+from utils.shared_batches import in_order, own_indices
+from utils.trained_models import load_trained_models
 
 
 @dataclass(frozen=True)
@@ -183,35 +182,6 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
         conditions,
         lambda ranks, _: decoder.features(sampled_ids(folder, models, settings, ranks), ranks),
     )
-
-
-def sampled_ids(
-    folder: RunFolder, models: TrainedModels, settings: FeatureExperiment, ranks: Ranks = ALONE
-) -> np.ndarray:
-    """`n_samples` ids [n,N] from the prior, mapped from a file in the run folder that is keyed by what makes them.
-
-    An interrupted sampling goes on where it stopped, also with another number of processes.
-    """
-    run, sampling = settings.run, settings.sampling
-    key = content_key(
-        "samples 1", sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype
-    )
-    path = folder.samples / f"{key}.npy"
-
-    def make() -> None:
-        fill_array(
-            path,
-            sampling.n_samples,
-            np.empty(models.prior.tokens, ids_dtype(settings.autoencoder.codebook_size)),
-            lambda indices, _: id_batches(models.prior, sampling, run, models.amp_dtype, indices.tolist()),
-            batch_size=batch_for_all(sampling.n_samples, run, ranks),
-            none=torch.empty((0, models.prior.tokens), dtype=torch.int64, device=models.device),
-            what="sampling",
-            quiet=run.quiet,
-            ranks=ranks,
-        )
-
-    return made_array(path, make, ranks=ranks)[0]
 
 
 def _of_data(

@@ -118,3 +118,8 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def content_key(*parts: object) -> str:
+    """A name for what is made from all of `parts`."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]

@@ -18,9 +18,8 @@ from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.devices import pick_amp_dtype
 from utils.distributed import Ranks
-from utils.feature_cache import content_key
 from utils.features import FeatureExtractor
-from utils.files import sha256_of
+from utils.files import content_key, sha256_of
 from utils.growing_array import made_array
 from utils.latents import cached_latents
 from utils.perceptual import LPIPS, load_lpips

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,22 @@ def shared_image_batches(
     own = image_batches(prior, autoencoder, sampling, run, amp_dtype, own_indices(range(n), size, ranks).tolist())
     none = torch.empty((0, *autoencoder.image_shape), device=device)
     for (images,) in in_order(((images,) for images in own), n, size, [none], ranks):
+        yield images
+
+
+def shared_decoding(
+    autoencoder: VQAutoEncoder, ids: np.ndarray, run: RunSettings, amp_dtype: torch.dtype | None, ranks: Ranks
+) -> Iterator[Tensor]:
+    """Images of codes ids [n,N], in their order, some at a time on every one of the `ranks`: [b,C,H,W] in [0,1].
+
+    Each decodes its share.
+    """
+    n, device = len(ids), next(autoencoder.parameters()).device
+    size = batch_for_all(n, run, ranks)
+    mine = own_indices(range(n), size, ranks)
+    parts = (torch.from_numpy(ids[mine[first : first + size]].astype(np.int64)) for first in range(0, len(mine), size))
+    own = ((decode_images(autoencoder, part.to(device), amp_dtype),) for part in parts)
+    for (images,) in in_order(own, n, size, [torch.empty((0, *autoencoder.image_shape), device=device)], ranks):
         yield images
 
 

@@ -14,6 +14,7 @@ import torch_fidelity
 from torch import Tensor, nn
 
 import utils.feature_sources as sources
+import utils.sampled_ids as sampled_ids
 from experiments import calc_FID
 from hparams.cli import parse
 from hparams.experiments import FIDExperiment
@@ -181,7 +182,7 @@ def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyP
     assert score(f"{words} --log_dir again") == whole
     assert score(f"{words} --log_dir seed --seed 1") != whole
 
-    draw, asked = sources.id_batches, []
+    draw, asked = sampled_ids.id_batches, []
 
     def interrupted(*args: Any) -> Iterator[Tensor]:
         asked.append(args[-1])
@@ -190,7 +191,7 @@ def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyP
                 raise KeyboardInterrupt
             yield ids
 
-    monkeypatch.setattr(sources, "id_batches", interrupted)
+    monkeypatch.setattr(sampled_ids, "id_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(f"{words} --log_dir broken")
     assert not list(Path("logs/broken/samples").glob("*.npy"))

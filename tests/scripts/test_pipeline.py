@@ -175,6 +175,17 @@ def test_same_seed_same_samples(drawn) -> None:
     assert np.array_equal(drawn.images["base"], drawn.images["same_seed"])
 
 
+def test_codes_that_are_drawn_are_not_drawn_again(toy, drawn) -> None:
+    """So a call that was stopped while it decoded goes on; `sampled_ids` itself goes on where it was stopped."""
+    flags = "--n_samples 5 --batch_size 3 --save_individually --load_dir absorbing --log_dir drawn_base"
+    said = toy.ok(f"experiments/get_samples.py {{RUN}} {flags}").splitlines()
+    assert any(line.startswith("decoding  5/5 images") for line in said)
+    assert not any(line.startswith("sampling  ") for line in said)
+    assert any(line.startswith("sampling  5/5 images") for line in drawn.printed["base"].splitlines())
+    files = sorted((toy.logs / "drawn_base/images/samples").iterdir())
+    assert np.array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), drawn.images["base"])
+
+
 @pytest.mark.parametrize("name", [name for name in DRAWS if name not in ("base", "same_seed")])
 def test_every_flag_changes_the_samples(drawn, name: str) -> None:
     assert not np.array_equal(drawn.images["base"], drawn.images[name])

@@ -21,8 +21,8 @@ import torch
 
 from hparams.experiments import FIDExperiment
 from hparams.resolve import resolve
-from utils.feature_sources import sampled_ids
 from utils.run_folder import RunFolder
+from utils.sampled_ids import sampled_ids
 from utils.trained_models import load_trained_models
 
 REPO = Path(__file__).parents[2]

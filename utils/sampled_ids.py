@@ -1,0 +1,47 @@
+"""Codes drawn from a prior, kept in the run folder of an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from hparams.experiments import FeatureExperiment, SamplesExperiment
+from utils.distributed import ALONE, Ranks
+from utils.files import content_key, sha256_of
+from utils.growing_array import made_array
+from utils.latents import ids_dtype
+from utils.run_folder import RunFolder
+from utils.sampling import batch_for_all, id_batches
+from utils.shared_batches import fill_array
+from utils.trained_models import TrainedModels
+
+
+def sampled_ids(
+    folder: RunFolder, models: TrainedModels, settings: FeatureExperiment | SamplesExperiment, ranks: Ranks = ALONE
+) -> np.ndarray:
+    """`n_samples` ids [n,N] from the prior, mapped from a file in the run folder that is keyed by what makes them.
+
+    An interrupted sampling goes on where it stopped, also with another number of processes.
+    """
+    run, sampling = settings.run, settings.sampling
+    key = content_key(
+        "samples 1", sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype
+    )
+    path = folder.samples / f"{key}.npy"
+
+    def make() -> None:
+        fill_array(
+            path,
+            sampling.n_samples,
+            np.empty(models.prior.tokens, ids_dtype(settings.autoencoder.codebook_size)),
+            lambda indices, _: id_batches(models.prior, sampling, run, models.amp_dtype, indices.tolist()),
+            batch_size=batch_for_all(sampling.n_samples, run, ranks),
+            none=torch.empty((0, models.prior.tokens), dtype=torch.int64, device=models.device),
+            what="sampling",
+            quiet=run.quiet,
+            ranks=ranks,
+        )
+
+    return made_array(path, make, ranks=ranks)[0]
