@@ -80,7 +80,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
         **vars(settings.kid),
     }
     if lpips:
-        conditions["lpips_net"] = settings.reconstruction.lpips_net
+        conditions |= {"lpips_net": settings.reconstruction.lpips_net, "lpips_weights": lpips.weights}
     line = record_result(folder.path / FILE_NAME, conditions, values)
     path, grid = reconstructions.picture(codes)
     with open_dashboard(run) as dashboard:

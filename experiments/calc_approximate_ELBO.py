@@ -62,6 +62,8 @@ def calculate(settings: LikelihoodExperiment) -> None:
             "bits": likelihood.bits,
             "code_term": describe_code_term(models.prior, likelihood),
             "head_steps": likelihood.train_steps,
+            "head_lr": likelihood.lr,
+            "batch_size": run.batch_size,
         }
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)

@@ -39,7 +39,7 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.progress import say
     from utils.results import FILE_NAME, record_result
     from utils.sample_files import SampleFiles
-    from utils.sampling import draw_images
+    from utils.sampling import draw_images, sampling_conditions
     from utils.trained_models import load_trained_models
 
     run, neighbours, sampling = settings.run, settings.neighbours, settings.sampling
@@ -80,9 +80,8 @@ def find(settings: NeighboursExperiment) -> None:
             "distance": embedding.name,
             "weights": embedding.weights,
             "samples": len(samples),
-            "temp": sampling.temp,
-            "sample_steps": sampling.sample_steps,
-            "sample_type": sampling.sample_type,
+            **sampling_conditions(sampling, settings.prior.sampler),
+            "split": "train",
             "training_images": found.seen,
         }
         grid = write_neighbours(folder, samples, found, data, conditions)

@@ -31,7 +31,7 @@ from utils.run_folder import DATA_FEATURES, RunFolder
 from utils.runs import restore_autoencoder
 from utils.sample_files import SampleFiles
 from utils.sampled_ids import sampled_ids
-from utils.sampling import decode_images
+from utils.sampling import decode_images, sampling_conditions
 from utils.shared_batches import in_order, own_indices
 from utils.trained_models import load_trained_models
 
@@ -98,7 +98,9 @@ def facts_of(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
 def _from_file(flag: str, path: str) -> FeatureSource:
     features = read_features(flag, Path(path))
     n, width = features.shape
-    return FeatureSource(n, width, f"{flag} {path}", {flag.strip("-"): path}, lambda *_: features)
+    name = flag.strip("-")
+    conditions: dict[str, Value] = {name: path, f"{name}_sha256": sha256_of(Path(path))[:8], f"{name}_n": n}
+    return FeatureSource(n, width, f"{flag} {path}", conditions, lambda *_: features)
 
 
 def real_source(
@@ -135,7 +137,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             len(data),
             extractor.width,
             f"--fake_images_path {path}",
-            {**extractor.conditions, "fake_images": path, "n_fake": len(data)},
+            {**extractor.conditions, "fake_images": path, "fake_images_key": data.fingerprint[:8], "n_fake": len(data)},
             lambda ranks, bad: _of_data(
                 folder.features, run, extractor, data, f"{extractor.name} of {path}", ranks, bad
             ),
@@ -159,6 +161,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             {
                 **extractor.conditions,
                 "latents": path,
+                "latents_sha256": sha256_of(Path(path))[:8],
                 "n_fake": len(ids),
                 "autoencoder": str(ae_file),
                 "dtype": precision_name(pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)),
@@ -170,9 +173,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
     conditions: dict[str, Value] = {
         **extractor.conditions,
         "n_fake": sampling.n_samples,
-        "temp": sampling.temp,
-        **({"sample_steps": sampling.sample_steps} if settings.prior.sampler == "absorbing" else {}),
-        **({"sample_type": sampling.sample_type} if sampling.sample_type != "diffusion" else {}),
+        **sampling_conditions(sampling, settings.prior.sampler),
         **models.conditions(run),
     }
     return FeatureSource(

@@ -20,7 +20,7 @@ from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.features import build_features
 from utils.partial import Partial
-from utils.perceptual import LPIPSEmbedding, load_lpips
+from utils.perceptual import LPIPSEmbedding, digest_of, load_lpips
 from utils.progress import Progress
 from utils.shared_batches import in_order, own_indices
 from utils.weights import NoWeightsError
@@ -53,9 +53,8 @@ def build_embedding(settings: NeighbourSettings, device: torch.device, warn: Cal
             warn(f"WARNING: {error}. For now features of R64 stand in for LPIPS: other distances, other neighbours")
         else:
             embed = LPIPSEmbedding(network, device)
-            digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values()))
             return Embedding(
-                f"LPIPS ({settings.lpips_net})", digest.hexdigest()[:8], lambda pixels: embed(pixels.float() / 255)
+                f"LPIPS ({settings.lpips_net})", digest_of(network), lambda pixels: embed(pixels.float() / 255)
             )
     r64 = build_features(FeatureSettings(features="r64"), device)
     return Embedding("squared distance of R64 features", r64.weights, r64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ class LPIPS:
         network.to(device, memory_format=layout)  # type: ignore[call-overload]
         self._network = network.eval().requires_grad_(False)
         self._symmetric = symmetric
+
+    @property
+    def weights(self) -> str:
+        """Which: the first digits of a hash."""
+        return digest_of(self._network)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Images [B,3,H,W] in [0,1], twice → distances [B,1,1,1]."""
@@ -111,6 +117,12 @@ def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpi
     trunk = {name: whole.get("features." + name.split(".", 1)[1]) for name in own}
     load_into(network.net, {name: value for name, value in trunk.items() if value is not None}, path)
     return network
+
+
+def digest_of(network: torch.nn.Module) -> str:
+    """The first digits of a hash of a network's weights."""
+    content = b"".join(value.cpu().numpy().tobytes() for value in network.state_dict().values())
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def untrained_lpips(net: str) -> lpips.LPIPS:

@@ -79,10 +79,9 @@ class Reconstructions:
 
     def compute(self, codes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """Features [n,d] of the reconstructions, and means over the images of what compares them one by one."""
-        extractor, reconstruction = self._extractor, self._settings.reconstruction
-        lpips = f"{reconstruction.lpips_net} {reconstruction.lpips_weights}" if self._lpips else None
+        extractor, lpips = self._extractor, self._lpips and self._lpips.weights
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
-        key = content_key("reconstructions 2", *made_from, extractor.name, extractor.weights)
+        key = content_key("reconstructions 3", *made_from, extractor.name, extractor.weights)
         path = self._folder.features / f"{key}.npy"
         rows, _ = made_array(path, lambda: self._fill(path, codes), mode="c", ranks=self._ranks)
         features, quality = np.split(rows, [extractor.width], axis=1)

@@ -15,10 +15,18 @@ from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
+from utils.results import Value
 from utils.seeding import make_generator
 from utils.shared_batches import in_order, own_indices
 
 DECODE_BATCH = 32  # images that go through the decoder together: its activations are far larger than the prior's
+
+
+def sampling_conditions(sampling: SamplingSettings, sampler: str) -> dict[str, Value]:
+    """What a result from drawn images depends on; an autoregressive prior has no steps."""
+    steps: dict[str, Value] = {"sample_steps": sampling.sample_steps} if sampler == "absorbing" else {}
+    kind: dict[str, Value] = {"sample_type": sampling.sample_type} if sampling.sample_type != "diffusion" else {}
+    return {"temp": sampling.temp, **steps, **kind}
 
 
 def id_batches(

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 import utils.feature_sources as sources
 import utils.sampled_ids as sampled_ids
-from experiments import calc_FID
+from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
-from hparams.experiments import FIDExperiment
+from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
 from models.r64 import R64
 from utils.datasets import open_images
 from utils.features import FeatureExtractor
 from utils.panes import read_panes
+from utils.perceptual import untrained_lpips
 from utils.pictures import save_png
 
 N = 12
@@ -217,3 +218,27 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any) -> None:
         save_png(Path("same") / f"{i:03d}.png", real[i])
     values = score("--fake_images_path same --log_dir same --img_size 16")
     assert abs(values["fid"]) < 1e-3 * score("--load_dir absorbing --log_dir other")["fid"]
+
+
+def test_what_a_file_held_tells_results_apart(score: Any) -> None:
+    """LPIPS weights, and features, that are replaced under the same name: new numbers, and the old ones stay."""
+    words = f"--dataset toy_churches {VAL} --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --quiet"
+    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0")
+    words += " --lpips_net vgg --lpips_weights weights.pth"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(untrained_lpips("vgg").state_dict(), "weights.pth")
+        settings = parse(ReconstructionExperiment, f"{words} --log_dir recs".split(), description="", example="")
+        calc_VQGAN_FID.calculate(settings)
+    first, second = json.loads(Path("logs/recs/results.json").read_text())
+    assert first["values"]["lpips"] != second["values"]["lpips"]
+    assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
+
+    np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
+    words = "--dataset toy_churches --device cpu --quiet --log_dir prdc --real_feats real.npy --fake_feats fake.npy"
+    for shift in (0, 5):
+        np.save("fake.npy", np.load("real.npy") + np.float32(shift))
+        calc_PRDC.calculate(parse(PRDCExperiment, words.split(), description="", example=""))
+    same, other = json.loads(Path("logs/prdc/results.json").read_text())
+    assert same["values"]["precision"] == 1 > other["values"]["precision"]
+    assert same["conditions"]["fake_feats_n"] == 40
