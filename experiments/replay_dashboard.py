@@ -25,8 +25,8 @@ def main() -> None:
         return
     draw_summary(folder.dashboard, folder.summary, title=settings.log_dir)
     print(f"summary in {folder.summary}")
-    panes = replay(folder.dashboard, settings.visdom_server, settings.visdom_port)
     env = settings.log_dir.replace("/", "_")
+    panes = replay(folder.dashboard, env, settings.visdom_server, settings.visdom_port)
     print(f"{panes} panes at {settings.visdom_server}:{settings.visdom_port}/env/{env}")
 
 

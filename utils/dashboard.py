@@ -269,8 +269,8 @@ class Dashboard:
         )
 
 
-def replay(log_file: Path, server: str = "http://localhost", port: int = 8097) -> int:
-    """Show a recorded run's panes in a visdom server; returns how many.
+def replay(log_file: Path, env: str, server: str = "http://localhost", port: int = 8097) -> int:
+    """Show a recorded run's panes in a visdom server's environment `env`; returns how many.
 
     Raises:
         UserError: the file cannot be read, or no visdom server answers.
@@ -281,10 +281,9 @@ def replay(log_file: Path, server: str = "http://localhost", port: int = 8097) -
         raise UserError(f"{log_file}: {error.strerror}: give the dashboard log of a run") from error
     visdom = Server(server, port)
     try:
-        for env in {message["eid"] for message in recorded.values()}:
-            visdom.clear(env)
+        visdom.clear(env)
         for message in recorded.values():
-            for event in events_of(message):
+            for event in events_of({**message, "eid": env}):  # the folder may have been copied or renamed
                 visdom.send(event)
     except (OSError, ValueError) as error:
         raise UserError(

@@ -146,11 +146,12 @@ def test_without_a_server_the_log_has_everything_and_can_be_replayed(
     assert logged(tmp_path) == expected_losses(*range(201))
 
     server = request.getfixturevalue("server")
-    assert replay(tmp_path / "visdom.log", port=server.port) == 2
-    assert server.curves(ENV, "losses") == expected_losses(*range(201))
-    np.testing.assert_array_equal(picture_of(server.panes(ENV)["samples"]["content"]), grid)
+    for env in (ENV, "copied"):
+        assert replay(tmp_path / "visdom.log", env, port=server.port) == 2
+        assert server.curves(env, "losses") == expected_losses(*range(201))
+        np.testing.assert_array_equal(picture_of(server.panes(env)["samples"]["content"]), grid)
+        server.forget(env)
 
-    server.forget(ENV)
     logging.getLogger("visdom").setLevel(logging.ERROR)
     client = visdom.Visdom(port=server.port, use_incoming_socket=False, raise_exceptions=True)
     client.replay_log(str(tmp_path / "visdom.log"))
@@ -236,7 +237,7 @@ def test_another_program_on_the_port(
             eventually(lambda: len(asked) > 4)
             losses(board, 1)
         with pytest.raises(UserError, match="--visdom_port"):
-            replay(tmp_path / "visdom.log", port=other.server_port)
+            replay(tmp_path / "visdom.log", ENV, port=other.server_port)
         other.shutdown()
     assert len(warnings) == 1
     assert "something" in warnings[0]
@@ -315,11 +316,11 @@ def test_user_errors_name_flag_or_file(tmp_path: Path, opened: Callable[..., Das
     with pytest.raises(UserError, match="--visdom_server"):
         opened(8097, server="http://[::")
     with pytest.raises(UserError, match=r"nowhere\.log"):
-        replay(tmp_path / "nowhere.log")
+        replay(tmp_path / "nowhere.log", ENV)
     event = ["events", {"win": "w", "eid": "e", "data": [{"type": "text"}]}]
     (tmp_path / "one.log").write_text(json.dumps(event) + "\n")
     with pytest.raises(UserError, match=r"--visdom_port.*visdom -p"):
-        replay(tmp_path / "one.log", port=free_port())
+        replay(tmp_path / "one.log", ENV, port=free_port())
 
 
 def test_browser_draws_the_panes(
