@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -69,25 +70,31 @@ class RunLog:
 
 
 class LineFile:
-    """A text file that outlives a full disk: what cannot be written waits in memory for the next write."""
+    """A text file that outlives a full disk: what cannot be written waits in memory for the next write.
+
+    Several threads may write: the dashboard's warns.
+    """
 
     def __init__(self, path: Path, mode: Literal["wb", "ab"]) -> None:
         self._file = path.open(mode, buffering=0)
         self._path = path
         self._waiting = b""
         self._failed = False
+        self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
         """Append text, now or when the disk takes it; the first failure is said on stderr."""
-        self._waiting += text.encode()
-        try:
-            while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                print(f"{self._path}: {error.strerror}: lines wait in memory until it can be written", file=sys.stderr)
-            self._failed = True
+        with self._lock:
+            self._waiting += text.encode()
+            try:
+                while self._waiting:
+                    self._waiting = self._waiting[self._file.write(self._waiting) :]
+                self._failed = False
+            except OSError as error:
+                if not self._failed:
+                    reason = f"{error.strerror}: lines wait in memory until it can be written"
+                    print(f"{self._path}: {reason}", file=sys.stderr)
+                self._failed = True
 
     def sync(self) -> None:
         """Flush to disk; a disk that fails is left to the next write to report."""
