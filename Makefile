@@ -35,7 +35,8 @@ lint: setup  ## ruff and mypy
 test: setup lint  ## lint, then every test
 	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python || echo "test: the dashboard's tests will be skipped"
 	@bash tests/install_browser.sh || echo "test: the browser's test will be skipped"
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	@# Two processes of two threads each would wait for one another on two cores.
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their memory: some minutes
 	$(VENV)/bin/python tests/soak.py

@@ -81,7 +81,7 @@ def find(settings: NeighboursExperiment) -> None:
             "weights": embedding.weights,
             "samples": len(samples),
             **sampling_conditions(sampling, settings.prior.sampler),
-            "split": "train",
+            "split": "all",
             "training_images": found.seen,
         }
         grid = write_neighbours(folder, samples, found, data, conditions)

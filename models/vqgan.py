@@ -214,12 +214,15 @@ class VQGAN(nn.Module):
 
     def _at_last_layer(self, x_hat: Tensor, look: _Look) -> Tensor:
         """Both losses' gradients at the last layer, stacked, float32."""
-        gradients = (
-            torch.autograd.grad(x_hat, self.ae.generator.last_layer, g.to(x_hat.dtype), retain_graph=True)[0].float()
-            for g in (look.grad, look.g_grad)
-            if g is not None
-        )
-        return torch.stack(list(gradients))
+        last_layer, gradients = self.ae.generator.last_layer, []
+        for g in (look.grad, look.g_grad):
+            if g is not None:
+                # Of a norm near 1, so that float16 holds what comes of it; by a power of two, which rounds nothing.
+                norm = torch.linalg.vector_norm(g)
+                unit = torch.ldexp(torch.ones_like(norm), torch.frexp(torch.where(norm.isfinite(), norm, 1)).exponent)
+                (at_layer,) = torch.autograd.grad(x_hat, last_layer, (g / unit).to(x_hat.dtype), retain_graph=True)
+                gradients.append(at_layer.float() * unit)
+        return torch.stack(gradients)
 
     def _weight(self, at_last_layer: Sequence[Tensor], mean: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Adaptive weight from the last layer's gradients of all micro-batches and processes; 0 without any."""

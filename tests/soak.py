@@ -171,13 +171,13 @@ class Soak:
         """What a finished run does not share with the undisturbed one."""
         ours, theirs = RunFolder(run, self.logs), RunFolder(f"reference_{kind}", self.logs)
         found = []
-        files = sorted(file.name for file in theirs.saved_models.iterdir())
-        if sorted(file.name for file in ours.saved_models.iterdir()) != files:
-            found.append(f"other files in {ours.saved_models}: {sorted(ours.saved_models.iterdir())}")
+        files, own = ({file.name for file in folder.saved_models.iterdir()} for folder in (theirs, ours))
+        if own != files:
+            found.append(f"{run}: too much or missing: {', '.join(sorted(own ^ files))}")
         else:
             found += [
                 f"{run}: {name} differs"
-                for name in files
+                for name in sorted(files)
                 if not same_files(*(folder.saved_models / name for folder in (ours, theirs)))
             ]
         if self.metrics(ours) != self.metrics(theirs):

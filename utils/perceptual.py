@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import warnings
@@ -39,7 +40,7 @@ class LPIPS:
         self._network = network.eval().requires_grad_(False)
         self._symmetric = symmetric
 
-    @property
+    @functools.cached_property
     def weights(self) -> str:
         """Which: the first digits of a hash."""
         return digest_of(self._network)

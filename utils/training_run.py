@@ -96,6 +96,8 @@ class TrainingRun:
             save(settings, self.folder.hparams)
             with naming(self.folder.path):
                 launch.mark(self.folder.path)
+            if settings.training.resume and self.start:  # an earlier process may have ended before it came to that
+                clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
         self._watch = Stopwatch(trainer.device)

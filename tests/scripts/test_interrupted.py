@@ -145,6 +145,16 @@ def test_older_states_go_and_weights_stay_as_told(toy_copy) -> None:
     assert {file.name for file in saved.iterdir()} == {"vqgan_18.th", "vqgan_ema_18.th", "vqgan_state_18.th"}
 
 
+def test_a_run_that_is_done_tidies_what_a_kill_left(tiny) -> None:
+    """It was killed when its last step was whole, before it had deleted what that made useless."""
+    saved = tiny.folder / "logs/ae/saved_models"
+    (saved / ".vqgan_saving_8").touch()
+    (saved / ".vqgan_state_8.th.123").write_bytes(b"half of it")
+    tiny.ok("train_vqgan.py --resume --log_dir ae --keep_states 1")
+    left = {file.name for file in saved.iterdir()}
+    assert left == {"vqgan_state_8.th", *(f"vqgan{ema}_{step}.th" for ema in ("", "_ema") for step in (4, 8))}
+
+
 @pytest.mark.parametrize("harm", ["truncated", "flipped"])
 def test_a_damaged_step_is_reported_and_an_older_one_used(toy_copy, harm: str) -> None:
     file = toy_copy.logs / "vqgan/saved_models/vqgan_20.th"

@@ -140,7 +140,7 @@ def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torc
 
 
 def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
-    """200 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
+    """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
     training = trainer(
         torch.float16, img_size=8, disc_start_step=60, diff_aug=True, codebook_init="encoder", restart_dead_codes=20
     )
@@ -148,7 +148,7 @@ def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
     for scaler in scalers:
         scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
     overflown, weights = 0, []
-    for step in range(200):
+    for step in range(300):
         before = training.vqgan.ae.generator.last_layer.clone()
         metrics = training.step(images(step, 2)[:, :, :8, :8], step)
         overflown += torch.equal(before, training.vqgan.ae.generator.last_layer)
@@ -157,8 +157,7 @@ def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
     assert 5 < overflown < 60
     assert all(scaler.get_scale() < 2.0**30 for scaler in scalers)
     assert weights[:60] == [0] * 60
-    assert all(0 <= weight <= 1 for weight in weights[100:])
-    assert sum(weight > 0 for weight in weights[100:]) > 90  # 0 where a gradient overflows: that update is skipped
+    assert all(0 < weight <= 1 for weight in weights[100:])
     assert sum(state["step"].item() for state in training.optimisers["ae"].adam.state.values()) > 0
 
 
