@@ -18,7 +18,6 @@ import utils.sampled_ids as sampled_ids
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
 from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
-from models.r64 import R64
 from utils.datasets import open_images
 from utils.features import FeatureExtractor
 from utils.panes import read_panes
@@ -82,7 +81,7 @@ def test_results_name_all_that_they_depend_on(scored: Any) -> None:
         assert f"{name} {value:g}" in line if isinstance(value, float) else f"{name} {value}" in line
 
 
-def test_saved_images_score_the_same(scored: Any) -> None:
+def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
     """Also by torch-fidelity itself, with R64 as an extractor of the user's own."""
     images = scored.logs / "scored/fid/images/samples"
     assert len(list(images.iterdir())) == N
@@ -93,13 +92,12 @@ def test_saved_images_score_the_same(scored: Any) -> None:
     real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
     for i in range(len(real)):
         save_png(scored.folder / "real" / f"{i:03d}.png", real[i])
-    torch_fidelity.register_feature_extractor("r64", R64)
     expected = torch_fidelity.calculate_metrics(
         input1=str(images),
         input2=str(scored.folder / "real"),
         cuda=False,
         fid=True,
-        feature_extractor="r64",
+        feature_extractor=registered_r64,
         save_cpu_ram=True,
         verbose=False,
         cache=False,

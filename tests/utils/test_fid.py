@@ -12,7 +12,6 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from hparams.experiments import FeatureSettings, KIDSettings
-from models.r64 import R64
 from utils.datasets import open_images
 from utils.features import FeatureExtractor, build_features
 from utils.fid import distances, feature_statistics, frechet_distance, kernel_distance
@@ -73,9 +72,10 @@ def check_against_torch_fidelity(
     assert got["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
 
 
-def test_equal_to_torch_fidelity_with_r64(tmp_path: Path, pictures: Tensor, r64: FeatureExtractor) -> None:
-    torch_fidelity.register_feature_extractor("r64", R64)
-    check_against_torch_fidelity(tmp_path, r64, "r64", pictures[:20], pictures[20:36])
+def test_equal_to_torch_fidelity_with_r64(
+    tmp_path: Path, pictures: Tensor, r64: FeatureExtractor, registered_r64: str
+) -> None:
+    check_against_torch_fidelity(tmp_path, r64, registered_r64, pictures[:20], pictures[20:36])
 
 
 def test_equal_to_torch_fidelity_with_inception(tmp_path: Path, pictures: Tensor, inception_file: Path) -> None:
