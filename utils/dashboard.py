@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TextIO
 
 import numpy as np
@@ -25,6 +26,7 @@ from utils.visdom_server import Server
 LONGEST_BACKLOG = 50  # events of a pane that wait for the server, before the whole pane replaces them
 SLACK_BYTES = 12_000_000  # what the log may grow by before it is rewritten without what was replaced or left out
 SECONDS_TO_CLOSE = 5.0  # what the end of a run waits for the server at most
+SHARE_OF_ATTEMPTS = 0.01  # of a run's time, for attempts to write a log that a full disk does not take
 
 
 class Dashboard:
@@ -40,9 +42,11 @@ class Dashboard:
         warn: takes the one line per outage; called from another thread.
         resume_step: step at which the run continues the one that `log_file` records: its curves are cut after that step
             and go on. None: a new run, which replaces the file and the environment's panes.
-        retry_seconds: pause between attempts to reach a server that failed.
+        retry_seconds: pause between attempts to reach a server that failed; the least one between attempts to write
+            a log file that failed.
 
     A log file that cannot be written costs one warning; it is written anew, with everything, once that works again.
+    That is tried for `SHARE_OF_ATTEMPTS` of the run's time, and by `close`, which says if plots are lost.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Dashboard:
             self._panes = {window: {**message, "eid": self._env} for window, message in kept.items()}
         self._log: TextIO | None = None
         self._log_failed = False
+        self._next_attempt = 0.0
         self._keep(())
 
         self._pending: dict[str, list[Event]] = {}  # by window: what the server has not got yet, oldest window first
@@ -169,11 +174,14 @@ class Dashboard:
     def close(self) -> None:
         """Wait up to `SECONDS_TO_CLOSE` for the last panes to reach the server, if it answers. May be called twice."""
         with self._changed:
+            if self._closing:
+                return
             self._closing = True
             self._changed.notify_all()
+        if self._log is None:
+            self._keep((), last=True)
         self._thread.join(SECONDS_TO_CLOSE)
-        if self._log:
-            self._log.close()
+        self._drop_log()
 
     def _show(self, window: str, content: Message) -> None:
         self._record(Event("events", {"win": window, "eid": self._env, **content}))
@@ -190,8 +198,11 @@ class Dashboard:
             self._changed.notify_all()
         self._keep([event])
 
-    def _keep(self, events: Sequence[Event]) -> None:
-        """Record events that the panes have already; without an open log, all panes."""
+    def _keep(self, events: Sequence[Event], *, last: bool = False) -> None:
+        """Record events that the panes have already; without an open log, all panes, if that is due or `last`."""
+        begin = monotonic()
+        if self._log is None and begin < self._next_attempt and not last:
+            return
         try:
             if self._log:
                 self._log.writelines(json.dumps(event) + "\n" for event in events)
@@ -202,11 +213,12 @@ class Dashboard:
             self._log_failed = False
         except OSError as error:
             self._drop_log()
-            if not self._log_failed:
-                self._warn(
-                    f"dashboard: {self._log_file}: {error.strerror}: plots are kept in memory until it can be written"
-                )
+            if last or not self._log_failed:
+                fate = "its newest plots are lost" if last else "plots are kept in memory until it can be written"
+                self._warn(f"dashboard: {self._log_file}: {error.strerror}: {fate}")
             self._log_failed = True
+            now = monotonic()
+            self._next_attempt = now + max(self._retry_seconds, (now - begin) / SHARE_OF_ATTEMPTS)
 
     def _drop_log(self) -> None:
         if self._log:
@@ -217,12 +229,16 @@ class Dashboard:
     def _start_log(self) -> TextIO:
         """Write the events that make all panes in place of the log so far; returns the new file, open for more."""
         temporary = self._log_file.with_name(self._log_file.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as out:
-            for message in self._panes.values():
-                out.writelines(json.dumps(event) + "\n" for event in events_of(message))
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(self._log_file)
+        try:
+            with temporary.open("w", encoding="utf-8") as out:
+                for message in self._panes.values():
+                    out.writelines(json.dumps(event) + "\n" for event in events_of(message))
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(self._log_file)
+        finally:
+            with contextlib.suppress(OSError):  # it is there only where it could not be written
+                temporary.unlink(missing_ok=True)
         self._log_limit = self._log_file.stat().st_size + SLACK_BYTES
         return self._log_file.open("a", encoding="utf-8")
 

@@ -229,6 +229,8 @@ def test_logs_on_a_full_disk(watched, server: VisdomServer) -> None:
     for name in ("log.txt", "dashboard.jsonl.tmp"):
         (run / name).symlink_to("/dev/full")
     told = disturbed(watched, "full", server.port)
+    assert_whole(run)  # the link went with the failed attempt, so a later one, the end's at the latest, found room
+    assert not (run / "dashboard.jsonl.tmp").is_symlink()
     assert told.count("plots are kept in memory until it can be written") == 1
     assert told.count("log.txt: No space left on device") == 1
     assert_no_gap(server, "full")

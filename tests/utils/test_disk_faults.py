@@ -19,6 +19,7 @@ from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.settings import VQGANStage
 from hparams.training_settings import TrainingSettings
+from utils import dashboard
 from utils import growing_array as growing
 from utils.bad_images import BadImages
 from utils.checkpoints import load_state, save_step
@@ -277,6 +278,38 @@ def test_logs_wait_for_room_and_lose_nothing(disk: Path, capsys: pytest.CaptureF
     assert (disk / "bad_images.txt").read_text().count("\n") == 2
     said = capsys.readouterr()
     assert (said.out + said.err).count("metrics.jsonl: No space left on device") == 1
+
+
+@pytest.mark.parametrize("room_at_the_end", [True, False])
+def test_attempts_to_write_the_dashboards_log_are_few_and_leave_nothing(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, room_at_the_end: bool
+) -> None:
+    clock, attempts, said, opened = [0.0], [], [], Path.open
+
+    def opening(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "dashboard.jsonl.tmp":
+            attempts.append(clock[0])
+            clock[0] += 1  # what an attempt takes, in seconds
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(dashboard, "monotonic", lambda: clock[0])
+    with Dashboard("run", disk / "dashboard.jsonl", port=9, warn=said.append) as board:
+        board.text("settings", "x" * 9000, title="settings")
+        fill(disk, 4096)
+        monkeypatch.setattr(Path, "open", opening)
+        for step in range(1, 1001):
+            clock[0] += 1
+            board.line("loss", step, {"train": 1 / step}, title="loss", ylabel="loss")
+        assert 5 < len(attempts) < 12  # one in a hundred seconds
+        assert {file.name for file in disk.iterdir()} == {"dashboard.jsonl", "filler"}
+        if room_at_the_end:
+            (disk / "filler").unlink()
+    if room_at_the_end:
+        assert read_panes(disk / "dashboard.jsonl")["loss"]["data"][0]["x"] == list(range(1, 1001))
+    assert not (disk / "dashboard.jsonl.tmp").exists()
+    said = [line.split("device: ")[1] for line in said if "No space left" in line]
+    kept = "plots are kept in memory until it can be written"
+    assert said == ([kept] if room_at_the_end else [kept, "its newest plots are lost"])
 
 
 def test_a_read_only_folder_is_refused_and_read(disk: Path) -> None:
