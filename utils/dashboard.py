@@ -1,8 +1,9 @@
 """A run's panes in visdom, kept in the run folder as well.
 
 Every event goes first to a log file in visdom's own format, which `visdom.Visdom().replay_log` reads, and then to the
-server from a thread of its own. A server that is missing, dies, hangs or comes back therefore costs the run one warning
-and nothing else, but for the few seconds that `close` waits for a server that is slow to answer.
+server from a thread of its own: no other asks it anything. A server that is missing, refuses, hangs, is slow, dies or
+comes back, however often, therefore costs the run one warning per outage and `SECONDS_TO_CLOSE` in all, which `close`
+waits at most for the last panes.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -116,17 +117,18 @@ class SummaryDrawer:
             self._warn(f"{self._path} was not drawn ({error.strerror}); the run goes on")
 
     def close(self) -> None:
-        """Wait for the newest page, but not for ever."""
-        self._wait()
-        if self._outdated:
+        """Wait up to `SECONDS_AT_THE_END` for the newest page; the one before it stays where that is too short."""
+        end = monotonic() + SECONDS_AT_THE_END
+        self._wait(end)
+        if self._outdated and monotonic() < end:
             self.draw()
-            self._wait()
+            self._wait(end)
 
-    def _wait(self) -> None:
+    def _wait(self, end: float) -> None:
         if self._process is None:
             return
         try:
-            self._process.wait(SECONDS_AT_THE_END)
+            self._process.wait(max(0.0, end - monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._reap()

@@ -163,7 +163,7 @@ class TrainingReport:
         return f"step {done:>{len(str(self._end))}}/{self._end}"
 
     def close(self) -> None:
-        """Close everything; waits a few seconds at most for the dashboard, and for the last summary."""
+        """Close everything; waits 5 s at most for the dashboard's server, and then 30 s for the last summary."""
         if self._progress:
             self._progress.close()
         self._dashboard.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import visdom
 from PIL import Image
 
@@ -202,7 +205,7 @@ def test_hung_server_does_not_hold_up_the_run(
         losses(board, 0)
         eventually(lambda: server.curves(ENV, "losses") == expected_losses(0))
         server.freeze()
-        losses(board, *range(1, 300))  # would never end if it waited for the server
+        losses(board, *range(1, 300))
         assert logged(tmp_path) == expected_losses(*range(300))
         eventually(lambda: len(warnings) == 1)
         server.thaw()
@@ -210,6 +213,49 @@ def test_hung_server_does_not_hold_up_the_run(
         losses(board, 300)
     assert server.curves(ENV, "losses") == expected_losses(*range(301))
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("fault", ["gone", "hung", "dies at each request"])
+def test_only_the_end_of_a_run_waits_for_the_server_and_that_within_its_budget(
+    tmp_path: Path, opened: Callable[..., Dashboard], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(dashboard, "SECONDS_TO_CLOSE", 0.1)
+    monkeypatch.setattr(visdom_server, "TIMEOUT", (3600.0, 3600.0))
+    post, asking = requests.Session.post, set()
+
+    def posting(*arguments: Any, **options: Any) -> requests.Response:
+        asking.add(threading.current_thread().name)
+        return post(*arguments, **options)
+
+    monkeypatch.setattr(requests.Session, "post", posting)
+
+    def run() -> None:
+        with opened(port) as board:
+            losses(board, 0)
+            eventually(lambda: len(asking) > 0)
+            losses(board, *range(1, 300))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # which takes connections, and never answers
+        port = int(listener.getsockname()[1])
+        if fault == "gone":
+            listener.close()
+        elif fault == "dies at each request":
+            threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        running = threading.Thread(target=run, name="run", daemon=True)
+        running.start()
+        running.join(60)
+        assert not running.is_alive(), "the run waits for the server"
+    assert asking == {"dashboard"}
+    assert logged(tmp_path) == expected_losses(*range(300))
+
+
+def hang_up(listener: socket.socket) -> None:
+    """Close each connection as soon as it is asked for something, until there are no more."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])
