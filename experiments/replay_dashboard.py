@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hparams.checks import run_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
@@ -20,14 +22,22 @@ def main() -> None:
     folder = RunFolder(run_folder("--log_dir", settings.log_dir))
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
+    env, address = folder.name.replace("/", "_"), f"{settings.visdom_server}:{settings.visdom_port}"
     if settings.dry_run:
-        print(f"{folder.dashboard} would be shown at {settings.visdom_server}:{settings.visdom_port}")
+        goal = f"drawn in {folder.summary}" if settings.summary_only else f"shown at {address}"
+        print(f"{folder.dashboard} would be {goal}")
         return
-    draw_summary(folder.dashboard, folder.summary, title=settings.log_dir)
-    print(f"summary in {folder.summary}")
-    env = settings.log_dir.replace("/", "_")
-    panes = replay(folder.dashboard, env, settings.visdom_server, settings.visdom_port)
-    print(f"{panes} panes at {settings.visdom_server}:{settings.visdom_port}/env/{env}")
+    if not settings.summary_only:
+        panes = replay(folder.dashboard, env, settings.visdom_server, settings.visdom_port)
+        print(f"{panes} panes at {address}/env/{env}", flush=True)
+    try:
+        draw_summary(folder.dashboard, folder.summary, title=folder.name)
+    except UserError as error:
+        if settings.summary_only:
+            raise
+        print(f"WARNING: no summary: {error}", file=sys.stderr)
+    else:
+        print(f"summary in {folder.summary}")
 
 
 if __name__ == "__main__":

@@ -304,6 +304,7 @@ def replay(log_file: Path, env: str, server: str = "http://localhost", port: int
                 visdom.send(event)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--visdom_server, --visdom_port: no visdom server at {visdom.address}: start one with `visdom -p {port}`"
+            f"--visdom_server, --visdom_port: no visdom server at {visdom.address}: start one with `visdom -p {port}`, "
+            "or draw summary.png alone with --summary_only"
         ) from error
     return len(recorded)

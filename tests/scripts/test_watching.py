@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 
 from browser import Browser
+from utils.dashboard import Dashboard
+from utils.panes import read_panes
 from visdom_process import VisdomServer, eventually, free_port
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
@@ -136,8 +138,43 @@ def test_replay_shows_a_past_run_from_its_folder(watched, server: VisdomServer) 
     assert f"{len(before)} panes" in out
     assert (watched.logs / "stage_2/summary.png").exists()
     assert contents(server.panes("stage_2")) == contents(before)
-    assert "--log_dir nowhere" in watched.refused("experiments/replay_dashboard.py --log_dir nowhere")
-    assert "--visdom_port" in watched.refused("experiments/replay_dashboard.py --log_dir stage_2 --visdom_port 9")
+
+
+def test_replay_where_no_summary_can_be_written(recorded, server: VisdomServer) -> None:
+    (recorded.logs / "run/summary.png").mkdir()
+    done = recorded.run(f"experiments/replay_dashboard.py --log_dir run --visdom_port {server.port}")
+    assert done.code == 0
+    assert done.err == "WARNING: no summary: logs/run/summary.png: Is a directory\n"
+    assert done.out == f"1 panes at http://localhost:{server.port}/env/run\n"
+    assert list(server.panes("run")) == ["loss"]
+    told = recorded.refused("experiments/replay_dashboard.py --log_dir run --summary_only")
+    assert "summary.png: Is a directory" in told
+
+
+def test_replay_without_a_server(recorded) -> None:
+    summary = recorded.logs / "run/summary.png"
+    told = recorded.refused("experiments/replay_dashboard.py --log_dir run --visdom_port 9")
+    assert "--visdom_port" in told
+    assert "--summary_only" in told
+    assert "--log_dir nowhere" in recorded.refused("experiments/replay_dashboard.py --log_dir nowhere")
+    assert not summary.exists()
+    command = "experiments/replay_dashboard.py --log_dir run --visdom_port 9 --summary_only"
+    assert "would be drawn in logs/run/summary.png" in recorded.ok(f"{command} --dry_run")
+    assert not summary.exists()
+    assert recorded.ok(command) == "summary in logs/run/summary.png\n"
+    with Image.open(summary) as page:
+        assert page.size[0] == 1280
+
+
+@pytest.fixture
+def recorded(shell) -> Any:
+    """A shell whose logs/ has a run with a curve, and nothing else."""
+    folder = shell.logs / "run"
+    folder.mkdir(parents=True)
+    with Dashboard("run", folder / "dashboard.jsonl", port=9, warn=lambda _: None) as board:
+        for step in range(3):
+            board.line("loss", step, {"train": 1 / (1 + step)}, title="loss", ylabel="nats")
+    return shell
 
 
 def contents(panes: dict[str, Any]) -> dict[str, Any]:
@@ -244,8 +281,6 @@ def assert_no_gap(server: VisdomServer, run: str) -> None:
 
 
 def panes_on_disk(run: Path) -> dict[str, Any]:
-    from utils.panes import read_panes
-
     return read_panes(run / "dashboard.jsonl")
 
 
