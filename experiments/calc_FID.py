@@ -41,10 +41,12 @@ def calculate(settings: FIDExperiment) -> None:
     introduce(settings, "FID and KID", device, facts_of(generated, real))
     with experiment_run(settings, device) as ranks:
         bad = list_bad_images(run, ranks)
-        features = generated.compute(ranks, bad), real.compute(ranks, bad)
+        features = generated.compute(ranks, bad)
+        statistics = real.statistics(ranks, bad, quiet=run.quiet)
+        real_features = real.compute(ranks, bad) if settings.kid.kid_subsets else None
     if not ranks.first:
         return
-    values = distances(*features, settings.kid)
+    values = distances(features, real_features, statistics, settings.kid, quiet=run.quiet)
     conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
     line = record_result(folder.path / FILE_NAME, conditions, values)
     with open_dashboard(run) as dashboard:

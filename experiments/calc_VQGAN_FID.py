@@ -67,10 +67,11 @@ def calculate(settings: ReconstructionExperiment) -> None:
         )
         codes = reconstructions.codes()
         features, quality = reconstructions.compute(codes)
-        real_features = real.compute(ranks, bad)
+        statistics = real.statistics(ranks, bad, quiet=run.quiet)
+        real_features = real.compute(ranks, bad) if settings.kid.kid_subsets else None
     if not ranks.first:
         return
-    values = distances(features, real_features, settings.kid) | quality
+    values = distances(features, real_features, statistics, settings.kid, quiet=run.quiet) | quality
     values |= codes_in_use(codes, sizes.codebook_size)
     conditions = {
         "metric": "reconstruction FID",

@@ -1,8 +1,11 @@
-"""Features of images on disk, keyed by what made them: computed once, and continued after an interruption."""
+"""Features of images and their statistics on disk, keyed by what made them.
+
+They are computed once, and continued after an interruption.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,9 @@ from utils.batches import eval_batches
 from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.features import FeatureExtractor
+from utils.fid import FeatureStatistics, feature_statistics
 from utils.files import content_key
-from utils.growing_array import made_array, read_array
+from utils.growing_array import growing_array, made_array, read_array
 from utils.shared_batches import fill_array
 
 
@@ -55,7 +59,7 @@ def cached_features(
             ranks=ranks,
         )
 
-    features, unreadable = made_array(path, make, mode="c", ranks=ranks)
+    features, unreadable = made_array(path, make, ranks)
     if bad and unreadable:
         bad(unreadable, n)
     return features
@@ -74,19 +78,24 @@ def data_features(
     bad: Report | None = None,
     ranks: Ranks = ALONE,
 ) -> np.ndarray:
-    """Features of a data set, or of its first `most` images, as `cached_features`, from a file in `folder`."""
+    """Features of a data set, or of its first `most` images, as `cached_features`, from a file in `folder`.
+
+    The file takes n · d · 4 bytes (Inception: 25 GB for the 3 million bedrooms), and is read as a whole, for its
+    checksum, whenever it is opened.
+    """
 
     def path(images: ImageData) -> Path:
-        return folder / f"{content_key('features 1', images.fingerprint, extractor.name, extractor.weights)}.npy"
+        return _data_file(folder, "features 1", extractor, images)
 
     def batches(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         return eval_batches(first, batch_size, num_workers, indices=indices, bad=report)
 
     first = data.first(most)
-    if first is not data and (whole := read_array(path(data), "c", ranks)):
+    if first is not data and (whole := read_array(path(data), ranks)):
         features, unreadable = whole
         if bad and unreadable:
-            bad(unreadable, len(data))
+            names = {data.source(i) for i in range(len(first))}
+            bad({name: reason for name, reason in unreadable.items() if name in names}, len(first))
         return features[: len(first)]
     return cached_features(
         path(first),
@@ -99,3 +108,51 @@ def data_features(
         bad=bad,
         ranks=ranks,
     )
+
+
+def statistics_file(folder: Path, extractor: FeatureExtractor, data: ImageData, most: int | None = None) -> Path:
+    """Where in `folder` the statistics of a data set's features are kept, or those of its first `most` images."""
+    return _data_file(folder, "statistics 1", extractor, data.first(most))
+
+
+def cached_statistics(
+    path: Path,
+    features: Callable[[Report], np.ndarray],
+    n: int,
+    *,
+    quiet: bool,
+    bad: Report,
+    ranks: Ranks = ALONE,
+) -> FeatureStatistics:
+    """Statistics from the file `path`, [d+1,d] float64, which is made from features [n,d] if it is missing.
+
+    Where it is there, `features` are not asked for: their file may be deleted. They take the report of images that
+    cannot be read; `bad` is told of these also when the statistics are there already. `quiet` hides the progress. Of
+    several `ranks` each computes its share.
+    """
+    kept = read_array(path, ranks)
+    if not kept:
+        unreadable: dict[str, str] = {}
+
+        def report(found: Mapping[str, str], images: int) -> None:
+            unreadable.update(found)
+            bad(found, images)
+
+        rows = features(report)
+
+        def make() -> None:
+            statistics = feature_statistics(rows, quiet=quiet, ranks=ranks)
+            if ranks.first:
+                with growing_array(path, (rows.shape[1] + 1, rows.shape[1]), np.float64) as out:
+                    out.values[0], out.values[1:] = statistics.mu, statistics.sigma
+                    out.bad.update(unreadable)
+
+        kept = made_array(path, make, ranks)
+    values, unreadable = kept
+    if unreadable:
+        bad(unreadable, n)
+    return FeatureStatistics(values[0], values[1:])
+
+
+def _data_file(folder: Path, kind: str, extractor: FeatureExtractor, data: ImageData) -> Path:
+    return folder / f"{content_key(kind, data.fingerprint, extractor.name, extractor.weights)}.npy"

@@ -20,8 +20,9 @@ from utils.building import open_data
 from utils.datasets import ImageData, Split, open_folder
 from utils.devices import pick_amp_dtype, precision_name
 from utils.distributed import Ranks
-from utils.feature_cache import cached_features, data_features
+from utils.feature_cache import cached_features, cached_statistics, data_features, statistics_file
 from utils.features import FeatureExtractor, build_features
+from utils.fid import FeatureStatistics, feature_statistics
 from utils.files import content_key, sha256_of
 from utils.given_files import read_features, read_latents
 from utils.pictures import to_uint8
@@ -47,6 +48,7 @@ class FeatureSource:
         conditions: everything that they depend on, by name, for results.
         compute: gives them, [n,d] float32. Processes share the work; the other argument is told of images that cannot
             be read.
+        statistics_file: where their statistics are kept; None: nowhere.
     """
 
     n: int
@@ -54,6 +56,20 @@ class FeatureSource:
     where: str
     conditions: Mapping[str, Value]
     compute: Callable[[Ranks, Report], np.ndarray]
+    statistics_file: Path | None = None
+
+    def statistics(self, ranks: Ranks, bad: Report, *, quiet: bool) -> FeatureStatistics:
+        """Their mean and covariance, for which they are computed only where these are not kept."""
+        if not self.statistics_file:
+            return feature_statistics(self.compute(ranks, bad), quiet=quiet, ranks=ranks)
+        return cached_statistics(
+            self.statistics_file,
+            lambda report: self.compute(ranks, report),
+            self.n,
+            quiet=quiet,
+            bad=bad,
+            ranks=ranks,
+        )
 
 
 def open_sources(
@@ -114,6 +130,7 @@ def real_source(
         f"the {split} split of {data.name}",
         {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
         lambda ranks, bad: _of_data(DATA_FEATURES, run, extractor, data, what, ranks, bad, most),
+        statistics_file(DATA_FEATURES, extractor, data, most),
     )
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_kid import kernel_mmd
 
 from hparams.experiments import KIDSettings
+from utils.distributed import ALONE, Ranks
+from utils.progress import Progress
 
 _ROWS = 4096  # features in float64 at a time
 
@@ -22,25 +25,39 @@ class FeatureStatistics:
     sigma: np.ndarray
 
 
-def distances(generated: np.ndarray, real: np.ndarray, kid: KIDSettings) -> dict[str, float]:
-    """FID of features [n,d] and [m,d] and, unless it is left out, KID with its deviation over subsets, by name."""
-    found = {"fid": frechet_distance(feature_statistics(generated), feature_statistics(real))}
+def distances(
+    generated: np.ndarray, real: np.ndarray | None, real_statistics: FeatureStatistics, kid: KIDSettings, *, quiet: bool
+) -> dict[str, float]:
+    """FID of features [n,d] and, unless it is left out, KID with its deviation over subsets, by name.
+
+    Of the real features [m,d] only KID needs more than their statistics: None without it. `quiet` hides its progress.
+    """
+    found = {"fid": frechet_distance(feature_statistics(generated, quiet=quiet), real_statistics)}
     if kid.kid_subsets:
-        mean, deviation = kernel_distance(generated, real, subsets=kid.kid_subsets, subset_size=kid.kid_subset_size)
+        assert real is not None
+        mean, deviation = kernel_distance(
+            generated, real, subsets=kid.kid_subsets, subset_size=kid.kid_subset_size, quiet=quiet
+        )
         found |= {"kid": mean, "kid_std": deviation}
     return found
 
 
-def feature_statistics(features: np.ndarray) -> FeatureStatistics:
-    """Of features [n,d], n ≥ 2, which may be larger than memory: they are read twice, part by part."""
+def feature_statistics(features: np.ndarray, *, quiet: bool, ranks: Ranks = ALONE) -> FeatureStatistics:
+    """Of features [n,d], n ≥ 2, which may be larger than memory: they are read once, part by part.
+
+    `quiet` hides the progress. Several `ranks` have the same features, and each sees to its share.
+    """
     n, d = features.shape
-    parts = [features[start : start + _ROWS] for start in range(0, n, _ROWS)]
-    mu = sum((part.sum(0, dtype=np.float64) for part in parts), np.zeros(d)) / n
-    sigma = np.zeros((d, d))
-    for part in parts:
-        centred = part.astype(np.float64) - mu
-        sigma += centred.T @ centred
-    return FeatureStatistics(mu, sigma / (n - 1))
+    near = features[:_ROWS].mean(0, dtype=np.float64)  # about the mean, so that one pass loses no digits
+    total, products = np.zeros(d), np.zeros((d, d))
+    with Progress("mean and covariance", n, "image", quiet=quiet) as progress:
+        for start in range(ranks.rank * _ROWS, n, ranks.count * _ROWS):
+            centred = features[start : start + _ROWS] - near
+            total += centred.sum(0)
+            products += centred.T @ centred
+            progress.update(min(ranks.count * _ROWS, n - start))
+    total, products = (ranks.sum(torch.from_numpy(part)).numpy() for part in (total, products))
+    return FeatureStatistics(near + total / n, (products - np.outer(total, total) / n) / (n - 1))
 
 
 def frechet_distance(x: FeatureStatistics, y: FeatureStatistics) -> float:
@@ -48,17 +65,21 @@ def frechet_distance(x: FeatureStatistics, y: FeatureStatistics) -> float:
     return fid_statistics_to_metric(vars(x), vars(y), verbose=False)[KEY_METRIC_FID]
 
 
-def kernel_distance(x: np.ndarray, y: np.ndarray, *, subsets: int, subset_size: int) -> tuple[float, float]:
+def kernel_distance(
+    x: np.ndarray, y: np.ndarray, *, subsets: int, subset_size: int, quiet: bool
+) -> tuple[float, float]:
     """KID (Bińkowski et al. 2018, arXiv 1801.01401) of features [n,d] and [m,d]: mean and deviation over subsets.
 
-    The random subsets are torch-fidelity's, whatever the seed of a run.
+    The random subsets are torch-fidelity's, whatever the seed of a run. `quiet` hides the progress.
 
     Raises:
         ValueError: a subset would be larger than a set.
     """
     if subset_size > min(len(x), len(y)):
         raise ValueError(f"subsets of {subset_size} are larger than the sets of {len(x)} and {len(y)}")
-    result = kid_features_to_metric(
-        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=subsets, kid_subset_size=subset_size, verbose=False
-    )
-    return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
+    rng, found = np.random.RandomState(DEFAULTS["rng_seed"]), []
+    with Progress("KID", subsets, "subset", quiet=quiet) as progress:
+        for _ in range(subsets):
+            found.append(kernel_mmd(*(part[rng.choice(len(part), subset_size, replace=False)] for part in (x, y))))
+            progress.update()
+    return float(np.mean(found)), float(np.std(found))

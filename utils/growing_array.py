@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -98,20 +98,16 @@ def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Gr
         growing.finish(path)
 
 
-def read_array(
-    path: Path, mode: Literal["r", "c"] = "r", ranks: Ranks = ALONE
-) -> tuple[np.ndarray, dict[str, str]] | None:
-    """A finished array, memory-mapped, and its unreadable images; None if it is missing or its checksum differs.
+def read_array(path: Path, ranks: Ranks = ALONE) -> tuple[np.ndarray, dict[str, str]] | None:
+    """A finished array, memory-mapped to be read, and its unreadable images; None if it is missing or damaged.
 
     Of several `ranks` the first one looks, for all.
     """
     bad = ranks.from_first(lambda: _unharmed(path))
-    return None if bad is None else (np.load(path, mmap_mode=mode, allow_pickle=False), bad)
+    return None if bad is None else (np.load(path, mmap_mode="r", allow_pickle=False), bad)
 
 
-def made_array(
-    path: Path, make: Callable[[], None], mode: Literal["r", "c"] = "r", ranks: Ranks = ALONE
-) -> tuple[np.ndarray, dict[str, str]]:
+def made_array(path: Path, make: Callable[[], None], ranks: Ranks = ALONE) -> tuple[np.ndarray, dict[str, str]]:
     """The array `path` and its unreadable images, as `read_array`; `make` fills it where it is missing or damaged.
 
     Of several processes that need it at once, one makes it and the others wait. Several `ranks` make it together.
@@ -119,14 +115,14 @@ def made_array(
     Raises:
         UserError: what was made cannot be read back.
     """
-    found = read_array(path, mode, ranks)
+    found = read_array(path, ranks)
     if not found:
         make_folder(path.parent)
         with exclusive(path.parent) if ranks.first else nullcontext():
-            found = read_array(path, mode, ranks)
+            found = read_array(path, ranks)
             if not found:
                 make()
-                found = read_array(path, mode, ranks)
+                found = read_array(path, ranks)
     if not found:
         raise UserError(f"{path} cannot be read back: its disk is damaged or full")
     return found

@@ -35,10 +35,9 @@ class PRDC:
 
 def prdc_of_arrays(real: np.ndarray, fake: np.ndarray, nearest_k: int, device: torch.device, *, quiet: bool) -> PRDC:
     """`compute_prdc` of features [n,d] and [m,d] on a device, with a progress bar."""
+    reals, fakes = (torch.tensor(features, device=device) for features in (real, fake))  # maps of files are read-only
     with Progress("PRDC", block_count(len(real), len(fake)), "block", quiet=quiet) as progress:
-        return compute_prdc(
-            torch.from_numpy(real).to(device), torch.from_numpy(fake).to(device), nearest_k, tick=progress.update
-        )
+        return compute_prdc(reals, fakes, nearest_k, tick=progress.update)
 
 
 def compute_prdc(

@@ -83,7 +83,7 @@ class Reconstructions:
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
         key = content_key("reconstructions 3", *made_from, extractor.name, extractor.weights)
         path = self._folder.features / f"{key}.npy"
-        rows, _ = made_array(path, lambda: self._fill(path, codes), mode="c", ranks=self._ranks)
+        rows, _ = made_array(path, lambda: self._fill(path, codes), self._ranks)
         features, quality = np.split(rows, [extractor.width], axis=1)
         means = quality.mean(0, dtype=np.float64)
         return features, {name: float(mean) for name, mean in zip(QUALITIES, means, strict=True) if not np.isnan(mean)}

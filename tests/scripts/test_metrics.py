@@ -166,7 +166,7 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
     def run(words: str) -> dict[str, Any]:
         common = f"--dataset toy_churches {VAL} --n_samples 30 --kid_subset_size 20 --quiet"
-        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0")
+        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
         settings = parse(FIDExperiment, f"{common} {words}".split(), description="", example="")
         calc_FID.calculate(settings)
         return json.loads(Path("logs", settings.run.log_dir, "results.json").read_text())[-1]["values"]
@@ -218,10 +218,24 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any) -> None:
     assert abs(values["fid"]) < 1e-3 * score("--load_dir absorbing --log_dir other")["fid"]
 
 
+def test_statistics_of_real_images_are_kept(score: Any) -> None:
+    """So that without KID their features, which may be large, are not even opened."""
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (30, 3, 16, 16), np.uint8)):
+        save_png(Path(f"noise/{i:02}.png"), image)
+    words = "--fake_images_path noise --img_size 16 --log_dir"
+    first = score(f"{words} first --kid_subsets 0")
+    (large,) = (file for file in Path("logs/features").glob("*.npy") if np.load(file).dtype == np.float32)
+    large.unlink()
+    assert score(f"{words} second --kid_subsets 0") == first
+    assert not large.exists()
+    assert score(f"{words} third")["fid"] == first["fid"]
+    assert large.exists()
+
+
 def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     """LPIPS weights, and features, that are replaced under the same name: new numbers, and the old ones stay."""
     words = f"--dataset toy_churches {VAL} --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --quiet"
-    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0")
+    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
     words += " --lpips_net vgg --lpips_weights weights.pth"
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -233,7 +247,7 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
 
     np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
-    words = "--dataset toy_churches --device cpu --quiet --log_dir prdc --real_feats real.npy --fake_feats fake.npy"
+    words = "--dataset toy_churches --device cpu --no_summary --quiet --log_dir prdc --real_feats real.npy --fake_feats fake.npy"
     for shift in (0, 5):
         np.save("fake.npy", np.load("real.npy") + np.float32(shift))
         calc_PRDC.calculate(parse(PRDCExperiment, words.split(), description="", example=""))

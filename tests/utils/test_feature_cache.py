@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hparams.errors import UserError
 from utils.batches import stand_in
 from utils.datasets import ImageData, open_folder
-from utils.feature_cache import data_features
+from utils.feature_cache import cached_statistics, data_features, statistics_file
 from utils.features import FeatureExtractor
+from utils.fid import FeatureStatistics
 
 
 class Colours(nn.Module):
@@ -89,3 +90,51 @@ def test_unreadable_images_are_reported_also_when_their_features_are_there(
         features(photos, extractor, most, bad=lambda unreadable, images: told.append((dict(unreadable), images)))
         assert [list(unreadable) for unreadable, _ in told] == [[str(photos / "05.png")]]
     assert extractor.network.seen == seen
+
+
+def statistics(
+    folder: Path, extractor: FeatureExtractor, most: int | None = None, bad: Any = None
+) -> FeatureStatistics:
+    data = open_folder(folder, img_size=8, flag="--fake_images_path")
+    path = statistics_file(folder.parent / "features", extractor, data, most)
+    n = len(data.first(most))
+    return cached_statistics(path, lambda told: features(folder, extractor, most, bad=told), n, quiet=True, bad=bad)
+
+
+def test_statistics_are_kept_and_outlive_the_features(photos: Path, extractor: FeatureExtractor) -> None:
+    for most, used in ((None, 20), (7, 7)):
+        first = statistics(photos, extractor, most)
+        rows = features(photos, extractor, most).astype(np.float64)
+        np.testing.assert_allclose(first.mu, rows.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(first.sigma, np.cov(rows, rowvar=False), rtol=1e-9, atol=1e-9)
+        assert len(rows) == used
+    assert extractor.network.seen == 20
+    for file in (photos.parent / "features").glob("*.npy"):
+        if np.load(file).dtype == np.float32:
+            file.unlink()
+    assert np.array_equal(statistics(photos, extractor, 7).sigma, first.sigma)
+    assert extractor.network.seen == 20
+
+    Image.new("RGB", (8, 8), "white").save(photos / "03.png")  # other data
+    assert not np.array_equal(statistics(photos, extractor, 7).sigma, first.sigma)
+    kept = next(file for file in (photos.parent / "features").glob("*.npy") if np.load(file).dtype == np.float64)
+    kept.write_bytes(b"damaged")
+    for most in (None, 7):
+        rows = features(photos, extractor, most).astype(np.float64)
+        np.testing.assert_allclose(statistics(photos, extractor, most).mu, rows.mean(0), rtol=1e-12)
+
+
+def test_unreadable_images_are_reported_also_when_their_statistics_are_there(
+    photos: Path, extractor: FeatureExtractor
+) -> None:
+    told: list[tuple[list[str], int]] = []
+    for name in ("05.png", "15.png"):
+        (photos / name).write_bytes(b"no image")
+    for most, names in ((None, ["05.png", "15.png"]), (10, ["05.png"])):
+        for _ in range(2):
+            told.clear()
+            statistics(photos, extractor, most, lambda found, images: told.append((sorted(found), images)))
+            paths = [str(photos / name) for name in names]
+            assert sorted({path for found, _ in told for path in found}) == paths
+            assert {images for _, images in told} == {20 if most is None else 10}
+    assert extractor.network.seen == 20

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from hparams.experiments import FeatureSettings, KIDSettings
 from utils.datasets import open_images
+from utils.distributed import Ranks
 from utils.features import FeatureExtractor, build_features
-from utils.fid import distances, feature_statistics, frechet_distance, kernel_distance
+from utils.fid import FeatureStatistics, distances, feature_statistics, frechet_distance, kernel_distance
 from utils.pictures import save_png
 
 CPU = torch.device("cpu")
@@ -38,8 +41,12 @@ def features(pictures: Tensor, r64: FeatureExtractor) -> np.ndarray:
     return r64(pictures).numpy()
 
 
+def statistics_of(features: np.ndarray) -> FeatureStatistics:
+    return feature_statistics(features, quiet=True)
+
+
 def fid(x: np.ndarray, y: np.ndarray) -> float:
-    return frechet_distance(feature_statistics(x), feature_statistics(y))
+    return frechet_distance(statistics_of(x), statistics_of(y))
 
 
 def write(folder: Path, images: Tensor) -> str:
@@ -66,7 +73,8 @@ def check_against_torch_fidelity(
         cache=False,
         **more,
     )
-    got = distances(extractor(x).numpy(), extractor(y).numpy(), kid)
+    real = extractor(y).numpy()
+    got = distances(extractor(x).numpy(), real, statistics_of(real), kid, quiet=True)
     assert got["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert got["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert got["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
@@ -97,7 +105,7 @@ def test_it_grows_with_the_distance(pictures: Tensor, features: np.ndarray, r64:
         return torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).contiguous()
 
     order = np.random.default_rng(0).permutation(len(features))
-    assert abs(fid(features, features[order])) < 1e-4 * np.trace(feature_statistics(features).sigma)
+    assert abs(fid(features, features[order])) < 1e-4 * np.trace(statistics_of(features).sigma)
     half = fid(features, features[order[: len(order) // 2]])
     noise = [fid(features, r64(noisy(deviation)).numpy()) for deviation in (30, 90)]
     blur = [fid(features, r64(blurred(radius)).numpy()) for radius in (1, 4)]
@@ -107,11 +115,23 @@ def test_it_grows_with_the_distance(pictures: Tensor, features: np.ndarray, r64:
 
 
 def test_statistics_are_those_of_numpy() -> None:
-    """Far from zero, over more parts than one."""
+    """Far from zero, over more parts than one, by one process or by two that each see to every second part."""
     features = np.random.default_rng(0).normal(300, 2, size=(10_000, 5)).astype(np.float32)
-    statistics = feature_statistics(features)
-    np.testing.assert_allclose(statistics.mu, features.mean(0, dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(statistics.sigma, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
+    both, given = Barrier(2), [torch.zeros(())] * 2
+
+    class Thread(Ranks):
+        def sum(self, tensor: Tensor) -> Tensor:
+            given[self.rank] = tensor
+            both.wait()
+            total = given[0] + given[1]
+            both.wait()
+            return total
+
+    with ThreadPoolExecutor(2) as pool:
+        shared = list(pool.map(lambda rank: feature_statistics(features, quiet=True, ranks=Thread(rank, 2)), range(2)))
+    for statistics in (statistics_of(features), *shared):
+        np.testing.assert_allclose(statistics.mu, features.mean(0, dtype=np.float64), rtol=1e-12)
+        np.testing.assert_allclose(statistics.sigma, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
 
 
 def test_the_formula_for_gaussians() -> None:
@@ -123,6 +143,19 @@ def test_the_formula_for_gaussians() -> None:
 
 
 def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
-    assert list(distances(features, features, KIDSettings(kid_subsets=0))) == ["fid"]
+    assert list(distances(features, None, statistics_of(features), KIDSettings(kid_subsets=0), quiet=True)) == ["fid"]
     with pytest.raises(ValueError, match="larger than the sets"):
-        kernel_distance(features, features, subsets=1, subset_size=len(features) + 1)
+        kernel_distance(features, features, subsets=1, subset_size=len(features) + 1, quiet=True)
+
+
+def test_long_work_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    kid = KIDSettings(kid_subsets=3, kid_subset_size=10)
+    distances(features, features, statistics_of(features), kid, quiet=True)
+    assert capsys.readouterr() == ("", "")
+    distances(features, features, statistics_of(features), kid, quiet=False)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in said] == [
+        ["mean and covariance", "5000/5000 images"],
+        ["KID", "3/3 subsets"],
+    ]
