@@ -247,7 +247,8 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
 
     np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
-    words = "--dataset toy_churches --device cpu --no_summary --quiet --log_dir prdc --real_feats real.npy --fake_feats fake.npy"
+    words = "--dataset toy_churches --device cpu --no_summary --quiet --log_dir prdc"
+    words += " --real_feats real.npy --fake_feats fake.npy"
     for shift in (0, 5):
         np.save("fake.npy", np.load("real.npy") + np.float32(shift))
         calc_PRDC.calculate(parse(PRDCExperiment, words.split(), description="", example=""))
