@@ -109,7 +109,7 @@ class VQGANTrainer:
             replica=self._replicas["ae"],
             mean=self.ranks.mean,
         )
-        terms = vars(done.terms)
+        terms = self._existing(vars(done.terms))
         # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
         learns = step > self.vqgan.disc_start_step
         if learns:
@@ -154,8 +154,7 @@ class VQGANTrainer:
         l1_mean, perceptual_mean, psnr_mean = (totals[:3] / totals[3]).tolist()
         counts = self.ranks.sum(usage.counts)
         return {
-            "l1": l1_mean,
-            "perceptual": perceptual_mean,
+            **self._existing({"l1": l1_mean, "perceptual": perceptual_mean}),
             "psnr_db": psnr_mean,
             "codebook_perplexity": perplexity(counts).item(),
             "codebook_used": (counts > 0).double().mean().item(),
@@ -185,6 +184,10 @@ class VQGANTrainer:
     def _prepare(self, images: Tensor) -> Tensor:
         x = images.to(self.device, non_blocking=True).float() / 255
         return x.contiguous(memory_format=self.memory_format)
+
+    def _existing(self, terms: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a perceptual network there is no such term, rather than one of zeros."""
+        return {name: term for name, term in terms.items() if name != "perceptual" or self.vqgan.perceptual is not None}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)

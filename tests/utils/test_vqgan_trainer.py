@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hparams.resolve import resolve
 from hparams.settings import VQGANStage
+from models.vqgan import PerceptualLoss
 from utils.building import build_vqgan
 from utils.vqgan_trainer import VQGANTrainer
 from waiting import without_waiting
@@ -36,10 +37,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def trainer(amp_dtype: torch.dtype | None = None, **changes: Any) -> VQGANTrainer:
+def trainer(
+    amp_dtype: torch.dtype | None = None, perceptual: PerceptualLoss | None = None, **changes: Any
+) -> VQGANTrainer:
     settings = resolve(VQGANStage, SMALL | changes)
     torch.manual_seed(0)
-    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
+    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual)
     return VQGANTrainer(settings, vqgan, CPU, amp_dtype)
 
 
@@ -96,7 +99,6 @@ def test_metrics_are_scalars_named_after_the_terms() -> None:
     terms = {
         "loss",
         "l1",
-        "perceptual",
         "g_loss",
         "disc_weight",
         "codebook",
@@ -290,6 +292,14 @@ def test_validation_and_reconstruction_change_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), stream)
 
 
+def test_a_perceptual_network_adds_its_term() -> None:
+    training = trainer(perceptual=lambda x, y: (x - y).abs().mean((1, 2, 3)))
+    (trained,), validated = run(training, 0, 1), training.validate([images(7)])
+    for metrics in (trained, validated):
+        assert float(metrics["perceptual"]) == pytest.approx(float(metrics["l1"]), rel=1e-5)
+        assert metrics["perceptual"] > 0
+
+
 def test_validation_is_the_mean_over_images_of_the_averaged_model() -> None:
     training = trainer(ema_beta=0.5)
     run(training, 0, 3)
@@ -303,7 +313,7 @@ def test_validation_is_the_mean_over_images_of_the_averaged_model() -> None:
     p = torch.bincount(quantized.ids.flatten(), minlength=32).double() / quantized.ids.numel()
     assert metrics["l1"] == pytest.approx((x_hat.double() - x).abs().mean().item(), rel=1e-5)
     assert metrics["psnr_db"] == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
-    assert metrics["perceptual"] == 0
+    assert "perceptual" not in metrics
     assert metrics["codebook_used"] == (p > 0).double().mean()
     assert metrics["codebook_perplexity"] == pytest.approx(torch.exp(torch.special.entr(p).sum()).item())
 
