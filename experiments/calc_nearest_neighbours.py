@@ -27,7 +27,10 @@ def main() -> None:
 
 
 def find(settings: NeighboursExperiment) -> None:
-    """Draw samples, compare them with every training image, and write the nearest ones as a grid and as a list."""
+    """Draw samples, compare them with every training image, and write the nearest ones as a grid and as a list.
+
+    Codes of samples are kept as they are drawn, and so is how far the comparison is: an interrupted call goes on.
+    """
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.building import open_data
     from utils.experiment_panes import open_dashboard, show_picture, show_results
@@ -35,11 +38,11 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.introduction import introduce
     from utils.neighbour_files import write_neighbours
     from utils.neighbour_search import build_embedding, search
-    from utils.pictures import to_uint8
     from utils.progress import say
     from utils.results import FILE_NAME, record_result
     from utils.sample_files import SampleFiles
-    from utils.sampling import draw_images, sampling_conditions
+    from utils.sampled_ids import sampled_ids
+    from utils.sampling import decode_all, sampling_conditions
     from utils.trained_models import load_trained_models
 
     run, neighbours, sampling = settings.run, settings.neighbours, settings.sampling
@@ -54,12 +57,12 @@ def find(settings: NeighboursExperiment) -> None:
     introduce(settings, what, models.device, facts)
     with experiment_run(settings, models.device) as ranks:
         bad = list_bad_images(run, ranks)
-        images = draw_images(models.prior, models.autoencoder, sampling, run, models.amp_dtype, ranks)
+        ids = sampled_ids(folder, models, settings, ranks)
+        samples = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if ranks.first:
             files = SampleFiles(folder.images, individually=True)
-            for _ in (*files.add(images), *files.finish()):
+            for _ in (*files.add(samples), *files.finish()):
                 pass  # each is written
-        samples = to_uint8(images)
         found = search(
             embedding,
             samples.to(models.device),

@@ -43,7 +43,7 @@ def draw(settings: LargerExperiment) -> None:
     introduce(settings, what, models.device, models.facts())
     with experiment_run(settings, models.device) as ranks:
         ids, evaluations = larger_ids(models, settings, folder.path / "codes.th", ranks)
-        images = decode_larger(models, ids, ranks)
+        images = decode_larger(models, ids, quiet=run.quiet, ranks=ranks)
         if not ranks.first:
             for _ in images:  # to decode its share is all that is left to do
                 pass

@@ -33,7 +33,6 @@ def sample(settings: SamplesExperiment) -> None:
     from utils.experiment_panes import open_dashboard, show_picture
     from utils.experiment_run import experiment_run
     from utils.introduction import introduce
-    from utils.progress import Progress
     from utils.sample_files import SampleFiles
     from utils.sampled_ids import sampled_ids
     from utils.sampling import shared_decoding
@@ -50,15 +49,11 @@ def sample(settings: SamplesExperiment) -> None:
             for _ in batches:  # to do its share is all that it does
                 pass
             return
-        with (
-            open_dashboard(run) as dashboard,
-            Progress("decoding", len(ids), "image", quiet=run.quiet) as progress,
-        ):
+        with open_dashboard(run) as dashboard:
             files = SampleFiles(folder.images, individually=settings.output.save_individually)
             for images in batches:
                 for grid in files.add(images):
                     show_picture(dashboard, "samples", grid, title="samples")
-                progress.update(len(images))
             for grid in files.finish():
                 show_picture(dashboard, "samples", grid, title="samples")
         print(f"{len(ids)} images in {files.where}")

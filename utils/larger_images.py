@@ -88,8 +88,10 @@ def larger_ids(
     return whole["x"].to(models.device), whole["evaluations"]
 
 
-def decode_larger(models: TrainedModels, ids: Tensor, ranks: Ranks = ALONE) -> Iterator[Tensor]:
+def decode_larger(models: TrainedModels, ids: Tensor, *, quiet: bool, ranks: Ranks = ALONE) -> Iterator[Tensor]:
     """Images [b,C,H',W'] in [0,1] of codes [n,H,W], in their order: one from each of the `ranks` at a time.
+
+    A bar, which `quiet` hides, shows how many the caller is done with.
 
     Each goes through the decoder as a whole. Its normalisation and its attention see all of an image, so that tiles are
     not what they would be: with an overlap of a training image on each side they still differ by 6 of 255 on average
@@ -105,5 +107,7 @@ def decode_larger(models: TrainedModels, ids: Tensor, ranks: Ranks = ALONE) -> I
     axes = zip(sides, ids.shape[1:], models.autoencoder.latent_size, strict=True)
     larger_sides = (side * codes // usual for side, codes, usual in axes)
     none = torch.empty((0, channels, *larger_sides), device=ids.device)
-    for (images,) in in_order(own(), len(ids), 1, [none], ranks):
-        yield images
+    with Progress("decoding", len(ids), "image", quiet=quiet) as progress:
+        for (images,) in in_order(own(), len(ids), 1, [none], ranks):
+            yield images
+            progress.update(len(images))

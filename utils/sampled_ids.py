@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from hparams.experiments import FeatureExperiment, SamplesExperiment
+from hparams.experiments import FeatureExperiment, NeighboursExperiment, SamplesExperiment
 from utils.distributed import ALONE, Ranks
 from utils.files import content_key, sha256_of
 from utils.growing_array import made_array
@@ -19,7 +19,10 @@ from utils.trained_models import TrainedModels
 
 
 def sampled_ids(
-    folder: RunFolder, models: TrainedModels, settings: FeatureExperiment | SamplesExperiment, ranks: Ranks = ALONE
+    folder: RunFolder,
+    models: TrainedModels,
+    settings: FeatureExperiment | SamplesExperiment | NeighboursExperiment,
+    ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """`n_samples` ids [n,N] from the prior, mapped from a file in the run folder that is keyed by what makes them.
 

@@ -15,6 +15,8 @@ from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
+from utils.pictures import to_uint8
+from utils.progress import Progress
 from utils.results import Value
 from utils.seeding import make_generator
 from utils.shared_batches import in_order, own_indices
@@ -112,15 +114,25 @@ def shared_decoding(
 ) -> Iterator[Tensor]:
     """Images of codes ids [n,N], in their order, some at a time on every one of the `ranks`: [b,C,H,W] in [0,1].
 
-    Each decodes its share.
+    Each decodes its share. A bar shows how many the caller is done with.
     """
     n, device = len(ids), next(autoencoder.parameters()).device
     size = batch_for_all(n, run, ranks)
     mine = own_indices(range(n), size, ranks)
     parts = (torch.from_numpy(ids[mine[first : first + size]].astype(np.int64)) for first in range(0, len(mine), size))
     own = ((decode_images(autoencoder, part.to(device), amp_dtype),) for part in parts)
-    for (images,) in in_order(own, n, size, [torch.empty((0, *autoencoder.image_shape), device=device)], ranks):
-        yield images
+    none = torch.empty((0, *autoencoder.image_shape), device=device)
+    with Progress("decoding", n, "image", quiet=run.quiet) as progress:
+        for (images,) in in_order(own, n, size, [none], ranks):
+            yield images
+            progress.update(len(images))
+
+
+def decode_all(
+    autoencoder: VQAutoEncoder, ids: np.ndarray, run: RunSettings, amp_dtype: torch.dtype | None, ranks: Ranks
+) -> Tensor:
+    """All images of `shared_decoding` at once, on the CPU: uint8 [n,C,H,W]."""
+    return torch.cat([to_uint8(images).cpu() for images in shared_decoding(autoencoder, ids, run, amp_dtype, ranks)])
 
 
 def draw_images(

@@ -189,10 +189,10 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(here: Any, t
 def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any) -> None:
     _, models = larger_of()
     ids = torch.randint(0, 32, (2, 8, 8), generator=make_generator("cpu", 0))
-    images = torch.cat(list(decode_larger(models, ids)))
+    images = torch.cat(list(decode_larger(models, ids, quiet=True)))
     torch.testing.assert_close(images, models.autoencoder.decode(ids.flatten(1)), rtol=1e-4, atol=1e-5)
     wide = torch.cat([ids[:1], ids[1:]], dim=2)
-    assert next(decode_larger(models, wide)).shape == (1, 3, 16, 32)
+    assert next(decode_larger(models, wide, quiet=True)).shape == (1, 3, 16, 32)
 
 
 ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --elbo_steps 16"
@@ -264,6 +264,11 @@ def test_neighbours_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
     (entry,) = results(run)
     assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
     assert "R64" in printed["neighbours"]
+    (codes,) = (run / "samples").glob("*.npy")  # from which an interrupted call goes on
+    assert np.load(codes).shape == (3, 64)
+    said = [line.split("  ")[:2] for line in printed["neighbours"].splitlines()]
+    for work in ("sampling", "decoding"):
+        assert [work, "3/3 images"] in said
 
 
 def test_larger_images_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
@@ -274,3 +279,4 @@ def test_larger_images_from_the_shell(toy: Any, printed: dict[str, str]) -> None
     assert entry["conditions"]["shape"] == "8x9"
     assert entry["conditions"]["sample_steps"] == 16
     assert entry["values"]["windows_per_image"] <= 2 * 16
+    assert "\ndecoding  2/2 images" in printed["larger"]
