@@ -8,7 +8,7 @@ from hparams.checks import run_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
-from utils.dashboard import replay
+from utils.dashboard import environment, replay
 from utils.run_folder import RunFolder
 from utils.summary import draw_summary
 
@@ -22,7 +22,7 @@ def main() -> None:
     folder = RunFolder(run_folder("--log_dir", settings.log_dir))
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
-    env, address = folder.name.replace("/", "_"), f"{settings.visdom_server}:{settings.visdom_port}"
+    env, address = environment(folder.name), f"{settings.visdom_server}:{settings.visdom_port}"
     if settings.dry_run:
         goal = f"drawn in {folder.summary}" if settings.summary_only else f"shown at {address}"
         print(f"{folder.dashboard} would be {goal}")

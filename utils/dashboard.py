@@ -30,14 +30,22 @@ SECONDS_TO_CLOSE = 5.0  # what the end of a run waits for the server at most
 SHARE_OF_ATTEMPTS = 0.01  # of a run's time, for attempts to write a log that a full disk does not take
 
 
+def environment(run: str) -> str:
+    """Name of a run's visdom environment, and of no other's: slashes become ~.
+
+    visdom itself would make them underscores, and show a/b and a_b on one page.
+    """
+    return run.replace("^", "^^").replace("~", "^~").replace("/", "~")
+
+
 class Dashboard:
-    """Panes of one run, in the visdom environment `env` (slashes become underscores, as visdom does it).
+    """Panes of one run, in the visdom environment that `environment` names.
 
     No method waits for the server but `close`, which must be called, or the object be used in a `with` block, for the
     last panes to arrive.
 
     Args:
-        env: name of the run.
+        run: name of the run.
         log_file: where events are recorded; its folder must exist.
         server, port: address of the visdom server.
         warn: takes the one line per outage; called from another thread.
@@ -52,7 +60,7 @@ class Dashboard:
 
     def __init__(
         self,
-        env: str,
+        run: str,
         log_file: Path,
         server: str = "http://localhost",
         port: int = 8097,
@@ -61,7 +69,7 @@ class Dashboard:
         resume_step: int | None = None,
         retry_seconds: float = 10.0,
     ) -> None:
-        self._env = env.replace("/", "_")
+        self._env = environment(run)
         self._log_file = log_file
         self._server = Server(server, port)
         self._port = port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import logging
 import socket
@@ -23,11 +24,11 @@ from PIL import Image
 from browser import Browser
 from hparams.errors import UserError
 from utils import dashboard, panes, visdom_server
-from utils.dashboard import Dashboard, replay
+from utils.dashboard import Dashboard, environment, replay
 from utils.panes import read_panes
 from visdom_process import VisdomServer, eventually, free_port
 
-ENV = "churches_test"
+ENV = "churches~test"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,21 @@ def logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
 def picture_of(pane: dict[str, Any]) -> np.ndarray:
     png = base64.b64decode(pane["src"].removeprefix("data:image/png;base64,"))
     return np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+
+
+def test_no_two_runs_share_an_environment() -> None:
+    names = {"".join(letters) for length in range(6) for letters in itertools.product("a/~^_", repeat=length)}
+    assert len(set(map(environment, names))) == len(names)
+    assert not any("/" in environment(name) for name in names)  # visdom would make it an underscore
+    assert environment("demo/vqgan_churches") == "demo~vqgan_churches"
+
+
+def test_runs_of_like_names_have_pages_of_their_own(server: VisdomServer, tmp_path: Path) -> None:
+    for run in ("a/b", "a_b"):
+        with Dashboard(run, tmp_path / "log", port=server.port, warn=print) as board:
+            board.text("run", run, title="run")
+    assert ">a/b<" in server.panes("a~b")["run"]["content"]
+    assert ">a_b<" in server.panes("a_b")["run"]["content"]
 
 
 def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]) -> None:

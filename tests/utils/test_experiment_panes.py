@@ -31,5 +31,5 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         shown.append([part.split("<")[0] for part in table.split(">") if part.split("<")[0]])
     assert shown[0] == ["result", "fid", "5.583", "features", "inception", "temp", "1"]
     assert shown[1] == ["fid", "kid mean", "temp", "5.583", "1", "4.074", "0.9"]  # what all entries share is left out
-    assert message["eid"] == "fid_churches"
+    assert message["eid"] == "fid~churches"
     assert all("dashboard: no visdom server" in line for line in said)
