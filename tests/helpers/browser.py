@@ -15,7 +15,7 @@ import pytest
 import requests
 import websocket
 
-# Every pane: its title, its box, the points that it plots, and whether its pictures have arrived.
+# Every pane: its title, its box, how many points each of its curves has, and whether its pictures have arrived.
 PANES = """
 [...document.querySelectorAll('.window')].map(pane => {
     const box = pane.getBoundingClientRect()
@@ -23,7 +23,9 @@ PANES = """
     return {
         title: pane.querySelector('.bar > div.pull-right')?.innerText.trim() ?? '',
         box: [box.left, box.top, box.right, box.bottom].map(Math.round),
-        points: plots.flatMap(plot => plot.data).reduce((n, curve) => n + curve.y.length, 0),
+        points: Object.fromEntries(
+            plots.flatMap(plot => plot.data).map(curve => [curve.name ?? '', curve.y.filter(y => y !== null).length])
+        ),
         labels: plots.flatMap(plot => ['x', 'y'].map(axis => plot.layout[axis + 'axis'].title?.text ?? '')),
         images: [...pane.querySelectorAll('img')].map(image => image.complete && image.naturalWidth > 0),
         text: pane.innerText,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -16,12 +17,19 @@ import torch
 from PIL import Image
 
 from browser import Browser
+from hparams.resolve import resolve
+from hparams.settings import VQGANStage
 from utils.dashboard import Dashboard
 from utils.panes import read_panes
+from utils.perceptual import untrained_lpips
+from utils.run_folder import VQGAN, RunFolder
+from utils.training_panes import panes_of
+from utils.training_report import TrainingReport
 from visdom_process import VisdomServer, eventually, free_port
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
-STAGE_1 = f"train_vqgan.py {{RUN}} {{VQGAN}} {CADENCES} --disc_start_step 10"
+LPIPS = "--perceptual lpips --perceptual_weights_file vgg.pth"
+STAGE_1 = f"train_vqgan.py {{RUN}} {{VQGAN}} {CADENCES} --disc_start_step 10 {LPIPS}"
 STAGE_2 = f"train_sampler.py {{RUN}} {{PRIOR}} {CADENCES} --ae_load_dir vqgan --total_steps 8 --n_samples 2 --no_amp"
 LONG = 400  # steps of a run that something happens to on its way
 BOTH_STAGES = {
@@ -29,6 +37,7 @@ BOTH_STAGES = {
         "originals over reconstructions",
         "run",
         "L1",
+        "perceptual loss",
         "total loss of the autoencoder",
         "codebook loss",
         "adversarial losses",
@@ -47,6 +56,39 @@ BOTH_STAGES = {
         "one sample while it is unmasked, over the most probable images",
     },
 }
+CURVES = {
+    "stage_1": {
+        "L1": {"train", "val"},
+        "perceptual loss": {"train", "val"},
+        "adversarial losses": {"generator", "discriminator"},
+        "PSNR": {"val"},
+        "time of a step": {"data", "step", "other"},
+    },
+    "stage_2": {"objective": {"train", "val"}, "ELBO": {"train", "val"}},
+}
+EXPERIMENTS = {
+    "samples": ("experiments/get_samples.py {RUN} --load_dir stage_2 --n_samples 4", {"samples"}),
+    "reconstruction_fid": (
+        "experiments/calc_VQGAN_FID.py {EVERYWHERE} --ae_load_dir vqgan --split val --n_samples 8 --kid_subset_size 5 "
+        "--batch_size 8",
+        {"results", "originals over reconstructions"},
+    ),
+    "likelihood": (
+        "experiments/calc_approximate_ELBO.py {RUN} --load_dir stage_2 --train_steps 200 --steps_per_eval 100 "
+        "--elbo_steps 8",
+        {"results", "pixel term"},
+    ),
+    "neighbours": (
+        "experiments/calc_nearest_neighbours.py {RUN} --load_dir stage_2 --n_samples 3 --top_k 4 --train_images 20",
+        {"results", "samples, then the nearest of the first 20 of 96 training images"},
+    ),
+    "larger": (
+        "experiments/generate_big_samples.py {RUN} --load_dir stage_2 --shape 8 9 --n_samples 2 --order random "
+        "--stride 2",
+        {"results", "larger samples"},
+    ),
+}
+TEXTS = {"run", "results"}  # panes of words
 MACHINE = {"learning rate", "images per second", "time of a step"}
 MACHINE_WINDOWS = ("run", "images_per_second", "milliseconds")
 
@@ -65,6 +107,7 @@ def watched(toy, server: VisdomServer, new_shell) -> Any:
     (shell.folder / "data").symlink_to(toy.folder / "data")
     shell.logs.mkdir()
     (shell.logs / "vqgan").symlink_to(toy.logs / "vqgan")
+    torch.save(untrained_lpips("vgg").state_dict(), shell.folder / "vgg.pth")
     port = f"--visdom_port {server.port}"
     shell.abreast(
         [f"{STAGE_1} {port} --train_steps 40 --log_dir stage_1 --summary"],
@@ -88,28 +131,79 @@ def test_every_pane_is_there_with_data_and_title(
     watched, server: VisdomServer, browser: Browser, artefacts: Path, stage: str
 ) -> None:
     titles = BOTH_STAGES[stage] | MACHINE
-    browser.open(f"http://127.0.0.1:{server.port}/env/{stage}")
+    panes = seen(browser, server, stage, titles, artefacts)
+    for title, curves in CURVES[stage].items():
+        assert set(panes[title]["points"]) == curves, title
+    assert "40 of 40" in panes["run"]["text"]
+    assert f"logs/{stage}" in panes["run"]["text"]
+
+
+def seen(browser: Browser, server: VisdomServer, run: str, titles: set[str], artefacts: Path) -> dict[str, Any]:
+    """A run's page as a browser shows it, title → pane, which has these panes, each with all that belongs to it."""
+    browser.open(f"http://127.0.0.1:{server.port}/env/{run}")
     panes = browser.panes(len(titles))
-    browser.screenshot(artefacts / f"{stage}.png")
+    browser.screenshot(artefacts / f"{run}.png")
     assert browser.errors == []
     assert {pane["title"] for pane in panes} == titles
+    assert len(panes) == len(titles)
     for pane in panes:
         if pane["labels"]:
-            assert pane["points"] > 1, pane["title"]
+            assert pane["points"], pane["title"]
+            assert all(points > 1 for points in pane["points"].values()), (pane["title"], pane["points"])
             assert all(pane["labels"]), pane["title"]
-        elif pane["title"] == "run":
-            assert "40 of 40" in pane["text"]
-            assert f"logs/{stage}" in pane["text"]
-        else:
+        elif pane["title"] not in TEXTS:
             assert pane["images"] == [True], pane["title"]
     for one in panes:
         for other in panes:
             if one is not other:
                 assert not overlap(one["box"], other["box"]), (one["title"], other["title"])
+    return {pane["title"]: pane for pane in panes}
 
 
 def overlap(one: list[int], other: list[int]) -> bool:
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+@pytest.mark.parametrize("run", list(EXPERIMENTS))
+def test_pages_of_experiments(experiments, server: VisdomServer, browser: Browser, artefacts: Path, run: str) -> None:
+    panes = seen(browser, server, f"experiments~{run}", EXPERIMENTS[run][1], artefacts)
+    if "results" in panes:
+        (entry,) = json.loads((experiments.logs / "experiments" / run / "results.json").read_text())
+        for name, value in entry["values"].items():
+            assert re.search(rf"^{name.replace('_', ' ')}\s+{value:.4g}$", panes["results"]["text"], re.MULTILINE), name
+    if "pixel term" in panes:
+        assert set(panes["pixel term"]["points"]) == {"train", "val"}
+
+
+@pytest.fixture(scope="module")
+def experiments(watched, server: VisdomServer) -> Any:
+    """`watched`, in which each experiment has run."""
+    port = f"--visdom_port {server.port}"
+    commands = [f"{command} {port} --log_dir experiments/{run}" for run, (command, _) in EXPERIMENTS.items()]
+    watched.abreast(commands[::2], commands[1::2])
+    return watched
+
+
+def test_the_pane_of_a_gpus_memory(
+    server: VisdomServer, browser: Browser, artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With numbers in CUDA's place."""
+    settings = resolve(VQGANStage, {"dataset": "churches", "visdom_port": server.port, "log_dir": "on_a_gpu"})
+    folder, cuda = RunFolder("on_a_gpu", tmp_path), torch.device("cuda")
+    report = TrainingReport(settings, VQGAN, folder, start=0, resume_step=None, device=cuda)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    for step in (1, 2, 3):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, gib=step: gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device, gib=step: (gib + 0.5) * 2**30)
+        report.logged(step, {"loss": 1.0, "l1": 0.5}, {}, steps=1, seconds={"step": 0.2}, skipped=0)
+    report.close()
+    curves = {"in use": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
+    assert server.curves("on_a_gpu", "gpu_memory") == curves
+    browser.open(f"http://127.0.0.1:{server.port}/env/on_a_gpu")
+    shown = {pane["title"]: pane for pane in browser.panes(len(panes_of(settings, cuda=True)))}
+    browser.screenshot(artefacts / "on_a_gpu.png")
+    assert shown["GPU memory, peak"]["points"] == {"in use": 3, "reserved": 3}
+    assert shown["GPU memory, peak"]["labels"] == ["step", "GiB"]
 
 
 @pytest.mark.parametrize("stage", list(BOTH_STAGES))
