@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,6 +47,23 @@ def pick_amp_dtype(device: torch.device, amp: bool, name: str) -> torch.dtype | 
 
 def _cpu_has_bfloat16() -> bool:
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """A block, or a decorated function, whose float32 convolutions and products on CUDA are not rounded to TF32.
+
+    torch lets cuDNN round by default, which keeps 3 digits of what goes in. Its settings are afterwards what they were.
+    """
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def describe_device(device: torch.device) -> str:

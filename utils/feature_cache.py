@@ -85,7 +85,7 @@ def data_features(
     """
 
     def path(images: ImageData) -> Path:
-        return _data_file(folder, "features 1", extractor, images)
+        return _data_file(folder, "features 2", extractor, images)
 
     def batches(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         return eval_batches(first, batch_size, num_workers, indices=indices, bad=report)
@@ -112,7 +112,7 @@ def data_features(
 
 def statistics_file(folder: Path, extractor: FeatureExtractor, data: ImageData, most: int | None = None) -> Path:
     """Where in `folder` the statistics of a data set's features are kept, or those of its first `most` images."""
-    return _data_file(folder, "statistics 1", extractor, data.first(most))
+    return _data_file(folder, "statistics 2", extractor, data.first(most))
 
 
 def cached_statistics(

@@ -245,7 +245,7 @@ class _Decoder:
         """Of codes [n,N]."""
         run, extractor, size = self.settings.run, self.extractor, asdict(self.settings.autoencoder)
         made_from = (sha256_of(self.ae_file), size, content_key(ids.tobytes()), self.amp_dtype)
-        path = self.folder.features / f"{content_key('decoded 1', *made_from, extractor.name, extractor.weights)}.npy"
+        path = self.folder.features / f"{content_key('decoded 2', *made_from, extractor.name, extractor.weights)}.npy"
         if self.settings.generated.save_images:
             self._save(ids, ranks)
         return cached_features(

@@ -22,6 +22,7 @@ from hparams.errors import UserError
 from hparams.experiments import FeatureSettings
 from models.r64 import R64
 from utils.checkpoints import load_into, load_state_dict
+from utils.devices import without_tf32
 from utils.files import sha256_of
 from utils.weights import pretrained_file
 
@@ -58,6 +59,7 @@ class FeatureExtractor:
         return self(torch.zeros((1, 3, 32, 32), dtype=torch.uint8, device=self.device)).shape[1]
 
     @torch.no_grad()
+    @without_tf32()
     def __call__(self, images: Tensor) -> Tensor:
         """Images uint8 [n,3,H,W], values 0..255 → features float32 [n,d], computed in float32.
 

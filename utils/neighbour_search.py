@@ -17,6 +17,7 @@ from models.neighbours import NearestNeighbours
 from utils.bad_images import Report, SharedReport
 from utils.batches import eval_batches
 from utils.datasets import ImageData
+from utils.devices import without_tf32
 from utils.distributed import ALONE, Ranks
 from utils.features import build_features
 from utils.partial import Partial
@@ -123,7 +124,8 @@ def search(
                 if report.found:  # where another image stands in
                     here = [data.source(i) not in report.found for i in range(first, first + len(pixels))]
                     present = torch.tensor(here, device=samples.device)
-                nearest = found.nearest(embed(pixels.to(samples.device)), first, present)
+                with without_tf32():
+                    nearest = found.nearest(embed(pixels.to(samples.device)), first, present)
                 yield [part[None] for part in nearest]
 
         none = [part.new_empty((0, *part.shape)) for part in (found.distances, found.indices)]

@@ -19,6 +19,7 @@ from hparams.errors import UserError
 from hparams.model_settings import VQGANSettings
 from models.vqgan import PerceptualLoss
 from utils.checkpoints import load_into, load_state_dict, part_of
+from utils.devices import without_tf32
 from utils.weights import pretrained_file
 
 _TRUNKS = {
@@ -85,6 +86,7 @@ class LPIPSEmbedding:
         self._weights = [weight.sqrt()[:, None, None] for weight in weights]
 
     @torch.no_grad()
+    @without_tf32()
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [0,1] → [B,D] float32, D about 10 (alex) to 125 (vgg) times H·W."""
         with torch.autocast(images.device.type, enabled=False):

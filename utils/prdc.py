@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.devices import without_tf32
 from utils.progress import Progress
 
 BLOCK = 4096  # points along a side of a block of distances
@@ -40,6 +41,7 @@ def prdc_of_arrays(real: np.ndarray, fake: np.ndarray, nearest_k: int, device: t
         return compute_prdc(reals, fakes, nearest_k, tick=progress.update)
 
 
+@without_tf32()
 def compute_prdc(
     real: Tensor, fake: Tensor, nearest_k: int, *, block: int = BLOCK, tick: Callable[[], None] = lambda: None
 ) -> PRDC:

@@ -16,7 +16,7 @@ from models.similarity import SSIM_WINDOW, psnr, ssim
 from utils.bad_images import Report
 from utils.batches import eval_batches
 from utils.datasets import ImageData
-from utils.devices import pick_amp_dtype
+from utils.devices import pick_amp_dtype, without_tf32
 from utils.distributed import Ranks
 from utils.features import FeatureExtractor
 from utils.files import content_key, sha256_of
@@ -81,7 +81,7 @@ class Reconstructions:
         """Features [n,d] of the reconstructions, and means over the images of what compares them one by one."""
         extractor, lpips = self._extractor, self._lpips and self._lpips.weights
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
-        key = content_key("reconstructions 3", *made_from, extractor.name, extractor.weights)
+        key = content_key("reconstructions 4", *made_from, extractor.name, extractor.weights)
         path = self._folder.features / f"{key}.npy"
         rows, _ = made_array(path, lambda: self._fill(path, codes), self._ranks)
         features, quality = np.split(rows, [extractor.width], axis=1)
@@ -127,6 +127,7 @@ class Reconstructions:
         return to_uint8(decode_images(self._autoencoder, ids, self._amp_dtype))
 
     @torch.no_grad()
+    @without_tf32()  # SSIM is made of small differences
     def _compare(self, originals: Tensor, images: Tensor) -> Tensor:
         """uint8 [B,3,S,S], twice → [B, QUALITIES] float32; NaN for what cannot be said."""
         x, y = originals.float() / 255, images.float() / 255
