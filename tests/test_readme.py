@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from utils.lmdb_images import write_lmdb
@@ -115,6 +116,15 @@ def test_its_pictures_are_there() -> None:
     for picture in pictures:
         with Image.open(ROOT / picture) as image:
             assert min(image.size) > 100
+
+
+def test_data_sets_go_where_datasets_yaml_has_them() -> None:
+    entries = yaml.safe_load((ROOT / "datasets.yaml").read_text(encoding="utf-8"))
+    for dataset in DATASETS:
+        (row,) = re.findall(rf"^\| .*`{dataset}`.* \|$", README.split("## Data sets")[1], re.MULTILINE)
+        (folder,) = re.findall(r"`(data/\w+)/`", row)
+        paths = entries[dataset]["paths"]
+        assert all(path.startswith(folder) for path in (paths.values() if isinstance(paths, dict) else [paths]))
 
 
 def test_make_targets_exist() -> None:
