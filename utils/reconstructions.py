@@ -127,7 +127,7 @@ class Reconstructions:
         return to_uint8(decode_images(self._autoencoder, ids, self._amp_dtype))
 
     @torch.no_grad()
-    @without_tf32()  # SSIM is made of small differences
+    @without_tf32()
     def _compare(self, originals: Tensor, images: Tensor) -> Tensor:
         """uint8 [B,3,S,S], twice → [B, QUALITIES] float32; NaN for what cannot be said."""
         x, y = originals.float() / 255, images.float() / 255

@@ -155,8 +155,8 @@ class Means(nn.Module):
 
 
 @pytest.fixture
-def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Runs calc_FID in this process, with quick features and run folders of its own."""
+def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs calc_FID, or calc_PRDC, in this process, with quick features and run folders of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     for name in ("vqgan", "absorbing", "autoregressive"):
@@ -164,11 +164,16 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     (tmp_path / "data").symlink_to(toy.folder / "data")
     monkeypatch.setattr(sources, "build_features", lambda *_: FeatureExtractor("r64", "test", Means()))
 
-    def run(words: str) -> dict[str, Any]:
-        common = f"--dataset toy_churches {VAL} --n_samples 30 --kid_subset_size 20 --quiet"
+    def run(words: str, *, prdc: bool = False) -> dict[str, Any]:
+        common = f"--dataset toy_churches {VAL} --n_samples 30 --quiet"
         common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
-        settings = parse(FIDExperiment, f"{common} {words}".split(), description="", example="")
-        calc_FID.calculate(settings)
+        if prdc:
+            settings = parse(PRDCExperiment, f"{common} {words}".split(), description="", example="")
+            calc_PRDC.calculate(settings)
+        else:
+            words = f"{common} --kid_subset_size 20 {words}"
+            settings = parse(FIDExperiment, words.split(), description="", example="")
+            calc_FID.calculate(settings)
         return json.loads(Path("logs", settings.run.log_dir, "results.json").read_text())[-1]["values"]
 
     return run
@@ -209,13 +214,23 @@ def test_given_codes_are_decoded(score: Any) -> None:
         assert score(f"--ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
 
 
-def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any) -> None:
+@pytest.mark.parametrize(("split", "n"), [("train", 96), ("val", 64)])
+def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n: int) -> None:
     where = toy.folder / "datasets.yaml"
-    real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
-    for i in range(len(real)):
+    real = open_images("toy_churches", split=split, img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    for i in range(n):
         save_png(Path("same") / f"{i:03d}.png", real[i])
-    values = score("--fake_images_path same --log_dir same --img_size 16")
-    assert abs(values["fid"]) < 1e-3 * score("--load_dir absorbing --log_dir other")["fid"]
+    assert len(real) == n
+    words = f"--fake_images_path same --img_size 16 --split {split} --log_dir"
+    fid = score(f"{words} fid --kid_subset_size {n}")
+    rows = next(file for file in map(np.load, Path("logs/features").glob("*.npy")) if file.dtype == np.float32)
+    assert rows.shape == (n, 12)
+    assert abs(fid["fid"]) < 1e-6 * rows.var(0).sum()  # the roots of eigenvalues that are rounded
+    kernel = (rows.astype(np.float64) @ rows.T / 12 + 1) ** 3
+    own, others = np.diag(kernel).mean(), (kernel.sum() - np.trace(kernel)) / (n * (n - 1))
+    assert fid["kid"] == pytest.approx(2 / n * (others - own), rel=1e-4)  # pairs across the sets include equal images
+    assert fid["kid_std"] < 1e-4 * abs(fid["kid"])  # every subset is the whole set
+    assert score(f"{words} prdc", prdc=True) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
 
 
 def test_statistics_of_real_images_are_kept(score: Any) -> None:
