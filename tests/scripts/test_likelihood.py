@@ -18,6 +18,7 @@ from hparams.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.resolve import resolve
 from models.diffusion import bound_nats
 from utils.building import open_data
+from utils.devices import pick_amp_dtype, precision_name
 from utils.larger_images import decode_larger, larger_ids
 from utils.likelihood import code_term, evaluate_batch, pixel_term, validation_batches
 from utils.likelihood_run import evaluate, train_head
@@ -195,7 +196,7 @@ def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any
     assert next(decode_larger(models, wide, quiet=True)).shape == (1, 3, 16, 32)
 
 
-ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --elbo_steps 16"
+ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --lr 1e-3 --elbo_steps 16"
 LARGER = "experiments/generate_big_samples.py {RUN} --load_dir absorbing --shape 8 9 --n_samples 2"
 
 
@@ -235,13 +236,65 @@ def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], 
     assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --no_summary
 
 
+ABSORBING = {
+    "dataset": "toy_churches",
+    "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
+    "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
+    "seed": 0,
+}
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "nll": {
+        **ABSORBING,
+        "dtype": "float32",
+        "images": 64,
+        "split": "val",
+        "protocol": "dequantised",
+        "bits": 8,
+        "code_term": "bound of T = 16 steps, 16 evaluations per image",
+        "head_steps": 4,
+        "head_lr": 1e-3,
+        "batch_size": 8,
+    },
+    "neighbours": {
+        **ABSORBING,
+        "prior": "logs/autoregressive/saved_models/autoregressive_20.th",
+        "dtype": "float32",
+        "distance": "squared distance of R64 features",
+        "weights": "fixed",
+        "samples": 3,
+        "temp": 1.0,
+        "split": "all",
+        "training_images": 20,
+    },
+    "larger": {
+        **ABSORBING,
+        "dtype": precision_name(pick_amp_dtype(torch.device("cpu"), True, "auto")),
+        "shape": "8x9",
+        "images": 2,
+        "order": "random",
+        "sample_steps": 16,
+        "stride": 2,
+        "temp": 0.8,
+    },
+}
+
+
+@pytest.mark.parametrize("run", CONDITIONS)
+def test_results_name_all_that_they_depend_on(toy: Any, printed: dict[str, str], run: str) -> None:
+    entry = results(toy.logs / run)[0]
+    assert entry["conditions"] == CONDITIONS[run]
+    first = next(iter(entry["values"]))
+    said = printed["elbo" if run == "nll" else run]
+    (line,) = (line for line in said.splitlines() if line.startswith(f"{first} "))
+    for name, value in [*entry["values"].items(), *entry["conditions"].items()]:
+        assert f"{name} {value:.4g}" in line if isinstance(value, float) else f"{name} {value}" in line
+
+
 def test_elbo_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
     t_step, continuous = results(toy.logs / "nll")
-    assert t_step["conditions"]["code_term"] == "bound of T = 16 steps, 16 evaluations per image"
     assert continuous["conditions"]["code_term"] == "continuous-time bound, 16 evaluations per image"
     for entry in (t_step, continuous):
         values = entry["values"]
-        assert entry["conditions"]["images"] == 64
         assert values["bits_per_dim"] == pytest.approx(values["pixel_bits_per_dim"] + values["code_bits_per_dim"])
         assert 0 < values["code_mc_error"] < values["code_bits_per_dim"]
         assert values["code_bits_per_token"] == pytest.approx(values["code_bits_per_dim"] * 3 * 16 * 16 / 64)
@@ -276,7 +329,5 @@ def test_larger_images_from_the_shell(toy: Any, printed: dict[str, str]) -> None
     assert [Image.open(file).size for file in files] == [(18, 16)] * 2
     assert not np.array_equal(*(np.asarray(Image.open(file)) for file in files))
     (entry,) = results(toy.logs / "larger")
-    assert entry["conditions"]["shape"] == "8x9"
-    assert entry["conditions"]["sample_steps"] == 16
     assert entry["values"]["windows_per_image"] <= 2 * 16
     assert "\ndecoding  2/2 images" in printed["larger"]

@@ -17,13 +17,16 @@ import utils.feature_sources as sources
 import utils.sampled_ids as sampled_ids
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
-from hparams.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from hparams.experiments import FeatureSettings, FIDExperiment, PRDCExperiment, ReconstructionExperiment
 from utils.datasets import open_images
-from utils.features import FeatureExtractor
+from utils.devices import pick_amp_dtype, precision_name
+from utils.features import FeatureExtractor, build_features
+from utils.files import sha256_of
 from utils.panes import read_panes
 from utils.perceptual import untrained_lpips
 from utils.pictures import save_png
 
+CPU = torch.device("cpu")
 N = 12
 VAL = "--toy_images 96 {EVERYWHERE} --batch_size 8 --split val"  # 64 images
 FID = f"experiments/calc_FID.py --dataset toy_churches {VAL} --kid_subset_size 10 --kid_subsets 5"
@@ -40,7 +43,7 @@ def scored(toy: Any, new_shell: Any) -> Any:
     shell = new_shell()
     shell.logs.symlink_to(toy.logs)
     (shell.folder / "data").symlink_to(toy.folder / "data")
-    shell.printed = shell.abreast(
+    (fid, folder), (prdc, recs) = shell.abreast(
         [
             f"{FID} --load_dir absorbing --log_dir scored/fid --n_samples {N} --save_images --temp 0.9",
             f"{FID} --log_dir scored/folder --fake_images_path logs/scored/fid/images/samples --img_size 16",
@@ -51,18 +54,17 @@ def scored(toy: Any, new_shell: Any) -> Any:
             "--kid_subset_size 10 --lpips_net vgg",
         ],
     )
+    shell.said = {"fid": fid, "folder": folder, "prdc": prdc, "recs": recs}
     return shell
 
 
-def test_results_name_all_that_they_depend_on(scored: Any) -> None:
-    (entry,) = entries(scored, "scored/fid")
-    assert entry["conditions"] == {
+REAL = {"dataset": "toy_churches", "split": "val", "img_size": 16}
+R64_FEATURES = {"features": "r64", "feature_weights": "fixed"}
+CONDITIONS = {
+    "fid": {
         "metric": "FID",
-        "features": "r64",
-        "feature_weights": "fixed",
-        "dataset": "toy_churches",
-        "split": "val",
-        "img_size": 16,
+        **R64_FEATURES,
+        **REAL,
         "n_real": 64,
         "n_fake": N,
         "temp": 0.9,
@@ -73,12 +75,52 @@ def test_results_name_all_that_they_depend_on(scored: Any) -> None:
         "seed": 0,
         "kid_subsets": 5,
         "kid_subset_size": 10,
-    }
-    assert list(entry["values"]) == ["fid", "kid", "kid_std"]
-    line = scored.printed[0][0].splitlines()[-1]
-    assert line.startswith(f"fid {entry['values']['fid']:.4g}, kid ")
-    for name, value in entry["conditions"].items():
-        assert f"{name} {value:g}" in line if isinstance(value, float) else f"{name} {value}" in line
+    },
+    "prdc": {
+        "metric": "PRDC",
+        **R64_FEATURES,
+        **REAL,
+        "n_real": N,
+        "n_fake": N,
+        "temp": 1.0,
+        "prior": "logs/autoregressive/saved_models/autoregressive_20.th",
+        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
+        "dtype": precision_name(pick_amp_dtype(CPU, True, "auto")),
+        "seed": 0,
+        "nearest_k": 3,
+    },
+    "recs": {
+        "metric": "reconstruction FID",
+        **R64_FEATURES,
+        **REAL,
+        "n_real": N,
+        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
+        "dtype": "float32",
+        "kid_subsets": 100,
+        "kid_subset_size": 10,
+    },
+}
+VALUES = {
+    "fid": ["fid", "kid", "kid_std"],
+    "prdc": ["precision", "recall", "density", "coverage"],
+    "recs": ["fid", "kid", "kid_std", "psnr_db", "ssim", "codebook_used", "codebook_perplexity"],
+}
+
+
+@pytest.mark.parametrize("run", CONDITIONS)
+def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
+    (entry,) = entries(scored, f"scored/{run}")
+    conditions, values = entry["conditions"], entry["values"]
+    if run == "recs" and "lpips" in values:  # where its weights can be had
+        conditions = {name: value for name, value in conditions.items() if not name.startswith("lpips")}
+        assert entry["conditions"]["lpips_net"] == "vgg"
+        assert entry["conditions"]["lpips_weights"]
+    assert conditions == CONDITIONS[run]
+    assert [name for name in values if name != "lpips"] == VALUES[run]
+    first = f"{VALUES[run][0]} {values[VALUES[run][0]]:.4g}, "
+    (line,) = (line for line in scored.said[run].splitlines() if line.startswith(first))
+    for name, value in [*values.items(), *entry["conditions"].items()]:
+        assert f"{name} {value:.4g}" in line if isinstance(value, float) else f"{name} {value}" in line
 
 
 def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
@@ -105,13 +147,24 @@ def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
     assert streamed["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
 
 
-def test_prdc_of_the_other_prior(scored: Any) -> None:
-    (entry,) = entries(scored, "scored/prdc")
-    assert entry["conditions"]["metric"] == "PRDC"
-    assert entry["conditions"]["nearest_k"] == 3
-    assert entry["conditions"]["n_real"] == entry["conditions"]["n_fake"] == N
-    assert "sample_steps" not in entry["conditions"]  # it has none
-    assert list(entry["values"]) == ["precision", "recall", "density", "coverage"]
+def test_inception_with_weights_from_a_file(shell: Any, inception_file: Path) -> None:
+    real, fake = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 16, 16), np.uint8)
+    for folder, images in (("real", real), ("fake", fake)):
+        for i, image in enumerate(images):
+            save_png(shell.folder / folder / f"{i}.png", image)
+    shell.ok(
+        "experiments/calc_FID.py --dataset custom --custom_dataset_path real --split all --fake_images_path fake "
+        f"--img_size 16 --features inception --feature_weights {inception_file} --kid_subsets 0 --log_dir fid "
+        "{EVERYWHERE}"
+    )
+    (entry,) = entries(shell, "fid")
+    wanted = {"features": "inception", "feature_weights": sha256_of(inception_file)[:8], "n_real": 4, "n_fake": 4}
+    assert entry["conditions"].items() >= wanted.items()
+    extractor = build_features(FeatureSettings(features="inception", feature_weights=str(inception_file)), CPU)
+    x, y = (extractor(torch.from_numpy(images)).numpy() for images in (fake, real))
+    (kept,) = (shell.logs / "fid/features").glob("*.npy")
+    np.testing.assert_allclose(np.load(kept), x, rtol=1e-3, atol=1e-5 * x.max())
+    assert 0 < np.square(x.mean(0) - y.mean(0)).sum() < entry["values"]["fid"]
 
 
 def test_reconstructions(scored: Any) -> None:
@@ -122,7 +175,7 @@ def test_reconstructions(scored: Any) -> None:
     assert -1 <= values["ssim"] < 1
     assert 0 < values["codebook_used"] <= 1
     assert 1 <= values["codebook_perplexity"] <= 32
-    assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.printed[1][1])
+    assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.said["recs"])
     assert (scored.logs / "scored/recs/images/originals_over_reconstructions.png").exists()
 
 
@@ -134,13 +187,13 @@ def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str, panes: list[
 
 
 def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
-    said = dict(line.split(maxsplit=1) for line in scored.printed[0][0].splitlines()[:8])
+    said = dict(line.split(maxsplit=1) for line in scored.said["fid"].splitlines()[:8])
     assert said["run"] == "FID and KID, in logs/scored/fid"
     assert said["generated"] == f"{N} images, --n_samples"
     assert said["real"] == "64 images, the val split of toy_churches"
     assert said["prior"].endswith("/absorbing_ema_20.th")
-    assert "\n  kid_subset_size " in scored.printed[0][0]
-    assert "\nfeatures    r64 (weights fixed)\n" in scored.printed[1][1]
+    assert "\n  kid_subset_size " in scored.said["fid"]
+    assert "\nfeatures    r64 (weights fixed)\n" in scored.said["recs"]
 
 
 class Means(nn.Module):
