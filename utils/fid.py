@@ -77,9 +77,9 @@ def kernel_distance(
     """
     if subset_size > min(len(x), len(y)):
         raise ValueError(f"subsets of {subset_size} are larger than the sets of {len(x)} and {len(y)}")
-    rng, found = np.random.RandomState(DEFAULTS["rng_seed"]), []
+    rng, found = np.random.RandomState(DEFAULTS["rng_seed"]), np.zeros(subsets)
     with Progress("KID", subsets, "subset", quiet=quiet) as progress:
-        for _ in range(subsets):
-            found.append(kernel_mmd(*(part[rng.choice(len(part), subset_size, replace=False)] for part in (x, y))))
+        for i in range(subsets):
+            found[i] = kernel_mmd(*(part[rng.choice(len(part), subset_size, replace=False)] for part in (x, y)))
             progress.update()
-    return float(np.mean(found)), float(np.std(found))
+    return float(found.mean()), float(found.std())

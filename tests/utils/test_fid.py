@@ -12,6 +12,7 @@ import torch
 import torch_fidelity
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from hparams.experiments import FeatureSettings, KIDSettings
 from utils.datasets import open_images
@@ -140,6 +141,15 @@ def test_the_formula_for_gaussians() -> None:
     x = rng.normal(size=(200_000, 2)).astype(np.float32) * [1, 2]
     y = rng.normal(size=(200_000, 2)).astype(np.float32) * [3, 1] + [0, 5]
     assert fid(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(4 + 1 + 25, rel=0.02)
+
+
+def test_kid_is_that_of_torch_fidelity_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(n, 8)).astype(np.float32) for n in (50, 40))
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=7, kid_subset_size=30, verbose=False
+    )
+    assert kernel_distance(x, y, subsets=7, subset_size=30, quiet=True) == tuple(theirs.values())
 
 
 def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
