@@ -14,12 +14,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from utils.cuda_graphs import EAGER_CALLS
 
 Run = Callable[[], Any]
 
@@ -77,16 +80,28 @@ def seconds_of(run: Run, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def interleave(runs: Mapping[str, Run], repeats: int, device: torch.device, warmup: int = 1) -> dict[str, Timing]:
-    """Time each of `runs` in turn, round by round, so that a slow minute of the machine meets all of them."""
+def interleave(
+    runs: Mapping[str, Run], repeats: int, device: torch.device, warmup: int | None = None, burst: int = 1
+) -> dict[str, Timing]:
+    """Time each of `runs` in turn, round by round, so that a slow minute of the machine meets all of them.
+
+    Each is done `burst` times without waiting for the device in between, as a training loop does.
+    """
+    if warmup is None:
+        warmup = EAGER_CALLS + 2 if device.type == "cuda" else 1
     for _ in range(warmup):
         for run in runs.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            seconds[name].append(seconds_of(run, device))
+            seconds[name].append(seconds_of(partial(_repeat, run, burst), device) / burst)
     return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def _repeat(run: Run, times: int) -> None:
+    for _ in range(times):
+        run()
 
 
 class _FlopCounter(TorchDispatchMode):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import prior as published
-from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave, peak_memory, wait
+from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave, peak_memory, seconds_of, wait
 from benchmarks.scale import Scale, of_24
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
@@ -20,8 +20,10 @@ from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from models.events import diffusion_image
+from models.parts import Wrap, as_it_is
 from utils.building import build_prior
-from utils.compiling import compile_prior
+from utils.compiling import captures_graphs, compile_prior
+from utils.cuda_graphs import EAGER_CALLS, Captured
 from utils.devices import pick_amp_dtype
 from utils.evaluation import evaluating
 from utils.prior_trainer import PriorTrainer
@@ -64,6 +66,11 @@ def amp(device: torch.device, enabled: bool = True) -> torch.autocast:
     return torch.autocast(device.type, dtype=pick_amp_dtype(device, True, "auto"), enabled=enabled)
 
 
+def wrapper(device: torch.device) -> Wrap:
+    """What the scripts give to `samples`."""
+    return Captured if captures_graphs("auto", device) else as_it_is
+
+
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +106,10 @@ def sampling(scale: Scale, device: torch.device) -> Row:
     row.figures["evaluations per image"] = round(evaluations, 1)
     row.figures["GFLOP per evaluation of an image, baseline"] = round(published_work / 1e9, 2)
     row.figures["GFLOP per evaluation of an image, here"] = round(work / 1e9, 2)
+    if scale.drawn:
+        row.figures[f"images/s, --amp, {scale.drawn} drawn from start to end"] = round(
+            scale.drawn / _whole(prior, scale, device), 2
+        )
     for name, dtype in (("float32", torch.float32), ("amp", pick_amp_dtype(device, True, "auto") or torch.float32)):
         rate = work * scale.sample_batch / statistics.median(seconds[name])
         row.figures[f"share of the {name} product rate"] = round(rate / gemm_rate(device, dtype), 3)
@@ -113,36 +124,49 @@ def _time_events(
     scale: Scale,
     device: torch.device,
 ) -> None:
-    """Time the rounds of event-driven sampling, and a step in lock-step between each two of them."""
-    inner, start, rounds = prior.logits_at, 0.0, 0
+    """Time `scale.rounds` of event-driven sampling at a time, and a step in lock-step between each two times."""
+    warmup = EAGER_CALLS + 2
+    start, done = 0.0, -warmup
 
-    def logits_at(x: Tensor, places: Tensor) -> Tensor:
-        nonlocal start, rounds
-        wait(device)
-        now = time.perf_counter()
-        if rounds > 1:  # the first rounds warm up
-            seconds[name].append(now - start)
-        with torch.autocast(device.type, enabled=False):
-            next(lock_step)
-            wait(device)
-        if rounds > 1:
-            seconds["baseline"].append(time.perf_counter() - now)
-        rounds += 1
-        if rounds > scale.evaluations + 1:
-            raise _EnoughError
-        start = time.perf_counter()
-        return inner(x, places)
+    def timed(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        inner = wrapper(device)(draw)
 
-    prior.logits_at = logits_at  # type: ignore[method-assign]
+        def one(*inputs: Tensor) -> Tensor:
+            nonlocal start, done
+            if done >= 0 and done % scale.rounds == 0:
+                wait(device)
+                now = time.perf_counter()
+                if done:
+                    seconds[name].append((now - start) / scale.rounds)
+                with torch.autocast(device.type, enabled=False):
+                    next(lock_step)
+                    wait(device)
+                if done:
+                    seconds["baseline"].append(time.perf_counter() - now)
+                if done >= scale.evaluations:
+                    raise _EnoughError
+                start = time.perf_counter()
+            done += 1
+            return inner(*inputs)
+
+        return one
+
     generators = (make_generator("cpu", "samples", index) for index in range(10 * scale.sample_batch))
     try:
         with evaluating(prior), amp(device, name == "amp"):
-            for _ in prior.samples(generators, batch_size=scale.sample_batch):
+            for _ in prior.samples(generators, batch_size=scale.sample_batch, wrap=timed):
                 pass
     except _EnoughError:
         pass
-    finally:
-        del prior.logits_at
+
+
+def _whole(prior: AbsorbingDiffusion, scale: Scale, device: torch.device) -> float:
+    """Seconds of sampling, compiled before."""
+    generators = (make_generator("cpu", "samples", index) for index in range(scale.drawn))
+    with evaluating(prior), amp(device):
+        return seconds_of(
+            lambda: list(prior.samples(generators, batch_size=scale.sample_batch, wrap=wrapper(device))), device
+        )
 
 
 def _events_per_image(indices: range) -> Iterator[int]:
@@ -155,8 +179,10 @@ def _events_per_image(indices: range) -> Iterator[int]:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def trainer(scale_layers: int, device: torch.device, *, use_amp: bool, tokens: int = N) -> PriorTrainer:
-    stage = settings(scale_layers, tokens=tokens, warmup_iters=0)
+def trainer(
+    scale_layers: int, device: torch.device, *, use_amp: bool, tokens: int = N, compiled: str = "auto"
+) -> PriorTrainer:
+    stage = settings(scale_layers, tokens=tokens, warmup_iters=0, compile=compiled)
     prior = shipped(scale_layers, device, tokens=tokens)
     return PriorTrainer(stage, prior, device, pick_amp_dtype(device, use_amp, "auto"))
 
@@ -196,17 +222,20 @@ def training(scale: Scale, device: torch.device) -> Row:
         if device.type == "cpu"
         else "--amp ≥ 4 × the float16 baseline, ≥ 100 steps/s, ≥ 50% MFU at batch 128",
     )
-    loss = trainers["float32"].step(ids, 0)["loss"].item()
-    for name, step in literals.items():
-        half = name.removeprefix("baseline")
-        row.checks[f"relative difference of the losses{half}, same weights and masks"] = abs(step(ids, 0) / loss - 1)
-    counters = dict.fromkeys([*literals, "float32", "amp"], 0)
+    counters = dict.fromkeys([*literals, "float32", "amp"], -1)
+    losses = {}
 
-    def one(name: str) -> Any:
+    def one(name: str) -> None:
         counters[name] += 1
-        return literals[name](ids, counters[name]) if name in literals else trainers[name].step(ids, counters[name])
+        losses[name] = (literals[name] if name in literals else trainers[name].step)(ids, counters[name])
 
-    row.timings = interleave({name: partial(one, name) for name in counters}, scale.repeats, device)
+    # Of the first steps, in which the moments are made: of the replay of a CUDA graph nothing would be seen.
+    peaks = {name: peak_memory(partial(one, name), device) for name in counters}
+    loss = losses["float32"]["loss"].item()
+    for name in literals:
+        half = name.removeprefix("baseline")
+        row.checks[f"relative difference of the losses{half}, same weights and masks"] = abs(losses[name] / loss - 1)
+    row.timings = interleave({name: partial(one, name) for name in counters}, scale.repeats, device, burst=scale.burst)
     work = flops(lambda: literal(ids, 1))
     row.figures["GFLOP per step"] = round(work / 1e9, 1)
     for name, dtype in (("float32", torch.float32), ("amp", pick_amp_dtype(device, True, "auto") or torch.float32)):
@@ -216,14 +245,14 @@ def training(scale: Scale, device: torch.device) -> Row:
     if scale.float16_baseline:
         times = row.timings["baseline float16"].median / row.timings["amp"].median
         row.figures["amp, times faster than the float16 baseline"] = round(times, 2)
-    for name in counters:
-        row.figures[f"peak memory of a step, {name}, GiB"] = round(peak_memory(partial(one, name), device), 2)
+    for name, peak in peaks.items():
+        row.figures[f"peak memory of a first step, {name}, GiB"] = round(peak, 2)
     if scale.wide_batch:
         wide = torch.randint(K, (scale.wide_batch, N), device=device)
-        wide_step = partial(trainers["amp"].step, wide, 1)
-        rate = (
-            work * scale.wide_batch / scale.train_batch / interleave({"": wide_step}, scale.repeats, device)[""].median
-        )
+        wide_step = partial(trainer(scale.layers, device, use_amp=True).step, wide, 1)
+        seconds = interleave({"": wide_step}, scale.repeats, device, burst=scale.burst)[""].median
+        rate = work * scale.wide_batch / scale.train_batch / seconds
+        row.figures[f"s per step of --amp at batch {scale.wide_batch}"] = round(seconds, 4)
         share = rate / gemm_rate(device, pick_amp_dtype(device, True, "auto") or torch.float32)
         row.figures[f"share of the amp product rate at batch {scale.wide_batch}"] = round(share, 3)
     return row
@@ -237,15 +266,20 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
     prior: AutoregressivePrior = shipped(scale.layers, device, sampler="autoregressive").eval()
     literal = baseline(prior.net, scale.layers, device, causal=True).eval()
     ids = torch.randint(K, (scale.ar_batch, N), device=device)
+    with torch.no_grad():
+        difference = (literal(ids[:, :-1]) - prior.logits(ids)).abs().max().item()
     places = range(0, N, scale.ar_every)
 
     def recompute() -> None:
         for place in places:
             published.recomputed_token(literal, ids[:, :place], 1.0)
 
+    compile_prior(prior, "auto", device)
+
     def cached(use_amp: bool) -> None:
+        generators = (make_generator("cpu", index) for index in range(scale.ar_batch))
         with amp(device, use_amp):
-            prior.sample(scale.ar_batch, generator=make_generator("cpu", 0), batch_size=scale.ar_batch)
+            list(prior.samples(generators, batch_size=scale.ar_batch, wrap=wrapper(device)))
 
     row = Row(
         name=f"autoregressive sampling, {N} tokens, batch {scale.ar_batch}",
@@ -256,10 +290,9 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
         target="≥ 10 × recomputing the prefix",
     )
     with torch.no_grad():
-        difference = (literal(ids[:, :-1]) - prior.logits(ids)).abs().max().item()
         row.checks["largest difference of logits, same weights"] = difference
         runs = {"baseline": recompute, "float32": partial(cached, False), "amp": partial(cached, True)}
-        timings = interleave(runs, max(1, scale.repeats // 2), device)
+        timings = interleave(runs, min(3, scale.repeats), device, 1)
     row.timings = timings | {"baseline": timings["baseline"].scaled(N / len(places))}
     return row
 
@@ -268,12 +301,12 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
 
 
 def growth_of_training(scale: Scale, device: torch.device) -> Row:
-    """Time and memory of a float32 step against batch, tokens and depth."""
-    few = max(1, scale.layers // 3)
+    """Time and memory of a float32 step against batch, tokens and depth; not compiled, which takes longer each time."""
+    few, batch = max(1, scale.layers // 3), scale.grown_batch
     sweeps = {
-        "batch": [(few, batch, N) for batch in (4, 8, 16)],
-        "tokens": [(few, 4, side**2) for side in (16, 24, 32)],
-        "depth": [(few * depth, 4, N) for depth in (1, 2, 4)],
+        "batch": [(few, batch * times, N) for times in (1, 2, 4)],
+        "tokens": [(few, batch, side**2) for side in (16, 24, 32)],
+        "depth": [(few * times, batch, N) for times in (1, 2, 4)],
     }
     sizes: dict[str, Callable[[tuple[int, int, int]], int]] = {
         "batch": lambda run: run[1],
@@ -283,17 +316,17 @@ def growth_of_training(scale: Scale, device: torch.device) -> Row:
     row = Row(
         name="growth of a prior's training step",
         unit="s per step",
-        reduced=f"{few} layers at batch 4 and {N} tokens where not varied",
+        reduced=f"{few} layers at batch {batch} and {N} tokens where not varied",
         target="stated",
     )
     for axis, runs in sweeps.items():
         medians, peaks = [], []
-        for layers, batch, tokens in runs:
-            model = trainer(layers, device, use_amp=False, tokens=tokens)
-            ids = torch.randint(K, (batch, tokens), device=device)
+        for layers, images, tokens in runs:
+            model = trainer(layers, device, use_amp=False, tokens=tokens, compiled="off")
+            ids = torch.randint(K, (images, tokens), device=device)
             step = partial(model.step, ids, 1)
             timing = interleave({axis: step}, 3, device)[axis]
-            row.timings[f"{axis} {sizes[axis]((layers, batch, tokens))}"] = timing
+            row.timings[f"{axis} {sizes[axis]((layers, images, tokens))}"] = timing
             medians.append(timing.median)
             peaks.append(peak_memory(step, device))
         values = [float(sizes[axis](run)) for run in runs]

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import prior, vqgan
 from benchmarks.baseline import prior as published
 from benchmarks.scale import Scale
+from utils.cuda_graphs import EAGER_CALLS
 from utils.seeding import make_generator
 
 LARGEST = 8
@@ -19,7 +20,8 @@ LARGEST = 8
 
 def largest(run: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
     """The largest items of a run by their own time: name, share in percent, calls."""
-    run()
+    for _ in range(EAGER_CALLS + 2 if device.type == "cuda" else 1):
+        run()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:
         run()
@@ -61,4 +63,5 @@ def profiles(scale: Scale, device: torch.device) -> dict[str, list[dict[str, Any
 def _sample(model: Any, batch: int, device: torch.device, use_amp: bool) -> None:
     """Four steps of the reverse process, in which every image is due at nearly each."""
     with torch.no_grad(), prior.amp(device, use_amp):
-        model.sample(batch, generator=make_generator("cpu", 0), sample_steps=4, batch_size=batch)
+        generators = (make_generator("cpu", index) for index in range(batch))
+        list(model.samples(generators, sample_steps=4, batch_size=batch, wrap=prior.wrapper(device)))

@@ -13,10 +13,14 @@ class Scale:
     sample_layers: int  # where only due places go through the last one: with few, that counts for too much
     sample_batch: int  # images that are sampled together
     evaluations: int  # timed, of T = 256
+    rounds: int  # of these, timed in one go: where host and device overlap, one alone says little
+    drawn: int  # images that are sampled from start to end; 0: none
     train_batch: int  # images of a prior's step
+    grown_batch: int  # images of a step whose growth is measured, where their number does not vary
     wide_batch: int  # and of one that is timed for its utilisation alone; 0: none
     float16_baseline: bool  # the published --amp too; CPUs are slow at it
     repeats: int  # of each step that is timed
+    burst: int  # steps that are timed in one go, as above
     ar_batch: int
     ar_every: int  # the prefix is recomputed at every so many of 256 places, and the time scaled
     img_size: int  # of the VQGAN's step
@@ -40,10 +44,14 @@ CPU = Scale(
     sample_layers=24,
     sample_batch=4,
     evaluations=12,
+    rounds=1,
+    drawn=0,
     train_batch=20,
+    grown_batch=4,
     wide_batch=0,
     float16_baseline=False,
     repeats=5,
+    burst=1,
     ar_batch=8,
     ar_every=32,
     img_size=64,
@@ -61,10 +69,14 @@ FULL = Scale(
     sample_layers=24,
     sample_batch=20,
     evaluations=24,
+    rounds=1,
+    drawn=0,
     train_batch=20,
+    grown_batch=4,
     wide_batch=0,
     float16_baseline=False,
     repeats=5,
+    burst=1,
     ar_batch=20,
     ar_every=16,
     img_size=256,
@@ -81,11 +93,15 @@ GPU = Scale(
     layers=24,
     sample_layers=24,
     sample_batch=256,
-    evaluations=100,
+    evaluations=30,
+    rounds=10,
+    drawn=1024,
     train_batch=20,
+    grown_batch=32,
     wide_batch=128,
     float16_baseline=True,
-    repeats=30,
+    repeats=12,
+    burst=5,
     ar_batch=64,
     ar_every=8,
     img_size=256,
@@ -93,20 +109,24 @@ GPU = Scale(
     ch_mult=(1, 1, 2, 2, 4),
     vqgan_batch=4,
     codes=1024,
-    neighbour_images=1000,
+    neighbour_images=100,
     prdc_points=10_000,
-    big_every=1,
-    data_images=1000,
+    big_every=7,
+    data_images=100,
 )
 SMOKE = Scale(  # for trying the benchmarks themselves
     layers=1,
     sample_layers=2,
     sample_batch=2,
     evaluations=2,
+    rounds=1,
+    drawn=3,
     train_batch=2,
+    grown_batch=2,
     wide_batch=3,
     float16_baseline=True,
     repeats=1,
+    burst=1,
     ar_batch=1,
     ar_every=128,
     img_size=32,

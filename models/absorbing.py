@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.categorical import check_temperature, image_generators
 from models.diffusion import DiffusionLoss, masked_cross_entropy, objective
 from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
+from models.parts import Wrap, as_it_is
 from models.transformer import Transformer
 
 SAMPLE_TYPES = ("diffusion", "mlm")
@@ -73,11 +74,12 @@ class AbsorbingDiffusion(nn.Module):
         temp: float = 1.0,
         sample_steps: int | None = None,
         sample_type: str = "diffusion",
+        wrap: Wrap = as_it_is,
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` images are evaluated
-        together. `sample_steps` None means T.
+        together. `sample_steps` None means T. `wrap`: see `sample_images`.
         """
         if sample_type not in SAMPLE_TYPES:
             raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
@@ -100,6 +102,8 @@ class AbsorbingDiffusion(nn.Module):
             temp=temp,
             batch_size=batch_size,
             device=self._denoise_fn.pos_emb.device,
+            static=self._denoise_fn.pos_emb.is_cuda,
+            wrap=wrap,
         )
 
     def sample(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.categorical import check_temperature, image_generators
+from models.parts import Wrap, as_it_is
 from models.samplers import sample_autoregressive
 from models.transformer import Transformer
 
@@ -42,16 +43,19 @@ class AutoregressivePrior(nn.Module):
         """Parameters that training never uses: none."""
         return iter(())
 
-    def samples(self, generators: Iterable[torch.Generator], *, batch_size: int, temp: float = 1.0) -> Iterator[Tensor]:
+    def samples(
+        self, generators: Iterable[torch.Generator], *, batch_size: int, temp: float = 1.0, wrap: Wrap = as_it_is
+    ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are drawn together.
+        `wrap`: see `sample_autoregressive`.
         """
         check_temperature(temp)
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
         while batch := list(itertools.islice(numbers, batch_size)):
             uniforms = torch.stack(batch).to(self.net.pos_emb.device)
-            yield from sample_autoregressive(self.net, uniforms, temp=temp, static=uniforms.is_cuda)
+            yield from sample_autoregressive(self.net, uniforms, temp=temp, static=uniforms.is_cuda, wrap=wrap)
 
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, batch_size: int = 64

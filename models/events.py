@@ -10,16 +10,19 @@ What is due is known on the host before anything is evaluated, so the host never
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from models.categorical import invert_cdf
+from models.parts import Wrap, as_it_is
 
 LogitsAtFn = Callable[[Tensor, Tensor], Tensor]  # x_t [B,N] int64 and places [B,m] int64 → logits there, [B,m,K]
+
+WIDTH = 8  # places of an image that are due together, or a multiple: hardly ever more, at the published sizes
 
 
 @dataclass(frozen=True)
@@ -82,67 +85,101 @@ def sample_images(
     temp: float,
     batch_size: int,
     device: torch.device,
+    static: bool = False,
+    wrap: Wrap = as_it_is,
 ) -> Iterator[Tensor]:
     """The samples of `images`, in their order: ids [N] int64 on `device`.
 
     At most `batch_size` images are under way, and as many as that while there are more to begin. What an image becomes
-    depends on the images beside it only as far as the network's arithmetic does.
+    depends on the images beside it only as far as the network's arithmetic does. static: shapes are the same from round
+    to round, for code that is compiled for them; `wrap` is given what a round does.
     """
+
+    def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
+        x = x.scatter(1, places, mask_id)
+        return x.scatter(1, places, invert_cdf(logits_at(x, places), temp, uniforms))
+
     waiting: dict[int, Tensor] = {}  # finished before an earlier one
     upcoming = 0
-    for number, ids in _finished(logits_at, images, mask_id, temp, batch_size, device):
+    for number, ids in _finished(wrap(draw), images, batch_size, device, static):
         waiting[number] = ids
         while upcoming in waiting:
             yield waiting.pop(upcoming)
             upcoming += 1
 
 
+@dataclass
+class _UnderWay:
+    """An image in a row of the batch."""
+
+    number: int
+    start: Tensor
+    events: Iterator[Event]
+    due: Event
+    finished: bool = False
+
+
 @torch.no_grad()
 def _finished(
-    logits_at: LogitsAtFn, images: Iterable[Image], mask_id: int, temp: float, batch_size: int, device: torch.device
+    draw: Callable[[Tensor, Tensor, Tensor], Tensor],
+    images: Iterable[Image],
+    batch_size: int,
+    device: torch.device,
+    static: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """Numbers and ids of the images, as they are finished."""
-    queue = enumerate(images)
-    x = torch.empty((0, 0), dtype=torch.int64, device=device)
-    numbers: list[int] = []  # of the image in each row of x
-    coming: list[Iterator[Event]] = []
-    due: list[Event] = []
-    while True:
-        starts = []
-        while len(numbers) < batch_size and (entry := next(queue, None)):
-            number, image = entry
+    done: list[tuple[int, Tensor]] = []
+
+    def begun() -> Iterator[_UnderWay]:
+        for number, image in enumerate(images):
             events = iter(image.events)
-            if event := next(events, None):
-                numbers.append(number)
-                coming.append(events)
-                due.append(event)
-                starts.append(image.start)
+            if due := next(events, None):
+                yield _UnderWay(number, image.start, events, due)
             else:
-                yield number, image.start.to(device)
-        if starts:
-            new = torch.stack(starts).to(device, non_blocking=True)
-            x = torch.cat([x, new]) if len(x) else new
-        if not numbers:
-            return
-        places, uniforms = (part.to(device, non_blocking=True) for part in _aligned(due, device.type == "cuda"))
-        x = x.scatter(1, places, mask_id)
-        x = x.scatter(1, places, invert_cdf(logits_at(x, places), temp, uniforms))
+                done.append((number, image.start.to(device)))
 
-        following = [next(events, None) for events in coming]
-        for row, event in enumerate(following):
-            if event is None:
-                yield numbers[row], x[row].clone()
-        kept = [row for row, event in enumerate(following) if event is not None]
-        if len(kept) < len(numbers):
-            x = x[torch.tensor(kept, dtype=torch.int64).to(device, non_blocking=True)]
-        numbers, coming = [numbers[row] for row in kept], [coming[row] for row in kept]
-        due = [event for event in following if event is not None]
+    queue = begun()
+    rows = list(itertools.islice(queue, batch_size))
+    if rows:
+        x = torch.stack([row.start for row in rows]).to(device)
+    while rows:
+        parts = _aligned([row.due for row in rows], WIDTH if static else 1)
+        x = draw(x, *(_to(part, device) for part in parts))
+        new: dict[int, Tensor] = {}
+        for place, row in enumerate(rows):
+            if row.finished:
+                continue
+            if due := next(row.events, None):
+                row.due = due
+                continue
+            row.finished = True
+            done.append((row.number, x[place].clone()))
+            if follower := next(queue, None):
+                rows[place], new[place] = follower, follower.start
+        if new:
+            x = x.index_copy(0, _to(torch.tensor(list(new)), device), _to(torch.stack(list(new.values())), device))
+        yield from done
+        done.clear()
+        # Where shapes are to stay, a row whose image is finished does its last event again.
+        if not static or all(row.finished for row in rows):
+            kept = [place for place, row in enumerate(rows) if not row.finished]
+            if len(kept) < len(rows):
+                x, rows = x[_to(torch.tensor(kept, dtype=torch.int64), device)], [rows[place] for place in kept]
+    yield from done
 
 
-def _aligned(events: Sequence[Event], pin: bool) -> tuple[Tensor, Tensor]:
-    """Places and uniforms of events, a row each, [B,m]. Shorter ones repeat their first draw, which changes nothing."""
-    places = pad_sequence([event.places for event in events], batch_first=True, padding_value=-1)
-    uniforms = pad_sequence([event.uniforms for event in events], batch_first=True)
-    padding = places < 0
-    places, uniforms = (torch.where(padding, part[:, :1], part) for part in (places, uniforms))
-    return (places.pin_memory(), uniforms.pin_memory()) if pin else (places, uniforms)
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _aligned(events: Sequence[Event], multiple: int) -> tuple[Tensor, Tensor]:
+    """Places and uniforms of events, a row each, [B,m]. Shorter ones repeat their first draw, which changes nothing.
+
+    m is a multiple of `multiple`.
+    """
+    sizes = [len(event.places) for event in events]
+    counts, columns = torch.tensor(sizes).unsqueeze(1), torch.arange(-(-max(sizes) // multiple) * multiple)
+    index = counts.cumsum(0) - counts + columns.where(columns < counts, 0)
+    places, uniforms = (torch.cat(parts) for parts in zip(*((e.places, e.uniforms) for e in events), strict=True))
+    return places[index], uniforms[index]

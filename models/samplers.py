@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from models.categorical import draw_categorical, invert_cdf
 from models.diffusion import LogitsFn
+from models.parts import Wrap, as_it_is
 from models.transformer import Transformer
 
 
@@ -37,23 +39,26 @@ def diffusion_trajectory(
 
 
 @torch.no_grad()
-def sample_autoregressive(net: Transformer, uniforms: Tensor, *, temp: float, static: bool = False) -> Tensor:
+def sample_autoregressive(
+    net: Transformer, uniforms: Tensor, *, temp: float, static: bool = False, wrap: Wrap = as_it_is
+) -> Tensor:
     """Draw the tokens one by one in raster order, keeping keys and values of those before.
 
     uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. `static`: with the same
-    shapes at every place, for compiled code. Returns [B,N] int64.
+    shapes at every place, for compiled code; `wrap` is given what then gives a place's logits. Returns [B,N] int64.
     """
     batch, tokens = uniforms.shape
     ids = torch.empty((batch, tokens), dtype=torch.int64, device=uniforms.device)
     cache = net.new_cache(batch)
     logits = net.next_logits(ids[:, :0], cache)
+    following = wrap(partial(net.following_logits, cache=cache))
     for place in range(tokens):
         ids[:, place] = invert_cdf(logits[:, -1], temp, uniforms[:, place])
         if place + 1 == tokens:
             break
         new = ids[:, place : place + 1]
         if static:
-            logits = net.following_logits(new, torch.tensor([place + 1]).to(ids.device, non_blocking=True), cache)
+            logits = following(new, torch.tensor([place + 1]).to(ids.device, non_blocking=True))
         else:
             logits = net.next_logits(new, cache)
     return ids

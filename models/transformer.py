@@ -84,9 +84,9 @@ class SelfAttention(nn.Module):
             if len(layers) == 1
             else (torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
         )
-        parts = F.linear(x, weight, bias).unflatten(2, (len(layers), self.n_head, -1))
-        # One copy for all of them, where the products would make one of each.
-        return parts.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        parts = F.linear(x, weight, bias).unflatten(2, (len(layers), self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        # On a CPU one copy for all of them, where the products would make one of each. Fused kernels need none.
+        return (parts if parts.is_cuda else parts.contiguous()).unbind(0)
 
     def _merge(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0

@@ -29,16 +29,21 @@ def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
 
 
 def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the convolutional blocks, each for its own shape; only for `on`, since that takes minutes.
+    """Compile the convolutional blocks, each for its own shape, which takes a minute; `choice` is that of --compile.
 
     Raises:
         UserError: `on`, and this machine has no compiler.
     """
-    if choice == "on" and _wanted(choice, device):
+    if _wanted(choice, device):
         torch._dynamo.config.recompile_limit = SHAPES
         for module in autoencoder.modules():
             if isinstance(module, ResBlock | AttnBlock):
                 module.compile(dynamic=False)
+
+
+def captures_graphs(choice: str, device: torch.device) -> bool:
+    """Whether kernels are to be replayed as CUDA graphs; `choice` is that of --compile."""
+    return device.type == "cuda" and _wanted(choice, device)
 
 
 def _wanted(choice: str, device: torch.device) -> bool:

@@ -28,8 +28,19 @@ class Optimiser:
     ) -> None:
         self._parameters = list(parameters)
         self._max_norm = max_norm
-        self.adam = torch.optim.Adam(self._parameters, lr=lr, fused=True)
+        # On CUDA nothing about a step is a number of the host's, so that a CUDA graph can hold it.
+        on_device = device.type == "cuda"
+        rate = torch.tensor(lr, device=device) if on_device else lr
+        self.adam = torch.optim.Adam(self._parameters, lr=rate, fused=True, capturable=on_device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+
+    def set_rate(self, lr: float) -> None:
+        """Learning rate of the updates to come."""
+        for group in self.adam.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
-from utils.compiling import compile_prior
+from utils.compiling import captures_graphs, compile_prior
+from utils.cuda_graphs import Captured
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
-from utils.seeding import make_generator, seed_global
+from utils.seeding import make_generator, reseed, seed_global
 
 VALIDATION_PASSES = 5  # over the validation codes, each with fresh times and masks, as published
 
@@ -97,6 +98,11 @@ class PriorTrainer:
         self._objective = replicate(
             Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients
         )
+        self._generator = torch.Generator(device)
+        self._update: Callable[[Tensor], dict[str, Tensor]] = self._update_weights
+        # float16's loss scaler keeps state on the host, and messages between processes are not captured.
+        if captures_graphs(settings.run.compile, device) and amp_dtype is not torch.float16 and ranks.count == 1:
+            self._update = Captured(self._update_weights, [self._generator])
 
     @property
     def averaged(self) -> Prior:
@@ -114,14 +120,18 @@ class PriorTrainer:
         `loss_by_time` [T], the objective's moving average at t = 1..T. `skipped` is 1 where the gradients were not
         finite: then the weights stay as they were.
         """
-        generator = make_generator(self.device, self.seed, "prior", step)
+        reseed(self._generator, self.seed, "prior", step)
         seed_global(self.seed, "dropout", step, *([self.ranks.rank] if self.ranks.rank else []))
         lr = warmed_up(self.lr, step, self.settings.warmup_iters)
-        for group in self.optimiser.adam.param_groups:
-            group["lr"] = lr
+        self.optimiser.set_rate(lr)
+        metrics = self._update(ids.long())
+        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
+            self.ema.update(self.prior)
+        return {**metrics, "lr": torch.tensor(lr)}
 
-        ids = ids.long()
-        draws = self._draw(self.prior, len(ids) * self.ranks.count, generator)
+    def _update_weights(self, ids: Tensor) -> dict[str, Tensor]:
+        """What `step` does on the device, and what it returns but the rate."""
+        draws = self._draw(self.prior, len(ids) * self.ranks.count, self._generator)
         self.optimiser.zero_grad()
         losses, bounds = [], []
         size = len(ids) // self.micro_batches
@@ -138,12 +148,10 @@ class PriorTrainer:
         if draws and isinstance(self.prior, AbsorbingDiffusion):
             self.prior.record(draws.t, loss, bound)
         finite = self.optimiser.step()
-        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
-            self.ema.update(self.prior)
         means = {"loss": loss.mean(), "elbo_bits_per_token": bound.mean()}
         if isinstance(self.prior, AbsorbingDiffusion):
             means["loss_by_time"] = self.prior.loss_by_time()
-        return {**means, "lr": torch.tensor(lr), "skipped": (~finite).float()}
+        return {**means, "skipped": (~finite).float()}
 
     def validate(self, ids: Tensor, batch_size: int) -> dict[str, float]:
         """Mean objective and bound of the averaged model on all codes ids [n,N], over `VALIDATION_PASSES` passes.

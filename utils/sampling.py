@@ -12,7 +12,10 @@ from torch import Tensor
 from hparams.settings import RunSettings, SamplingSettings
 from models.absorbing import AbsorbingDiffusion
 from models.autoencoder import VQAutoEncoder
+from models.parts import as_it_is
 from utils.building import Prior
+from utils.compiling import captures_graphs
+from utils.cuda_graphs import Captured
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.pictures import to_uint8
@@ -46,6 +49,8 @@ def id_batches(
     """
     indices = range(sampling.n_samples) if indices is None else indices
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
+    device = next(prior.parameters()).device
+    wrap = Captured if captures_graphs(run.compile, device) else as_it_is
     if isinstance(prior, AbsorbingDiffusion):
         samples = prior.samples(
             generators,
@@ -53,12 +58,12 @@ def id_batches(
             temp=sampling.temp,
             sample_steps=sampling.sample_steps,
             sample_type=sampling.sample_type,
+            wrap=wrap,
         )
     else:
-        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp)
-    device_type = next(prior.parameters()).device.type
+        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp, wrap=wrap)
     while True:
-        with evaluating(prior), torch.autocast(device_type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        with evaluating(prior), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             batch = list(itertools.islice(samples, run.batch_size))
         if not batch:
             return

@@ -15,7 +15,12 @@ def derive_seed(*parts: int | str) -> int:
 
 def make_generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A generator on `device`, seeded from `parts`."""
-    return torch.Generator(device).manual_seed(derive_seed(*parts))
+    return reseed(torch.Generator(device), *parts)
+
+
+def reseed(generator: torch.Generator, *parts: int | str) -> torch.Generator:
+    """The generator, seeded anew from `parts`."""
+    return generator.manual_seed(derive_seed(*parts))
 
 
 def seed_global(*parts: int | str) -> None:

@@ -72,6 +72,7 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
         device=device,
     )
     compile_prior(prior, run.compile, device)
-    compile_autoencoder(autoencoder, run.compile, device)
+    if run.compile == "on":  # longer than most decodings take
+        compile_autoencoder(autoencoder, run.compile, device)
     amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
     return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)

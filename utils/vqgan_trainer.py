@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,20 @@ from models.parts import rewind
 from models.quantizers import id_counts, perplexity
 from models.similarity import psnr
 from models.vqgan import VQGAN, Judged
-from utils.compiling import compile_autoencoder
+from utils.compiling import captures_graphs, compile_autoencoder
+from utils.cuda_graphs import Captured
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
 from utils.optimiser import Optimiser
-from utils.seeding import derive_seed, make_generator
+from utils.seeding import derive_seed, reseed
+
+_Updated = tuple[
+    dict[str, Tensor],  # terms of the losses, scalars
+    Tensor,  # [K], how often each code was used
+    Tensor,  # [B,D,h,w], the encoder's outputs
+    Tensor,  # bool scalar, whether all gradients were finite
+]
 
 
 class VQGANTrainer:
@@ -48,8 +57,7 @@ class VQGANTrainer:
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
         self.ema = EMA(vqgan, settings.training.ema_beta) if settings.training.ema else None
-        for model in self.models().values():
-            compile_autoencoder(model, settings.run.compile, device)
+        compile_autoencoder(vqgan, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
         # What a code of the other quantizer is, encoder outputs are not.
@@ -70,6 +78,16 @@ class VQGANTrainer:
             name: replicate(network, ranks, compress=compress)
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
+        self._generator = torch.Generator(device)
+        # float16's loss scaler and the Gumbel quantizer's temperature are the host's, as are messages between processes
+        # and the random numbers of micro-batches.
+        self._captures = (
+            captures_graphs(settings.run.compile, device)
+            and amp_dtype is not torch.float16
+            and self.nearest
+            and ranks.count == self.micro_batches == 1
+        )
+        self._captured: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
 
     @property
     def averaged(self) -> VQGAN:
@@ -87,13 +105,37 @@ class VQGANTrainer:
         used, `lr` is the learning rate. `skipped` is 1 where a network's gradients were not finite: then it stays as it
         was, its statistics too.
         """
-        generator = make_generator(self.device, self.seed, "vqgan", step)
+        generator = reseed(self._generator, self.seed, "vqgan", step)
         x = self._prepare(images)
         if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
             x = x.flip(-1)
         if step == 0 and self.nearest and self.care.codebook_init == "encoder":
             self._start_codes(x, generator)
 
+        terms, counts, z, finite = self._update(step)(x)
+        self._care_for_codes(counts, z, step, generator)
+        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
+            self.ema.update(self.vqgan)
+        return {
+            **terms,
+            "batch_perplexity": perplexity(counts),
+            "code_counts": counts,
+            "lr": torch.tensor(self.lr),
+            "skipped": (~finite).float(),
+        }
+
+    def _update(self, step: int) -> Callable[[Tensor], _Updated]:
+        """`_update_weights` at a step, or its CUDA graph: one for each of the phases in which it does the same."""
+        update = partial(self._update_weights, step)
+        if not self._captures:
+            return update
+        phase = (step >= self.vqgan.disc_start_step, step > self.vqgan.disc_start_step)
+        if self._captured is None or self._captured[0] != phase:
+            self._captured = phase, Captured(update, [self._generator])
+        return self._captured[1]
+
+    def _update_weights(self, step: int, x: Tensor) -> _Updated:
+        """What an update of both networks on images x [B,C,H,W] does on the device."""
         buffers = [buffer.clone() for buffer in self.vqgan.buffers()]
         ae, disc = self.optimisers["ae"], self.optimisers["disc"]
         ae.zero_grad()
@@ -101,7 +143,7 @@ class VQGANTrainer:
         done = self.vqgan.generator_backward(
             x,
             step,
-            generator=generator,
+            generator=self._generator,
             amp_dtype=self.amp_dtype,
             scale=scale,
             part=self.ranks.part,
@@ -114,23 +156,12 @@ class VQGANTrainer:
         learns = step > self.vqgan.disc_start_step
         if learns:
             disc.zero_grad()
-            terms = terms | {"d_loss": self._discriminator_backward(x, done.judged, generator)}
+            terms = terms | {"d_loss": self._discriminator_backward(x, done.judged, self._generator)}
         terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage.counts)))
         finite = disc.step() if learns else terms["g_loss"].isfinite()
         for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
             now.copy_(torch.where(finite, now, before))
-        finite = finite & ae.step()
-
-        self._care_for_codes(counts, done.z, step, generator)
-        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
-            self.ema.update(self.vqgan)
-        return {
-            **terms,
-            "batch_perplexity": perplexity(counts),
-            "code_counts": counts,
-            "lr": torch.tensor(self.lr),
-            "skipped": (~finite).float(),
-        }
+        return terms, counts, done.z, finite & ae.step()
 
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.

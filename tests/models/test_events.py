@@ -13,12 +13,13 @@ from torch import Tensor
 from benchmarks.baseline import prior as published
 from models.absorbing import AbsorbingDiffusion
 from models.categorical import image_generators
-from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
+from models.events import WIDTH, Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.samplers import diffusion_trajectory
 from models.transformer import Transformer
 from waiting import without_waiting
 
 DRAWS = 8_000
+CPU = torch.device("cpu")
 CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
 PValue = Callable[[Tensor, Tensor], float]
 
@@ -31,8 +32,7 @@ def run(model: Any, images: Iterator[Image], temp: float = 1.0, batch_size: int 
     def logits_at(x: Tensor, places: Tensor) -> Tensor:
         return model(x).gather(1, places.unsqueeze(2).expand(-1, -1, model.K))
 
-    device = torch.device("cpu")
-    ids = sample_images(logits_at, images, mask_id=model.mask_id, temp=temp, batch_size=batch_size, device=device)
+    ids = sample_images(logits_at, images, mask_id=model.mask_id, temp=temp, batch_size=batch_size, device=CPU)
     return torch.stack(list(ids))
 
 
@@ -164,7 +164,7 @@ def test_the_queue_is_read_no_further_than_needed() -> None:
         mask_id=2,
         temp=1.0,
         batch_size=4,
-        device=torch.device("cpu"),
+        device=CPU,
     )
     next(samples)
     assert len(taken) <= 12
@@ -178,7 +178,7 @@ def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> N
         return torch.zeros((*places.shape, 3))
 
     (image,) = diffusion_images(exact_model, 50, 1)
-    (ids,) = sample_images(logits_at, [image], mask_id=3, temp=1.0, batch_size=1, device=torch.device("cpu"))
+    (ids,) = sample_images(logits_at, [image], mask_id=3, temp=1.0, batch_size=1, device=CPU)
     due = torch.cat([places[0] for _, places in seen])
     assert sorted(due.tolist()) == [0, 1, 2]
     for number, (x, _) in enumerate(seen):
@@ -216,9 +216,7 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
         return logits
 
     images = diffusion_images(exact_model, 2, 4)
-    assert (
-        len(list(sample_images(logits_at, images, mask_id=3, temp=1.0, batch_size=2, device=torch.device("cpu")))) == 4
-    )
+    assert len(list(sample_images(logits_at, images, mask_id=3, temp=1.0, batch_size=2, device=CPU))) == 4
     assert torch.is_grad_enabled()
 
 
@@ -230,11 +228,48 @@ def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
         mask_id=2,
         temp=1.0,
         batch_size=3,
-        device=torch.device("cpu"),
+        device=CPU,
     )
     with without_waiting(monkeypatch):
         drawn = list(samples)
     assert torch.stack(drawn).max() < 2
+
+
+class Shapes:
+    """As a `Wrap`: keeps the shapes that the wrapped function is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Size, ...]] = []
+
+    def __call__(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*inputs: Tensor) -> Tensor:
+            self.seen.append(tuple(tensor.shape for tensor in inputs))
+            return function(*inputs)
+
+        return wrapped
+
+
+@pytest.mark.parametrize("n", [1, 6, 7, 40])
+def test_with_static_shapes_every_round_has_the_same_and_samples_stay(exact_model: Any, n: int) -> None:
+    def draw(shapes: Shapes, static: bool) -> list[list[int]]:
+        def logits_at(x: Tensor, places: Tensor) -> Tensor:
+            return exact_model(x).gather(1, places.unsqueeze(2).expand(-1, -1, 3))
+
+        # Some of the images have nothing to draw.
+        images = (
+            image if number % 5 else Image(torch.tensor([0, 1, 2]), [])
+            for number, image in enumerate(diffusion_images(exact_model, 3, n))
+        )
+        samples = sample_images(
+            logits_at, images, mask_id=3, temp=1.0, batch_size=6, device=CPU, static=static, wrap=shapes
+        )
+        return [ids.tolist() for ids in samples]
+
+    free, static = Shapes(), Shapes()
+    assert draw(static, True) == draw(free, False)
+    rows = min(6, n - -(-n // 5))
+    assert set(static.seen) == ({((rows, 3), (rows, WIDTH), (rows, WIDTH))} if rows else set())
+    assert len(static.seen) == len(free.seen)
 
 
 # --- through the prior --------------------------------------------------------------------------------------------

@@ -1,0 +1,254 @@
+"""What only a CUDA device can show; the rest of the suite runs on a CPU."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from utils.building import build_prior, build_vqgan
+from utils.cuda_graphs import EAGER_CALLS, Captured
+from utils.evaluation import evaluating
+from utils.prior_trainer import PriorTrainer
+from utils.seeding import make_generator
+from utils.vqgan_trainer import VQGANTrainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+ROOT = Path(__file__).parents[1]
+K, N = 64, 64
+PRIOR: dict[str, Any] = {
+    "dataset": "churches",
+    "ae_load_dir": "vqgan",
+    "img_size": 16,
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "codebook_size": K,
+    "bert_n_emb": 64,
+    "bert_n_head": 2,
+    "bert_n_layers": 2,
+    "total_steps": 16,
+    "lr": 1e-3,
+    "warmup_iters": 4,
+    "ema": True,
+    "ema_beta": 0.9,
+    "steps_per_update_ema": 1,
+}
+VQGAN: dict[str, Any] = {
+    "dataset": "churches",
+    "img_size": 32,
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "res_blocks": 1,
+    "attn_resolutions": (16,),
+    "codebook_size": 32,
+    "emb_dim": 8,
+    "ndf": 8,
+    "disc_layers": 2,
+    "perceptual": "none",
+    "lr": 1e-4,
+    "disc_start_step": 6,
+    "ema": True,
+    "ema_beta": 0.9,
+    "steps_per_update_ema": 1,
+}
+
+
+def prior_trainer(device: str = "cuda", amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
+    settings = resolve(PriorStage, PRIOR | changes)
+    torch.manual_seed(0)
+    return PriorTrainer(settings, build_prior(settings.prior, K), torch.device(device), amp_dtype)
+
+
+def vqgan_trainer(device: str = "cuda", amp_dtype: torch.dtype | None = None, **changes: Any) -> VQGANTrainer:
+    settings = resolve(VQGANStage, VQGAN | changes)
+    torch.manual_seed(0)
+    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, None)
+    return VQGANTrainer(settings, vqgan, torch.device(device), amp_dtype)
+
+
+def codes(step: int, device: str = "cuda") -> Tensor:
+    return torch.randint(8, (8, N), generator=torch.Generator().manual_seed(step)).to(device)
+
+
+def images(step: int) -> Tensor:
+    coarse = torch.rand((4, 3, 4, 4), generator=torch.Generator().manual_seed(step))
+    return (255 * torch.nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()
+
+
+@pytest.fixture
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--compile on captures graphs; here of the layers as they are."""
+    monkeypatch.setattr("utils.prior_trainer.compile_prior", lambda *_: None)
+    monkeypatch.setattr("utils.vqgan_trainer.compile_autoencoder", lambda *_: None)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_replayed_function_goes_on_as_an_eager_one() -> None:
+    """State changed in place, random numbers of both kinds, and inputs of two shapes."""
+
+    def outcome(captured: bool) -> list[Tensor]:
+        state, generator = torch.zeros(3, device="cuda"), torch.Generator("cuda")
+
+        def step(x: Tensor) -> dict[str, Tensor]:
+            state.add_(x.mean()).add_(torch.rand(3, generator=generator, device="cuda"))
+            return {"sum": state * 2, "noise": torch.rand(2, device="cuda")}
+
+        call = Captured(step, [generator]) if captured else step
+        found = []
+        for number in range(4 * EAGER_CALLS):
+            torch.manual_seed(number)
+            generator.manual_seed(100 + number)
+            out = call(torch.full((4 if number % 3 else 5,), float(number), device="cuda"))
+            found += [out["sum"], out["noise"], state.clone()]
+        return found
+
+    for got, expected in zip(outcome(True), outcome(False), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_the_prior_learns_the_same_by_graph(sampler: str, amp_dtype: torch.dtype | None, not_compiled: None) -> None:
+    """With dropout: also its random numbers are the same."""
+    dropout = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    graph, eager = (
+        prior_trainer(amp_dtype=amp_dtype, sampler=sampler, compile=choice, **dropout) for choice in ("on", "off")
+    )
+    for step in range(12):
+        got, expected = (trainer.step(codes(step), step) for trainer in (graph, eager))
+        for name in expected:
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+    for got, expected in zip(graph.averaged.parameters(), eager.averaged.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_takes_what_was_resumed(not_compiled: None) -> None:
+    straight, first, second = (prior_trainer(compile="on") for _ in range(3))
+    for step in range(16):
+        straight.step(codes(step), step)
+    for step in range(8):
+        first.step(codes(step), step)
+    second.load_state_dict(first.state_dict())
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    for step in range(8, 16):
+        second.step(codes(step), step)
+    for got, expected in zip(second.averaged.parameters(), straight.averaged.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_losses_are_those_of_a_cpu() -> None:
+    generator = make_generator("cpu", 0)
+    t = torch.randint(1, 17, (8,), generator=generator)
+    draws = t, torch.rand((8, N), generator=generator) < t[:, None] / 16
+    found = []
+    for device in ("cpu", "cuda"):
+        prior = prior_trainer(device, compile="off").prior
+        prior.load_state_dict(prior_trainer("cpu").prior.state_dict())
+        found.append(prior.losses(codes(0, device), *(draw.to(device) for draw in draws), "reweighted_elbo").loss.cpu())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_prior_learns_compiled() -> None:
+    compiled, eager = (prior_trainer(compile=choice) for choice in ("on", "off"))
+    for step in range(12):
+        got, expected = (trainer.step(codes(step), step)["loss"] for trainer in (compiled, eager))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_the_vqgan_learns_the_same_by_graph(amp_dtype: torch.dtype | None, not_compiled: None) -> None:
+    """Through the start of its discriminator, with DiffAugment's random numbers."""
+    graph, eager = (vqgan_trainer(amp_dtype=amp_dtype, compile=choice, diff_aug=True) for choice in ("on", "off"))
+    for step in range(14):
+        got, expected = (trainer.step(images(step), step) for trainer in (graph, eager))
+        assert got.keys() == expected.keys()
+        for name in ("l1", "g_loss", "d_loss", "disc_weight"):
+            if name in expected:
+                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=1e-3)
+
+
+def test_the_vqgan_learns_compiled() -> None:
+    compiled, eager = (vqgan_trainer(compile=choice) for choice in ("on", "off"))
+    for step in range(12):
+        got, expected = (trainer.step(images(step), step) for trainer in (compiled, eager))
+        torch.testing.assert_close(got["l1"], expected["l1"], rtol=0.05, atol=1e-3)
+
+
+def test_training_never_waits(not_compiled: None) -> None:
+    prior, vqgan = prior_trainer(compile="on"), vqgan_trainer(compile="on", disc_start_step=0)
+    ids, pixels = codes(0), images(0).cuda()
+    for step in range(1, 4 + EAGER_CALLS):
+        prior.step(ids, step)
+        vqgan.step(pixels, step + 1)
+    with without_waiting():
+        prior.step(ids, 9)
+        vqgan.step(pixels, 9)
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_samples_are_those_of_a_cpu(sampler: str) -> None:
+    """Nearly: rounding moves a draw now and then, and what follows from it."""
+    found = []
+    for device in ("cpu", "cuda"):
+        prior = prior_trainer(device, sampler=sampler, compile="off").prior
+        prior.load_state_dict(prior_trainer("cpu", sampler=sampler).prior.state_dict())
+        generators = (make_generator("cpu", "samples", index) for index in range(24))
+        wrap = {"wrap": Captured} if device == "cuda" else {}
+        with evaluating(prior):
+            found.append(torch.stack(list(prior.samples(generators, batch_size=8, **wrap))).cpu())
+    assert (found[0] == found[1]).float().mean() > 0.97
+
+
+def test_sampling_never_waits(not_compiled: None) -> None:
+    prior = prior_trainer(compile="on").prior
+    generators = [make_generator("cpu", "samples", index) for index in range(20)]
+    with evaluating(prior):
+        samples = prior.samples(generators, batch_size=4, wrap=Captured)
+        first = next(samples)  # by then the round is captured
+        with without_waiting():
+            rest = list(itertools.islice(samples, 8))
+    assert torch.stack([first, *rest]).max() < K
+
+
+def test_the_scripts(tmp_path: Path) -> None:
+    """Both stages, samples and their FID, on CUDA with --amp; then the same on two processes that share the GPU."""
+
+    def script(command: str, processes: int) -> str:
+        launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes}" if processes > 1 else ""
+        words = f"{launcher} {ROOT}/{command} --batch_size 8 --amp --visdom_port 9".split()
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    training = "--dataset toy_churches --toy_images 96 --img_size 32 --train_steps 12"
+    for processes in (1, 2):
+        vqgan, prior = f"{processes}/vqgan", f"{processes}/prior"
+        script(f"train_vqgan.py --log_dir {vqgan} {training} --disc_start_step 4 --compile off", processes)
+        stage_2 = f"train_sampler.py --sampler absorbing --log_dir {prior} --ae_load_dir {vqgan} {training}"
+        assert "cuda" in script(stage_2, processes)
+        measured = (
+            f"experiments/calc_FID.py --load_dir {prior} --log_dir {processes}/fid --n_samples 40 --kid_subsets 0"
+        )
+        assert "fid" in script(f"{measured} --kid_subsets 0", processes)

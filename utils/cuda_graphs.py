@@ -1,0 +1,80 @@
+"""Functions whose kernels are replayed as CUDA graphs: hundreds of short ones run faster than a host launches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+EAGER_CALLS = 3  # before a capture: by then lazily made state, an optimiser's moments say, exists
+MOST_GRAPHS = 4  # of one function; each keeps the memory of its intermediate results
+
+
+class Captured:
+    """A function of CUDA tensors that does the same work at each call with inputs of the same shapes.
+
+    Its first calls run as they are. Then one graph per shapes is captured and replayed: what the function does on the
+    host happens no more, and what it changes or keeps, it must change in place. Shapes beyond the first few stay eager.
+    """
+
+    def __init__(self, function: Callable[..., Any], generators: Sequence[torch.Generator] = ()) -> None:
+        """generators: on CUDA, what the function draws from beside the global stream; seeds set later are heeded."""
+        self._function = function
+        self._generators = generators
+        self._stream = torch.cuda.Stream()  # what runs before a capture must not run on the default stream
+        self._calls: dict[tuple[torch.Size, ...], int] = {}
+        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """What the function returns, tensors in dicts, lists and tuples; replayed ones are copies."""
+        shapes = tuple(tensor.shape for tensor in inputs)
+        graph = self._graphs.get(shapes)
+        if graph is None and self._calls.get(shapes, 0) >= EAGER_CALLS and len(self._graphs) < MOST_GRAPHS:
+            graph = self._graphs[shapes] = _Graph(self._function, inputs, self._stream, self._generators)
+        if graph is not None:
+            return graph.replay(inputs)
+        self._calls[shapes] = self._calls.get(shapes, 0) + 1
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream), _uncached_autocast():
+            outputs = self._function(*inputs)
+        current.wait_stream(self._stream)
+        return outputs
+
+
+class _Graph:
+    """One capture, and the memory that its kernels read and write."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        stream: torch.cuda.Stream,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self._graph.register_generator_state(generator)
+        # Other threads, such as one that pins batches, may go on with what a capture forbids.
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"), _uncached_autocast():
+            self._outputs = function(*self._inputs)
+
+    def replay(self, inputs: Sequence[Tensor]) -> Any:
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, self._outputs)
+
+
+def _uncached_autocast() -> torch.autocast:
+    """The ambient autocast without its cache, whose casts would be those of the weights at the capture."""
+    return torch.autocast(
+        "cuda",
+        dtype=torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,
+    )
