@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     _save(results, out)
     print(f"{time.monotonic() - begin:.0f} s in all; results in {out}")
     if out.parent == RESULTS:
-        write_report(RESULTS.parent)
+        write_report(RESULTS.parent, ROWS)
 
 
 def _save(results: dict, out: Path) -> None:

@@ -124,7 +124,7 @@ def main() -> None:
         f"| {stage.name} | " + " | ".join(str(smallest_batch(stage, between, 32, size, 0.9)) for size in (4, 2)) + " |"
         for stage in stages
     )
-    kind = "measured" if options.measured else "assumed, since no GPU was at hand"
+    kind = "measured on one GPU, without CUDA graphs as under torchrun" if options.measured else "assumed"
     text = f"""# Scaling, on paper
 
 Made by `python -m benchmarks.scaling`. Bytes are counted from the published models. Step times are {kind}:

@@ -66,16 +66,16 @@ def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> Non
     content = {"rows": rows, "profiles": profiles, "environment": machine, "anew": anew}
     (tmp_path / "results/cpu.json").write_text(json.dumps(content))
     readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    write_report(tmp_path, plot, readme)
+    write_report(tmp_path, [*rows, "unknown"], plot, readme)
     table = readme.read_text()
     assert table.startswith("before\n")
     assert table.endswith("after\n")
     assert "old" not in table
-    assert "not measured" in table
     assert f"amp {rows['sampling']['speedup']['amp']:.1f} ×" in table
     assert f"evaluations {rows['larger']['figures']['published / here']:.1f} ×" in table
     report = (tmp_path / "README.md").read_text()
     assert "aten::mm 40.0 (the products of the linear layers" in report
     assert "commit abc" in report
+    assert "Not measured here: unknown." in report
     assert "Anew, prdc: a CPU, 2 threads; torch 2, Python 3, commit def" in report
     assert plot.read_bytes().startswith(b"\x89PNG")
