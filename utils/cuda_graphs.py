@@ -59,9 +59,14 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        # Other threads, such as one that pins batches, may go on with what a capture forbids.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"), _uncached_autocast():
-            self._outputs = function(*self._inputs)
+        try:
+            # Other threads, such as one that pins batches, may go on with what a capture forbids.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"), _uncached_autocast():
+                self._outputs = function(*self._inputs)
+        except RuntimeError as error:  # of the capture's end, which hides why it could not be whole
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
         for mine, given in zip(self._inputs, inputs, strict=True):
