@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -99,6 +100,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     interrupted. Of several processes, the line names the one that failed; where all of a machine's fail alike, torchrun
     ends the others while they wait for the first to say so.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
     with lasting_output():
         sys.exit(_status_of(main))
 

@@ -197,6 +197,8 @@ def test_only_typed_flags_reach_resolution(tmp_path: Path) -> None:
 
 
 SCRIPT = """
+import os
+import signal
 import sys
 from hparams.cli import parse, run_script
 from hparams.saved import describe
@@ -208,6 +210,8 @@ def main():
         raise KeyboardInterrupt
     if stage.run.seed == 4:
         raise RuntimeError("a fault of the program")
+    if stage.run.seed == 5:
+        os.kill(os.getpid(), signal.SIGUSR1)
     print(describe(stage))
     heavy = {"torch", "numpy", "PIL", "visdom"} & set(sys.modules)
     assert not heavy, heavy
@@ -250,6 +254,12 @@ def test_script_interrupted_and_faulty(tmp_path: Path) -> None:
     faulty = shell(tmp_path, "--dataset", "churches", "--seed", "4")
     assert faulty.returncode == 1
     assert "RuntimeError: a fault of the program" in faulty.stderr
+
+
+def test_a_schedulers_sigusr1_ends_no_script(tmp_path: Path) -> None:
+    done = shell(tmp_path, "--dataset", "churches", "--seed", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "seed" in done.stdout
 
 
 @pytest.mark.parametrize(("stdout", "stderr"), [("full", "lost"), ("full", "full"), ("closed", "closed")])
