@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +168,9 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         ranks.wait()
     except Exception as error:
         if _lost_contact(error):
+            # torchrun, which misses the others too, asks this process to end: first it says who is gone
+            with contextlib.suppress(ValueError):  # other threads than the first get no signals
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise _told_by_others(board, timeout_s) from None
         if not board.claim():
             raise SystemExit(1) from None

@@ -19,6 +19,7 @@ from hparams.cli import run_script
 from hparams.errors import RunError, UserError
 from utils.distributed import Ranks, joined
 from utils.shared_batches import in_order, own_indices
+from utils.signals import Signals
 
 COUNT = 3
 
@@ -75,10 +76,19 @@ def work(way: int, rank: int, port: int) -> None:
     def main() -> None:
         with joined(torch.device("cpu"), backend="auto", timeout_s=5) as ranks:
             ranks.wait()
-            WAYS[way](ranks)
-            ranks.mean(torch.zeros(3))
+            with Signals():
+                WAYS[way](ranks)
+                ranks.mean(torch.zeros(3))
 
     run_script(main)
+
+
+def ask_to_end(children: dict[int, Path], way: str) -> None:
+    """What torchrun does to the others as soon as it misses a process."""
+    time.sleep(0.5)  # they have lost contact by then, and still look who is left
+    for pid, file in children.items():
+        if file.stem == way:
+            os.kill(pid, signal.SIGTERM)
 
 
 def start(way: int, port: int, out: Path) -> dict[int, Path]:
@@ -116,13 +126,15 @@ def main() -> None:
     out, began = Path(sys.argv[1]), time.monotonic()
     host, ports = host_stores()
     children = {pid: file for way, port in enumerate(ports) for pid, file in start(way, port, out).items()}
-    for _ in range(len(children)):
+    while children:
         pid, status = os.wait()
-        file = children[pid]
+        file = children.pop(pid)
         said = file.with_suffix(f"{file.suffix}.err").read_text()
         seconds = time.monotonic() - began
         outcome = {"status": os.waitstatus_to_exitcode(status), "said": said, "seconds": seconds}
         file.write_text(json.dumps(outcome))
+        if outcome["status"] == -signal.SIGKILL:
+            ask_to_end(children, file.stem)
     os.kill(host, signal.SIGKILL)
 
 
