@@ -140,7 +140,11 @@ class _FolderStore:
 
     def identity(self) -> Iterator[str]:
         for file in self._files:
-            stat = file.stat()
+            try:
+                stat = file.stat()
+            except OSError:  # such as a link to nowhere: an unreadable image like others, once it is read
+                yield f"{file.absolute()}\0cannot be read"
+                continue
             yield f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
 
 

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
 from utils.datasets import ImageData, Split, check_images, list_images, open_images
-from utils.images import resize_and_crop
+from utils.images import BadImageError, resize_and_crop
 from utils.lmdb_images import LMDBImages, write_lmdb
 
 SPLITS: tuple[Split, ...] = ("train", "val", "all")
@@ -189,6 +189,17 @@ def test_fingerprint_is_stable_and_tells_changes(tmp_path: Path) -> None:
     assert touched != first
     picture(50).save(tmp_path / "00.png")
     assert open_custom(tmp_path, "train").fingerprint not in (first, touched)
+
+
+def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["0.png"])
+    (tmp_path / "1.png").symlink_to(tmp_path / "target")
+    data = open_custom(tmp_path, "all")
+    before = data.fingerprint
+    with pytest.raises(BadImageError, match=r"1\.png"):
+        data[1]
+    picture(1).save(tmp_path / "target", "PNG")
+    assert open_custom(tmp_path, "all").fingerprint != before
 
 
 def test_fingerprint_of_an_lmdb_tells_its_size_and_change(tmp_path: Path) -> None:
