@@ -167,10 +167,10 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         yield ranks
         ranks.wait()
     except Exception as error:
+        # torchrun asks processes to end as soon as it misses one: first they say what happened
+        with contextlib.suppress(ValueError):  # other threads than the first get no signals
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _lost_contact(error):
-            # torchrun, which misses the others too, asks this process to end: first it says who is gone
-            with contextlib.suppress(ValueError):  # other threads than the first get no signals
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise _told_by_others(board, timeout_s) from None
         if not board.claim():
             raise SystemExit(1) from None

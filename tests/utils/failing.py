@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import utils.distributed
 from hparams.cli import run_script
 from hparams.errors import RunError, UserError
 from utils.distributed import Ranks, joined
 from utils.shared_batches import in_order, own_indices
-from utils.signals import Signals
 
 COUNT = 3
 
@@ -68,27 +68,28 @@ def shares(ranks: Ranks) -> None:
 WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares)
 
 
+class AskedToEnd(utils.distributed._Board):
+    """torchrun asks the others to end as soon as it misses one: here, at the worst moment."""
+
+    def claim(self) -> bool:
+        claimed = super().claim()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return claimed
+
+
 def work(way: int, rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     sys.argv = ["train_vqgan.py"]
+    utils.distributed._Board = AskedToEnd  # type: ignore[misc]
 
     def main() -> None:
         with joined(torch.device("cpu"), backend="auto", timeout_s=5) as ranks:
             ranks.wait()
-            with Signals():
-                WAYS[way](ranks)
-                ranks.mean(torch.zeros(3))
+            WAYS[way](ranks)
+            ranks.mean(torch.zeros(3))
 
     run_script(main)
-
-
-def ask_to_end(children: dict[int, Path], way: str) -> None:
-    """What torchrun does to the others as soon as it misses a process."""
-    time.sleep(0.5)  # they have lost contact by then, and still look who is left
-    for pid, file in children.items():
-        if file.stem == way:
-            os.kill(pid, signal.SIGTERM)
 
 
 def start(way: int, port: int, out: Path) -> dict[int, Path]:
@@ -126,15 +127,13 @@ def main() -> None:
     out, began = Path(sys.argv[1]), time.monotonic()
     host, ports = host_stores()
     children = {pid: file for way, port in enumerate(ports) for pid, file in start(way, port, out).items()}
-    while children:
+    for _ in range(len(children)):
         pid, status = os.wait()
-        file = children.pop(pid)
+        file = children[pid]
         said = file.with_suffix(f"{file.suffix}.err").read_text()
         seconds = time.monotonic() - began
         outcome = {"status": os.waitstatus_to_exitcode(status), "said": said, "seconds": seconds}
         file.write_text(json.dumps(outcome))
-        if outcome["status"] == -signal.SIGKILL:
-            ask_to_end(children, file.stem)
     os.kill(host, signal.SIGKILL)
 
 
