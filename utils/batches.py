@@ -15,6 +15,7 @@ from utils.bad_images import Report
 from utils.images import BadImageError
 from utils.limits import check_shared_memory
 from utils.seeding import derive_seed
+from utils.signals import heed_parent_alone
 
 T = TypeVar("T")
 
@@ -192,6 +193,7 @@ def _load(
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=start_method if num_workers else None,
+        worker_init_fn=heed_parent_alone,
         collate_fn=_unchanged,
         generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
     )

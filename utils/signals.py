@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -25,7 +26,7 @@ class Signals:
 
     Under torchrun it does not: a scheduler and torchrun may both pass on the same one, and torchrun ends what lingers.
 
-    Worker processes that inherit the handlers leave Ctrl-C to this process, and end on SIGTERM as always.
+    Worker processes that inherit the handlers leave Ctrl-C to this process; of SIGTERM see `heed_parent_alone`.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,23 @@ class Signals:
             self.stop = signal.Signals(number)
         elif not launch.launched():
             os._exit(exit_code(signal.Signals(number)))
+
+
+def heed_parent_alone(worker: int) -> None:
+    """Let this worker process end on its parent's SIGTERM only; `worker` is its number, as loaders tell it.
+
+    Schedulers send SIGTERM to all processes of a job. The parent, which is to finish its step and save, would then find
+    its workers dead.
+    """
+    parent = multiprocessing.parent_process()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def heed() -> None:
+        while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, name="signals", daemon=True).start()
 
 
 @contextmanager

@@ -74,6 +74,24 @@ def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(toy_copy) -> Non
     assert metrics(toy_copy, "run") == metrics(toy_copy, "once")
 
 
+def test_a_schedulers_sigterm_to_all_processes_leaves_the_workers_to_the_run(toy_copy) -> None:
+    process = started(toy_copy, f"{STAGE_1} --train_steps 100000 --num_workers 2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for pid in map(int, children):
+        os.kill(pid, signal.SIGTERM)
+    done = len(metrics(toy_copy, "run"))
+    for _ in range(1200):  # the run goes on with its workers, longer than what they had ready
+        if process.poll() is not None or len(metrics(toy_copy, "run")) > done + 1:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (143, ""), out
+    assert "stopped by SIGTERM after step " in out
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
 def test_a_second_signal_ends_at_once(toy_copy) -> None:
     process = started(toy_copy, f"{STAGE_1} --train_steps 100000 --steps_per_save_output 0")
     os.kill(process.pid, signal.SIGSTOP)  # so that both are there before it looks at either
