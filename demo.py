@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 from utils.results import FILE_NAME, read_results
@@ -49,9 +50,13 @@ def main() -> None:
 def run(command: str) -> None:
     """Print a command as a user would type it, and run it."""
     print(f"\n$ python3 {command}\n", flush=True)
-    done = subprocess.run([sys.executable, *shlex.split(command)])
-    if done.returncode:
-        sys.exit(done.returncode)
+    process = subprocess.Popen([sys.executable, *shlex.split(command)])
+    code = None
+    while code is None:
+        with suppress(KeyboardInterrupt):  # the command has it too: it saves, and says how to go on
+            code = process.wait()
+    if code:
+        sys.exit(code)
 
 
 def values_of(log_dir: str, metric: str | None = None, part: str = "values") -> dict[str, Any]:

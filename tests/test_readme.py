@@ -129,5 +129,5 @@ def test_data_sets_go_where_datasets_yaml_has_them() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"make ([a-z]+)(?=[ `])", README)):
+    for target in set(re.findall(r"make ([a-z-]+)(?=[ `])", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -186,17 +187,20 @@ def _load(
         first = stacks[np.zeros(1, np.int64)]  # so that workers inherit a key list instead of each reading it
         if isinstance(first, tuple):
             check_shared_memory(num_workers, batch_size * first[0].nbytes)
-    loader = DataLoader(
-        stacks,
-        batch_size=None,
-        sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context=start_method if num_workers else None,
-        worker_init_fn=heed_parent_alone,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
-    )
+    with warnings.catch_warnings():
+        # Workers may be more than processors: they wait for disks too.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            stacks,
+            batch_size=None,
+            sampler=batches,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            multiprocessing_context=start_method if num_workers else None,
+            worker_init_fn=heed_parent_alone,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
+        )
     iterator = iter(loader)
     while True:
         try:

@@ -44,7 +44,7 @@ class DatasetPaths:
             raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
         folder = self._resolve(self.paths)
         if must_exist and not folder.is_dir():
-            raise UserError(f"no folder {folder} for {self.dataset}: correct {self.origin}")
+            raise UserError(f"no folder {folder} for {self.dataset}: {self._remedy}")
         return folder
 
     def lmdb(self, split: str, stem: str) -> Path:
@@ -65,7 +65,12 @@ class DatasetPaths:
             if (candidate / "data.mdb").is_file():
                 return candidate
         looked = " or ".join(str(c) for c in candidates)
-        raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: correct {self.origin}")
+        raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        where = "" if self.dataset == "custom" else 'put it there (README, "Data sets") or '
+        return f"{where}correct {self.origin}"
 
     def _resolve(self, path: str) -> Path:
         return self.base / Path(os.path.expandvars(path)).expanduser()

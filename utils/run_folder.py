@@ -82,6 +82,7 @@ class RunFolder:
             UserError: no such folder, no model in it, or not at this step; `flag` is the one to correct.
         """
         if not self.path.is_dir():
+            flag = flag.removesuffix("_step").removesuffix("_dir") + "_dir"  # of --load_step, say, --load_dir
             raise UserError(f"{flag}: there is no run folder {self.path}; name a folder under {self.path.parent}/")
         steps = self.model_steps(kind)
         if not steps:

@@ -60,7 +60,7 @@ IN_AN_EMPTY_FOLDER = {
     "no such autoencoder": ("train_sampler.py {RUN} --ae_load_dir v", ["--ae_load_dir", "logs/v"]),
     "no such prior": (f"{SAMPLES} --load_dir p --ae_load_dir v", ["--load_dir", "logs/p"]),
     "nothing to resume": ("train_vqgan.py {RUN} --resume --log_dir new", ["--resume", "logs/new"]),
-    "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_step", "logs/new"]),
+    "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_dir", "logs/new"]),
     "images of no folder": (f"{FID} --fake_images_path no", ["no folder no", "--fake_images_path"]),
     "images of an empty folder": (f"{FID} --fake_images_path e", ["no images in e", "--fake_images_path"]),
     "no features": (f"{PRDC} --fake_feats no.npy", ["--fake_feats no.npy", "no such file"]),

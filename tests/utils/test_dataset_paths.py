@@ -86,7 +86,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere for ffhq: correct ffhq in .*datasets\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere for ffhq: put it there .* or correct ffhq in .*datasets\.yaml"):
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: nowhere}")).folder()
 
 
