@@ -10,7 +10,12 @@ from typing import Any
 
 PLOT, README = Path("docs/benchmarks.png"), Path("README.md")
 MARKS = "<!-- benchmarks -->", "<!-- end of benchmarks -->"  # between them README.md holds its table
-TITLES = {"cpu": "CPU, reduced", "full": "CPU, published size", "gpu": "GPU"}
+TITLES = {
+    "cpu": "CPU with AMX, reduced",
+    "cpu_avx512": "CPU with AVX-512, reduced",
+    "full": "CPU, published size",
+    "gpu": "GPU",
+}
 
 WHY = {  # an item of a profile is there
     "aten::mm": "the products of the linear layers, backward, and of the head: the work itself",

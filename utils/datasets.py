@@ -233,18 +233,24 @@ def list_images(folder: Path) -> list[Path]:
     """Image files under a folder, in the order of torchvision's `ImageFolder`.
 
     Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
-    `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out.
+    `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out, and links to a
+    folder above.
 
     Raises:
         UserError: a folder that cannot be read.
     """
     found: list[tuple[str, list[str]]] = []
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(root, name)]
         found.append((root, sorted(name for name in names if _is_image(name))))
     own, nested = found[0], found[1:]
     nested.sort(key=lambda walked: (Path(walked[0]).relative_to(folder).parts[0], walked[0]))
     return [Path(root, name) for root, names in [*nested, own] for name in names]
+
+
+def _leads_back(root: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return Path(root, name).is_symlink() and Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
 def _is_image(name: str) -> bool:

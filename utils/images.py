@@ -40,6 +40,8 @@ def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
         BadImageError: not an image, truncated, too large, or of a kind without a defined range (32-bit floats).
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
+    if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
+        raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()

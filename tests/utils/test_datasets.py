@@ -119,6 +119,19 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert len(open_custom(tmp_path / "set", "all")) == 1
 
 
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "set", ["a.png", "nested/b.png"])
+    (tmp_path / "set/nested/up").symlink_to(tmp_path / "set")
+    assert [f.name for f in list_images(tmp_path / "set")] == ["b.png", "a.png"]
+
+
+def test_a_pipe_is_an_unreadable_image(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["0.png"])
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(BadImageError, match=r"1\.png .*not a regular file"):
+        open_custom(tmp_path, "all")[1]
+
+
 @pytest.mark.parametrize(("n", "n_train"), [(2, 1), (19, 18), (20, 19), (21, 19), (40, 38)])
 def test_held_out_split(n: int, n_train: int, tmp_path: Path) -> None:
     save_pictures(tmp_path, [f"{i:03}.png" for i in range(n)])
