@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
-_MARK = ".torchrun"  # in a run folder: which torchrun began or resumed the run
+_MARK = ".torchrun"  # in a run folder: the torchruns, one per machine, that began or resumed the run
 
 
 def processes() -> int:
@@ -34,27 +35,32 @@ def launched() -> bool:
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
-def restarts() -> int:
-    """How often torchrun has started the processes anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if launched() else 0
-
-
 def launcher() -> str:
-    """A name of the torchrun that started this process, the same after each of its restarts."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return f"{socket.gethostname()}/{os.getppid()}" if name == "none" else name
+    """A name of this machine's torchrun, the same after each of its restarts and no other's; empty without torchrun.
+
+    Machine, process id and start. Ids of jobs are given again, and restarts are counted by each machine for itself.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    pid = os.getppid()
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
+    except OSError:  # not on Linux
+        start = ""
+    return f"{socket.gethostname()}/{pid}/{start}"
 
 
-def mark(folder: Path) -> None:
-    """Note in a run folder that this torchrun has begun the run, so that its restarts go on with it."""
-    if launched():
-        (folder / _MARK).write_text(launcher(), encoding="utf-8")
+def mark(folder: Path, launchers: Iterable[str]) -> None:
+    """Note in a run folder which `launchers` have begun the run, so that their restarts go on with it."""
+    if names := {name for name in launchers if name}:
+        (folder / _MARK).write_text("\n".join(sorted(names)), encoding="utf-8")
 
 
 def began(folder: Path) -> bool:
-    """Whether this torchrun has begun the run in a folder."""
+    """Whether this machine's torchrun has begun the run in a folder: then this process is a restart."""
+    name = launcher()
     try:
-        return launched() and (folder / _MARK).read_text(encoding="utf-8") == launcher()
+        return bool(name) and name in (folder / _MARK).read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
 

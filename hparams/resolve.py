@@ -81,7 +81,7 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
 def resume_after_restart(stage_class: type[Stage], typed: Mapping[str, Any], *, logs: Path = LOGS) -> dict[str, Any]:
     """The flags of a process that torchrun started anew: the run that it had begun goes on from its newest step."""
     known = settings_of(stage_class)
-    if not (launch.restarts() and "resume" in known) or ("log_dir" not in typed and "dataset" not in typed):
+    if "resume" not in known or ("log_dir" not in typed and "dataset" not in typed):
         return dict(typed)
     if launch.began(logs / _own_folder(stage_class, dict(typed))):
         return {name: value for name, value in typed.items() if name not in _STARTING_POINT} | {"resume": True}

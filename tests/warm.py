@@ -175,10 +175,9 @@ def in_turn(commands: list[str]) -> None:
         __import__(module)
     _take_simple_features()
     *others, last = commands
-    for number, command in enumerate(others if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else ()):
+    for command in others if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else ():
         child = os.fork()
         if not child:
-            os.environ["TORCHELASTIC_RESTART_COUNT"] = f"{number + 100}"  # addresses of others are not to be found
             _run(shlex.split(command))
         if os.waitpid(child, 0)[1]:
             sys.exit(1)

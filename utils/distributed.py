@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from models.parts import BatchPart, Replica
 T = TypeVar("T")
 
 _SETTLE_S = 0.2
+_POLL_S = 0.05
 _GRACE_S = 2.0  # how long processes that lost the others wait for those that can still speak
 
 
@@ -190,8 +192,7 @@ def pick_backend(device: torch.device, name: str) -> str:
 def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, Ranks]:
     rank, count, backend = launch.rank(), launch.processes(), pick_backend(device, backend)
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
-    # torchrun's store may outlive its restarts: addresses of processes that are gone must not be found
-    store = dist.PrefixStore(f"start {launch.restarts()}", store)
+    store = dist.PrefixStore(_meet(store, rank, count, wait), store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
@@ -202,6 +203,42 @@ def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, 
         dist.init_process_group(backend, timeout=2 * wait, store=store, rank=rank, world_size=count, device_id=device)
         control = dist.new_group(backend="gloo", timeout=wait)
     return _Board(store, rank, count), Ranks(rank, count, control)
+
+
+def _meet(store: dist.Store, rank: int, count: int, wait: timedelta) -> str:
+    """Wait until all processes are here; a name of this start, the same on all of them and no other's.
+
+    torchrun's store outlives its restarts, which each machine counts for itself: no number tells them apart. The first
+    process names the start, and the others answer. A name that had all its answers before this process gave one belongs
+    to processes that are gone, as do the addresses that they left.
+
+    Raises:
+        DistError, RuntimeError: some have not come in time.
+    """
+    late = f"within --dist_timeout {wait.total_seconds():.0f}"
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("start", name)
+        others = {other: f"{name}/{other}" for other in range(1, count)}
+        try:
+            store.wait(list(others.values()), wait)
+        except dist.DistStoreError:
+            missing = ", ".join(str(other) for other, key in others.items() if not store.check([key]))
+            raise RuntimeError(f"rank {missing} did not start {late}") from None
+        store.set(f"{name}/complete", "")
+        return name
+    answered, end = "", time.monotonic() + wait.total_seconds()
+    while time.monotonic() < end:
+        if store.check(["start"]):
+            name = store.get("start").decode()
+            complete = store.check([f"{name}/complete"])
+            if complete and name == answered:
+                return name
+            if not complete and name != answered:
+                store.set(f"{name}/{rank}", "")
+                answered = name
+        time.sleep(_POLL_S)
+    raise RuntimeError(f"rank 0 did not start, or misses others, {late}")
 
 
 class _Board:

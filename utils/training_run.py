@@ -92,10 +92,11 @@ class TrainingRun:
                 settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
             )
         self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
+        launchers = ranks.gather_objects(launch.launcher())
         if ranks.first:
             save(settings, self.folder.hparams)
             with naming(self.folder.path):
-                launch.mark(self.folder.path)
+                launch.mark(self.folder.path, launchers)
             if settings.training.resume and self.start:  # an earlier process may have ended before it came to that
                 clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from utils.distributed import ALONE
+from utils.distributed import ALONE, _meet
 
 End = Callable[[str], list[dict[str, Any]]]
 
@@ -77,6 +81,58 @@ def test_of_processes_that_fail_alike_one_speaks(end: End) -> None:
 
 def test_processes_share_and_agree(end: End) -> None:
     assert [(one["status"], one["said"]) for one in end("shares")] == [(0, "")] * 3
+
+
+Meet = Callable[..., Any]
+
+
+@pytest.fixture
+def meet() -> Iterator[Meet]:
+    """meet(rank, seconds=…): one of three processes comes, for at most so long; torchrun's store stays the same."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(8) as pool:
+
+        def come(rank: int, seconds: float) -> str:
+            store = dist.TCPStore("127.0.0.1", server.port, is_master=False)
+            return _meet(store, rank, 3, timedelta(seconds=seconds))
+
+        yield lambda rank, seconds=60.0: pool.submit(come, rank, seconds)
+
+
+def all_meet(meet: Meet, order: tuple[int, ...] = (1, 2, 0)) -> str:
+    """The name of a start, the same for all, whoever comes first."""
+    names = []
+    for rank in order:
+        names.append(meet(rank))
+        time.sleep(0.1)  # what lies in the store is seen before the next one comes
+    (name,) = {each.result() for each in names}
+    return name
+
+
+def test_every_start_has_a_name_of_its_own(meet: Meet) -> None:
+    assert len({all_meet(meet, order) for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1))}) == 3
+
+
+def test_processes_meet_after_a_start_that_lacked_some(meet: Meet) -> None:
+    first, other = meet(0, 0.3), meet(1, 0.3)
+    with pytest.raises(RuntimeError, match=r"rank 2 did not start within --dist_timeout"):
+        first.result()
+    with pytest.raises(RuntimeError, match=r"rank 0 did not start, or misses others"):
+        other.result()
+    all_meet(meet)
+
+
+def test_a_process_does_not_join_a_start_that_one_before_it_made_whole(meet: Meet) -> None:
+    first, gone = meet(0), meet(1, 1.0)
+    with pytest.raises(RuntimeError):
+        gone.result()
+    former = meet(2).result()
+    assert first.result() == former
+    late = meet(1)
+    time.sleep(0.2)
+    assert not late.done()
+    (name,) = {each.result() for each in (late, meet(0), meet(2))}
+    assert name != former
 
 
 def test_alone_nothing_is_sent_or_copied() -> None:
