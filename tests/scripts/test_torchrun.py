@@ -45,6 +45,23 @@ ENV = {"OMP_NUM_THREADS": "1", "SIMPLE_FEATURES": "1"}
 Result = Callable[[int, str], Path]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def newest_child(parent: int) -> int:
+    """Process id of the last that a process started; 0 where there is none."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return max((int(pid) for task in tasks for pid in task.read_text().split()), default=0)
+
+
+def newest(run: Path) -> int:
+    """The newest step of a VQGAN run that has a training state; 0 where none has."""
+    return max((int(file.stem.rpartition("_")[2]) for file in run.glob("saved_models/vqgan_state_*.th")), default=0)
+
+
 @pytest.fixture(scope="module")
 def run_folder(warm: Any, tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """run_folder(processes, name): what 1, 2 or 4 processes left of an experiment; torchrun started the 2.
@@ -55,10 +72,7 @@ def run_folder(warm: Any, tiny_runs: Path, tmp_path_factory: pytest.TempPathFact
     training += " --steps_per_checkpoint 10 --log_dir"
     for count in (1, 2, 4):
         shutil.copytree(tiny_runs, top / str(count))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = f"-m torch.distributed.run --nproc_per_node=2 --max-restarts=1 --master_port={port}".split()
+    launcher = f"-m torch.distributed.run --nproc_per_node=2 --max-restarts=1 --master_port={free_port()}".split()
     torchrun = subprocess.Popen(
         [sys.executable, *launcher, REPO / "tests/warm.py", "in_turn", *SCRIPTS.values(), f"{training} run"],
         cwd=top / "2",
@@ -78,11 +92,10 @@ def run_folder(warm: Any, tiny_runs: Path, tmp_path_factory: pytest.TempPathFact
     for script in SCRIPTS.values():
         together(script, 1)
     together(SCRIPTS["fid"], 4)
-    while not (top / "2/logs/run/saved_models/vqgan_state_10.th").exists():
+    while not newest(top / "2/logs/run"):
         assert torchrun.poll() is None, torchrun.communicate()
         time.sleep(0.01)
-    tasks = Path(f"/proc/{torchrun.pid}/task").glob("*/children")
-    os.kill(max(int(pid) for task in tasks for pid in task.read_text().split()), signal.SIGKILL)
+    os.kill(newest_child(torchrun.pid), signal.SIGKILL)
     together(f"{training} undisturbed", 2)
     out, _ = torchrun.communicate(timeout=300)
     assert torchrun.returncode == 0, out[-3000:]
@@ -124,6 +137,29 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(ru
     ours, theirs = (
         torch.load(folder / "saved_models/vqgan_100.th", weights_only=True) for folder in (run, undisturbed)
     )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_machine_whose_process_is_killed_twice_comes_back_and_the_other_too(warm: Any, run_folder: Result) -> None:
+    """The machine without a failure does not count the restarts."""
+    run, undisturbed = (run_folder(2, name) for name in ("twice", "undisturbed"))
+    warm.folder = run.parents[1]
+    command = f"{warm.stage_1} --dataset custom --train_steps 100 --steps_per_checkpoint 10 --dist_timeout 60"
+    command = f"tests/helpers/machine.py {free_port()} {command} --log_dir twice"
+    machines = [warm.start(command) for _ in range(2)]
+    step = killed = 0
+    for _ in range(2):
+        while (now := newest(run)) == step or (worker := newest_child(machines[1])) in (0, killed):
+            assert [warm.code(each) for each in machines] == [None, None], list(map(warm.wait, machines))
+            time.sleep(0.01)
+        step, killed = now, worker
+        os.kill(killed, signal.SIGKILL)
+    ended = list(map(warm.wait, machines))
+    assert [each.code for each in ended] == [0, 0], ended
+    errors = [line for each in ended for line in each.err.splitlines() if ": error: " in line]
+    assert all("ended without a word" in line for line in errors), errors
+    assert (run / "log.txt").read_text().count("continuing after step") == 2
+    ours, theirs = (torch.load(each / "saved_models/vqgan_100.th", weights_only=True) for each in (run, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
