@@ -83,7 +83,7 @@ class HeadTrainer:
         """Continue from `state_dict`."""
         self._head.load_state_dict(state["head"])
         self._optimiser.load_adam(state["adam"])
-        self._optimiser.scaler.load_state_dict(state["scaler"])
+        self._optimiser.load_scaler(state["scaler"])
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,8 @@ class Optimiser:
     def load_adam(self, state: Mapping[str, Any]) -> None:
         """Moments of Adam's own state dict, of whatever device it was saved on; the rate stays the settings'."""
         put_moments(self.adam, state)
+
+    def load_scaler(self, state: Mapping[str, Any]) -> None:
+        """The scaler's own state dict; it is empty where a run did without float16, and scaling then starts anew."""
+        if state:
+            self.scaler.load_state_dict(dict(state))

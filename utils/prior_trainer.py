@@ -183,7 +183,7 @@ class PriorTrainer:
         """Continue from `state_dict`; the models are loaded on their own."""
         for name, optimiser in self.optimisers.items():
             optimiser.load_adam(state["optimisers"][name])
-        self.optimiser.scaler.load_state_dict(state["scaler"])
+        self.optimiser.load_scaler(state["scaler"])
 
     def _draw(self, model: Prior, images: int, generator: torch.Generator) -> Draws | None:
         """Times and masks of a whole batch, or of all validation images."""

@@ -209,7 +209,7 @@ class VQGANTrainer:
         """Continue from `state_dict`; the models are loaded on their own."""
         for name, optimiser in self.optimisers.items():
             optimiser.load_adam(state["optimisers"][name])
-            optimiser.scaler.load_state_dict(state["scalers"][name])
+            optimiser.load_scaler(state["scalers"][name])
         self.usage.counts.copy_(state["usage"])
 
     def _prepare(self, images: Tensor) -> Tensor:

@@ -62,3 +62,13 @@ def test_a_state_saved_by_the_plain_kernel_is_taken_by_the_fused_one() -> None:
     other.load_adam(saved)
     assert other.adam.param_groups[0]["fused"] is True
     assert torch.equal(other.adam.state_dict()["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])
+
+
+def test_with_and_without_float16_each_goes_on_from_the_other() -> None:
+    (_, full), (_, half) = start(), start(torch.float16)
+    full.load_scaler(half.scaler.state_dict())
+    before = half.scaler.state_dict()
+    half.load_scaler(full.scaler.state_dict())
+    assert half.scaler.state_dict() == before
+    half.load_scaler(before | {"scale": 8.0})
+    assert half.scaler.get_scale() == 8
