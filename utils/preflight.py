@@ -31,9 +31,8 @@ def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> None:
     if not source.ae_load_dir:
         raise UserError("--ae_load_dir is required: the run folder of a trained VQGAN")
     folder = RunFolder(source.ae_load_dir)
-    folder.pick_model_file(
-        VQGAN, folder.pick_step(VQGAN, source.ae_load_step, _flag("ae_load", source.ae_load_step)), ema=ema
-    )
+    step = folder.pick_step(VQGAN, source.ae_load_step, ("--ae_load_dir", "--ae_load_step"))
+    folder.pick_model_file(VQGAN, step, ema=ema)
 
 
 def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
@@ -41,9 +40,7 @@ def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
     if not source.load_dir:
         raise UserError("--load_dir is required: the run folder of a trained prior")
     folder = RunFolder(source.load_dir)
-    folder.pick_model_file(
-        sampler, folder.pick_step(sampler, source.load_step, _flag("load", source.load_step)), ema=ema
-    )
+    folder.pick_model_file(sampler, folder.pick_step(sampler, source.load_step), ema=ema)
 
 
 def check_features(settings: FeatureSettings) -> None:
@@ -99,7 +96,3 @@ def check_experiment(settings: PriorExperiment) -> None:
     check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
     check_autoencoder(settings.source, ema=ema)
     check_output(settings.run)
-
-
-def _flag(stem: str, step: int | None) -> str:
-    return f"--{stem}_dir" if step is None else f"--{stem}_step"

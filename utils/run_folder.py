@@ -8,6 +8,8 @@ from pathlib import Path
 from hparams.errors import UserError
 from hparams.resolve import LOGS
 
+Flags = tuple[str, str]  # that name a run's folder and a step of it, for messages
+
 VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
 
 # Features of data sets, which all experiments share.
@@ -75,15 +77,15 @@ class RunFolder:
         newer = [step for step in steps if states and step > states[-1]]
         return sorted({step for step in [*begun, *newer] if step not in states})
 
-    def pick_step(self, kind: str, step: int | None, flag: str) -> int:
+    def pick_step(self, kind: str, step: int | None, flags: Flags = ("--load_dir", "--load_step")) -> int:
         """`step` if the run has it, or its newest for None.
 
         Raises:
-            UserError: no such folder, no model in it, or not at this step; `flag` is the one to correct.
+            UserError: no such folder, no model in it, or not at this step; one of `flags` is to be corrected.
         """
         if not self.path.is_dir():
-            flag = flag.removesuffix("_step").removesuffix("_dir") + "_dir"  # of --load_step, say, --load_dir
-            raise UserError(f"{flag}: there is no run folder {self.path}; name a folder under {self.path.parent}/")
+            raise UserError(f"{flags[0]}: there is no run folder {self.path}; name a folder under {self.path.parent}/")
+        flag = flags[0] if step is None else flags[1]
         steps = self.model_steps(kind)
         if not steps:
             raise UserError(f"{flag}: no {kind}_<step>.th in {self.saved_models}; has this run saved a step?")

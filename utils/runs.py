@@ -16,7 +16,9 @@ from models.autoencoder import VQAutoEncoder
 from utils.building import Prior, build_autoencoder, build_prior
 from utils.checkpoints import LOGSIGMA, load_into, load_state_dict
 from utils.devices import pick_device
-from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
+from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, Flags, RunFolder
+
+_ARGUMENTS = ("log_dir", "step")  # what flags are called here
 
 
 def load_autoencoder(
@@ -48,7 +50,7 @@ def load_autoencoder(
     folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
     stage = resolve_run(VQGANStage, folder.path, settings)
     return restore_autoencoder(
-        stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flag=_flag(step)
+        stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flags=_ARGUMENTS
     )[0]
 
 
@@ -79,7 +81,7 @@ def load_prior(
         ema=ema,
         device=_device(device),
         root=Path(root),
-        flag=_flag(step),
+        flags=_ARGUMENTS,
     )[0]
 
 
@@ -91,15 +93,15 @@ def restore_autoencoder(
     ema: bool,
     device: torch.device,
     root: Path = LOGS,
-    flag: str = "--ae_load_step",
+    flags: Flags = ("--ae_load_dir", "--ae_load_step"),
 ) -> tuple[VQAutoEncoder, Path]:
     """The autoencoder of a run, frozen, in evaluation mode, and the file that it came from.
 
     Raises:
-        UserError: no such run, step or file, or a file that does not fit the settings; `flag` is what to correct.
+        UserError: no such run, step or file, or a file that does not fit the settings; `flags` are for the line.
     """
     folder = RunFolder(log_dir, root)
-    path = folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, flag), ema=ema)
+    path = folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, flags), ema=ema)
     autoencoder = build_autoencoder(settings)
     load_into(autoencoder, load_state_dict(path), path, may_lack=LOGSIGMA, prefix="ae.", beside=("disc.",))
     return autoencoder.to(device).eval().requires_grad_(False), path
@@ -114,15 +116,15 @@ def restore_prior(
     ema: bool,
     device: torch.device,
     root: Path = LOGS,
-    flag: str = "--load_step",
+    flags: Flags = ("--load_dir", "--load_step"),
 ) -> tuple[Prior, Path]:
     """The prior of a run, frozen, in evaluation mode, and the file that it came from.
 
     Raises:
-        UserError: no such run, step or file, or a file that does not fit the settings; `flag` is what to correct.
+        UserError: no such run, step or file, or a file that does not fit the settings; `flags` are for the line.
     """
     folder = RunFolder(log_dir, root)
-    path = folder.pick_model_file(settings.sampler, folder.pick_step(settings.sampler, step, flag), ema=ema)
+    path = folder.pick_model_file(settings.sampler, folder.pick_step(settings.sampler, step, flags), ema=ema)
     prior = build_prior(settings, codebook_size)
     load_into(prior, load_state_dict(path), path)
     return prior.to(device).eval().requires_grad_(False), path
@@ -133,10 +135,6 @@ def _only_kind(folder: RunFolder) -> str:
     if len(kinds) == 2:
         raise UserError(f"{folder.path} holds priors of both kinds: say which, by sampler={kinds[0]!r} or {kinds[1]!r}")
     return kinds[0] if kinds else ABSORBING
-
-
-def _flag(step: int | None) -> str:
-    return "log_dir" if step is None else "step"
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -34,7 +34,7 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
         return steps[-1]
     if training.load_step:
         source = RunFolder(training.load_dir or settings.run.log_dir, root)
-        step = source.pick_step(kind, training.load_step, "--load_step")
+        step = source.pick_step(kind, training.load_step)
         if training.load_optim and step not in source.optimiser_steps(kind):
             known = ", ".join(map(str, source.optimiser_steps(kind))) or "none"
             raise UserError(

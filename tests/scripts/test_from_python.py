@@ -136,7 +136,8 @@ def test_what_is_no_flag_is_a_type_error(toy) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"log_dir": "nowhere"}, "log_dir: there is no run folder"),
+        ({"log_dir": "nowhere"}, "^log_dir: there is no run folder"),
+        ({"log_dir": "nowhere", "step": 7}, "^log_dir: there is no run folder"),
         ({"log_dir": "vqgan", "step": 7}, "step: .* has no vqgan of step 7; it has step 10, 20"),
         ({"log_dir": "absorbing"}, "train_vqgan.py"),
         ({"log_dir": "../vqgan"}, "log_dir"),

@@ -122,7 +122,7 @@ def test_names_of_steps_are_found_again(tmp_path_factory, step: int, kind: str, 
     folder.saved_models.mkdir(parents=True)
     folder.model_file(kind, step, ema=ema).touch()
     assert folder.model_steps(kind) == [step]
-    assert folder.pick_step(kind, None, "--load_step") == step
+    assert folder.pick_step(kind, None) == step
     if other != kind:
         assert folder.model_steps(other) == []
     folder.state_file(kind, step).touch()

@@ -56,22 +56,22 @@ def test_model_files_newer_than_the_newest_state_do_not_count(folder: RunFolder)
 
 def test_the_newest_step_is_picked_unless_one_is_named(folder: RunFolder) -> None:
     put(folder, "vqgan_5.th", "vqgan_ema_20.th")
-    assert folder.pick_step(VQGAN, None, "--load_step") == 20
-    assert folder.pick_step(VQGAN, 5, "--load_step") == 5
+    assert folder.pick_step(VQGAN, None) == 20
+    assert folder.pick_step(VQGAN, 5) == 5
 
 
 def test_a_missing_step_is_answered_with_the_nearest(folder: RunFolder) -> None:
     put(folder, *(f"vqgan_{step}.th" for step in range(10, 110, 10)))
     with pytest.raises(UserError, match=r"--load_step: .* no vqgan of step 47; it has step 30, 40, 50, 60, 70, …$"):
-        folder.pick_step(VQGAN, 47, "--load_step")
+        folder.pick_step(VQGAN, 47)
 
 
 def test_missing_folders_and_models_are_named(folder: RunFolder) -> None:
     with pytest.raises(UserError, match="--load_dir: there is no run folder"):
-        folder.pick_step(VQGAN, None, "--load_dir")
+        folder.pick_step(VQGAN, None)
     put(folder, "absorbing_3.th")
     with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th"):
-        folder.pick_step(VQGAN, None, "--load_dir")
+        folder.pick_step(VQGAN, None)
 
 
 def test_the_average_is_preferred_and_can_be_declined(folder: RunFolder) -> None:
