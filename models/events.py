@@ -22,7 +22,7 @@ from models.parts import Wrap, as_it_is
 
 LogitsAtFn = Callable[[Tensor, Tensor], Tensor]  # x_t [B,N] int64 and places [B,m] int64 → logits there, [B,m,K]
 
-WIDTH = 8  # places of an image that are due together, or a multiple: hardly ever more, at the published sizes
+WIDTH = 8  # with static shapes, places per image are filled up to a multiple of it: at the published sizes, to 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def sample_images(
 
     At most `batch_size` images are under way, and as many as that while there are more to begin. What an image becomes
     depends on the images beside it only as far as the network's arithmetic does. static: shapes are the same from round
-    to round, for code that is compiled for them; `wrap` is given what a round does.
+    to round, but for steps of `WIDTH` places, for code that is compiled for them; `wrap` is given what a round does.
     """
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:

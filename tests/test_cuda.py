@@ -248,7 +248,5 @@ def test_the_scripts(tmp_path: Path) -> None:
         script(f"train_vqgan.py --log_dir {vqgan} {training} --disc_start_step 4 --compile off", processes)
         stage_2 = f"train_sampler.py --sampler absorbing --log_dir {prior} --ae_load_dir {vqgan} {training}"
         assert "cuda" in script(stage_2, processes)
-        measured = (
-            f"experiments/calc_FID.py --load_dir {prior} --log_dir {processes}/fid --n_samples 40 --kid_subsets 0"
-        )
+        measured = f"experiments/calc_FID.py --load_dir {prior} --log_dir {processes}/fid --n_samples 40"
         assert "fid" in script(f"{measured} --kid_subsets 0", processes)

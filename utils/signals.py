@@ -24,7 +24,8 @@ class Signals:
 
     SIGHUP is a closed terminal; under nohup it is left alone.
 
-    Under torchrun it does not: a scheduler and torchrun may both pass on the same one, and torchrun ends what lingers.
+    Under torchrun a second stop does nothing: a scheduler and torchrun may both pass on the same one, and torchrun ends
+    what lingers.
 
     Worker processes that inherit the handlers leave Ctrl-C to this process; of SIGTERM see `heed_parent_alone`.
     """
