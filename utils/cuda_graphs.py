@@ -14,7 +14,7 @@ MOST_GRAPHS = 4  # of one function; each keeps the memory of its intermediate re
 
 
 class Captured:
-    """A function of CUDA tensors that does the same work at each call with inputs of the same shapes.
+    """A function of tensors on the current CUDA device that does the same at each call with inputs of the same shapes.
 
     Its first calls run as they are. Then one graph per shapes is captured and replayed: what the function does on the
     host happens no more, and what it changes or keeps, it must change in place. Shapes beyond the first few stay eager.

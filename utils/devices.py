@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and launch.local_processes() > 1 and torch.cuda.device_count():
+    if name == "cuda" and launch.launched() and torch.cuda.device_count():
         name = f"cuda:{launch.local_rank() % torch.cuda.device_count()}"
     try:
         device = torch.device(name)

@@ -148,7 +148,7 @@ def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False) -> Rep
 
 @contextlib.contextmanager
 def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, or be alone without it.
+    """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
     timeout_s: how long one process waits for another. When one fails, the others end as soon as they miss it; of those
@@ -158,6 +158,8 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         RunError: others failed without a word or do not answer; the line names them.
         SystemExit: status 1, where another process says what happened.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # on which CUDA graphs are captured
     if launch.processes() == 1:
         yield ALONE
         return
@@ -193,8 +195,6 @@ def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, 
     rank, count, backend = launch.rank(), launch.processes(), pick_backend(device, backend)
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
     store = dist.PrefixStore(_meet(store, rank, count, wait), store)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     control = None
     if backend == "gloo":
         dist.init_process_group("gloo", timeout=wait, store=store, rank=rank, world_size=count)

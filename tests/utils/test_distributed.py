@@ -17,7 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from utils.distributed import ALONE, _meet
+from utils.devices import pick_device
+from utils.distributed import ALONE, _meet, joined
 
 End = Callable[[str], list[dict[str, Any]]]
 
@@ -145,3 +146,25 @@ def test_alone_nothing_is_sent_or_copied() -> None:
     assert ALONE.from_first(lambda: 7) == 7
     assert ALONE.gather_objects(7) == [7]
     ALONE.wait()
+
+
+@pytest.mark.parametrize(("local", "processes", "gpu"), [("0", "1", 0), ("1", "2", 1), ("3", "4", 1)])
+def test_each_process_takes_a_gpu_of_its_machine(
+    local: str, processes: str, gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its number, which NCCL asks for: also where the machine has one process."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment = {"RANK": "5", "MASTER_ADDR": "elsewhere", "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": processes}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert pick_device("cuda") == torch.device("cuda", gpu)
+
+
+def test_the_gpu_that_was_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torchrun too: a CUDA graph captured on another one would hold nothing."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        with joined(torch.device(name), backend="auto", timeout_s=1) as ranks:
+            assert ranks is ALONE
+    assert current == [torch.device("cuda:1")]
