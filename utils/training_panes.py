@@ -85,7 +85,7 @@ _MEMORY = Curves(
     "gpu_memory",
     "GPU memory, peak",
     "GiB",
-    labels={"gpu_memory_gib": "in use", "gpu_reserved_gib": "reserved"},
+    labels={"gpu_memory_gib": "in use outside CUDA graphs", "gpu_reserved_gib": "reserved"},
 )
 _RATE = Curves("lr", "learning rate", "rate", from_zero=True)
 

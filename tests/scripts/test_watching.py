@@ -197,12 +197,12 @@ def test_the_pane_of_a_gpus_memory(
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device, gib=step: (gib + 0.5) * 2**30)
         report.logged(step, {"loss": 1.0, "l1": 0.5}, {}, steps=1, seconds={"step": 0.2}, skipped=0)
     report.close()
-    curves = {"in use": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
+    curves = {"in use outside CUDA graphs": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
     assert server.curves("on_a_gpu", "gpu_memory") == curves
     browser.open(f"http://127.0.0.1:{server.port}/env/on_a_gpu")
     shown = {pane["title"]: pane for pane in browser.panes(len(panes_of(settings, cuda=True)))}
     browser.screenshot(artefacts / "on_a_gpu.png")
-    assert shown["GPU memory, peak"]["points"] == {"in use": 3, "reserved": 3}
+    assert shown["GPU memory, peak"]["points"] == {"in use outside CUDA graphs": 3, "reserved": 3}
     assert shown["GPU memory, peak"]["labels"] == ["step", "GiB"]
 
 
