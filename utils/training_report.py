@@ -153,7 +153,9 @@ class TrainingReport:
     def saved(self, done: int, file: Path) -> None:
         """A step was saved."""
         self.say(f"{self.at(done)}  saved {file}")
-        self._lines["saved"] = f"at step {done}"
+        self._lines |= {"step": f"{done} of {self._end}", "saved": f"at step {done}"}
+        if done == self._end:
+            self._lines["time left"] = tell_duration(0)
         self._show_status()
         if self._summary:
             self._summary.draw()

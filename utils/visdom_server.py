@@ -24,6 +24,9 @@ class Server:
         self.address = f"{server if '://' in server else 'http://' + server}:{port}"
         try:
             requests.Request("POST", self.address).prepare()
+            parts = urlsplit(self.address)
+            if parts.scheme not in {"http", "https"} or parts.path:  # as of a misspelt http://
+                raise ValueError(self.address)
         except ValueError as error:
             raise UserError(
                 f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
