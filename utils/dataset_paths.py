@@ -69,7 +69,7 @@ class DatasetPaths:
 
     @property
     def _remedy(self) -> str:
-        where = "" if self.dataset == "custom" else 'put it there (README, "Data sets") or '
+        where = "" if self.origin.startswith("--") else 'put it there (README, "Data sets") or '
         return f"{where}correct {self.origin}"
 
     def _resolve(self, path: str) -> Path:
