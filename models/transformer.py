@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import attention
+from models.gelu import GELU
 
 
 class LayerCache:
@@ -95,7 +97,10 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a four times wider two-layer network, each normalised before and added after."""
+    """Attention and a four times wider two-layer network, each normalised before and added after.
+
+    What the network adds is handed on apart: compiled, the next block adds it in the kernel that normalises the sum.
+    """
 
     def __init__(
         self, n_emb: int, n_head: int, block_size: int, attn_pdrop: float, resid_pdrop: float, causal: bool
@@ -105,16 +110,20 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(n_emb)
         self.attn = SelfAttention(n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal)
         self.mlp = nn.Sequential(
-            nn.Linear(n_emb, 4 * n_emb), nn.GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
+            nn.Linear(n_emb, 4 * n_emb), GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
         )
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0) -> Tensor:
-        """[B,n,D] → [B,n,D]; see `SelfAttention`."""
+    def forward(
+        self, x: Tensor, added: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor]:
+        """x and what is still to be added to it, both [B,n,D] → the same after this block; see `SelfAttention`."""
+        x = x + added
         x = x + self.attn(self.ln1(x), cache, start)
-        return x + self.mlp(self.ln2(x))
+        return x, self.mlp(self.ln2(x))
 
-    def at(self, x: Tensor, places: Tensor) -> Tensor:
-        """What a bidirectional `forward` gives at some places alone: x [B,n,D], places [B,m] → [B,m,D]."""
+    def at(self, x: Tensor, added: Tensor, places: Tensor) -> Tensor:
+        """The sum of what a bidirectional `forward` gives, at some places alone: places [B,m] → [B,m,D]."""
+        x = x + added
         y = pick(x, places) + self.attn.at(self.ln1(x), places)
         return y + self.mlp(self.ln2(y))
 
@@ -122,6 +131,11 @@ class Block(nn.Module):
 def pick(x: Tensor, places: Tensor) -> Tensor:
     """x [B,n,D] at places [B,m] int64: [B,m,D]."""
     return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def _ambient_dtype(x: Tensor) -> torch.dtype:
+    """That of a product with x, under the ambient autocast."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 class Transformer(nn.Module):
@@ -155,26 +169,20 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Bidirectional: ids [B,n] int64 → logits [B,n,K] float32, or [M,K] of the M places of `chosen` [B,n] bool."""
-        x = self._embed(ids)
-        for block in self.blocks:
-            x = block(x)
+        x = torch.add(*self._run(self.blocks, self._embed(ids)))
         return self._predict(x if chosen is None else x[chosen])
 
     def logits_at(self, ids: Tensor, places: Tensor) -> Tensor:
         """What `forward` gives at some places alone: ids [B,n], places [B,m], both int64 → [B,m,K] float32."""
-        x = self._embed(ids)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self._predict(cast(Block, self.blocks[-1]).at(x, places))
+        x, added = self._run(self.blocks[:-1], self._embed(ids))
+        return self._predict(cast(Block, self.blocks[-1]).at(x, added, places))
 
     def new_cache(self, batch: int) -> KeyValueCache:
         """An empty cache for `next_logits`, in the type of the ambient autocast."""
         _, places, width = self.pos_emb.shape
-        heads, device = cast(Block, self.blocks[0]).attn.n_head, self.pos_emb.device
-        amp = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if amp else self.pos_emb.dtype
-        shape = (batch, heads, places, width // heads)
-        return KeyValueCache([LayerCache(shape, dtype, device) for _ in self.blocks])
+        heads = cast(Block, self.blocks[0]).attn.n_head
+        shape, dtype = (batch, heads, places, width // heads), _ambient_dtype(self.pos_emb)
+        return KeyValueCache([LayerCache(shape, dtype, self.pos_emb.device) for _ in self.blocks])
 
     def next_logits(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Causal: logits of the places that follow the start token and `ids`.
@@ -185,8 +193,7 @@ class Transformer(nn.Module):
         """
         start = cache.length if cache else 0
         x = self._embed(ids, start, start_token=start == 0)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cache.layers[layer], start) if cache else block(x)
+        x = torch.add(*self._run(self.blocks, x, cache, start))
         if cache:
             cache.length = start + x.shape[1]
         return self._predict(x)
@@ -197,9 +204,16 @@ class Transformer(nn.Module):
         ids: [B,1] int64 at place [1] int64 of the sequence that begins with the start token. Returns [B,1,K].
         """
         x = self.drop(self.tok_emb(ids) + self.pos_emb[:, place])
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, layer, place)
-        return self._predict(x)
+        return self._predict(torch.add(*self._run(self.blocks, x, cache, place)))
+
+    def _run(
+        self, blocks: Iterable[nn.Module], x: Tensor, cache: KeyValueCache | None = None, start: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor]:
+        """x [B,n,D] after some blocks, in two summands."""
+        added = torch.zeros_like(x, dtype=_ambient_dtype(x))
+        for layer, block in enumerate(blocks):
+            x, added = block(x, added, cache and cache.layers[layer], start)
+        return x, added
 
     def _embed(self, ids: Tensor, start: int = 0, *, start_token: bool = False) -> Tensor:
         x = self.tok_emb(ids)
