@@ -24,17 +24,17 @@ TRAIN_PRIOR = (
 )
 GET_SAMPLES = (
     f"experiments/get_samples.py --sampler absorbing --dataset toy_churches --log_dir {SAMPLES} "
-    f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9"
+    f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9 --amp"
 )
 MODELS = f"--sampler absorbing --dataset toy_churches --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema"
 # Both compare the same 500 samples, which the first one draws, with validation images.
-_SCORED = f"{MODELS} --log_dir {SCORES} --n_samples 500 --temp 0.9 --split val"
+_SCORED = f"{MODELS} --log_dir {SCORES} --n_samples 500 --temp 0.9 --split val --amp"
 CALC_FID = f"experiments/calc_FID.py {_SCORED}"
 CALC_PRDC = f"experiments/calc_PRDC.py {_SCORED}"
 LIKELIHOOD = f"experiments/calc_approximate_ELBO.py {MODELS} --log_dir demo/nll"
 NEIGHBOURS = (
     f"experiments/calc_nearest_neighbours.py {MODELS} --log_dir demo/neighbours --n_samples 8 --top_k 7 "
-    "--train_images 1000 --temp 0.9"
+    "--train_images 1000 --temp 0.9 --amp"
 )
 LARGER = f"experiments/generate_big_samples.py {MODELS} --log_dir demo/big_samples --shape 8 24 --amp"
 

@@ -35,7 +35,8 @@ _TOY_AUTOENCODER: Row = {
     "codebook_size": 256,
     "emb_dim": 32,
 }
-_TOY_CADENCES: Row = {
+_TOY_TRAINING: Row = {
+    "train_steps": 1100,
     "batch_size": 32,
     "num_workers": 0,  # small scenes are read faster than they are handed from process to process
     "steps_per_log": 50,
@@ -47,8 +48,7 @@ _TOY_CADENCES: Row = {
     "lr": 1e-3,
 }
 _TOY_VQGAN_TRAINING: Row = {
-    **_TOY_CADENCES,
-    "train_steps": 1100,
+    **_TOY_TRAINING,
     "ema_beta": 0.98,
     "perceptual": "none",
     "ndf": 32,
@@ -66,8 +66,7 @@ _TOY_PRIOR: Row = {
     "total_steps": 64,
 }
 _TOY_PRIOR_TRAINING: Row = {
-    **_TOY_CADENCES,
-    "train_steps": 2200,
+    **_TOY_TRAINING,
     "ema_beta": 0.99,
     "warmup_iters": 100,
 }
