@@ -248,6 +248,7 @@ def training(scale: Scale, device: torch.device) -> Row:
     for name, peak in peaks.items():
         row.figures[f"peak memory of a first step, {name}, GiB"] = round(peak, 2)
     if scale.wide_batch:
+        torch._dynamo.reset()  # a run has one size of batch, for which alone its code is compiled
         wide = torch.randint(K, (scale.wide_batch, N), device=device)
         wide_step = partial(trainer(scale.layers, device, use_amp=True).step, wide, 1)
         seconds = interleave({"": wide_step}, scale.repeats, device, burst=scale.burst)[""].median
