@@ -14,11 +14,11 @@ from hparams.fields import as_text
 
 @dataclass(frozen=True)
 class Condition:
-    """`names` act only where the setting `other` has one of `values`."""
+    """`names` act only where the setting `other` has one of `values`; None: where it is not given."""
 
     names: tuple[str, ...]
     other: str
-    values: tuple[str, ...]
+    values: tuple[str | None, ...]
 
 
 CONDITIONS = (
@@ -31,6 +31,10 @@ CONDITIONS = (
     Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
+    *(
+        Condition(("n_samples", "temp", "sample_steps"), given, (None,))
+        for given in ("latents_path", "fake_images_path", "fake_feats")
+    ),
 )
 
 

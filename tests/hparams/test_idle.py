@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from hparams.cli import parse
-from hparams.experiments import SamplesExperiment
+from hparams.experiments import PRDCExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.idle import CONDITIONS
 from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
+STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExperiment]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment]
             "--dataset churches --ae_load_dir v --load_dir p --sampler autoregressive --sample_steps 3",
             "--sample_steps does nothing with --sampler autoregressive",
         ),
+        (
+            PRDCExperiment,
+            "--dataset churches --fake_images_path x --temp 1",
+            "--temp does nothing with --fake_images_path x",
+        ),
+        (PRDCExperiment, "--dataset churches --fake_images_path x --nearest_k 5", ""),
+        (PRDCExperiment, "--dataset churches --ae_load_dir v --load_dir p --temp 1 --n_samples 9", ""),
     ],
 )
 def test_idle_flags_are_said(
@@ -47,4 +54,4 @@ def test_conditions_name_settings_and_their_values() -> None:
     known = {name: setting for stage in STAGES for name, setting in settings_of(stage).items()}
     for condition in CONDITIONS:
         assert set(condition.names) <= known.keys()
-        assert set(condition.values) <= set(known[condition.other].choices)
+        assert condition.values == (None,) or set(condition.values) <= set(known[condition.other].choices)
