@@ -44,7 +44,8 @@ class RunSettings:
     )
     compile: Literal["auto", "on", "off"] = setting(
         "auto",
-        help="compile layers, and on CUDA replay steps as graphs; auto: only on CUDA, and not experiments' decoder",
+        help="compile layers, and on CUDA replay steps as graphs; auto: only on CUDA, not experiments' decoder, and no "
+        "graphs where several processes train",
         subject="device and precision",
     )
     batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)

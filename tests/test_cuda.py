@@ -20,6 +20,7 @@ from utils.building import build_prior, build_vqgan
 from utils.cuda_graphs import EAGER_CALLS, Captured
 from utils.evaluation import evaluating
 from utils.prior_trainer import PriorTrainer
+from utils.run_log import read_metrics
 from utils.seeding import make_generator
 from utils.vqgan_trainer import VQGANTrainer
 
@@ -184,7 +185,8 @@ def test_the_vqgan_learns_the_same_by_graph(amp_dtype: torch.dtype | None, not_c
         assert got.keys() == expected.keys()
         for name in ("l1", "g_loss", "d_loss", "disc_weight"):
             if name in expected:
-                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=1e-3)
+                # Sums of gradients that a GPU orders anew each time: the adversarial terms drift apart.
+                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=0.01)
 
 
 def test_the_vqgan_learns_compiled() -> None:
@@ -230,23 +232,45 @@ def test_sampling_never_waits(not_compiled: None) -> None:
     assert torch.stack([first, *rest]).max() < K
 
 
+def run(folder: Path, command: str, processes: int) -> str:
+    launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes}" if processes > 1 else ""
+    words = f"{launcher} {ROOT}/{command} --batch_size 8 --amp --visdom_port 9".split()
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+TRAINING = "--dataset toy_churches --toy_images 96 --img_size 32"
+
+
 def test_the_scripts(tmp_path: Path) -> None:
     """Both stages, samples and their FID, on CUDA with --amp; then the same on two processes that share the GPU."""
-
-    def script(command: str, processes: int) -> str:
-        launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes}" if processes > 1 else ""
-        words = f"{launcher} {ROOT}/{command} --batch_size 8 --amp --visdom_port 9".split()
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    training = "--dataset toy_churches --toy_images 96 --img_size 32 --train_steps 12"
     for processes in (1, 2):
         vqgan, prior = f"{processes}/vqgan", f"{processes}/prior"
-        script(f"train_vqgan.py --log_dir {vqgan} {training} --disc_start_step 4 --compile off", processes)
-        stage_2 = f"train_sampler.py --sampler absorbing --log_dir {prior} --ae_load_dir {vqgan} {training}"
-        assert "cuda" in script(stage_2, processes)
+        stage_1 = f"train_vqgan.py --log_dir {vqgan} {TRAINING} --train_steps 12 --disc_start_step 4 --compile off"
+        run(tmp_path, stage_1, processes)
+        stage_2 = f"train_sampler.py --log_dir {prior} --ae_load_dir {vqgan} {TRAINING} --train_steps 12"
+        assert "cuda" in run(tmp_path, stage_2, processes)
         measured = f"experiments/calc_FID.py --load_dir {prior} --log_dir {processes}/fid --n_samples 40"
-        assert "fid" in script(f"{measured} --kid_subsets 0", processes)
+        assert "fid" in run(tmp_path, f"{measured} --kid_subsets 0", processes)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_learn_the_same_by_graph(tmp_path: Path) -> None:
+    """With --compile on, NCCL's messages are part of the replayed steps."""
+    training = f"{TRAINING} --train_steps 40 --steps_per_log 1"
+    for choice in ("on", "off"):
+        run(tmp_path, f"train_vqgan.py --log_dir {choice}/vqgan {training} --disc_start_step 20 --compile {choice}", 2)
+        run(
+            tmp_path,
+            f"train_sampler.py --log_dir {choice}/prior --ae_load_dir on/vqgan {training} --compile {choice}",
+            2,
+        )
+    for stage in ("vqgan", "prior"):
+        found, expected = (
+            [line["loss"] for line in read_metrics(tmp_path / f"logs/{choice}/{stage}/metrics.jsonl") if "loss" in line]
+            for choice in ("on", "off")
+        )
+        assert found == pytest.approx(expected, rel=0.05)

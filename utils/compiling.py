@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from torch import nn
 from hparams.errors import UserError
 from models.layers import AttnBlock, ResBlock
 from models.transformer import Block
+from utils.cuda_graphs import EAGER_CALLS, EAGER_CALLS_OF_REPLICAS, Captured
+from utils.distributed import Ranks
 
 SHAPES = 64  # that one layer's code may be compiled for; PyTorch's own limit of 8 is below a VQGAN's levels
 
@@ -44,6 +48,29 @@ def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.devic
 def captures_graphs(choice: str, device: torch.device) -> bool:
     """Whether kernels are to be replayed as CUDA graphs; `choice` is that of --compile."""
     return device.type == "cuda" and _wanted(choice, device)
+
+
+def captured_step(
+    step: Callable[..., Any],
+    generator: torch.Generator,
+    choice: str,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    ranks: Ranks,
+) -> Callable[..., Any]:
+    """A training step, replayed as a CUDA graph where it can be; `choice` is that of --compile.
+
+    float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph. These have been captured
+    with one process alone, so that several want `on`.
+    """
+    several = ranks.count > 1
+    if (
+        not captures_graphs(choice, device)
+        or amp_dtype is torch.float16
+        or (several and not (ranks.nccl and choice == "on"))
+    ):
+        return step
+    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if several else EAGER_CALLS)
 
 
 def _wanted(choice: str, device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 EAGER_CALLS = 3  # before a capture: by then lazily made state, an optimiser's moments say, exists
+EAGER_CALLS_OF_REPLICAS = 11  # DistributedDataParallel measures the first ten
 MOST_GRAPHS = 4  # of one function; each keeps the memory of its intermediate results
 
 
@@ -20,9 +21,18 @@ class Captured:
     host happens no more, and what it changes or keeps, it must change in place. Shapes beyond the first few stay eager.
     """
 
-    def __init__(self, function: Callable[..., Any], generators: Sequence[torch.Generator] = ()) -> None:
-        """generators: on CUDA, what the function draws from beside the global stream; seeds set later are heeded."""
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        generators: Sequence[torch.Generator] = (),
+        eager_calls: int = EAGER_CALLS,
+    ) -> None:
+        """generators: on CUDA, what the function draws from beside the global stream; seeds set later are heeded.
+
+        eager_calls: calls before a capture.
+        """
         self._function = function
+        self._eager_calls = eager_calls
         self._generators = generators
         self._stream = torch.cuda.Stream()  # what runs before a capture must not run on the default stream
         self._calls: dict[tuple[torch.Size, ...], int] = {}
@@ -32,7 +42,7 @@ class Captured:
         """What the function returns, tensors in dicts, lists and tuples; replayed ones are copies."""
         shapes = tuple(tensor.shape for tensor in inputs)
         graph = self._graphs.get(shapes)
-        if graph is None and self._calls.get(shapes, 0) >= EAGER_CALLS and len(self._graphs) < MOST_GRAPHS:
+        if graph is None and self._calls.get(shapes, 0) >= self._eager_calls and len(self._graphs) < MOST_GRAPHS:
             graph = self._graphs[shapes] = _Graph(self._function, inputs, self._stream, self._generators)
         if graph is not None:
             return graph.replay(inputs)

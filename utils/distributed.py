@@ -46,6 +46,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def nccl(self) -> bool:
+        """Whether what lies on the device is sent by NCCL."""
+        return self.control is not None
+
+    @property
     def part(self) -> BatchPart:
         """This process's part of a batch."""
         return BatchPart(self.rank, self.count)
@@ -140,10 +145,24 @@ def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False) -> Rep
     """
     if ranks.count == 1:
         return _Alone(module)
-    parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with _aside(next(module.parameters()).device):
+        parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel
+
+
+@contextlib.contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """On CUDA, on a stream of its own: gradients of what is made on the default one cannot be captured in a graph."""
+    if device.type != "cuda":
+        yield
+        return
+    current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
-from utils.compiling import captures_graphs, compile_prior
-from utils.cuda_graphs import Captured
+from utils.compiling import captured_step, compile_prior
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -99,10 +98,9 @@ class PriorTrainer:
             Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients
         )
         self._generator = torch.Generator(device)
-        self._update: Callable[[Tensor], dict[str, Tensor]] = self._update_weights
-        # float16's loss scaler keeps state on the host, and messages between processes are not captured.
-        if captures_graphs(settings.run.compile, device) and amp_dtype is not torch.float16 and ranks.count == 1:
-            self._update = Captured(self._update_weights, [self._generator])
+        self._update: Callable[[Tensor], dict[str, Tensor]] = captured_step(
+            self._update_weights, self._generator, settings.run.compile, device, amp_dtype, ranks
+        )
 
     @property
     def averaged(self) -> Prior:

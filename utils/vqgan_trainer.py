@@ -17,8 +17,7 @@ from models.parts import rewind
 from models.quantizers import id_counts, perplexity
 from models.similarity import psnr
 from models.vqgan import VQGAN, Judged
-from utils.compiling import captures_graphs, compile_autoencoder
-from utils.cuda_graphs import Captured
+from utils.compiling import captured_step, compile_autoencoder
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -79,15 +78,8 @@ class VQGANTrainer:
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
         self._generator = torch.Generator(device)
-        # float16's loss scaler and the Gumbel quantizer's temperature are the host's, as are messages between processes
-        # and the random numbers of micro-batches.
-        self._captures = (
-            captures_graphs(settings.run.compile, device)
-            and amp_dtype is not torch.float16
-            and self.nearest
-            and ranks.count == self.micro_batches == 1
-        )
-        self._captured: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
+        self._compile = settings.run.compile
+        self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
 
     @property
     def averaged(self) -> VQGAN:
@@ -127,12 +119,16 @@ class VQGANTrainer:
     def _update(self, step: int) -> Callable[[Tensor], _Updated]:
         """`_update_weights` at a step, or its CUDA graph: one for each of the phases in which it does the same."""
         update = partial(self._update_weights, step)
-        if not self._captures:
+        # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
+        if not self.nearest or self.micro_batches > 1:
             return update
         phase = (step >= self.vqgan.disc_start_step, step > self.vqgan.disc_start_step)
-        if self._captured is None or self._captured[0] != phase:
-            self._captured = phase, Captured(update, [self._generator])
-        return self._captured[1]
+        if self._of_phase is None or self._of_phase[0] != phase:
+            self._of_phase = (
+                phase,
+                captured_step(update, self._generator, self._compile, self.device, self.amp_dtype, self.ranks),
+            )
+        return self._of_phase[1]
 
     def _update_weights(self, step: int, x: Tensor) -> _Updated:
         """What an update of both networks on images x [B,C,H,W] does on the device."""
