@@ -166,8 +166,8 @@ step is short, and its gradients take longer than its backward pass. What to do,
 
 Experiments send no gradients but those of the log-sigma head. After each batch they gather what came of it (codes,
 features, likelihoods or nearest neighbours, some kB per image at most; images where they are to be written), so that
-their time falls with the number of processes until there are fewer batches than processes. Distances between finished
-features (FID, KID, PRDC) stay with the first process.
+their time falls with the number of processes until there are fewer batches than processes. PRDC's blocks of
+distances are shared out too; FID's and KID's distances, which take seconds, stay with the first process.
 """
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

@@ -42,9 +42,9 @@ def calculate(settings: PRDCExperiment) -> None:
     with experiment_run(settings, device) as ranks:
         bad = list_bad_images(run, ranks)
         features = real.compute(ranks, bad), generated.compute(ranks, bad)
+        values = prdc_of_arrays(*features, nearest_k, device, quiet=run.quiet, ranks=ranks)
     if not ranks.first:
         return
-    values = prdc_of_arrays(*features, nearest_k, device, quiet=run.quiet)
     conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
     line = record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values))
     with open_dashboard(run) as dashboard:

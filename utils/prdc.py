@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.devices import without_tf32
+from utils.distributed import ALONE, Ranks
 from utils.progress import Progress
 
 BLOCK = 4096  # points along a side of a block of distances
@@ -34,21 +36,30 @@ class PRDC:
     coverage: float
 
 
-def prdc_of_arrays(real: np.ndarray, fake: np.ndarray, nearest_k: int, device: torch.device, *, quiet: bool) -> PRDC:
-    """`compute_prdc` of features [n,d] and [m,d] on a device, with a progress bar."""
+def prdc_of_arrays(
+    real: np.ndarray, fake: np.ndarray, nearest_k: int, device: torch.device, *, quiet: bool, ranks: Ranks = ALONE
+) -> PRDC:
+    """`compute_prdc` of features [n,d] and [m,d] on a device, with a progress bar of this process's share."""
     reals, fakes = (torch.tensor(features, device=device) for features in (real, fake))  # maps of files are read-only
-    with Progress("PRDC", block_count(len(real), len(fake)), "block", quiet=quiet) as progress:
-        return compute_prdc(reals, fakes, nearest_k, tick=progress.update)
+    with Progress("PRDC", block_count(len(real), len(fake), ranks=ranks), "block", quiet=quiet) as progress:
+        return compute_prdc(reals, fakes, nearest_k, tick=progress.update, ranks=ranks)
 
 
 @without_tf32()
 def compute_prdc(
-    real: Tensor, fake: Tensor, nearest_k: int, *, block: int = BLOCK, tick: Callable[[], None] = lambda: None
+    real: Tensor,
+    fake: Tensor,
+    nearest_k: int,
+    *,
+    block: int = BLOCK,
+    tick: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> PRDC:
     """The four numbers of real features [n,d] and fake features [m,d], float32 and on one device.
 
     Radii are distances to the `nearest_k`-th neighbour within the same set. Beyond the features, memory is that of a
-    centred copy of them and of a few blocks of distances. `tick` is called `block_count` times.
+    centred copy of them and of a few blocks of distances. `tick` is called `block_count` times. Several `ranks` have
+    the same features, and each computes its share of the blocks; all get the one result, whatever their number.
 
     Raises:
         ValueError: shapes do not fit, a set has no more than `nearest_k` points, or a value is not finite.
@@ -59,32 +70,34 @@ def compute_prdc(
         raise ValueError(f"{nearest_k} neighbours need more points than {len(real)} and {len(fake)}")
     centre = real.mean(0, dtype=torch.float64)
     reals, fakes = _Points(real, centre), _Points(fake, centre)
-    real_radii = _radii(reals, nearest_k, block, tick)
-    fake_radii = _radii(fakes, nearest_k, block, tick)
+    real_radii = _radii(reals, nearest_k, block, tick, ranks)
+    fake_radii = _radii(fakes, nearest_k, block, tick, ranks)
 
     pairs_within = 0
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
-    for rows in _blocks(len(real), block):
-        for columns in _blocks(len(fake), block):
-            i, j, in_real, in_fake = _within(reals, fakes, rows, columns, real_radii, fake_radii)
-            pairs_within += int(in_real.sum())
-            precise[j[in_real]] = True
-            covered[i[in_real]] = True
-            recalled[i[in_fake]] = True
-            tick()
+    blocks = list(product(_blocks(len(real), block), _blocks(len(fake), block)))
+    for number in ranks.share(len(blocks)):
+        rows, columns = blocks[number]
+        i, j, in_real, in_fake = _within(reals, fakes, rows, columns, real_radii, fake_radii)
+        pairs_within += int(in_real.sum())
+        precise[j[in_real]] = True
+        covered[i[in_real]] = True
+        recalled[i[in_fake]] = True
+        tick()
+    pairs_within = int(ranks.sum(torch.tensor(pairs_within)))
     return PRDC(
-        precision=_share(precise),
-        recall=_share(recalled),
+        precision=_fraction(precise, ranks),
+        recall=_fraction(recalled, ranks),
         density=pairs_within / (nearest_k * len(fake)),
-        coverage=_share(covered),
+        coverage=_fraction(covered, ranks),
     )
 
 
-def block_count(n: int, m: int, block: int = BLOCK) -> int:
-    """How many blocks of distances `compute_prdc` computes for n real and m fake features."""
+def block_count(n: int, m: int, block: int = BLOCK, ranks: Ranks = ALONE) -> int:
+    """How many blocks of distances this process computes in `compute_prdc` of n real and m fake features."""
     a, b = -(-n // block), -(-m // block)
-    return a * (a + 1) // 2 + b * (b + 1) // 2 + a * b
+    return sum(len(ranks.share(blocks)) for blocks in (a * (a + 1) // 2, b * (b + 1) // 2, a * b))
 
 
 class _Points:
@@ -113,7 +126,7 @@ class _Points:
         return low.add_((1 - self.c) * self.squares[rows].unsqueeze(1))
 
 
-def _radii(points: _Points, k: int, block: int, tick: Callable[[], None]) -> Tensor:
+def _radii(points: _Points, k: int, block: int, tick: Callable[[], None], ranks: Ranks) -> Tensor:
     """Distance of each point to its k-th neighbour, [n] float32."""
     n = len(points.features)
     low = points.squares.new_full((n, k + _SPARE), torch.inf)  # the lowest bounds so far, in order, and whose they are
@@ -126,27 +139,37 @@ def _radii(points: _Points, k: int, block: int, tick: Callable[[], None]) -> Ten
         index[rows] = torch.cat([index[rows], places + columns.start], 1).gather(1, order)
 
     parts = list(_blocks(n, block))
-    for number, rows in enumerate(parts):
-        for columns in parts[number:]:
-            bounds = points.lower_bounds(rows, points, columns)
-            if rows == columns:
-                bounds.fill_diagonal_(torch.inf)
-            else:
-                merge(columns, rows, bounds.T.contiguous())
-            merge(rows, columns, bounds)
-            tick()
+    blocks = [(rows, columns) for number, rows in enumerate(parts) for columns in parts[number:]]
+    for number in ranks.share(len(blocks)):
+        rows, columns = blocks[number]
+        bounds = points.lower_bounds(rows, points, columns)
+        if rows == columns:
+            bounds.fill_diagonal_(torch.inf)
+        else:
+            merge(columns, rows, bounds.T.contiguous())
+        merge(rows, columns, bounds)
+        tick()
 
-    i = torch.arange(n, device=low.device).unsqueeze(1).expand_as(index)
+    # The lowest bounds of all blocks; then each process sees to its share of the points.
+    ranks.wait()  # here, as NCCL would not say who is missing
+    low, order = ranks.gather(low.T).T.topk(k + _SPARE, dim=1, largest=False)
+    index = ranks.gather(index.T).T.gather(1, order)
+    own = torch.arange(ranks.rank, n, ranks.count, device=low.device)
+    low, index = low[own], index[own]
+    i = own.unsqueeze(1).expand_as(index)
     squared = _squared_distances(points.features, points.features, i.flatten(), index.flatten()).view_as(low)
     squared[low.isinf()] = torch.inf
     kth = squared.sort(1).values[:, k - 1]
     # Every point that is no candidate is at least as far as the last candidate's bound.
     for row in (kth > low[:, -1]).nonzero().flatten().tolist():
         everyone = torch.arange(n, device=low.device)
-        others = everyone[everyone != row]
-        to_others = _squared_distances(points.features, points.features, others.new_tensor([row]), others)
+        others = everyone[everyone != own[row]]
+        to_others = _squared_distances(points.features, points.features, own[row], others)
         kth[row] = to_others.sort().values[k - 1]
-    return _rounded(kth)
+    radii = points.squares.new_zeros(n)
+    radii[own] = _rounded(kth)
+    ranks.wait()
+    return ranks.sum(radii)
 
 
 def _within(
@@ -188,5 +211,6 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _share(flags: Tensor) -> float:
-    return int(flags.sum()) / len(flags)
+def _fraction(flags: Tensor, ranks: Ranks) -> float:
+    """Share of the flags that some process has set."""
+    return int((ranks.sum(flags.int()) > 0).sum()) / len(flags)

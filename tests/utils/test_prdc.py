@@ -1,6 +1,12 @@
-"""PRDC in blocks against the prdc package, which sees whole matrices."""
+"""PRDC in blocks against the prdc package, which sees whole matrices; by several processes, see `prdc_together.py`."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import prdc
@@ -8,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from utils.distributed import Ranks
 from utils.prdc import _SPARE, block_count, compute_prdc
 
 NAMES = ("precision", "recall", "density", "coverage")
@@ -15,6 +22,13 @@ NAMES = ("precision", "recall", "density", "coverage")
 
 def gaussian(n: int, d: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     return torch.randn((n, d), generator=torch.Generator().manual_seed(seed)) * scale + shift
+
+
+def near_ties() -> tuple[Tensor, Tensor]:
+    """Real and fake points, all equally far apart as far as float32 products tell, so that rows are searched whole."""
+    n = 8 * _SPARE
+    real, fake = (torch.eye(n) + gaussian(n, n, seed, scale=1e-7) for seed in (0, 1))
+    return real, fake
 
 
 def ours(real: Tensor, fake: Tensor, k: int, **more: int) -> dict[str, float]:
@@ -48,10 +62,7 @@ def test_where_single_precision_cannot_decide() -> None:
 
 
 def test_more_near_ties_than_candidates() -> None:
-    """All distances within a set are equal but for what float32 products cannot tell, so rows are searched whole."""
-    n = 8 * _SPARE
-    real, fake = (torch.eye(n) + gaussian(n, n, seed, scale=1e-6) for seed in (0, 1))
-    check_against_package(real, fake, 3, block=16)
+    check_against_package(*near_ties(), 3, block=16)
 
 
 def test_duplicates_are_at_distance_zero() -> None:
@@ -93,6 +104,37 @@ def test_it_ticks_as_often_as_it_says() -> None:
     ticks: list[None] = []
     compute_prdc(gaussian(100, 4, 0), gaussian(70, 4, 1), 3, block=32, tick=lambda: ticks.append(None))
     assert len(ticks) == block_count(100, 70, 32) == 10 + 6 + 12
+
+
+def test_several_processes_have_the_result_of_one_to_the_bit(tmp_path: Path) -> None:
+    """Also where distances are equal, where rows are searched whole, and where a process has no block or no point."""
+    grid = [torch.randint(3, (150, 4), generator=torch.Generator().manual_seed(seed)).float() for seed in (0, 1)]
+    cases = [
+        (gaussian(2, 4, 0), gaussian(3, 4, 1), 1, 2),
+        (gaussian(300, 16, 0), gaussian(200, 16, 1, scale=0.9), 5, 32),
+        (gaussian(40, 4, 0), gaussian(70, 4, 1), 3, 1000),
+        (*grid, 20, 32),
+        (*near_ties(), 3, 8),
+    ]
+    torch.save(cases, tmp_path / "cases.pt")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("prdc_together.py"), tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = [ours(real, fake, k, block=block) for real, fake, k, block in cases]
+    for real, fake, k, block in cases[1:]:  # the package needs a third point
+        assert check_against_package(real, fake, k, block=block)["density"] > 0
+    for count in (2, 3):
+        for rank in range(count):
+            found = json.loads((tmp_path / f"{count}.{rank}.json").read_text())
+            assert [values for values, _ in found] == expected
+            assert [ticks for _, ticks in found] == [
+                block_count(len(real), len(fake), block, Ranks(rank, count)) for real, fake, _, block in cases
+            ]
 
 
 @pytest.mark.parametrize(
