@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.discriminator import Discriminator
 from models.encoder import Encoder
 from models.generator import Generator
-from models.layers import AttnBlock
+from models.layers import AttnBlock, Upsample
 from models.vqgan import VQGAN
 
 
@@ -32,10 +32,12 @@ class ExplicitAttention(nn.Module):
 
 
 def explicit(network: Encoder | Generator) -> nn.Module:
-    """`network`, its attention made explicit."""
+    """`network`, its attention and the enlarging of its maps made explicit."""
     for number, block in enumerate(network.blocks):
         if isinstance(block, AttnBlock):
             network.blocks[number] = ExplicitAttention(block)
+        elif isinstance(block, Upsample):
+            network.blocks[number] = nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), block.conv)
     return network
 
 
@@ -57,7 +59,7 @@ class Trainer:
     """Autoencoder's and discriminator's update of one batch."""
 
     def __init__(self, vqgan: VQGAN, perceptual: Callable[[Tensor, Tensor], Tensor], lr: float) -> None:
-        """Takes a VQGAN of its own: its attention blocks are exchanged."""
+        """Takes a VQGAN of its own: some of its blocks are exchanged."""
         self.encoder, self.generator = explicit(vqgan.ae.encoder), explicit(vqgan.ae.generator)
         self.last_layer = vqgan.ae.generator.last_layer
         self.quantize = vqgan.ae.quantize
