@@ -12,6 +12,7 @@ from torch import Tensor
 from hparams.errors import UserError
 from utils.checkpoints import load_file
 
+_LARGEST = 1e15  # a feature; sums of squares must be float32 numbers
 _SAFETENSORS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
@@ -38,7 +39,7 @@ def read_features(flag: str, path: Path) -> np.ndarray:
     """Features [n,d] float32 from an `.npy`, or from an `.safetensors` that holds one tensor.
 
     Raises:
-        UserError: missing, not readable, of another shape, or not finite; `flag` is what to correct.
+        UserError: missing, not readable, of another shape, not finite or too large; `flag` is what to correct.
     """
     if path.suffix == ".safetensors":
         features = _read_safetensors(flag, path)
@@ -48,9 +49,12 @@ def read_features(flag: str, path: Path) -> np.ndarray:
         raise UserError(f"{flag} {path}: features are .npy or .safetensors files")
     if features.dtype.kind != "f" or features.ndim != 2 or not features.size:
         raise UserError(f"{flag} {path}: holds {features.dtype} {list(features.shape)}, features are floats [n,d]")
-    features = np.ascontiguousarray(features, np.float32)
-    if not np.isfinite(features).all():
-        raise UserError(f"{flag} {path}: holds values that are not finite: compute the features again")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(features, np.float32)
+    if not -_LARGEST < features.min() <= features.max() < _LARGEST:  # nor with NaN
+        raise UserError(
+            f"{flag} {path}: holds values that are not finite, or not within ±{_LARGEST:g}: compute the features again"
+        )
     return features
 
 

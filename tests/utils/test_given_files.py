@@ -84,6 +84,8 @@ def test_features(tmp_path: Path, dtype: type[np.generic], name: str) -> None:
         (FEATURES[0], r"holds float32 \[3\], features are floats \[n,d\]"),
         (np.where(FEATURES > 0, np.nan, FEATURES), "not finite"),
         (np.where(FEATURES > 0, np.inf, FEATURES), "not finite"),
+        (FEATURES * np.float32(1e25), r"not within ±1e\+15"),
+        (np.minimum(FEATURES * np.float64(1e300), 0), r"not within ±1e\+15"),
         (np.array({"a": 1}), "is damaged, or no plain"),  # would have to be unpickled
     ],
 )
