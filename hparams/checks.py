@@ -241,7 +241,7 @@ def check_image_count(stage: Stage, images: int, where: str) -> None:
     if (kid := groups.get("kid")) and kid.kid_subsets and kid.kid_subset_size > images:
         raise UserError(
             f"--kid_subset_size {kid.kid_subset_size} is more than the {images} images of {where}: "
-            f"use {images} or fewer, or --kid_subsets 0 for no KID"
+            f"use {max(2, images // 2)} or fewer, or --kid_subsets 0 for no KID"
         )
     if (prdc := groups.get("prdc")) and prdc.nearest_k >= images:
         raise UserError(

@@ -201,7 +201,7 @@ def _load(
             collate_fn=_unchanged,
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
         )
-    iterator = iter(loader)
+        iterator = iter(loader)
     while True:
         try:
             batch = next(iterator)

@@ -82,6 +82,7 @@ class Progress:
             )
         self._due = time.monotonic()  # of the next plain line, once there is a figure to say
         self._last = (self._due, done)  # when and where the rate is measured from
+        self._finished: float | None = None  # when all was done
 
     def update(self, n: int = 1, /, **figures: float) -> None:
         """`n` more units are done; figures stay shown until others replace them."""
@@ -94,14 +95,17 @@ class Progress:
         elif self._plain and (figures or n):
             now = time.monotonic()
             waited = now - self._last[0] >= SECONDS_BETWEEN_LINES
-            finished = self._done >= self._total and self._last[1] < self._done
-            if finished or (now >= self._due and (waited or self._figures)):
+            if self._done >= self._total:  # the last line waits for the last figures
+                self._finished = self._finished or now
+            elif now >= self._due and (waited or self._figures):
                 self._line(now)
 
     def close(self) -> None:
         """End the bar; it stays to be seen."""
         if self._bar is not None:
             self._bar.close()
+        elif self._finished and self._last[1] < self._done:
+            self._line(self._finished)
 
     def _line(self, now: float) -> None:
         rate = (self._done - self._last[1]) / max(now - self._last[0], 1e-9)

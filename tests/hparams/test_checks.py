@@ -92,7 +92,7 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (
             FIDExperiment,
             {"n_samples": 100},
-            "--kid_subset_size 200 is more than the 100 images of --n_samples: use 100 or fewer, or --kid_subsets 0",
+            "--kid_subset_size 200 is more than the 100 images of --n_samples: use 50 or fewer, or --kid_subsets 0",
         ),
         (
             FIDExperiment,

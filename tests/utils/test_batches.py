@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def test_eval_batches_are_in_order_and_whole(
     assert [len(batch) for batch in batches] == sizes
     expected = np.stack([toys[i] for i in range(start, len(toys))])
     np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
+
+
+def test_more_workers_than_processors_are_no_warning(toys: ImageData, recwarn: pytest.WarningsRecorder) -> None:
+    assert len(list(eval_batches(toys, 4, (os.cpu_count() or 1) + 1))) == -(-len(toys) // 4)
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
 
 
 def test_nothing_left_to_evaluate(toys: ImageData) -> None:
