@@ -1,6 +1,7 @@
 """How training scales over GPUs and machines, on paper: python -m benchmarks.scaling
 
-Bytes are counted from the published models; step times and bandwidths are assumptions, or measurements given by flags.
+Bytes are counted from the published models; step times are those of `results/gpu.json`, bandwidths are assumptions;
+flags give others.
 One step on N processes takes t + max(0, s − h), where t is the step of one process, s the time to average gradients and
 h = o·t the part of the step behind which that hides. A ring over N sends 2·(N−1)/N of the gradient bytes per process.
 """
@@ -8,6 +9,7 @@ h = o·t the part of the step behind which that hides. A ring over N sends 2·(N
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
 from utils.building import build_prior, build_vqgan
 
-RESULT = Path(__file__).parent / "results" / "scaling.md"
+RESULTS = Path(__file__).parent / "results"
 MACHINE = 8  # GPUs of a machine
+PROCESSES = (1, 2, 4, 8, 16, 32)
 BUCKETS = 25  # MiB, of DistributedDataParallel: the last one cannot hide behind the backward pass
 
 
@@ -77,7 +80,7 @@ def table(stages: list[Stage], within: Link, between: Link) -> str:
     """Step times, throughput and efficiency by number of processes."""
     rows = []
     for stage in stages:
-        for processes in (1, 2, 4, 8, 16, 32):
+        for processes in PROCESSES:
             link = within if processes <= MACHINE else between
             cells = []
             for size in (4, 2):
@@ -86,6 +89,12 @@ def table(stages: list[Stage], within: Link, between: Link) -> str:
                 cells.append(f"{step:.1f} | {rate:,.0f} | {stage.milliseconds / step:.0%}")
             rows.append(f"| {stage.name}, batch {stage.batch} | {processes} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def most_processes(stage: Stage, within: Link, between: Link, bytes_per_gradient: int, efficiency: float) -> int:
+    """The most of `PROCESSES` that reach an efficiency."""
+    times = {n: step_milliseconds(stage, n, within if n <= MACHINE else between, bytes_per_gradient) for n in PROCESSES}
+    return max(n for n, milliseconds in times.items() if stage.milliseconds / milliseconds >= efficiency)
 
 
 def smallest_batch(stage: Stage, link: Link, processes: int, bytes_per_gradient: int, efficiency: float) -> int:
@@ -106,12 +115,13 @@ def smallest_batch(stage: Stage, link: Link, processes: int, bytes_per_gradient:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--vqgan_ms", type=float, default=100.0, help="step of stage 1, one GPU, batch 4, 256x256")
-    parser.add_argument("--prior_ms", type=float, default=20.0, help="step of the prior, one GPU, batch 20")
+    rows = json.loads((RESULTS / "gpu.json").read_text())["rows"]
+    vqgan_ms, prior_ms = (round(1000 * rows[name]["timings"]["amp"]["median"], 1) for name in ("vqgan", "prior"))
+    parser.add_argument("--vqgan_ms", type=float, default=vqgan_ms, help="step of stage 1, one GPU, batch 4, 256x256")
+    parser.add_argument("--prior_ms", type=float, default=prior_ms, help="step of the prior, one GPU, batch 20")
     parser.add_argument("--within_gbs", type=float, default=200.0, help="GB/s per GPU within a machine (NVLink)")
     parser.add_argument("--between_gbs", type=float, default=20.0, help="GB/s per GPU between machines")
-    parser.add_argument("--measured", action="store_true", help="the step times were measured, not assumed")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.md")
     options = parser.parse_args()
     vqgan_parameters, prior_parameters = count_parameters()
     within, between = Link("within a machine", options.within_gbs, 20), Link("between", options.between_gbs, 50)
@@ -124,13 +134,19 @@ def main() -> None:
         f"| {stage.name} | " + " | ".join(str(smallest_batch(stage, between, 32, size, 0.9)) for size in (4, 2)) + " |"
         for stage in stages
     )
-    kind = "measured on one GPU, without CUDA graphs as under torchrun" if options.measured else "assumed"
+    reached = ", ".join(
+        f"the {stage.name} up to {most_processes(stage, within, between, 4, 0.9)} "
+        f"({most_processes(stage, within, between, 2, 0.9)} in bfloat16)"
+        for stage in stages
+    )
     text = f"""# Scaling, on paper
 
-Made by `python -m benchmarks.scaling`. Bytes are counted from the published models. Step times are {kind}:
-{options.vqgan_ms:g} ms for the VQGAN at batch 4, {options.prior_ms:g} ms for the prior at batch 20. Bandwidths, as
-all-reduces reach them, are assumptions too: {options.within_gbs:g} GB/s per GPU within a machine of {MACHINE},
-{options.between_gbs:g} GB/s between machines. Flags give other values; nothing below was timed on more than one GPU.
+Made by `python -m benchmarks.scaling`. Bytes are counted from the published models. Step times are those of one H200
+with `--amp` (`gpu.json`), {options.vqgan_ms:g} ms for the VQGAN at batch 4 and {options.prior_ms:g} ms for the prior
+at batch 20, replayed as CUDA graphs: under torchrun that is `--compile on`. Launched kernel by kernel a step is longer,
+on a slow host several times, and hides more. Bandwidths, as all-reduces reach them, are assumptions:
+{options.within_gbs:g} GB/s per GPU within a machine of {MACHINE}, {options.between_gbs:g} GB/s between machines.
+Flags give other values; nothing below was timed on more than one GPU.
 
 Per step each process sends and receives about 2·(N − 1)/N times its gradients:
 
@@ -149,8 +165,8 @@ Expected, the batch per process held fixed (ms per step, images per second, effi
 |---|---|---|---|---|---|---|---|
 {table(stages, within, between)}
 
-Up to {MACHINE} GPUs of one machine sending hides behind the backward pass. Between machines the prior stops first: its
-step is short, and its gradients take longer than its backward pass. What to do, in this order:
+90% of the rate is kept by {reached} GPUs of these numbers.
+Beyond, gradients take longer to send than the backward pass behind which they hide. What to do, in this order:
 
 1. A larger batch per process: from how many images on 32 GPUs reach 90%, if the step's time grows with the batch:
 

@@ -19,7 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from hparams import launch
-from hparams.errors import RunError
+from hparams.errors import RunError, UserError
 from models.parts import BatchPart, Replica
 
 T = TypeVar("T")
@@ -174,6 +174,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     that fail alike, one speaks.
 
     Raises:
+        UserError: there is no GPU for the backend.
         RunError: others failed without a word or do not answer; the line names them.
         SystemExit: status 1, where another process says what happened.
     """
@@ -182,6 +183,8 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     if launch.processes() == 1:
         yield ALONE
         return
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError("--dist_backend nccl needs a GPU for each process: use gloo")
     try:
         board, ranks = _join(device, backend, timedelta(seconds=timeout_s))
     except (dist.DistError, RuntimeError) as error:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from hparams.errors import UserError
 from utils.devices import pick_device
 from utils.distributed import ALONE, _meet, joined
 
@@ -158,6 +159,16 @@ def test_each_process_takes_a_gpu_of_its_machine(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert pick_device("cuda") == torch.device("cuda", gpu)
+
+
+def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match="--dist_backend nccl"),
+        joined(torch.device("cpu"), backend="nccl", timeout_s=1),
+    ):
+        pass
 
 
 def test_the_gpu_that_was_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
