@@ -185,8 +185,7 @@ def test_the_vqgan_learns_the_same_by_graph(amp_dtype: torch.dtype | None, not_c
         assert got.keys() == expected.keys()
         for name in ("l1", "g_loss", "d_loss", "disc_weight"):
             if name in expected:
-                # Sums of gradients that a GPU orders anew each time: the adversarial terms drift apart.
-                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=0.01)
+                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=1e-3)
 
 
 def test_the_vqgan_learns_compiled() -> None:
