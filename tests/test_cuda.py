@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
+from models.gelu import GELU
 from utils.building import build_prior, build_vqgan
 from utils.cuda_graphs import EAGER_CALLS, Captured
 from utils.evaluation import evaluating
@@ -186,6 +187,12 @@ def test_the_vqgan_learns_the_same_by_graph(amp_dtype: torch.dtype | None, not_c
         for name in ("l1", "g_loss", "d_loss", "disc_weight"):
             if name in expected:
                 torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=1e-3)
+
+
+def test_gelu_compiled_in_half_precision() -> None:
+    x = torch.linspace(-8, 8, 5000, device="cuda").bfloat16()
+    found, expected = torch.compile(GELU())(x), torch.nn.functional.gelu(x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-7)
 
 
 def test_the_vqgan_learns_compiled() -> None:

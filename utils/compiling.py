@@ -60,8 +60,8 @@ def captured_step(
 ) -> Callable[..., Any]:
     """A training step, replayed as a CUDA graph where it can be; `choice` is that of --compile.
 
-    float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph. These have been captured
-    with one process alone, so that several want `on`.
+    float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph, which has not been tried
+    on a GPU: so several processes want `on`.
     """
     several = ranks.count > 1
     if (

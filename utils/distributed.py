@@ -137,15 +137,15 @@ class _Alone:
         return contextlib.nullcontext()
 
 
-def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False) -> Replica:
+def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False, capturable: bool = False) -> Replica:
     """A module whose gradients are averaged over the processes while its backward pass goes on.
 
     Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
-    compress: send gradients as bfloat16, at half the bytes.
+    compress: send gradients as bfloat16, at half the bytes. capturable: so that a CUDA graph can hold all that it does.
     """
     if ranks.count == 1:
         return _Alone(module)
-    with _aside(next(module.parameters()).device):
+    with _aside(next(module.parameters()).device) if capturable else contextlib.nullcontext():
         parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
         parallel.register_comm_hook(None, bf16_compress_hook)

@@ -95,7 +95,10 @@ class PriorTrainer:
             for parameter in prior.idle_parameters():
                 parameter.requires_grad_(False)  # nothing to send
         self._objective = replicate(
-            Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients
+            Objective(prior, self.settings),
+            ranks,
+            compress=settings.training.compress_gradients,
+            capturable=settings.run.compile == "on",
         )
         self._generator = torch.Generator(device)
         self._update: Callable[[Tensor], dict[str, Tensor]] = captured_step(

@@ -56,7 +56,8 @@ class VQGANTrainer:
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
         self.ema = EMA(vqgan, settings.training.ema_beta) if settings.training.ema else None
-        compile_autoencoder(vqgan, settings.run.compile, device)
+        self._compile = settings.run.compile
+        compile_autoencoder(vqgan, self._compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
         # What a code of the other quantizer is, encoder outputs are not.
@@ -74,11 +75,10 @@ class VQGANTrainer:
                 synchronise_batch_norm(vqgan.disc)
         compress = settings.training.compress_gradients
         self._replicas = {
-            name: replicate(network, ranks, compress=compress)
+            name: replicate(network, ranks, compress=compress, capturable=self._compile == "on")
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
         self._generator = torch.Generator(device)
-        self._compile = settings.run.compile
         self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
 
     @property

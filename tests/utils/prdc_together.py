@@ -7,20 +7,19 @@ leave `<count>.<rank>.json`: by case, the four numbers and how often it ticked.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from together import fork
 
 from utils.distributed import joined
 from utils.prdc import compute_prdc
 
 
-def work(rank: int, count: int, port: int, folder: Path) -> None:
+def work(folder: Path, count: int, rank: int) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     found = []
     with joined(torch.device("cpu"), backend="auto", timeout_s=60) as ranks:
         for real, fake, k, block in torch.load(folder / "cases.pt", weights_only=True):
@@ -33,18 +32,7 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     for count in (2, 3):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = []
-        for rank in range(count):
-            if (child := os.fork()) == 0:
-                work(rank, count, port, folder)
-                os._exit(0)
-            children.append(child)
-        failed = [child for child in children if os.waitpid(child, 0)[1]]
-        if failed:
-            sys.exit(f"{count} processes failed")
+        fork(count, partial(work, folder, count))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ Imports torch once and forks. Each case leaves `<name>.<rank>.pt`: losses of the
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # what DistributedDataParallel imports late, seconds in each process
+from together import fork
 from torch import Tensor
 
 from hparams.resolve import resolve
@@ -145,14 +145,8 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
     }
 
 
-def work(rank: int, port: int, out: Path, name: str, case: Case) -> None:
+def work(out: Path, name: str, case: Case, rank: int) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(case.count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     if case.precision == "float64":  # the product's code as it is: float32, where it is asked for, is float64
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
@@ -166,18 +160,7 @@ def main() -> None:
     for name, case in cases().items():
         if wanted and name not in wanted:
             continue
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = []
-        for rank in range(case.count):
-            if (child := os.fork()) == 0:
-                work(rank, port, out, name, case)
-                os._exit(0)
-            children.append(child)
-        failed = [child for child in children if os.waitpid(child, 0)[1]]
-        if failed:
-            sys.exit(f"{name} failed")
+        fork(case.count, partial(work, out, name, case))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,15 @@ def test_elsewhere_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(said) == 4
 
 
+def test_the_last_line_has_the_last_figures() -> None:
+    said: list[str] = []
+    with plain(said) as lines:
+        lines.update(100, loss=2.0)
+        lines.update(0, loss=1.0)
+    assert said[-1].endswith("loss 1")
+    assert len([line for line in said if "100/100" in line]) == 1
+
+
 def test_the_first_figures_come_at_once_and_the_rate_is_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = Clock(monkeypatch), []
     lines = plain(said, 1000, done=500)
