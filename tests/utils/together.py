@@ -1,4 +1,4 @@
-"""Processes that meet by gloo on this machine, for scripts that tests start. They are forked: to spawn takes seconds."""
+"""Processes that meet by gloo on this machine, for scripts that tests start; forked, as to spawn takes seconds."""
 
 from __future__ import annotations
 
