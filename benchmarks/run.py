@@ -20,6 +20,7 @@ from benchmarks import data, metrics, prior, profiles, vqgan
 from benchmarks.measure import environment
 from benchmarks.report import write_report
 from benchmarks.scale import SCALES
+from hparams.memory import keep_freed_memory
 from utils.devices import pick_device
 
 ROWS = {
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's own)")
     parser.add_argument("--out", type=Path, help=f"file of the results (default: {RESULTS}/SCALE.json)")
     args = parser.parse_args(arguments)
+    keep_freed_memory()  # as the scripts do; the baseline has it too
     device = pick_device("cuda" if args.scale == "gpu" else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)

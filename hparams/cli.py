@@ -20,6 +20,7 @@ from hparams import launch
 from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of
 from hparams.idle import idle_flags
+from hparams.memory import keep_freed_memory
 from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
@@ -101,6 +102,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     ends the others while they wait for the first to say so.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
+    keep_freed_memory()
     with lasting_output():
         sys.exit(_status_of(main))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -62,7 +62,6 @@ class SelfAttention(nn.Module):
 
         `start` as a tensor [1] int64, for a single place, keeps every shape the same from place to place.
         """
-        # One product for all three; the parameters stay apart, as the published files have them.
         q, k, v = self._project(x, self.query, self.key, self.value)
         visible = None
         if isinstance(start, Tensor):
@@ -80,15 +79,15 @@ class SelfAttention(nn.Module):
         return self._merge(q, k, v)
 
     def _project(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-        """Each layer's projection of x [B,n,D], by one product, heads apart: [B,heads,n,D/heads]."""
-        weight, bias = (
-            (layers[0].weight, layers[0].bias)
-            if len(layers) == 1
-            else (torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
-        )
-        parts = F.linear(x, weight, bias).unflatten(2, (len(layers), self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        # On a CPU one copy for all of them, where the products would make one of each. Fused kernels need none.
-        return (parts if parts.is_cuda else parts.contiguous()).unbind(0)
+        """Each layer's projection of x [B,n,D], heads apart: [B,heads,n,D/heads]."""
+        if x.is_cuda and len(layers) > 1:
+            # One product for all, as one alone does not fill a GPU; the parameters stay apart, as published files
+            # have them. On a CPU three take no longer, and need not put the weights together first.
+            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            parts: Sequence[Tensor] = F.linear(x, weight, bias).chunk(len(layers), dim=2)
+        else:
+            parts = [layer(x) for layer in layers]
+        return tuple(part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in parts)
 
     def _merge(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0
