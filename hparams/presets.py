@@ -67,6 +67,7 @@ _TOY_PRIOR: Row = {
 }
 _TOY_PRIOR_TRAINING: Row = {
     **_TOY_TRAINING,
+    "train_steps": 1650,
     "ema_beta": 0.99,
     "warmup_iters": 100,
 }

@@ -177,16 +177,35 @@ def test_the_prior_learns_compiled() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_the_vqgan_learns_the_same_by_graph(amp_dtype: torch.dtype | None, not_compiled: None) -> None:
-    """Through the start of its discriminator, with DiffAugment's random numbers."""
+def take_over(trainer: VQGANTrainer, other: VQGANTrainer) -> None:
+    """Weights and moments of another trainer, where graphs look for them."""
+    for mine, theirs in ((trainer.vqgan, other.vqgan), (trainer.averaged, other.averaged)):
+        mine.load_state_dict(theirs.state_dict())
+    for name, optimiser in trainer.optimisers.items():
+        states = (each.adam.state.values() for each in (optimiser, other.optimisers[name]))
+        for mine, theirs in zip(*states, strict=True):
+            for key, value in theirs.items():
+                mine[key].copy_(value)
+
+
+@pytest.mark.parametrize(("amp_dtype", "rtol", "atol"), [(None, 1e-3, 1e-4), (torch.bfloat16, 0.05, 1e-3)])
+def test_the_vqgan_learns_the_same_by_graph(
+    amp_dtype: torch.dtype | None, rtol: float, atol: float, not_compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the start of its discriminator, with DiffAugment's random numbers.
+
+    Two steps at a time: weights that differ by 1e-7 of themselves move the generator's loss by 0.003 within 14 steps.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     graph, eager = (vqgan_trainer(amp_dtype=amp_dtype, compile=choice, diff_aug=True) for choice in ("on", "off"))
     for step in range(14):
+        if step % 2 == 0:
+            take_over(graph, eager)
         got, expected = (trainer.step(images(step), step) for trainer in (graph, eager))
         assert got.keys() == expected.keys()
         for name in ("l1", "g_loss", "d_loss", "disc_weight"):
             if name in expected:
-                torch.testing.assert_close(got[name], expected[name], rtol=0.05, atol=1e-3)
+                torch.testing.assert_close(got[name], expected[name], rtol=rtol, atol=atol)
 
 
 def test_gelu_compiled_in_half_precision() -> None:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = {f"vqgan_{dataset}": "vqgan_2200000" for dataset in DATASETS}
     runs |= {f"absorbing_{dataset}": "absorbing_2000000" for dataset in DATASETS}
     runs |= {"vqgan_ablation": "vqgan_2200000", "vqgan_photos": "vqgan_9"}
-    runs |= {"demo/vqgan": "vqgan_1100", "demo/absorbing": "absorbing_1100"}
+    runs |= {"demo/vqgan": "vqgan_1100", "demo/absorbing": "absorbing_1650"}
     for run, file in runs.items():
         (folder / "logs" / run / "saved_models").mkdir(parents=True)
         (folder / "logs" / run / "saved_models" / f"{file}.th").touch()
