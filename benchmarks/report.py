@@ -74,7 +74,8 @@ def write_report(folder: Path, rows: Iterable[str], plot: Path = PLOT, readme: P
         "",
         "The shipped code against a literal implementation of the published algorithm (`benchmarks/baseline/`), timed",
         "in turn in one process, which keeps freed memory for both, as the scripts do. Medians, fastest and slowest in",
-        "brackets. `make bench`, `make bench-full` and `make bench-gpu` write this file; `--only` and `--repeats` of `python -m benchmarks.run` measure rows anew.",
+        "brackets. `make bench`, `make bench-full` and `make bench-gpu` write this file; `--only` and",
+        "`--repeats` of `python -m benchmarks.run` measure rows anew.",
     ]
     for name, result in results.items():
         parts += ["", f"## {TITLES[name]}", "", _machine(result["environment"]), "", *_table(result["rows"])]
