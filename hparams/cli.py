@@ -32,8 +32,10 @@ StageT = TypeVar("StageT", bound=Stage)
 # PyTorch's own words, so that torch need not be imported.
 _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 _LET_OTHERS_SPEAK_S = 3.0
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+_ACCESS_ERRORS = {errno.EACCES, errno.EPERM}
 _PATH_ERRORS = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_USER_ERRORS = _ACCESS_ERRORS | _PATH_ERRORS
 
 
 def parse(
@@ -97,9 +99,9 @@ def _typed(
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main and exit, with one line on stderr if it failed.
 
-    Status 0; 2 for a UserError; 1 for a RunError, a disk that takes or gives no data, or too little memory; 130 when
-    interrupted. Of several processes, the line names the one that failed; where all of a machine's fail alike, torchrun
-    ends the others while they wait for the first to say so.
+    Status 0; 2 for a UserError or a path that cannot be used; 1 for a RunError, a disk that takes or gives no data, or
+    too little memory; 130 when interrupted. Of several processes, the line names the one that failed; where all of a
+    machine's fail alike, torchrun ends the others while they wait for the first to say so.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
     keep_freed_memory()
@@ -123,7 +125,7 @@ def _status_of(main: Callable[[], None]) -> int:
         if line is None:
             raise
         print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_ERRORS else 1
+        return 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _USER_ERRORS else 1
     return 0
 
 
@@ -133,6 +135,8 @@ def _as_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
+    if isinstance(error, OSError) and error.errno in _ACCESS_ERRORS:
+        return f"{error.filename or 'a file'}: {error.strerror}: give this user access to it, or name another folder"
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         return f"{error.filename}: {error.strerror}: use another --log_dir, or move what is in the way"
     text = " ".join(str(error).split())

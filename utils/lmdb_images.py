@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -123,6 +124,7 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     """Writes (key, value) pairs as the LMDB folder `path`, which then exists whole or not at all.
 
     Nothing happens when `path` exists. Of several writers at once the first to finish wins, and the others drop theirs.
+    It also removes what killed ones left.
 
     Raises:
         ValueError: a key comes twice.
@@ -135,14 +137,16 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _fill(unfinished, items)
-        sync_folder(unfinished)
         try:
+            sync_folder(unfinished)
             unfinished.rename(path)
         except OSError:
             if not (path / "data.mdb").is_file():
                 raise
         else:
             sync_folder(path.parent)
+            for remains in path.parent.glob(f".{glob.escape(path.name)}.*"):
+                shutil.rmtree(remains, ignore_errors=True)
     except (OSError, lmdb.Error) as error:
         raise UserError(f"cannot write {path} ({error}): make its folder writable, with space left") from error
     finally:

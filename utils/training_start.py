@@ -15,7 +15,7 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
     """Number of updates done before this run's first one.
 
     Raises:
-        UserError: nothing to resume or to load, or a fresh start would write over an earlier run.
+        UserError: nothing to resume or to load, nothing left to do, or a fresh start would write over an earlier run.
     """
     training, folder = settings.training, RunFolder(settings.run.log_dir, root)
     if training.resume:
@@ -47,7 +47,12 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
                 f"--load_step {step}: {folder.path} goes on to step {folder.model_steps(kind)[-1]}, and would be mixed "
                 "with the new run: use another --log_dir, and --load_dir for this one"
             )
-        return step + 1 if _is_published(source, kind, step, type(settings)) else step
+        done = step + 1 if _is_published(source, kind, step, type(settings)) else step
+        if done >= training.train_steps:
+            raise UserError(
+                f"--train_steps {training.train_steps}: {source.path} has reached step {done} already; name a later one"
+            )
+        return done
     _refuse_occupied(folder, kind)
     return 0
 

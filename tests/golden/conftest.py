@@ -77,10 +77,10 @@ class Reference:
         self._load(prior, AUTOREGRESSIVE, 20)
         return prior.eval()
 
-    def check(self, values: Mapping[str, Tensor | float], tolerance: float = 1e-4) -> None:
-        """Compare with expected.npz: exactly for integers, else `tolerance` relative."""
+    def check(self, values: Mapping[str, Tensor | float]) -> None:
+        """Compare with expected.npz: exactly for integers, else 1e-4 relative."""
         for name, value in values.items():
-            assert_near(torch.as_tensor(value).detach(), self.expected[name], name, tolerance)
+            assert_near(torch.as_tensor(value).detach(), self.expected[name], name, 1e-4)
 
     def _load(self, module: torch.nn.Module, kind: str, step: int) -> None:
         path = RunFolder(kind, self.folder).pick_model_file(kind, step, ema=True)

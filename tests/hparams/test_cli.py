@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -287,6 +288,16 @@ def test_help_needs_no_run_and_no_yaml(tmp_path: Path) -> None:
     done = shell(tmp_path, "--dataset", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: train.py ")
+
+
+def test_a_folder_without_access_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "logs/a")
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    line = "logs/a: Permission denied: give this user access to it, or name another folder"
+    assert (ended.value.code, capsys.readouterr().err.partition("error: ")[2]) == (2, f"{line}\n")
 
 
 def test_run_script_joins_lines(capsys: pytest.CaptureFixture[str]) -> None:

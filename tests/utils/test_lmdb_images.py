@@ -40,6 +40,25 @@ def test_grows_beyond_the_first_map(tmp_path: Path) -> None:
     assert [images.read(i) for i in (0, 49)] == [written[0][1], written[49][1]]
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    remains, other = tmp_path / ".a_lmdb.0badc0de", tmp_path / ".ba_lmdb.0badc0de"
+    for folder in (remains, other):
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(b"half")
+    write_lmdb(tmp_path / "a_lmdb", items(3))
+    assert (remains.exists(), other.exists()) == (False, True)
+
+
+def test_a_writer_whose_folder_was_removed_takes_what_is_there(tmp_path: Path) -> None:
+    def while_another_finishes() -> Iterator[tuple[bytes, bytes]]:
+        yield b"mine", b"1"
+        write_lmdb(tmp_path / "a_lmdb", [(b"theirs", b"2")])
+
+    write_lmdb(tmp_path / "a_lmdb", while_another_finishes())
+    assert LMDBImages(tmp_path / "a_lmdb").key(0) == b"theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["a_lmdb"]
+
+
 @pytest.mark.parametrize("i", [-1, 3])
 def test_index_out_of_range(i: int, tmp_path: Path) -> None:
     write_lmdb(tmp_path / "a_lmdb", items(3))

@@ -51,6 +51,15 @@ def test_published_files_count_from_0(logs: Path) -> None:
     assert start(logs, log_dir="b", load_dir="theirs", load_step=5) == 6
 
 
+@pytest.mark.parametrize(("settings", "steps"), [(True, 5), (True, 4), (False, 6)])
+def test_a_loaded_step_must_leave_something_to_do(logs: Path, settings: bool, steps: int) -> None:
+    run(logs, "a", "vqgan_5.th", *(["vqgan_state_5.th"] if settings else []), settings=settings)
+    loaded = {"log_dir": "b", "load_dir": "a", "load_step": 5}
+    with pytest.raises(UserError, match=rf"--train_steps {steps}: .*a has reached step {5 if settings else 6} already"):
+        start(logs, **loaded, train_steps=steps)
+    assert start(logs, **loaded, train_steps=7) == (5 if settings else 6)
+
+
 def test_a_published_step_stays_one_in_a_folder_that_was_trained_on(logs: Path) -> None:
     """The first run on their folder leaves settings there; the step is theirs all the same."""
     run(logs, "theirs", "vqgan_5.th", "ae_optim_5.th", "disc_optim_5.th")
