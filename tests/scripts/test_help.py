@@ -39,7 +39,7 @@ PUBLISHED = [
     "experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs --ae_load_dir vqgan_churches "
     "--ae_load_step 2200000",
     # Every published flag of the two training scripts.
-    "train_vqgan.py --dataset churches --batch_size 3 --lr 1e-4 --train_steps 9 --amp --ema --ema_beta 0.9 "
+    "train_vqgan.py --dataset churches --batch_size 3 --lr 1e-4 --train_steps 2300000 --amp --ema --ema_beta 0.9 "
     "--steps_per_update_ema 5 --load_dir vqgan_churches --load_step 2200000 --load_optim --log_dir v "
     "--visdom_server http://localhost --visdom_port 8097 --steps_per_log 1 --steps_per_eval 2 "
     "--steps_per_checkpoint 3 --steps_per_display_output 4 --steps_per_save_output 5 --save_individually "
