@@ -136,11 +136,11 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fill(unfinished, items)
         try:
+            _fill(unfinished, items)
             sync_folder(unfinished)
             unfinished.rename(path)
-        except OSError:
+        except (OSError, lmdb.Error):  # the first to finish has removed this one
             if not (path / "data.mdb").is_file():
                 raise
         else:

@@ -49,16 +49,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert (remains.exists(), other.exists()) == (False, True)
 
 
-def test_a_writer_whose_folder_was_removed_takes_what_is_there(tmp_path: Path) -> None:
-    def while_another_finishes() -> Iterator[tuple[bytes, bytes]]:
-        yield b"mine", b"1"
-        write_lmdb(tmp_path / "a_lmdb", [(b"theirs", b"2")])
-
-    write_lmdb(tmp_path / "a_lmdb", while_another_finishes())
-    assert LMDBImages(tmp_path / "a_lmdb").key(0) == b"theirs"
-    assert [path.name for path in tmp_path.iterdir()] == ["a_lmdb"]
-
-
 @pytest.mark.parametrize("i", [-1, 3])
 def test_index_out_of_range(i: int, tmp_path: Path) -> None:
     write_lmdb(tmp_path / "a_lmdb", items(3))
