@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -27,9 +27,10 @@ class RunLog:
     def __init__(self, log_file: Path, metrics_file: Path, *, resume_step: int | None, quiet: bool = False) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         if metrics_file.exists():
-            kept = [] if resume_step is None else [m for m in read_metrics(metrics_file) if m["step"] <= resume_step]
             with whole_file(metrics_file) as out:
-                out.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+                if resume_step is not None:
+                    kept = (text for text, line in _lines(metrics_file) if line["step"] <= resume_step)
+                    out.writelines(text.encode() + b"\n" for text in kept)
         self._log = LineFile(log_file, "wb" if resume_step is None else "ab")
         self._metrics = LineFile(metrics_file, "ab")
         self._quiet = quiet
@@ -109,12 +110,16 @@ class LineFile:
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a `metrics.jsonl`; what is none, such as a last one that was cut off, is passed over."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str):
-            lines.append(line)
-    return lines
+    return [line for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Each line as text and read, one at a time: those of a long run take 150 MB."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str):
+                yield text.rstrip("\n"), line

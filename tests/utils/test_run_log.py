@@ -1,4 +1,4 @@
-"""The log's lines, whoever writes them."""
+"""The log's lines, whoever writes them, and which of the metrics a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.run_log import LineFile
+from utils.run_log import LineFile, RunLog, read_metrics
 
 LINES = 5000
 
@@ -37,3 +37,16 @@ def test_lines_of_two_threads_are_all_there_once(tmp_path: Path) -> None:
     file.close()
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(LINES))
+
+
+def test_a_resumed_run_keeps_the_metrics_up_to_its_step(tmp_path: Path) -> None:
+    """As they were; what came later or is damaged goes."""
+    metrics = tmp_path / "metrics.jsonl"
+    kept = ['{"step": 5, "split": "train", "loss": 0.10}', '{"step": 9,  "split": "val"}']
+    lines = [kept[0], "damaged", '{"split": "train"}', kept[1], '{"step": 10, "split": "train"}', '{"step": 4, "sp']
+    metrics.write_text("\n".join(lines))
+    log = RunLog(tmp_path / "log.txt", metrics, resume_step=9)
+    log.record(10, "train", {"loss": float("inf")})
+    log.close()
+    assert metrics.read_text().splitlines() == [*kept, '{"step": 10, "split": "train", "loss": null}']
+    assert [line["step"] for line in read_metrics(metrics)] == [5, 9, 10]
