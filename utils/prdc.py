@@ -154,7 +154,7 @@ def _radii(points: _Points, k: int, block: int, tick: Callable[[], None], ranks:
     ranks.wait()  # here, as NCCL would not say who is missing
     low, order = ranks.gather(low.T).T.topk(k + _SPARE, dim=1, largest=False)
     index = ranks.gather(index.T).T.gather(1, order)
-    own = torch.arange(ranks.rank, n, ranks.count, device=low.device)
+    own = torch.arange(n, device=low.device)[ranks.rank :: ranks.count]
     low, index = low[own], index[own]
     i = own.unsqueeze(1).expand_as(index)
     squared = _squared_distances(points.features, points.features, i.flatten(), index.flatten()).view_as(low)

@@ -164,11 +164,12 @@ class PriorTrainer:
         objective = Objective(model, self.settings)
         generator = make_generator(self.device, self.seed, "validation")
         passes = VALIDATION_PASSES if isinstance(model, AbsorbingDiffusion) else 1
-        share = torch.tensor(self.ranks.share(len(ids)), device=ids.device)
+        share = torch.arange(len(ids), device=ids.device)[self.ranks.rank :: self.ranks.count]
         with evaluating(model):
             for _ in range(passes):
                 draws = self._draw(model, len(ids), generator)
-                for batch in share.split(batch_size):
+                for start in range(0, len(share), batch_size):  # none where there are more processes than codes
+                    batch = share[start : start + batch_size]
                     with self._autocast():
                         losses = objective(ids[batch].long(), draws and draws[batch])
                     sums += torch.stack([values.double().sum() for values in losses])

@@ -1,6 +1,6 @@
 """PRDC by several processes, for `test_prdc.py`: python prdc_together.py FOLDER
 
-`cases.pt` in the folder lists real and fake features, k and the side of a block. 2 and 3 processes compute each; they
+`cases.pt` in the folder lists real and fake features, k and the side of a block. 2, 3 and 4 processes compute each, and
 leave `<count>.<rank>.json`: by case, the four numbers and how often it ticked.
 """
 
@@ -31,7 +31,7 @@ def work(folder: Path, count: int, rank: int) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    for count in (2, 3):
+    for count in (2, 3, 4):
         fork(count, partial(work, folder, count))
 
 

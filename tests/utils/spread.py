@@ -130,6 +130,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
         losses = [trainer.step(images(step)[mine], step) for step in steps]
         held_out = torch.cat([images(100), images(101)])[:13]
         validation = trainer.validate([held_out[list(ranks.share(13))]])
+        few = trainer.validate(held_out[[i]] for i in ranks.share(3))
     else:
         prior_stage = resolve(PriorStage, changes)
         prior = build_prior(prior_stage.prior, prior_stage.autoencoder.codebook_size)
@@ -137,11 +138,13 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
         go_on(trainer, end)
         losses = [trainer.step(codes(step)[mine], step) for step in steps]
         validation = trainer.validate(codes(100, 13), batch_size=3)
+        few = trainer.validate(codes(100, 3), batch_size=3)
     return {
         "losses": [{term: value.item() for term, value in step.items() if not value.ndim} for step in losses],
         "models": {str(ema): model.state_dict() for ema, model in trainer.models().items()},
         "trainer": trainer.state_dict(),
         "validation": validation,
+        "validation_of_3": few,
     }
 
 

@@ -128,7 +128,7 @@ def test_several_processes_have_the_result_of_one_to_the_bit(tmp_path: Path) -> 
     expected = [ours(real, fake, k, block=block) for real, fake, k, block in cases]
     for real, fake, k, block in cases[1:]:  # the package needs a third point
         assert check_against_package(real, fake, k, block=block)["density"] > 0
-    for count in (2, 3):
+    for count in (2, 3, 4):
         for rank in range(count):
             found = json.loads((tmp_path / f"{count}.{rank}.json").read_text())
             assert [values for values, _ in found] == expected
