@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class DatasetPaths:
         return f"{where}correct {self.origin}"
 
     def _resolve(self, path: str) -> Path:
-        return self.base / Path(os.path.expandvars(path)).expanduser()
+        return self.base / _expand_home(os.path.expandvars(path))
 
 
 def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
@@ -87,13 +88,14 @@ def find_paths(dataset: str, datasets_file: str | Path, default: str | None = No
     Raises:
         UserError: no such file or entry, or one that cannot be read.
     """
-    file = _existing_file(Path(datasets_file).expanduser())
+    named = _expand_home(datasets_file)
+    file = _existing_file(named)
     if file is None:
         if default is None:
             raise UserError(
                 f"no {datasets_file}, which says where {dataset} lies: create it, or name another with --datasets_file"
             )
-        return DatasetPaths(dataset, default, Path(datasets_file).expanduser().parent, str(datasets_file))
+        return DatasetPaths(dataset, default, named.parent, str(datasets_file))
     entries = _read(file)
     if entries.get(dataset) is None:
         if default is None:
@@ -117,16 +119,25 @@ def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Pa
 
 
 def _existing_file(file: Path) -> Path | None:
-    for candidate in (file, file.with_suffix(".yml")):
+    for candidate in (file, file.with_suffix(".yml")) if file.name else ():
         if candidate.is_file():
             return candidate
     return None
 
 
+def _expand_home(path: str | Path) -> Path:
+    """`path` with ~ expanded, or as it is where nobody has such a home: then nothing is found there."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def _read(file: Path) -> Mapping[str, Any]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except RecursionError:
+        raise UserError(f"{file} is no list of data sets: correct it") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from error
     if entries is None:
         return {}

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hparams.errors import UserError
@@ -77,7 +76,11 @@ def _read_tensor(flag: str, path: Path) -> np.ndarray:
         raise UserError(f"{flag} {error}") from None
     if not isinstance(content, Tensor):
         raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not one tensor")
-    return content.numpy() if content.dtype != torch.bfloat16 else content.float().numpy()
+    try:
+        return content.numpy(force=True)
+    except (RuntimeError, TypeError):  # sparse, without data, or of a type that numpy lacks
+        kind = f"{str(content.layout)[6:]} {str(content.dtype)[6:]}"
+        raise UserError(f"{flag} {path}: holds {kind} values, but codes are a plain tensor of whole numbers") from None
 
 
 def _read_safetensors(flag: str, path: Path) -> np.ndarray:
@@ -88,7 +91,7 @@ def _read_safetensors(flag: str, path: Path) -> np.ndarray:
         entries = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: there is no such file") from None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UserError(f"{flag} {path}: is damaged, or no .safetensors file") from None
     if len(entries) != 1:
         raise UserError(f"{flag} {path}: holds {', '.join(entries) or 'nothing'}; it should hold one tensor")

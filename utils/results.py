@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 from hparams.errors import UserError
@@ -45,10 +46,17 @@ def read_results(path: Path) -> list[dict[str, dict[str, Value]]]:
     except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and entry.keys() == {"conditions", "values"} for entry in entries
+        isinstance(entry, dict)
+        and entry.keys() == {"conditions", "values"}
+        and all(isinstance(part, dict) and all(map(_is_value, part.values())) for part in entry.values())
+        for entry in entries
     ):
         raise UserError(f"{path} is damaged or no results file: move it away, or use another --log_dir")
     return entries
+
+
+def _is_value(value: object) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, int | float) and -inf < value < inf)
 
 
 def _listed(values: Mapping[str, Value]) -> str:

@@ -72,6 +72,9 @@ def test_published_file_is_read_when_ours_is_absent(tmp_path: Path) -> None:
         ("[churches]", "must map"),
         ("churches: {paths: [", r"cannot read .*datasets\.yaml"),
         ("churches: !!python/object:os.system {}", r"cannot read .*datasets\.yaml"),
+        ("since: 2020-13-01", r"cannot read .*datasets\.yaml"),
+        pytest.param("churches: " + 5000 * "[", r"datasets\.yaml is no list of data sets", id="deep"),
+        ("churches: ~no_such_user/lsun", r"~no_such_user/lsun/church_outdoor_train_lmdb.*datasets\.yaml"),
     ],
 )
 def test_errors_are_one_line_that_names_the_file(text: str, message: str, tmp_path: Path) -> None:
@@ -80,9 +83,11 @@ def test_errors_are_one_line_that_names_the_file(text: str, message: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sets.yaml", "~no_such_user/sets.yaml", "", ".", "/"])
+def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--datasets_file"):
-        find_paths("churches", tmp_path / "sets.yaml")
+        find_paths("churches", name)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def test_other_latents_are_refused(tmp_path: Path, content: np.ndarray, says: st
             latents(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.zeros(3, 4, requires_grad=True), "float32 values, but codes are whole numbers"),
+        (torch.zeros(3, 4, dtype=torch.bfloat16), "strided bfloat16 values, but codes are a plain tensor"),
+        (torch.zeros(3, 4, dtype=torch.int64).to_sparse(), "sparse_coo int64 values, but codes are a plain tensor"),
+        (torch.zeros(3, 4, dtype=torch.int64, device="meta"), "strided int64 values, but codes are a plain tensor"),
+    ],
+)
+def test_tensors_that_numpy_does_not_take_are_refused(tmp_path: Path, tensor: torch.Tensor, says: str) -> None:
+    torch.save(tensor, tmp_path / "ids.pt")
+    with pytest.raises(UserError, match=rf"--latents_path .*ids\.pt: holds {says}"):
+        latents(tmp_path / "ids.pt")
+
+
 @pytest.mark.parametrize(("dtype", "name"), [(np.float64, "F64"), (np.float32, "F32"), (np.float16, "F16")])
 def test_features(tmp_path: Path, dtype: type[np.generic], name: str) -> None:
     np.save(tmp_path / "f.npy", FEATURES.astype(dtype))
@@ -113,6 +128,10 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "odd.safetensors", {"real": FEATURES}, "F8_E4M3")
     with pytest.raises(UserError, match="of another type than F64, F32, F16"):
         features(tmp_path / "odd.safetensors")
+    header = 100_000 * b"["
+    (tmp_path / "deep.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="is damaged"):
+        features(tmp_path / "deep.safetensors")
     whole = tmp_path / "cut.safetensors"
     write_safetensors(whole, {"real": FEATURES})
     whole.write_bytes(whole.read_bytes()[:-4])

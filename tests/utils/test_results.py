@@ -31,7 +31,16 @@ def test_a_value_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
     assert read_results(path) == [{"conditions": {}, "values": {"FID": 3.0}}]
 
 
-@pytest.mark.parametrize("content", ["", "{}", '[{"values": {}}]', "[1]", "nonsense"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "{}", '[{"values": {}}]', "[1]", "nonsense"],
+        '[{"conditions": 3, "values": {}}]',
+        '[{"conditions": {}, "values": []}]',
+        '[{"conditions": {"n": [1]}, "values": {}}]',
+        '[{"conditions": {}, "values": {"FID": NaN}}]',
+    ],
+)
 def test_a_damaged_file_is_named_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(content)
