@@ -36,7 +36,7 @@ def train(settings: PriorStage) -> None:
     from utils.building import build_prior, open_data
     from utils.devices import pick_amp_dtype, pick_device, rows
     from utils.distributed import joined
-    from utils.latents import code_statistics, encode_split
+    from utils.latents import code_statistics, resident_codes
     from utils.prior_trainer import PriorTrainer
     from utils.runs import restore_autoencoder
     from utils.sampling import draw_images
@@ -58,12 +58,13 @@ def train(settings: PriorStage) -> None:
 
         with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
             run.say(f"autoencoder from {ae_file}")
-            run.compare_data(
-                open_data(run_settings, split="train", img_size=settings.autoencoder.img_size, hold_out=validates)
-            )
+            images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
+            images = images_of(split="train")
+            run.compare_data(images)
             bad, check = run.bad_images.report, run.stop_if_asked
-            encode = partial(encode_split, settings, autoencoder, ranks=ranks, say=run.say, bad=bad, check=check)
-            ids, held_out = encode("train"), encode("val") if validates else None
+            encode = partial(resident_codes, settings, autoencoder, ranks=ranks, say=run.say, bad=bad, check=check)
+            ids = encode(images, flip=training.horizontal_flip)
+            held_out = encode(images_of(split="val"), flip=False) if validates else None
             order = BatchOrder(len(ids), training.global_batch, run_settings.seed, ranks.part)
             data = f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
             run.introduce(trainer, amp_dtype, data)

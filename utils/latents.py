@@ -16,8 +16,7 @@ from models.autoencoder import VQAutoEncoder
 from models.quantizers import id_counts, perplexity
 from utils.bad_images import Report, SharedReport
 from utils.batches import eval_batches
-from utils.building import open_data
-from utils.datasets import ImageData, Split
+from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.growing_array import growing_array, made_array
@@ -25,6 +24,8 @@ from utils.progress import Progress
 from utils.run_folder import RunFolder
 from utils.shared_batches import in_order, own_indices
 from utils.signals import ending_politely
+
+_ROWS = 4096  # images whose codes are counted at a time
 
 
 def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
@@ -124,11 +125,11 @@ def _encode(
 
 
 def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
-    """What a prior has to beat on codes ids [n,N], in bits per token, and the share of the codebook in use.
+    """What a prior has to beat on codes ids [n,N], n ≥ 1, in bits per token, and the share of the codebook in use.
 
     Uniform guessing costs log2 K; the frequencies of single codes, pooled over places, cost their marginal entropy.
     """
-    counts = id_counts(ids.long(), codebook_size)
+    counts = torch.stack([id_counts(part.long(), codebook_size) for part in ids.split(_ROWS)]).sum(0)
     return {
         "log2_codebook_size": math.log2(codebook_size),
         "marginal_entropy_bits_per_token": math.log2(perplexity(counts).item()),
@@ -139,35 +140,35 @@ def code_statistics(ids: torch.Tensor, codebook_size: int) -> dict[str, float]:
 def codes_in_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
     """Share of the codebook that codes [n,N] use, and their perplexity, between 1 and K."""
     counts = np.zeros(codebook_size, np.int64)
-    for start in range(0, len(codes), 4096):
-        counts += np.bincount(codes[start : start + 4096].ravel(), minlength=codebook_size)
+    for start in range(0, len(codes), _ROWS):
+        counts += np.bincount(codes[start : start + _ROWS].ravel(), minlength=codebook_size)
     return {
         "codebook_used": float((counts > 0).mean()),
         "codebook_perplexity": perplexity(torch.from_numpy(counts)).item(),
     }
 
 
-def encode_split(
+def resident_codes(
     settings: PriorStage,
     autoencoder: VQAutoEncoder,
-    split: Split,
+    data: ImageData,
     ranks: Ranks = ALONE,
     *,
+    flip: bool,
     say: Callable[[str], None],
     bad: Report | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Codes of one split of the run's data, by the cache in the autoencoder's folder: int32 [n,N], on its device.
+    """Codes of a data set, by the cache in the autoencoder's folder, on its device: [n,N], or [2n,N] with `flip`.
 
-    They are small enough to stay there for the whole run. Flipped images follow in training with --horizontal_flip.
-    The last three arguments are those of `cached_latents`.
+    They stay there for the whole run, as uint8 where K ≤ 256, else int16 (K ≤ 32768; 1.5 GB for the 3 million bedrooms)
+    or int32. The arguments are those of `cached_latents`.
     """
-    validates = settings.training.steps_per_eval > 0
     codes = cached_latents(
         RunFolder(str(settings.source.ae_load_dir)).latents,
         autoencoder,
-        open_data(settings.run, split=split, img_size=settings.autoencoder.img_size, hold_out=validates),
-        flip=split == "train" and settings.training.horizontal_flip,
+        data,
+        flip=flip,
         batch_size=settings.run.batch_size,
         num_workers=settings.run.num_workers,
         say=say,
@@ -176,4 +177,6 @@ def encode_split(
         check=check,
         ranks=ranks,
     )
-    return torch.from_numpy(codes.astype(np.int32)).to(next(autoencoder.parameters()).device)
+    largest = len(autoencoder.quantize.codebook) - 1
+    dtype = next(dtype for dtype in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(dtype).max)
+    return torch.from_numpy(codes.astype(dtype)).to(next(autoencoder.parameters()).device)
