@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
 from hparams.errors import UserError
+from hparams.presets import DATASETS
 from utils.dataset_paths import DatasetPaths, custom_paths, find_paths
 from utils.images import decode_rgb, resize_and_crop
 from utils.lmdb_images import LMDBImages
@@ -19,7 +20,6 @@ from utils.toy_churches import write_toy_churches
 
 Split = Literal["train", "val", "all"]
 
-DATASETS = ("churches", "bedrooms", "ffhq", "custom", "toy_churches")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
@@ -139,13 +139,15 @@ class _FolderStore:
         return str(self._files[i])
 
     def identity(self) -> Iterator[str]:
+        resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files:
             try:
                 stat = file.stat()
             except OSError:  # such as a link to nowhere: an unreadable image like others, once it is read
                 yield f"{file.absolute()}\0cannot be read"
                 continue
-            yield f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
+            yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def open_images(
@@ -162,7 +164,7 @@ def open_images(
     """Opens one split of a data set. Cheap: nothing is decoded (but toy churches are drawn at their first use).
 
     Args:
-        dataset: one of `DATASETS`.
+        dataset: one of `hparams.presets.DATASETS`.
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
         img_size: side in pixels.
