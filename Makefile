@@ -9,7 +9,7 @@ UV := $(VENV)/bin/uv
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak soaktorchrun lint lock demo clean
+.PHONY: help setup test soak soaktorchrun lint lock demo bench bench-full bench-gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)

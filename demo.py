@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from utils.results import FILE_NAME, read_results
+from utils.results import read_results
 from utils.run_folder import ABSORBING, VQGAN, RunFolder
 from utils.run_log import read_metrics
 
@@ -61,7 +61,7 @@ def run(command: str) -> None:
 
 def values_of(log_dir: str, metric: str | None = None, part: str = "values") -> dict[str, Any]:
     """The newest numbers in a run's results, or the newest of a metric; `part` "conditions": what they depend on."""
-    results = read_results(RunFolder(log_dir).path / FILE_NAME)
+    results = read_results(RunFolder(log_dir).results)
     return [entry[part] for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
 
 

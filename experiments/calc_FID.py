@@ -33,7 +33,7 @@ def calculate(settings: FIDExperiment) -> None:
     from utils.feature_sources import facts_of, open_sources
     from utils.fid import distances
     from utils.introduction import introduce
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
 
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     device = pick_device(run.device)
@@ -48,9 +48,9 @@ def calculate(settings: FIDExperiment) -> None:
         return
     values = distances(features, real_features, statistics, settings.kid, quiet=run.quiet)
     conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
-    line = record_result(folder.path / FILE_NAME, conditions, values)
+    line = record_result(folder.results, conditions, values)
     with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.path / FILE_NAME)
+        show_results(dashboard, folder.results)
     print(line)
 
 

@@ -33,7 +33,7 @@ def calculate(settings: PRDCExperiment) -> None:
     from utils.feature_sources import facts_of, open_sources
     from utils.introduction import introduce
     from utils.prdc import prdc_of_arrays
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
 
     run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
     device = pick_device(run.device)
@@ -46,9 +46,9 @@ def calculate(settings: PRDCExperiment) -> None:
     if not ranks.first:
         return
     conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-    line = record_result(folder.path / FILE_NAME, {**conditions, "nearest_k": nearest_k}, vars(values))
+    line = record_result(folder.results, {**conditions, "nearest_k": nearest_k}, vars(values))
     with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.path / FILE_NAME)
+        show_results(dashboard, folder.results)
     print(line)
 
 

@@ -6,7 +6,7 @@ from hparams.checks import check_image_count
 from hparams.cli import parse, run_script
 from hparams.experiments import ReconstructionExperiment
 from hparams.saved import describe
-from utils.preflight import check_autoencoder, check_features, check_file, check_output, check_split
+from utils.preflight import check_autoencoder, check_file, check_output, check_split
 from utils.run_folder import RunFolder
 
 EXAMPLE = (
@@ -18,7 +18,7 @@ EXAMPLE = (
 def main() -> None:
     settings = parse(ReconstructionExperiment, description=__doc__, example=EXAMPLE)
     check_autoencoder(settings.source, ema=settings.weights.ema is not False)
-    check_features(settings.features)
+    check_file("--feature_weights", settings.features.feature_weights)
     check_file("--lpips_weights", settings.reconstruction.lpips_weights)
     check_split(settings.run, settings.real.split)
     check_output(settings.run)
@@ -41,7 +41,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
     from utils.latents import codes_in_use
     from utils.progress import say
     from utils.reconstructions import Reconstructions, lpips_if_there
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
     from utils.runs import restore_autoencoder
 
     run, source, sizes = settings.run, settings.source, settings.autoencoder
@@ -82,10 +82,10 @@ def calculate(settings: ReconstructionExperiment) -> None:
     }
     if lpips:
         conditions |= {"lpips_net": settings.reconstruction.lpips_net, "lpips_weights": lpips.weights}
-    line = record_result(folder.path / FILE_NAME, conditions, values)
+    line = record_result(folder.results, conditions, values)
     path, grid = reconstructions.picture(codes)
     with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.path / FILE_NAME)
+        show_results(dashboard, folder.results)
         show_picture(dashboard, "reconstructions", grid, title="originals over reconstructions")
     print(line)
     print(f"originals over reconstructions: {path}")

@@ -34,7 +34,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
     from utils.introduction import introduce
     from utils.likelihood import describe_code_term, summarise
     from utils.likelihood_run import evaluate, train_head
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
     from utils.seeding import seed_global
     from utils.trained_models import load_trained_models
 
@@ -67,9 +67,9 @@ def calculate(settings: LikelihoodExperiment) -> None:
         }
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
-        line = record_result(folder.path / FILE_NAME, conditions, values)
+        line = record_result(folder.results, conditions, values)
         with open_dashboard(run, resume_step=ALL) as dashboard:
-            show_results(dashboard, folder.path / FILE_NAME)
+            show_results(dashboard, folder.results)
     print(line)
 
 

@@ -39,7 +39,7 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.neighbour_files import write_neighbours
     from utils.neighbour_search import build_embedding, search
     from utils.progress import say
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
     from utils.sample_files import SampleFiles
     from utils.sampled_ids import sampled_ids
     from utils.sampling import decode_all, sampling_conditions
@@ -90,10 +90,10 @@ def find(settings: NeighboursExperiment) -> None:
         grid = write_neighbours(folder, samples, found, data, conditions)
         nearest = found.distances[:, 0].double()
         values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
-        line = record_result(folder.path / FILE_NAME, conditions, values)
+        line = record_result(folder.results, conditions, values)
         with open_dashboard(run) as dashboard:
             show_picture(dashboard, "neighbours", grid, title=f"samples, then the nearest of {compared}")
-            show_results(dashboard, folder.path / FILE_NAME)
+            show_results(dashboard, folder.results)
     print(line)
     print(f"{folder.images / 'neighbours.png'}: each sample, then the nearest of {compared}")
 

@@ -31,7 +31,7 @@ def draw(settings: LargerExperiment) -> None:
     from utils.experiment_run import experiment_run
     from utils.introduction import introduce
     from utils.larger_images import decode_larger, larger_ids
-    from utils.results import FILE_NAME, record_result
+    from utils.results import record_result
     from utils.sample_files import SampleFiles
     from utils.trained_models import load_trained_models
 
@@ -65,8 +65,8 @@ def draw(settings: LargerExperiment) -> None:
                 "temp": larger.temp,
             }
             values = {"windows_per_image": evaluations / len(ids)}
-            line = record_result(folder.path / FILE_NAME, conditions, values)
-            show_results(dashboard, folder.path / FILE_NAME)
+            line = record_result(folder.results, conditions, values)
+            show_results(dashboard, folder.results)
     print(line)
     print(f"{len(ids)} images in {files.where}")
 

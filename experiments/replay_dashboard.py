@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from hparams.checks import run_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
@@ -19,7 +18,7 @@ def main() -> None:
     settings = parse_plain(Replay, description=__doc__, example=EXAMPLE).replay
     if not settings.log_dir:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
-    folder = RunFolder(run_folder("--log_dir", settings.log_dir))
+    folder = RunFolder(settings.log_dir)
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
     env, address = environment(folder.name), f"{settings.visdom_server}:{settings.visdom_port}"

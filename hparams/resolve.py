@@ -22,7 +22,7 @@ from hparams import checks, launch, saved
 from hparams.batch import divide_batch
 from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
-from hparams.fields import from_yaml, groups_of, settings_of
+from hparams.fields import Setting, from_yaml, groups_of, settings_of
 from hparams.model_settings import AutoencoderSettings, PriorSettings
 from hparams.presets import DATASETS, preset
 from hparams.settings import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
@@ -62,7 +62,7 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
     kept = _saved_values(stage_class, typed, logs)
     chosen = {**kept, **typed}
     dataset = _dataset(chosen)
-    sampler = chosen.get("sampler", settings["sampler"].default if "sampler" in settings else "")
+    sampler = _sampler(chosen, settings)
 
     values = {name: setting.default for name, setting in settings.items()}
     presets = preset(stage_class.preset_tables, dataset, sampler)
@@ -128,8 +128,7 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
     chosen["dataset"] = chosen.get("dataset") or "churches"
     if chosen.get("block_size"):  # says all that a prior needs to know of the images' size
         chosen = {name: value for name, value in chosen.items() if name not in _IMAGE_SIZES}
-    sampler = chosen.get("sampler", settings["sampler"].default if "sampler" in settings else "")
-    values |= {**preset(stage_class.preset_tables, chosen["dataset"], sampler), **chosen}
+    values |= {**preset(stage_class.preset_tables, chosen["dataset"], _sampler(chosen, settings)), **chosen}
     _derive(values, stage_class)
     stage = _build(stage_class, values)
     checks.check_network(stage)
@@ -212,9 +211,7 @@ def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:
         return str(typed["log_dir"])
     if "dataset" not in typed:
         raise UserError("--log_dir is required to find the run (or --dataset, for its default name)")
-    settings = settings_of(stage_class)
-    sampler = typed.get("sampler", settings["sampler"].default if "sampler" in settings else "")
-    return default_log_dir(stage_class, _dataset(typed), sampler)
+    return default_log_dir(stage_class, _dataset(typed), _sampler(typed, settings_of(stage_class)))
 
 
 def _require_known(values: Mapping[str, Any], stage_class: type[Stage]) -> None:
@@ -227,6 +224,11 @@ def _dataset(chosen: Mapping[str, Any]) -> str:
     if not dataset:
         raise UserError(f"--dataset is required: one of {', '.join(DATASETS)}")
     return dataset
+
+
+def _sampler(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
+    """The kind of prior, "" in a stage without one."""
+    return str(chosen.get("sampler", settings["sampler"].default if "sampler" in settings else ""))
 
 
 def _shorten_folders(values: dict[str, Any]) -> None:

@@ -175,11 +175,6 @@ class Dashboard:
         """Show a table, in place of the window's last one; each row has a value (None: blank) for each column."""
         self._show(window, panes.table(columns, rows, title))
 
-    def snapshot(self) -> dict[str, Message]:
-        """All panes as they are, window → whole message."""
-        with self._changed:
-            return {window: panes.copy_of(message) for window, message in self._panes.items()}
-
     def close(self) -> None:
         """Wait up to `SECONDS_TO_CLOSE` for the last panes to reach the server, if it answers. May be called twice."""
         with self._changed:

@@ -46,7 +46,7 @@ def show_picture(dashboard: Dashboard, window: str, picture: np.ndarray, *, titl
     dashboard.images(window, picture, title=title, largest=LARGEST_SIDE)
 
 
-def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "results") -> None:
+def show_results(dashboard: Dashboard, results_file: Path) -> None:
     """Show a results file as a table: a row per entry, its numbers first, then the conditions in which entries differ.
 
     A single entry has a row for each number and each condition.
@@ -58,7 +58,7 @@ def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "resu
     if len(entries) == 1:
         named = {**entries[0]["values"], **entries[0]["conditions"]}
         pairs = [(name.replace("_", " "), value) for name, value in named.items() if value is not None]
-        dashboard.table("results", ["result", ""], pairs, title=title)
+        dashboard.table("results", ["result", ""], pairs, title="results")
         return
     values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
     conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
@@ -68,4 +68,4 @@ def show_results(dashboard: Dashboard, results_file: Path, *, title: str = "resu
         [entry["values"].get(name) for name in values] + [entry["conditions"].get(name) for name in conditions]
         for entry in entries
     ]
-    dashboard.table("results", [name.replace("_", " ") for name in values + conditions], rows, title=title)
+    dashboard.table("results", [name.replace("_", " ") for name in values + conditions], rows, title="results")

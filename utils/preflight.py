@@ -6,14 +6,7 @@ from pathlib import Path
 
 from hparams.checks import image_source
 from hparams.errors import UserError
-from hparams.experiments import (
-    CheckpointSource,
-    FeatureExperiment,
-    FeatureSettings,
-    PRDCExperiment,
-    PRDCSettings,
-    PriorExperiment,
-)
+from hparams.experiments import CheckpointSource, FeatureExperiment, PRDCExperiment, PRDCSettings, PriorExperiment
 from hparams.settings import AutoencoderSource, RunSettings
 from utils.datasets import Split, check_images, open_folder
 from utils.run_folder import KINDS, VQGAN, RunFolder
@@ -28,24 +21,15 @@ def check_data(run: RunSettings, *, hold_out: bool) -> None:
 
 def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> None:
     """UserError unless the trained autoencoder's file exists."""
-    if not source.ae_load_dir:
-        raise UserError("--ae_load_dir is required: the run folder of a trained VQGAN")
-    folder = RunFolder(source.ae_load_dir)
+    folder = RunFolder(str(source.ae_load_dir))
     step = folder.pick_step(VQGAN, source.ae_load_step, ("--ae_load_dir", "--ae_load_step"))
     folder.pick_model_file(VQGAN, step, ema=ema)
 
 
 def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
     """UserError unless the trained prior's file exists."""
-    if not source.load_dir:
-        raise UserError("--load_dir is required: the run folder of a trained prior")
-    folder = RunFolder(source.load_dir)
+    folder = RunFolder(str(source.load_dir))
     folder.pick_model_file(sampler, folder.pick_step(sampler, source.load_step), ema=ema)
-
-
-def check_features(settings: FeatureSettings) -> None:
-    """UserError if the named file of weights is not there."""
-    check_file("--feature_weights", settings.feature_weights)
 
 
 def check_file(flag: str, path: str | None) -> None:

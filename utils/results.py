@@ -11,7 +11,6 @@ from hparams.errors import UserError
 from utils.files import exclusive, make_folder, whole_file
 
 Value = str | int | float | bool | None
-FILE_NAME = "results.json"
 
 
 def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[str, Value]) -> str:

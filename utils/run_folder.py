@@ -32,6 +32,7 @@ class RunFolder:
         self.summary = self.path / "summary.png"
         self.images = self.path / "images"
         self.bad_images = self.path / "bad_images.txt"
+        self.results = self.path / "results.json"
         self.saved_models = self.path / "saved_models"
         self.latents = self.path / "latents"
         self.samples = self.path / "samples"

@@ -11,7 +11,7 @@ from hparams.resolve import resolve
 from hparams.settings import VQGANStage
 from utils.experiment_panes import open_dashboard, show_results
 from utils.panes import read_panes
-from utils.results import FILE_NAME, record_result
+from utils.results import record_result
 
 
 def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run = dataclasses.replace(
         resolve(VQGANStage, {"dataset": "churches", "log_dir": "fid/churches"}).run, visdom_port=9
     )
-    results, said, shown = Path("logs/fid/churches") / FILE_NAME, [], []
+    results, said, shown = Path("logs/fid/churches/results.json"), [], []
     results.parent.mkdir(parents=True)
     for temp, fid in ((1.0, 5.5834), (0.9, 4.0741)):
         record_result(results, {"features": "inception", "temp": temp}, {"fid": fid, "kid_mean": None})
