@@ -50,27 +50,28 @@ def captures_graphs(choice: str, device: torch.device) -> bool:
     return device.type == "cuda" and _wanted(choice, device)
 
 
-def captured_step(
-    step: Callable[..., Any],
-    generator: torch.Generator,
-    choice: str,
-    device: torch.device,
-    amp_dtype: torch.dtype | None,
-    ranks: Ranks,
-) -> Callable[..., Any]:
-    """A training step, replayed as a CUDA graph where it can be; `choice` is that of --compile.
+def capture_stream(
+    choice: str, device: torch.device, amp_dtype: torch.dtype | None, ranks: Ranks
+) -> torch.cuda.Stream | None:
+    """The stream of a training step that can be replayed as a CUDA graph, else None; `choice` is that of --compile.
 
     float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph, which has not been tried
     on a GPU: so several processes want `on`.
     """
-    several = ranks.count > 1
-    if (
-        not captures_graphs(choice, device)
-        or amp_dtype is torch.float16
-        or (several and not (ranks.nccl and choice == "on"))
-    ):
+    if not captures_graphs(choice, device) or amp_dtype is torch.float16:
+        return None
+    if ranks.count > 1 and not (ranks.nccl and choice == "on"):
+        return None
+    return torch.cuda.Stream(device)
+
+
+def captured_step(
+    step: Callable[..., Any], generator: torch.Generator, stream: torch.cuda.Stream | None, ranks: Ranks
+) -> Callable[..., Any]:
+    """A training step, replayed as a CUDA graph where it has a `capture_stream`."""
+    if stream is None:
         return step
-    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if several else EAGER_CALLS)
+    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS, stream)
 
 
 def _wanted(choice: str, device: torch.device) -> bool:

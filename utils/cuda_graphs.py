@@ -26,15 +26,17 @@ class Captured:
         function: Callable[..., Any],
         generators: Sequence[torch.Generator] = (),
         eager_calls: int = EAGER_CALLS,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         """generators: on CUDA, what the function draws from beside the global stream; seeds set later are heeded.
 
-        eager_calls: calls before a capture.
+        eager_calls: calls before a capture. stream: where it runs before a capture and is captured; None: one of its
+        own.
         """
         self._function = function
         self._eager_calls = eager_calls
         self._generators = generators
-        self._stream = torch.cuda.Stream()  # what runs before a capture must not run on the default stream
+        self._stream = stream or torch.cuda.Stream()  # what runs before a capture must not run on the default stream
         self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 

@@ -137,15 +137,17 @@ class _Alone:
         return contextlib.nullcontext()
 
 
-def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False, capturable: bool = False) -> Replica:
+def replicate(
+    module: nn.Module, ranks: Ranks, *, compress: bool = False, stream: torch.cuda.Stream | None = None
+) -> Replica:
     """A module whose gradients are averaged over the processes while its backward pass goes on.
 
     Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
-    compress: send gradients as bfloat16, at half the bytes. capturable: so that a CUDA graph can hold all that it does.
+    compress: send gradients as bfloat16, at half the bytes. stream: on which it will run; None: the current one.
     """
     if ranks.count == 1:
         return _Alone(module)
-    with _aside(next(module.parameters()).device) if capturable else contextlib.nullcontext():
+    with _on(stream) if stream else contextlib.nullcontext():  # there gradients will be accumulated
         parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
         parallel.register_comm_hook(None, bf16_compress_hook)
@@ -153,12 +155,9 @@ def replicate(module: nn.Module, ranks: Ranks, *, compress: bool = False, captur
 
 
 @contextlib.contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """On CUDA, on a stream of its own: gradients of what is made on the default one cannot be captured in a graph."""
-    if device.type != "cuda":
-        yield
-        return
-    current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """On a stream, in order with the current one."""
+    current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield

@@ -16,7 +16,7 @@ from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
-from utils.compiling import captured_step, compile_prior
+from utils.compiling import capture_stream, captured_step, compile_prior
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -94,15 +94,13 @@ class PriorTrainer:
         if ranks.count > 1:
             for parameter in prior.idle_parameters():
                 parameter.requires_grad_(False)  # nothing to send
+        stream = capture_stream(settings.run.compile, device, amp_dtype, ranks)
         self._objective = replicate(
-            Objective(prior, self.settings),
-            ranks,
-            compress=settings.training.compress_gradients,
-            capturable=settings.run.compile == "on",
+            Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients, stream=stream
         )
         self._generator = torch.Generator(device)
         self._update: Callable[[Tensor], dict[str, Tensor]] = captured_step(
-            self._update_weights, self._generator, settings.run.compile, device, amp_dtype, ranks
+            self._update_weights, self._generator, stream, ranks
         )
 
     @property
@@ -175,6 +173,10 @@ class PriorTrainer:
                     sums += torch.stack([values.double().sum() for values in losses])
         loss, elbo = (self.ranks.sum(sums) / (passes * len(ids))).tolist()
         return {"loss": loss, "elbo_bits_per_token": elbo}
+
+    def release(self) -> None:
+        """Let go of CUDA graphs; steps may follow, which run as they are."""
+        self._update = self._update_weights
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""

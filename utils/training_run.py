@@ -51,6 +51,8 @@ class Trainer(Protocol):
 
     def models(self) -> Mapping[bool, nn.Module]: ...
 
+    def release(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -78,6 +80,7 @@ class TrainingRun:
         if ranks.first:
             self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
         self._open = ExitStack()
+        self._open.callback(trainer.release)  # NCCL does not end while a CUDA graph holds its messages
         if ranks.first:
             self._open.enter_context(sole_writer(self.folder.path))
         self._signals = Signals()

@@ -17,7 +17,7 @@ from models.parts import rewind
 from models.quantizers import id_counts, perplexity
 from models.similarity import psnr
 from models.vqgan import VQGAN, Judged
-from utils.compiling import captured_step, compile_autoencoder
+from utils.compiling import capture_stream, captured_step, compile_autoencoder
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -56,8 +56,7 @@ class VQGANTrainer:
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
         self.ema = EMA(vqgan, settings.training.ema_beta) if settings.training.ema else None
-        self._compile = settings.run.compile
-        compile_autoencoder(vqgan, self._compile, device)
+        compile_autoencoder(vqgan, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
         # What a code of the other quantizer is, encoder outputs are not.
@@ -73,9 +72,12 @@ class VQGANTrainer:
                 parameter.requires_grad_(False)  # nothing to send
             if settings.vqgan.sync_batchnorm:
                 synchronise_batch_norm(vqgan.disc)
+        # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
+        capturable = self.nearest and self.micro_batches == 1
+        self._stream = capture_stream(settings.run.compile, device, amp_dtype, ranks) if capturable else None
         compress = settings.training.compress_gradients
         self._replicas = {
-            name: replicate(network, ranks, compress=compress, capturable=self._compile == "on")
+            name: replicate(network, ranks, compress=compress, stream=self._stream)
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
         self._generator = torch.Generator(device)
@@ -119,15 +121,11 @@ class VQGANTrainer:
     def _update(self, step: int) -> Callable[[Tensor], _Updated]:
         """`_update_weights` at a step, or its CUDA graph: one for each of the phases in which it does the same."""
         update = partial(self._update_weights, step)
-        # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
-        if not self.nearest or self.micro_batches > 1:
+        if self._stream is None:
             return update
         phase = (step >= self.vqgan.disc_start_step, step > self.vqgan.disc_start_step)
         if self._of_phase is None or self._of_phase[0] != phase:
-            self._of_phase = (
-                phase,
-                captured_step(update, self._generator, self._compile, self.device, self.amp_dtype, self.ranks),
-            )
+            self._of_phase = phase, captured_step(update, self._generator, self._stream, self.ranks)
         return self._of_phase[1]
 
     def _update_weights(self, step: int, x: Tensor) -> _Updated:
@@ -192,6 +190,10 @@ class VQGANTrainer:
         model = self.averaged
         with evaluating(model), self._autocast():
             return model.ae(self._prepare(images))[0].float().clamp(0, 1)
+
+    def release(self) -> None:
+        """Let go of CUDA graphs; steps may follow, which run as they are for a while."""
+        self._of_phase = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partialmethod
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from models.autoregressive import AutoregressivePrior
 from models.samplers import sample_autoregressive
 from models.transformer import Block, Transformer
 from utils import compiling
-from utils.compiling import compile_autoencoder, compile_prior
+from utils.compiling import capture_stream, compile_autoencoder, compile_prior
+from utils.distributed import ALONE, Ranks
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NCCL = Ranks(0, 2, cast(Any, "gloo"))  # whose other group is gloo's
 
 
 @pytest.fixture
@@ -100,3 +103,30 @@ def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> No
     uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = sample_autoregressive(eager.net, uniforms, temp=1.0)
     assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=1.0, static=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "amp_dtype", "ranks", "expected"),
+    [
+        ("auto", CUDA, torch.bfloat16, ALONE, True),
+        ("auto", CPU, None, ALONE, False),
+        ("off", CUDA, None, ALONE, False),
+        ("on", CUDA, torch.float16, ALONE, False),
+        ("on", CUDA, None, NCCL, True),
+        ("auto", CUDA, None, NCCL, False),
+        ("on", CUDA, torch.float16, NCCL, False),
+        ("on", CUDA, None, Ranks(0, 2), False),
+    ],
+)
+def test_which_steps_run_beside_the_default_stream(
+    choice: str,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    ranks: Ranks,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are captured, and no others: replicas accumulate their gradients where they were made."""
+    monkeypatch.setattr(compiling, "_missing", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream of its own")
+    assert (capture_stream(choice, device, amp_dtype, ranks) is not None) == expected
