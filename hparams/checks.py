@@ -35,6 +35,8 @@ def check(stage: Stage) -> None:
         check_autoencoder(autoencoder)
     if prior := groups.get("prior"):
         check_prior(prior, groups["autoencoder"])
+        if training:
+            check_objective(prior)
     if vqgan := groups.get("vqgan"):
         check_vqgan(vqgan, groups["autoencoder"])
     if sampling := groups.get("sampling"):
@@ -172,6 +174,16 @@ def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
             f"use --block_size {codes}"
         )
     check_heads(prior)
+
+
+def check_objective(prior: PriorSettings) -> None:
+    """Some time has a weight in the objective."""
+    published = (prior.sampler, prior.loss_type, prior.reweighting) == ("absorbing", "reweighted_elbo", "published")
+    if published and prior.total_steps == 1:
+        raise UserError(
+            "--total_steps 1: --reweighting published weighs the last time by 0, so that nothing would be learnt: use "
+            "--reweighting paper"
+        )
 
 
 def check_heads(prior: PriorSettings) -> None:

@@ -17,7 +17,8 @@ def invert_cdf(logits: Tensor, temp: float, uniforms: Tensor) -> Tensor:
     Everything is float64: float32 noise of 24 bits cuts the tails off, and so lowers the effective temperature (Zheng
     et al. 2024, arXiv 2409.02908).
     """
-    cdf = (logits.double() / temp).softmax(-1).cumsum(-1)
+    # Below 1e-200 nothing but the largest logits is drawn, and quotients would leave float64's range.
+    cdf = (logits.double() / max(temp, 1e-200)).softmax(-1).cumsum(-1)
     total = cdf[..., -1]
     # Strictly below the total, which rounding may leave at a little less than 1.
     target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))

@@ -72,6 +72,12 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (VQGANStage, {"load_optim": True}, "--load_optim needs --load_step"),
         (VQGANStage, {"load_dir": "other"}, "--load_dir needs --load_step"),
         (VQGANStage, {"device": "gpu"}, "--device gpu: use auto, cpu, cuda or cuda:N"),
+        (
+            PriorStage,
+            {"total_steps": 1},
+            "--total_steps 1: --reweighting published weighs the last time by 0, so that nothing would be learnt: "
+            "use --reweighting paper",
+        ),
         (PriorStage, {"bert_n_head": 7}, "--bert_n_head 7 does not divide --bert_n_emb 512: use --bert_n_emb 518"),
         (
             PriorStage,

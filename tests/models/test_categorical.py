@@ -26,6 +26,15 @@ def test_categorical_follows_the_tempered_softmax(p_value: PValue, temp: float) 
     assert p_value(torch.bincount(ids, minlength=5), (logits.double() / temp).softmax(0)) > CHANCE
 
 
+@pytest.mark.parametrize("temp", [5e-324, 1e-308, 1e-200, 1e-6])
+def test_as_the_temperature_falls_to_nothing_only_the_most_likely_codes_are_drawn(temp: float) -> None:
+    logits = torch.tensor([3e38, 1.0, 3e38, -3e38])
+    assert draw_categorical(logits.expand(100, 4), temp, seeded()).unique().tolist() == [0, 2]
+    near = torch.tensor([0.5, 0.5, 0.5 + 2**-24], dtype=torch.float64).log()
+    drawn = draw_categorical(near.expand(100, 3), temp, seeded()).unique().tolist()
+    assert drawn == ([2] if temp < 1e-6 else [0, 1, 2])
+
+
 def test_categorical_keeps_rare_events(p_value: PValue) -> None:
     p = torch.tensor([1e-5, 3e-5, 1e-4, 1e-3, 0.0], dtype=torch.float64)
     p[-1] = 1 - p.sum()
