@@ -57,7 +57,7 @@ def find(settings: NeighboursExperiment) -> None:
     introduce(settings, what, models.device, facts)
     with experiment_run(settings, models.device) as ranks:
         bad = list_bad_images(run, ranks)
-        ids = sampled_ids(folder, models, settings, ranks)
+        ids = sampled_ids(folder, models, settings, sampling, ranks)
         samples = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if ranks.first:
             files = SampleFiles(folder.images, individually=True)

@@ -43,7 +43,7 @@ def sample(settings: SamplesExperiment) -> None:
     what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
     introduce(settings, what, models.device, models.facts())
     with experiment_run(settings, models.device) as ranks:
-        ids = sampled_ids(folder, models, settings, ranks)
+        ids = sampled_ids(folder, models, settings, settings.sampling, ranks)
         batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if not ranks.first:
             for _ in batches:  # to do its share is all that it does

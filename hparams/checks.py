@@ -10,8 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hparams.errors import UserError
-from hparams.experiment_checks import LPIPS_MIN_SIDES, check_larger, check_likelihood, check_neighbours
-from hparams.experiments import CheckpointSource, FeatureSettings
+from hparams.experiment_checks import (
+    LPIPS_MIN_SIDES,
+    check_inpainting,
+    check_larger,
+    check_likelihood,
+    check_neighbours,
+)
+from hparams.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
 from hparams.fields import as_text
 from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings import AutoencoderSource, RunSettings, SamplingSettings, Stage
@@ -39,7 +45,7 @@ def check(stage: Stage) -> None:
             check_objective(prior)
     if vqgan := groups.get("vqgan"):
         check_vqgan(vqgan, groups["autoencoder"])
-    if sampling := groups.get("sampling"):
+    if sampling := groups.get("sampling") or groups.get("inpainting"):
         check_sampling(sampling, groups["prior"])
     images_from = image_source(stage)
     if (source := groups.get("source")) and images_from in ("prior", "latents"):
@@ -56,6 +62,8 @@ def check(stage: Stage) -> None:
         check_neighbours(neighbours, groups["autoencoder"])
     if larger := groups.get("larger"):
         check_larger(larger, groups["prior"], groups["autoencoder"])
+    if inpainting := groups.get("inpainting"):
+        check_inpainting(inpainting, groups["prior"], groups["autoencoder"])
 
 
 def check_network(stage: Stage) -> None:
@@ -201,7 +209,7 @@ def code_count(autoencoder: AutoencoderSettings) -> int:
     return height * width
 
 
-def check_sampling(sampling: SamplingSettings, prior: PriorSettings) -> None:
+def check_sampling(sampling: SamplingSettings | InpaintingSettings, prior: PriorSettings) -> None:
     """The reverse process has no more steps than the forward one."""
     if sampling.sample_steps > prior.total_steps:
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hparams import launch
 from hparams.errors import UserError
-from hparams.experiments import LargerSettings, LikelihoodSettings, NeighbourSettings
+from hparams.experiments import InpaintingSettings, LargerSettings, LikelihoodSettings, NeighbourSettings
 from hparams.fields import as_text
 from hparams.model_settings import AutoencoderSettings, PriorSettings
 
@@ -71,3 +71,23 @@ def check_larger(larger: LargerSettings, prior: PriorSettings, autoencoder: Auto
             f"--stride {larger.stride} leaves gaps between windows of {height}x{width} codes: "
             f"use {min(height, width)} or less"
         )
+
+
+def check_inpainting(inpainting: InpaintingSettings, prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
+    """The prior sees what is kept on every side, and one region is given, which lies in the image."""
+    if prior.sampler != "absorbing":
+        raise UserError(
+            f"--sampler {prior.sampler}: what is painted anew has to fit what is kept on every side of it, which only "
+            "an absorbing prior sees: use one"
+        )
+    if inpainting.region is None:  # the file of --mask_path says it
+        return
+    if inpainting.mask_path:
+        raise UserError("--region and --mask_path both say what to paint anew: leave one of them out")
+    side = autoencoder.img_size
+    told = f"--region {as_text(inpainting.region)}"
+    if len(inpainting.region) != 4 or 0 in inpainting.region[2:]:
+        raise UserError(f"{told}: give top, left, height and width in pixels, such as {side // 2} 0 {side // 2} {side}")
+    top, left, height, width = inpainting.region
+    if top + height > side or left + width > side:
+        raise UserError(f"{told} leaves the image, whose sides are {side}: use a smaller region")

@@ -218,6 +218,42 @@ class LargerSettings:
 
 
 @dataclass(frozen=True)
+class InpaintingSettings:
+    """Images of which a part is painted anew."""
+
+    title: ClassVar[str] = "inpainting"
+
+    split: Literal["train", "val", "all"] = setting(
+        "val", help="which part of the data set they are from; of a folder, train is the first 95% and val the rest"
+    )
+    n_images: int = setting(
+        8, help="images to paint in, the first ones; all where there are fewer", unit="images", minimum=1
+    )
+    n_samples: int = setting(4, help="completions of each image", unit="images", minimum=1)
+    region: tuple[int, ...] | None = setting(
+        None,
+        help="top, left, height and width of what is painted anew, in pixels of an image at img_size; every code that "
+        "lies in it, wholly or partly, is drawn",
+        unit="px",
+        minimum=0,
+        none_means="the lower half",
+    )
+    mask_path: str | None = setting(
+        None,
+        help="an image, white where to paint anew, resized and cropped as the data are; in place of --region",
+        unit="file",
+    )
+    temp: float = setting(1.0, help="temperature of the codes' distribution", unit="tau", above=0)
+    sample_steps: int = setting(
+        None,
+        help="steps of the reverse process, at most total_steps",
+        unit="steps",
+        minimum=1,
+        none_means="total_steps",
+    )
+
+
+@dataclass(frozen=True)
 class PriorExperiment(Stage):
     """What every experiment with a trained prior and its autoencoder needs."""
 
@@ -316,3 +352,13 @@ class LargerExperiment(PriorExperiment):
     reads_data: ClassVar[bool] = False
 
     larger: LargerSettings
+
+
+@dataclass(frozen=True)
+class InpaintingExperiment(PriorExperiment):
+    """Images of which a part is painted anew."""
+
+    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "inpainting")
+    default_log_dir: ClassVar[str] = "inpainted_{dataset}"
+
+    inpainting: InpaintingSettings

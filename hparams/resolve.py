@@ -258,6 +258,9 @@ def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
         values["elbo_steps"] = min(64, 2 * terms)
     if "shape" in values and values["shape"] is None and len(values["latent_shape"]) == 3:
         values["shape"] = (values["latent_shape"][1], 2 * values["latent_shape"][2])
+    if "region" in values and values["region"] is None and values["mask_path"] is None:
+        side = values["img_size"]
+        values["region"] = (side // 2, 0, side - side // 2, side)
     if "sample_steps" in values and values["sample_steps"] is None:
         values["sample_steps"] = values["total_steps"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -74,12 +75,14 @@ class AbsorbingDiffusion(nn.Module):
         temp: float = 1.0,
         sample_steps: int | None = None,
         sample_type: str = "diffusion",
+        starts: Iterable[Tensor] | None = None,
         wrap: Wrap = as_it_is,
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` images are evaluated
-        together. `sample_steps` None means T. `wrap`: see `sample_images`.
+        together. `sample_steps` None means T. starts: what is given of each sample, ids [N] int64 on the CPU, K where
+        it is to be drawn; `diffusion` keeps it. `wrap`: see `sample_images`.
         """
         if sample_type not in SAMPLE_TYPES:
             raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
@@ -87,17 +90,20 @@ class AbsorbingDiffusion(nn.Module):
         if not 1 <= steps <= self.total_steps:
             raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {steps}")
         check_temperature(temp)
-        start = torch.full((self.tokens,), self.mask_id)
+        if starts is None:
+            starts = repeat(torch.full((self.tokens,), self.mask_id))
+        elif sample_type != "diffusion":
+            raise ValueError(f"sample_type {sample_type!r} would draw given tokens anew: use 'diffusion'")
         probabilities = [t / self.total_steps for t in remask_times(self.total_steps, steps)]
 
-        def image(generator: torch.Generator) -> Image:
+        def image(generator: torch.Generator, start: Tensor) -> Image:
             if sample_type == "diffusion":
                 return diffusion_image(start, mask_id=self.mask_id, steps=steps, generator=generator)
             return mlm_image(start, mask_id=self.mask_id, mask_probabilities=probabilities, generator=generator)
 
         return sample_images(
             self.logits_at,
-            map(image, generators),
+            map(image, generators, starts),
             mask_id=self.mask_id,
             temp=temp,
             batch_size=batch_size,

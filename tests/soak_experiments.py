@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "calc_approximate_ELBO": f"{PRIOR} --train_steps 12 --steps_per_eval 4",
     "calc_nearest_neighbours": f"{PRIOR} --n_samples 4 --distance r64 --top_k 3",
     "generate_big_samples": f"{PRIOR} --n_samples 2 --shape 8 12",
+    "inpaint": f"{PRIOR} --n_images 10",
     "get_samples": f"{PRIOR} --n_samples 40 --save_individually",
 }
 # Whose content grows or changes before an experiment is done, and which tell of time or processes.

@@ -198,7 +198,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
         extractor.width,
         "--n_samples",
         conditions,
-        lambda ranks, _: decoder.features(sampled_ids(folder, models, settings, ranks), ranks),
+        lambda ranks, _: decoder.features(sampled_ids(folder, models, settings, settings.sampling, ranks), ranks),
     )
 
 

@@ -6,8 +6,10 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hparams.experiments import FeatureExperiment, NeighboursExperiment, SamplesExperiment
+from hparams.experiments import PriorExperiment
+from hparams.settings import SamplingSettings
 from utils.distributed import ALONE, Ranks
 from utils.files import content_key, sha256_of
 from utils.growing_array import made_array
@@ -21,17 +23,21 @@ from utils.trained_models import TrainedModels
 def sampled_ids(
     folder: RunFolder,
     models: TrainedModels,
-    settings: FeatureExperiment | SamplesExperiment | NeighboursExperiment,
+    settings: PriorExperiment,
+    sampling: SamplingSettings,
     ranks: Ranks = ALONE,
+    starts: Tensor | None = None,
 ) -> np.ndarray:
     """`n_samples` ids [n,N] from the prior, mapped from a file in the run folder that is keyed by what makes them.
 
-    An interrupted sampling goes on where it stopped, also with another number of processes.
+    An interrupted sampling goes on where it stopped, also with another number of processes. starts: what is given of
+    each image; see `id_batches`.
     """
-    run, sampling = settings.run, settings.sampling
-    key = content_key(
-        "samples 1", sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype
-    )
+    run = settings.run
+    made_from = [sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype]
+    if starts is not None:
+        made_from.append(starts.tolist())
+    key = content_key("samples 1", *made_from)
     path = folder.samples / f"{key}.npy"
 
     def make() -> None:
@@ -39,7 +45,7 @@ def sampled_ids(
             path,
             sampling.n_samples,
             np.empty(models.prior.tokens, ids_dtype(settings.autoencoder.codebook_size)),
-            lambda indices, _: id_batches(models.prior, sampling, run, models.amp_dtype, indices.tolist()),
+            lambda indices, _: id_batches(models.prior, sampling, run, models.amp_dtype, indices.tolist(), starts),
             batch_size=batch_for_all(sampling.n_samples, run, ranks),
             none=torch.empty((0, models.prior.tokens), dtype=torch.int64, device=models.device),
             what="sampling",

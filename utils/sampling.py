@@ -40,12 +40,14 @@ def id_batches(
     run: RunSettings,
     amp_dtype: torch.dtype | None,
     indices: Sequence[int] | None = None,
+    starts: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Ids of the images with these `indices` (None: 0..n_samples-1), in their order, [b,N] int64 on the prior's device.
 
     b = `batch_size` but for a smaller last batch. An image is a function of weights, sampling settings, seed and index,
     whatever is drawn beside it, but for what the size of a batch does to the network's rounding. So range(done,
-    n_samples) goes on with an interrupted sampling, and `own_indices` are one process's share.
+    n_samples) goes on with an interrupted sampling, and `own_indices` are one process's share. starts: what an
+    absorbing prior is given of each image, [n_samples,N] int64, with its mask id where it is to draw.
     """
     indices = range(sampling.n_samples) if indices is None else indices
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
@@ -58,6 +60,7 @@ def id_batches(
             temp=sampling.temp,
             sample_steps=sampling.sample_steps,
             sample_type=sampling.sample_type,
+            starts=None if starts is None else starts[list(indices)],
             wrap=wrap,
         )
     else:

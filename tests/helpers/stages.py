@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hparams.experiments import (
     FIDExperiment,
+    InpaintingExperiment,
     LargerExperiment,
     LikelihoodExperiment,
     NeighboursExperiment,
@@ -23,4 +24,5 @@ STAGES: dict[str, type[Stage]] = {
     "experiments/calc_approximate_ELBO.py": LikelihoodExperiment,
     "experiments/calc_nearest_neighbours.py": NeighboursExperiment,
     "experiments/generate_big_samples.py": LargerExperiment,
+    "experiments/inpaint.py": InpaintingExperiment,
 }

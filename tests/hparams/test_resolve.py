@@ -271,7 +271,7 @@ def test_nothing_is_left_underived(logs: Path) -> None:
     may_be_none = {
         "custom_dataset_path", "load_dir", "perceptual_weights_file", "ae_load_step", "load_step", "ema",
         "feature_weights", "latents_path", "fake_images_path", "real_feats", "fake_feats", "lpips_weights",
-        "train_images",
+        "train_images", "mask_path",
     }  # fmt: skip
     for stage_class in STAGES.values():
         typed: dict[str, Any] = {"dataset": "ffhq"}

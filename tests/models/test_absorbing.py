@@ -104,13 +104,24 @@ def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
         ({"sample_steps": 0}, "sample_steps must be within 1"),
         ({"sample_steps": 10**6}, "sample_steps"),
         ({"sample_type": "dream"}, "sample_type"),
+        ({"sample_type": "mlm", "starts": [torch.full((4,), 5)]}, "sample_type 'mlm' would draw given tokens anew"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        prior.sample(1, **arguments)
+        prior.samples([], batch_size=1, **arguments)
 
 
 def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:
     with pytest.raises(ValueError, match=r"x_t must have shape \[B, \d+\], not \[2, 3\]"):
         prior.logits(torch.zeros((2, 3), dtype=torch.int64))
+
+
+def test_what_is_given_of_a_sample_stays(prior: AbsorbingDiffusion) -> None:
+    starts = torch.tensor([[5, 5, 5, 5], [0, 5, 5, 3], [1, 2, 3, 4], [5, 4, 5, 5]])
+    generators = [torch.Generator().manual_seed(number) for number in range(4)]
+    with torch.no_grad():
+        samples = torch.stack(list(prior.samples(generators, batch_size=3, starts=starts)))
+    given = starts != 5
+    assert torch.equal(samples[given], starts[given])
+    assert (samples < 5).all()

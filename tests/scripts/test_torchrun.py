@@ -37,7 +37,9 @@ COMMANDS = {
     "near": f"calc_nearest_neighbours.py {PRIOR} --n_samples 3 --top_k 5 --distance r64",
     "larger": f"generate_big_samples.py {PRIOR} --n_samples 3 --shape 5 6 --order random",
 }
-SCRIPTS = {name: f"experiments/{command} --log_dir {name}" for name, command in COMMANDS.items()}
+# Which give no numbers.
+PICTURES = {"inpainted": f"inpaint.py {PRIOR} --n_images 3 --n_samples 3 --region 1 2 5 3"}
+SCRIPTS = {name: f"experiments/{command} --log_dir {name}" for name, command in (COMMANDS | PICTURES).items()}
 # What rounding may do: gradients are summed in another order; batches of samples are of another size.
 TOLERANCES = {"likelihood": 1e-6, "near": 1e-4}
 ENV = {"OMP_NUM_THREADS": "1", "SIMPLE_FEATURES": "1"}
@@ -115,6 +117,7 @@ def test_pictures_and_lists_do_not_either(run_folder: Result) -> None:
         ("fid", "images/samples/*.png", 10),
         ("larger", "images/samples/*.png", 3),
         ("reconstructions", "images/*.png", 1),
+        ("inpainted", "images/**/*.png", 10),
     ):
         found = (sorted(run_folder(count, name).glob(pattern)) for count in (2, 1))
         several, one = ({file.name: file.read_bytes() for file in files} for files in found)
@@ -204,7 +207,7 @@ def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(
     typed = {"batch_size": 64, "device": "cpu", "quiet": True, "ae_load_dir": "ae", "load_dir": "prior", "n_samples": n}
     settings = resolve(FIDExperiment, typed)
     models = load_trained_models(settings)
-    ids = [np.array(sampled_ids(RunFolder(run), models, settings)) for run in ("run", "whole")]
+    ids = [np.array(sampled_ids(RunFolder(run), models, settings, settings.sampling)) for run in ("run", "whole")]
     assert not list(samples.glob("*.partial"))
     np.testing.assert_array_equal(*ids)
 

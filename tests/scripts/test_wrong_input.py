@@ -19,6 +19,7 @@ SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
 ELBO = "experiments/calc_approximate_ELBO.py {RUN} --train_steps 1"
 NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2"
 LARGER = "experiments/generate_big_samples.py {RUN} --n_samples 2"
+INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing"
 FID = "experiments/calc_FID.py {RUN} --log_dir scores"
 PRDC = "experiments/calc_PRDC.py {RUN} --log_dir scores"
 RECONSTRUCTIONS = "experiments/calc_VQGAN_FID.py {RUN} --log_dir scores"
@@ -124,6 +125,15 @@ AMONG_RUNS = {
         ["--sampler autoregressive", "absorbing"],
     ),
     "larger images of a missing step": (f"{LARGER} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
+    "a region without a size": (f"{INPAINT} --region 8 8", ["--region 8 8", "such as 8 0 8 16"]),
+    "a region of nothing": (f"{INPAINT} --region 8 8 0 8", ["--region 8 8 0 8", "such as 8 0 8 16"]),
+    "a region out of the image": (f"{INPAINT} --region 8 0 9 16", ["--region 8 0 9 16", "whose sides are 16"]),
+    "two regions": (f"{INPAINT} --region 8 0 8 16 --mask_path m.png", ["--region and --mask_path"]),
+    "no such mask": (f"{INPAINT} --mask_path m.png", ["--mask_path m.png", "no such file"]),
+    "a prior that sees one side": (
+        "experiments/inpaint.py {RUN} --load_dir autoregressive --sampler autoregressive",
+        ["--sampler autoregressive", "absorbing"],
+    ),
     "more evaluations than a bound has": (
         f"{ELBO} --load_dir absorbing --elbo_steps 99",
         ["--elbo_steps 99", "use 32"],

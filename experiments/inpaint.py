@@ -1,0 +1,82 @@
+"""Paint a part of given images anew, so that it fits the rest."""
+
+from __future__ import annotations
+
+from hparams.cli import parse, run_script
+from hparams.experiments import InpaintingExperiment
+from hparams.saved import describe
+from utils.preflight import check_experiment, check_file, check_split
+from utils.run_folder import RunFolder
+
+EXAMPLE = (
+    "python experiments/inpaint.py --sampler absorbing --dataset churches --log_dir inpainted_churches "
+    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
+    "--region 128 0 128 256"
+)
+
+
+def main() -> None:
+    settings = parse(InpaintingExperiment, description=__doc__, example=EXAMPLE)
+    check_experiment(settings)
+    check_split(settings.run, settings.inpainting.split)
+    check_file("--mask_path", settings.inpainting.mask_path)
+    if settings.run.dry_run:
+        print(describe(settings))
+        return
+    paint(settings)
+
+
+def paint(settings: InpaintingExperiment) -> None:
+    """Draw completions of the first images, and write each by itself, and all beside what was given.
+
+    Their codes are drawn first, and kept: an interrupted call goes on from them.
+    """
+    # Imported late, so that --help and a refused flag need not wait for torch.
+    import torch
+
+    from hparams.settings import SamplingSettings
+    from utils.batches import eval_batches
+    from utils.experiment_panes import open_dashboard, show_picture
+    from utils.experiment_run import experiment_run, list_bad_images
+    from utils.feature_sources import open_split
+    from utils.inpainting import completions_picture, given_codes, hidden_codes
+    from utils.introduction import introduce
+    from utils.pictures import save_png
+    from utils.sample_files import SampleFiles
+    from utils.sampled_ids import sampled_ids
+    from utils.sampling import decode_all
+    from utils.trained_models import load_trained_models
+
+    run, inpainting = settings.run, settings.inpainting
+    models = load_trained_models(settings)
+    data = open_split(run, inpainting.split, settings.autoencoder.img_size).first(inpainting.n_images)
+    hidden = hidden_codes(inpainting, models.autoencoder)
+    folder, n = RunFolder(run.log_dir), len(data) * inpainting.n_samples
+    what = f"{inpainting.n_samples} completions of each of {len(data)} images of {run.dataset}"
+    anew = f"{int(hidden.sum())} of {hidden.numel()} codes"
+    introduce(settings, what, models.device, models.facts() | {"drawn anew": anew})
+    sampling = SamplingSettings(n_samples=n, temp=inpainting.temp, sample_steps=inpainting.sample_steps)
+    with experiment_run(settings, models.device) as ranks:
+        bad = list_bad_images(run, ranks)
+        originals = torch.cat(list(eval_batches(data, run.batch_size, run.num_workers, bad=bad)))
+        given = given_codes(
+            originals, models.autoencoder, hidden, mask_id=settings.autoencoder.codebook_size, batch_size=run.batch_size
+        )
+        starts = given.repeat_interleave(inpainting.n_samples, dim=0)
+        ids = sampled_ids(folder, models, settings, sampling, ranks, starts)
+        completed = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)
+        if not ranks.first:
+            return
+        files = SampleFiles(folder.images, individually=True)
+        for _ in (*files.add(completed), *files.finish()):
+            pass  # each is written
+        picture = completions_picture(originals, hidden, completed)
+        save_png(folder.images / "inpainted.png", picture)
+        with open_dashboard(run) as dashboard:
+            show_picture(dashboard, "inpainted", picture, title="images, what is given of them, completions")
+    print(f"{n} images in {files.where}")
+    print(f"{folder.images / 'inpainted.png'}: each image, what is given of it, and its completions")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,98 @@
+"""A part of given images painted anew, on the toy runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hparams.experiments import InpaintingExperiment
+from hparams.resolve import resolve
+from utils.batches import eval_batches
+from utils.building import open_data
+from utils.panes import read_panes
+from utils.trained_models import load_trained_models
+
+INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing --n_images 3 --n_samples 2"
+
+
+@pytest.fixture(scope="module")
+def printed(toy: Any) -> list[str]:
+    """What calls print that tell the same part of the image by --region, once more, and by --mask_path."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[10:16, 2:30] = 255  # twice as large as the images; the codes are those of 2 × 2 pixels
+    Image.fromarray(mask).save(toy.folder / "mask.png")
+    (by_region,), (by_mask,) = toy.abreast(
+        [f"{INPAINT} --log_dir by_region --region 5 1 3 14"],
+        [f"{INPAINT} --log_dir by_mask --mask_path mask.png"],
+    )
+    codes = by_run(toy, "by_region")
+    again = toy.ok(f"{INPAINT} --log_dir by_region --region 5 1 3 14")
+    assert by_run(toy, "by_region").keys() == codes.keys()
+    return [by_region, by_mask, again]
+
+
+def by_run(toy: Any, run: str) -> dict[str, np.ndarray]:
+    return {file.name: np.load(file) for file in (toy.logs / run / "samples").glob("*.npy")}
+
+
+def codes_drawn(toy: Any, run: str) -> np.ndarray:
+    (codes,) = by_run(toy, run).values()
+    return codes.reshape(3, 2, 8, 8)
+
+
+def test_what_is_outside_the_region_keeps_its_codes(
+    toy: Any, printed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.folder)
+    typed = {"dataset": "toy_churches", "toy_images": 96, "device": "cpu", "load_dir": "absorbing"}
+    settings = resolve(InpaintingExperiment, typed)
+    data = open_data(settings.run, split="val", img_size=16, hold_out=True).first(3)
+    with torch.no_grad():
+        images = next(eval_batches(data, 3, 0)).float() / 255
+        original = load_trained_models(settings).autoencoder.encode(images).view(3, 1, 8, 8).numpy()
+    drawn = codes_drawn(toy, "by_region")
+    changed = drawn != original
+    assert not changed[:, :, [0, 1, 4, 5, 6, 7]].any()
+    assert changed[:, :, 2:4].any()
+    assert (drawn[:, 0] != drawn[:, 1]).any(axis=(1, 2)).all()  # no two completions alike
+    assert (drawn < 32).all()
+
+
+def test_a_mask_says_the_same_as_a_region(toy: Any, printed: list[str]) -> None:
+    assert np.array_equal(codes_drawn(toy, "by_mask"), codes_drawn(toy, "by_region"))
+
+
+def test_pictures(toy: Any, printed: list[str]) -> None:
+    images = toy.logs / "by_region/images"
+    assert [file.name for file in sorted((images / "samples").glob("*"))] == [f"{i:06d}.png" for i in range(6)]
+    picture = np.asarray(Image.open(images / "inpainted.png"))
+    assert picture.shape == (3 * 98 + 2, 4 * 98 + 2, 3)  # each image, what is given of it, two completions
+    whole, given = picture[2:98, 2:98], picture[2:98, 100:196]
+    assert (given[24:48] == 128).all()
+    assert np.array_equal(np.delete(given, range(24, 48), 0), np.delete(whole, range(24, 48), 0))
+    first = np.asarray(Image.open(images / "samples/000000.png")).repeat(6, 0).repeat(6, 1)
+    assert np.array_equal(picture[2:98, 198:294], first)
+    assert list(read_panes(toy.logs / "by_region/dashboard.jsonl")) == ["inpainted"]
+
+
+def test_what_is_said(printed: list[str]) -> None:
+    by_region, _, again = printed
+    assert "16 of 64 codes" in by_region
+    assert "6 images in logs/by_region/images/samples/, 000000.png to 000005.png" in by_region
+    assert "sampling  6/6 images" in by_region
+    assert "sampling" not in again.split("\ninpainting\n")[1]  # the codes were there
+
+
+def test_a_mask_without_white_is_refused(toy: Any, tmp_path: Path) -> None:
+    Image.new("L", (16, 16)).save(tmp_path / "black.png")
+    line = toy.refused(f"{INPAINT} --log_dir black --mask_path {tmp_path}/black.png")
+    assert "black.png: nothing of it is white" in line
+    (tmp_path / "torn.png").write_bytes((tmp_path / "black.png").read_bytes()[:40])
+    line = toy.refused(f"{INPAINT} --log_dir black --mask_path {tmp_path}/torn.png")
+    assert "--mask_path" in line
+    assert not (toy.logs / "black").exists()
