@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 from hparams.cli import parse, run_script
@@ -20,7 +21,9 @@ EXAMPLE = (
 def main() -> None:
     settings = parse(PriorStage, description=__doc__, example=EXAMPLE)
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
-    check_autoencoder(settings.source)
+    # Saved with the run: its codes stay those of one autoencoder, also when stage 1 has gone on.
+    source = replace(settings.source, ae_load_step=check_autoencoder(settings.source))
+    settings = replace(settings, source=source)
     first_step(settings, settings.prior.sampler)
     if settings.run.dry_run:
         print(describe(settings))
@@ -58,6 +61,7 @@ def train(settings: PriorStage) -> None:
 
         with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
             run.say(f"autoencoder from {ae_file}")
+            run.compare_autoencoder(ae_file)
             images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
             images = images_of(split="train")
             run.compare_data(images)

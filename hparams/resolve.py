@@ -156,6 +156,8 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
                 f"--resume: there is no run folder {logs / folder}; name a folder under {logs}/ by --log_dir"
             )
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
+        if not values and "dataset" not in typed:
+            raise UserError(f"--resume: {logs / folder} has no {saved.FILE_NAME}: give all flags of the run again")
         values.pop("log_dir", None)  # the folder may have been renamed since
     elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
         if not typed.get("ae_load_dir") and not (logs / typed["load_dir"]).is_dir():

@@ -19,11 +19,12 @@ def check_data(run: RunSettings, *, hold_out: bool) -> None:
     )
 
 
-def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> None:
-    """UserError unless the trained autoencoder's file exists."""
+def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> int:
+    """The step of the trained autoencoder; UserError unless its file exists."""
     folder = RunFolder(str(source.ae_load_dir))
     step = folder.pick_step(VQGAN, source.ae_load_step, ("--ae_load_dir", "--ae_load_step"))
     folder.pick_model_file(VQGAN, step, ema=ema)
+    return step
 
 
 def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from signal import Signals as Signal
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypedDict
@@ -21,7 +22,7 @@ from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_s
 from utils.datasets import ImageData
 from utils.disk_space import space_notes
 from utils.distributed import ALONE, Ranks
-from utils.files import naming, remove_remains, sole_writer
+from utils.files import naming, remove_remains, sha256_of, sole_writer
 from utils.introduction import facts, tell_parameters
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
@@ -76,6 +77,7 @@ class TrainingRun:
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
         self._notes: list[str] = []
         self._data: DataNote | None = None
+        self._autoencoder: str | None = None
         self._restore(trainer)
         if ranks.first:
             self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
@@ -144,6 +146,16 @@ class TrainingRun:
             self.bad_images = self._list_bad_images(keep=False)
         self._data = now
 
+    def compare_autoencoder(self, file: Path) -> None:
+        """Say if a resumed run's autoencoder is not the one whose codes it was trained on; saved steps note which."""
+        now = sha256_of(file)
+        if self._autoencoder not in (None, now):
+            self._report.warn(
+                f"WARNING: {file} is not the autoencoder that the run had until step {self.start}: its codes mean "
+                "something else; the run goes on, but not as it would have"
+            )
+        self._autoencoder = now
+
     def _list_bad_images(self, *, keep: bool) -> BadImages:
         share, writes = self.settings.run.max_bad_images, self.ranks.first
         return BadImages(self.folder.bad_images, share, self._report.warn, keep=keep, writes=writes)
@@ -165,6 +177,7 @@ class TrainingRun:
                 self._averages.load_state_dict(state["averages"], trainer.device)
                 self._skipped.load_state_dict(state["skipped"])
                 self._data = state.get("data")
+                self._autoencoder = state.get("autoencoder")
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 file = self.folder.state_file(self.kind, self.start)
                 reason = " ".join(str(error).split())[:120]
@@ -292,6 +305,7 @@ class TrainingRun:
             "averages": self._averages.state_dict(),
             "skipped": self._skipped.state_dict(),
             "data": self._data,
+            "autoencoder": self._autoencoder,
         }
         try:
             save_step(self.folder, self.kind, done, trainer.models(), state)

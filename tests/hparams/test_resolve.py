@@ -299,6 +299,10 @@ def test_a_misspelt_run_is_named_by_its_own_flag(logs: Path) -> None:
 def test_resume_needs_a_run_folder(logs: Path) -> None:
     with pytest.raises(UserError, match=r"--resume: there is no run folder .*typo"):
         resolve(VQGANStage, {"resume": True, "log_dir": "typo"}, logs=logs)
+    (logs / "killed").mkdir(parents=True)  # before it wrote its settings
+    with pytest.raises(UserError, match=r"--resume: .*killed has no hparams\.yaml: give all flags"):
+        resolve(VQGANStage, {"resume": True, "log_dir": "killed"}, logs=logs)
+    assert resolve(VQGANStage, {"resume": True, "log_dir": "killed", "dataset": "churches"}, logs=logs).training.resume
 
 
 # Under torchrun --max-restarts.

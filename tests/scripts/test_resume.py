@@ -134,3 +134,18 @@ def test_what_was_resumed_does_something(resumed: Path) -> None:
     for weight in ("ae.generator.blocks.0.weight", "disc.main.0.weight", "ae.quantize.embedding.weight"):
         assert len({model[weight].numpy().tobytes() for model in models}) == 4, weight
     assert end["optimisers"]["ae"]["state"][0]["step"] == 60
+
+
+def test_stage_2_keeps_to_its_autoencoder(tiny) -> None:
+    tiny.ok("train_vqgan.py --resume --log_dir ae --train_steps 12")  # stage 1 goes on
+    resume = "train_sampler.py --resume --log_dir prior --train_steps"
+    for command in (f"{resume} 10", "experiments/get_samples.py --load_dir prior --log_dir samples --n_samples 2"):
+        ended = tiny.run(command)
+        assert ended.code == 0
+        assert "logs/ae/saved_models/vqgan_ema_8.th" in ended.out
+        assert "is not the autoencoder" not in ended.out + ended.err
+    models = tiny.folder / "logs/ae/saved_models"
+    (models / "vqgan_ema_8.th").write_bytes((models / "vqgan_ema_12.th").read_bytes())  # as if trained anew
+    ended = tiny.run(f"{resume} 12")
+    assert ended.code == 0
+    assert "WARNING: logs/ae/saved_models/vqgan_ema_8.th is not the autoencoder that" in ended.out + ended.err
