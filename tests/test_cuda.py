@@ -14,10 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
+import trainers
 from models.gelu import GELU
-from utils.building import build_prior, build_vqgan
 from utils.cuda_graphs import EAGER_CALLS, Captured
 from utils.evaluation import evaluating
 from utils.prior_trainer import PriorTrainer
@@ -29,54 +27,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 ROOT = Path(__file__).parents[1]
 K, N = 64, 64
-PRIOR: dict[str, Any] = {
-    "dataset": "churches",
-    "ae_load_dir": "vqgan",
-    "img_size": 16,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "codebook_size": K,
-    "bert_n_emb": 64,
-    "bert_n_head": 2,
-    "bert_n_layers": 2,
-    "total_steps": 16,
-    "lr": 1e-3,
-    "warmup_iters": 4,
-    "ema": True,
-    "ema_beta": 0.9,
-    "steps_per_update_ema": 1,
-}
-VQGAN: dict[str, Any] = {
-    "dataset": "churches",
-    "img_size": 32,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "res_blocks": 1,
-    "attn_resolutions": (16,),
-    "codebook_size": 32,
-    "emb_dim": 8,
-    "ndf": 8,
-    "disc_layers": 2,
-    "perceptual": "none",
-    "lr": 1e-4,
-    "disc_start_step": 6,
-    "ema": True,
-    "ema_beta": 0.9,
-    "steps_per_update_ema": 1,
-}
 
 
 def prior_trainer(device: str = "cuda", amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
-    settings = resolve(PriorStage, PRIOR | changes)
-    torch.manual_seed(0)
-    return PriorTrainer(settings, build_prior(settings.prior, K), torch.device(device), amp_dtype)
+    sizes = {"codebook_size": K, "bert_n_emb": 64, "bert_n_layers": 2, "total_steps": 16}
+    return trainers.prior_trainer(amp_dtype, device=device, **sizes | {"lr": 1e-3, "warmup_iters": 4} | changes)
 
 
 def vqgan_trainer(device: str = "cuda", amp_dtype: torch.dtype | None = None, **changes: Any) -> VQGANTrainer:
-    settings = resolve(VQGANStage, VQGAN | changes)
-    torch.manual_seed(0)
-    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, None)
-    return VQGANTrainer(settings, vqgan, torch.device(device), amp_dtype)
+    sizes = {"img_size": 32, "attn_resolutions": (16,), "emb_dim": 8, "disc_layers": 2}
+    return trainers.vqgan_trainer(amp_dtype, device=device, **sizes | {"lr": 1e-4, "disc_start_step": 6} | changes)
 
 
 def codes(step: int, device: str = "cuda") -> Tensor:

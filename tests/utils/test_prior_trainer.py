@@ -9,41 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from hparams.resolve import resolve
-from hparams.settings import PriorStage
 from models.absorbing import AbsorbingDiffusion
+from trainers import assert_same_state, state_of
+from trainers import prior_trainer as trainer
 from utils.averages import Averages
-from utils.building import build_prior
 from utils.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
 from utils.skipped import SkippedUpdates
 from waiting import WaitError, without_waiting
 
 CPU = torch.device("cpu")
-K, N = 16, 64
-SMALL: dict[str, Any] = {
-    "dataset": "churches",
-    "ae_load_dir": "vqgan",
-    "img_size": 16,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "codebook_size": K,
-    "bert_n_emb": 16,
-    "bert_n_head": 2,
-    "bert_n_layers": 1,
-    "total_steps": 8,
-    "lr": 1e-2,
-    "warmup_iters": 0,
-    "ema": True,
-    "ema_beta": 0.9,
-    "steps_per_update_ema": 1,
-}
+N = 64
 SAMPLERS = ["absorbing", "autoregressive"]
-
-
-def trainer(amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
-    settings = resolve(PriorStage, SMALL | changes)
-    torch.manual_seed(0)
-    return PriorTrainer(settings, build_prior(settings.prior, K), CPU, amp_dtype)
 
 
 def codes(step: int = 0, n: int = 8) -> Tensor:
@@ -53,20 +29,6 @@ def codes(step: int = 0, n: int = 8) -> Tensor:
 
 def run(trainer: PriorTrainer, start: int, stop: int) -> list[dict[str, Tensor]]:
     return [trainer.step(codes(step), step) for step in range(start, stop)]
-
-
-def state_of(trainer: PriorTrainer) -> dict[str, Tensor]:
-    return {
-        f"{ema} {name}": value.clone()
-        for ema, model in trainer.models().items()
-        for name, value in model.state_dict().items()
-    }
-
-
-def assert_same_state(first: PriorTrainer, second: PriorTrainer) -> None:
-    expected = state_of(first)
-    for name, value in state_of(second).items():
-        assert torch.equal(value, expected[name]), name
 
 
 def test_the_rate_warms_up_linearly() -> None:

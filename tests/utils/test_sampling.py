@@ -10,25 +10,11 @@ import torch
 
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
+from trainers import PRIOR
 from utils.building import build_autoencoder, build_prior
 from utils.sampling import draw_images, id_batches, image_batches
 
-SMALL: dict[str, Any] = {
-    "dataset": "churches",
-    "ae_load_dir": "vqgan",
-    "img_size": 16,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "res_blocks": 1,
-    "codebook_size": 16,
-    "emb_dim": 4,
-    "bert_n_emb": 16,
-    "bert_n_head": 2,
-    "bert_n_layers": 1,
-    "total_steps": 8,
-    "batch_size": 4,
-    "n_samples": 10,
-}
+SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "batch_size": 4, "n_samples": 10}
 
 
 def draw(amp_dtype: torch.dtype | None = None, **changes: Any) -> torch.Tensor:

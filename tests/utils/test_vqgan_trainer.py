@@ -9,41 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hparams.resolve import resolve
-from hparams.settings import VQGANStage
-from models.vqgan import PerceptualLoss
-from utils.building import build_vqgan
+from trainers import assert_same_state, state_of
+from trainers import vqgan_trainer as trainer
 from utils.vqgan_trainer import VQGANTrainer
 from waiting import without_waiting
-
-CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "dataset": "churches",
-    "img_size": 16,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "res_blocks": 1,
-    "attn_resolutions": (),
-    "codebook_size": 32,
-    "emb_dim": 4,
-    "ndf": 8,
-    "disc_layers": 1,
-    "perceptual": "none",
-    "lr": 1e-3,
-    "disc_start_step": 2,
-    "ema": True,
-    "ema_beta": 0.9,
-    "steps_per_update_ema": 1,
-}
-
-
-def trainer(
-    amp_dtype: torch.dtype | None = None, perceptual: PerceptualLoss | None = None, **changes: Any
-) -> VQGANTrainer:
-    settings = resolve(VQGANStage, SMALL | changes)
-    torch.manual_seed(0)
-    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual)
-    return VQGANTrainer(settings, vqgan, CPU, amp_dtype)
 
 
 def images(step: int = 0, n: int = 4) -> Tensor:
@@ -52,20 +21,6 @@ def images(step: int = 0, n: int = 4) -> Tensor:
 
 def run(trainer: VQGANTrainer, start: int, stop: int) -> list[dict[str, Tensor]]:
     return [trainer.step(images(step), step) for step in range(start, stop)]
-
-
-def state_of(trainer: VQGANTrainer) -> dict[str, Tensor]:
-    return {
-        f"{ema} {name}": value.clone()
-        for ema, model in trainer.models().items()
-        for name, value in model.state_dict().items()
-    }
-
-
-def assert_same_state(first: VQGANTrainer, second: VQGANTrainer) -> None:
-    expected = state_of(first)
-    for name, value in state_of(second).items():
-        assert torch.equal(value, expected[name]), name
 
 
 # --- updates ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""Small models in training, whose settings a test changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from models.vqgan import PerceptualLoss
+from utils.building import build_prior, build_vqgan
+from utils.prior_trainer import PriorTrainer
+from utils.vqgan_trainer import VQGANTrainer
+
+_BOTH = {"dataset": "churches", "nf": 32, "ch_mult": (1, 2), "ema": True, "ema_beta": 0.9, "steps_per_update_ema": 1}
+PRIOR: dict[str, Any] = _BOTH | {
+    "ae_load_dir": "vqgan",
+    "img_size": 16,  # 64 codes
+    "codebook_size": 16,
+    "bert_n_emb": 16,
+    "bert_n_head": 2,
+    "bert_n_layers": 1,
+    "total_steps": 8,
+    "lr": 1e-2,
+    "warmup_iters": 0,
+}
+VQGAN: dict[str, Any] = _BOTH | {
+    "img_size": 16,
+    "res_blocks": 1,
+    "attn_resolutions": (),
+    "codebook_size": 32,
+    "emb_dim": 4,
+    "ndf": 8,
+    "disc_layers": 1,
+    "perceptual": "none",
+    "lr": 1e-3,
+    "disc_start_step": 2,
+}
+
+
+def prior_trainer(amp_dtype: torch.dtype | None = None, *, device: str = "cpu", **changes: Any) -> PriorTrainer:
+    settings = resolve(PriorStage, PRIOR | changes)
+    torch.manual_seed(0)
+    prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
+    return PriorTrainer(settings, prior, torch.device(device), amp_dtype)
+
+
+def vqgan_trainer(
+    amp_dtype: torch.dtype | None = None,
+    *,
+    device: str = "cpu",
+    perceptual: PerceptualLoss | None = None,
+    **changes: Any,
+) -> VQGANTrainer:
+    settings = resolve(VQGANStage, VQGAN | changes)
+    torch.manual_seed(0)
+    vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual)
+    return VQGANTrainer(settings, vqgan, torch.device(device), amp_dtype)
+
+
+def state_of(trainer: PriorTrainer | VQGANTrainer) -> dict[str, Tensor]:
+    """What is saved of its models, copied."""
+    return {
+        f"{ema} {name}": value.clone()
+        for ema, model in trainer.models().items()
+        for name, value in model.state_dict().items()
+    }
+
+
+def assert_same_state(first: PriorTrainer | VQGANTrainer, second: PriorTrainer | VQGANTrainer) -> None:
+    """Equal to the bit."""
+    expected = state_of(first)
+    for name, value in state_of(second).items():
+        assert torch.equal(value, expected[name]), name
