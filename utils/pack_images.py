@@ -7,7 +7,6 @@ cannot be read another one is packed; they are listed in a file beside the resul
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hparams.cli import run_script
+from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
+from hparams.pack import Pack
 from utils.bad_images import BadImages
 from utils.batches import eval_batches
 from utils.datasets import open_images
@@ -45,46 +45,36 @@ def pack_images(folder: Path, images: Iterable[np.ndarray]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.pack_images", description=__doc__, epilog=EXAMPLE)
-    parser.add_argument("--dataset", choices=("ffhq", "custom"), required=True, help="data set that lies in a folder")
-    parser.add_argument("--custom_dataset_path", metavar="FOLDER", help="folder of images, for --dataset custom")
-    parser.add_argument("--datasets_file", metavar="FILE", default="datasets.yaml", help="where each data set lies")
-    parser.add_argument("--img_size", metavar="PIXELS", type=int, default=256, help="side to resize to (default: 256)")
-    parser.add_argument("--num_workers", metavar="N", type=int, default=4, help="processes that read (default: 4)")
-    parser.add_argument(
-        "--max_bad_images",
-        metavar="SHARE",
-        type=float,
-        default=0.01,
-        help="share of the images that may be unreadable (default: 0.01)",
-    )
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder to write; must not exist")
-    args = parser.parse_args()
-    if args.out.exists():
-        raise UserError(f"--out {args.out}: exists already: name a new folder, or remove it")
-    if args.img_size < 1 or args.num_workers < 0:
-        raise UserError("--img_size must be at least 1, and --num_workers at least 0")
-    if not 0 <= args.max_bad_images < 1:
-        raise UserError(f"--max_bad_images {args.max_bad_images:g}: must be at least 0 and below 1")
+    settings = parse_plain(Pack, prog="python -m utils.pack_images", description=__doc__, example=EXAMPLE).pack
+    if not settings.dataset:
+        raise UserError("--dataset is required: ffhq or custom")
+    if not settings.out:
+        raise UserError("--out is required: the folder to write, which must not exist")
+    out = Path(settings.out)
+    if out.exists():
+        raise UserError(f"--out {out}: exists already: name a new folder, or remove it")
 
     data = open_images(
-        args.dataset,
+        settings.dataset,
         split="all",
-        img_size=args.img_size,
-        custom_dataset_path=args.custom_dataset_path,
-        datasets_file=args.datasets_file,
+        img_size=settings.img_size,
+        custom_dataset_path=settings.custom_dataset_path,
+        datasets_file=settings.datasets_file,
         hold_out=False,
     )
-    bad = BadImages(Path(f"{args.out}.bad_images.txt"), args.max_bad_images, say, keep=False)
+    if settings.dry_run:
+        print(f"{len(data)} images would be packed in {out}")
+        return
+    bad = BadImages(Path(f"{out}.bad_images.txt"), settings.max_bad_images, say, keep=False)
     with Progress("packing", len(data), "image") as progress:
 
         def images() -> Iterator[np.ndarray]:
-            for batch in eval_batches(data, BATCH, args.num_workers, bad=bad.report):
+            for batch in eval_batches(data, BATCH, settings.num_workers, bad=bad.report):
                 yield from batch.numpy()
                 progress.update(len(batch))
 
-        pack_images(args.out, images())
-    print(f"{len(data)} images in {args.out}")
+        pack_images(out, images())
+    print(f"{len(data)} images in {out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,29 @@ def test_an_existing_folder_is_left_alone(photographs: Path, monkeypatch: pytest
         pack(monkeypatch, "--custom_dataset_path", str(photographs), "--out", str(photographs))
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--img_size 24", "--out is required: "),
+        ("--out new --img_sze 24", "unknown flag --img_sze, did you mean --img_size?"),
+        ("--out new --img_size 0", "--img_size: '0' is not a whole number of at least 1"),
+        ("--out new --custom_dataset_path nowhere", "no folder nowhere for custom: "),
+    ],
+)
+def test_a_wrong_flag_is_one_line(monkeypatch: pytest.MonkeyPatch, flags: str, line: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(line)}"):
+        pack(monkeypatch, *flags.split())
+
+
+def test_a_dry_run_writes_nothing(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packed"
+    pack(monkeypatch, "--custom_dataset_path", str(photographs), "--out", str(out), "--dry_run")
+    assert capsys.readouterr().out == f"23 images would be packed in {out}\n"
+    assert list(tmp_path.iterdir()) == [photographs]
+
+
 def test_images_that_cannot_be_read_have_a_stand_in_and_are_listed(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +85,7 @@ def test_images_that_cannot_be_read_have_a_stand_in_and_are_listed(
     with pytest.raises(UserError, match=r"1 of 23 images cannot be read, more than --max_bad_images 0\.01 .*7\.jpg"):
         pack(monkeypatch, *flags)
     assert not (tmp_path / "packed").exists()
-    with pytest.raises(UserError, match="--max_bad_images 1: must be"):
+    with pytest.raises(UserError, match="--max_bad_images: '1' is not a number of at least 0 and below 1"):
         pack(monkeypatch, *flags, "--max_bad_images", "1")
 
     pack(monkeypatch, *flags, "--max_bad_images", "0.05")
