@@ -48,7 +48,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
     device, folder, split = pick_device(run.device), RunFolder(run.log_dir), settings.real.split
     extractor = build_features(settings.features, device)
     autoencoder, ae_file = restore_autoencoder(
-        sizes, source.ae_load_dir, source.ae_load_step, ema=settings.weights.ema is not False, device=device
+        sizes, str(source.ae_load_dir), source.ae_load_step, ema=settings.weights.ema is not False, device=device
     )
     data, most = open_split(run, split, sizes.img_size), settings.reconstruction.n_samples
     real = real_source(run, extractor, data, split, most)

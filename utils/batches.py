@@ -104,9 +104,9 @@ def train_batches(
         _Steps(order, start_step),
         order.batch_size // order.part.count,
         num_workers,
+        bad,
         pin_memory,
         start_method,
-        bad,
     )
 
 
@@ -114,8 +114,6 @@ def eval_batches(
     data: Images,
     batch_size: int,
     num_workers: int,
-    pin_memory: bool = False,
-    start_method: str | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     bad: Report | None = None,
 ) -> Iterator[torch.Tensor]:
@@ -127,7 +125,7 @@ def eval_batches(
         raise ValueError(f"need batch_size ≥ 1, got {batch_size}")
     wanted = np.arange(len(data)) if indices is None else np.asarray(indices, np.int64)
     batches = [wanted[first : first + batch_size] for first in range(0, len(wanted), batch_size)]
-    return _load(data, batches, batch_size, num_workers, pin_memory, start_method, bad)
+    return _load(data, batches, batch_size, num_workers, bad)
 
 
 class _Steps:
@@ -178,9 +176,9 @@ def _load(
     batches: Iterable[np.ndarray],
     batch_size: int,
     num_workers: int,
-    pin_memory: bool,
-    start_method: str | None,
     bad: Report | None,
+    pin_memory: bool = False,
+    start_method: str | None = None,
 ) -> Iterator[torch.Tensor]:
     stacks = _Stacks(data)
     if num_workers:

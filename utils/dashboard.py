@@ -106,9 +106,7 @@ class Dashboard:
         if window not in self._panes:
             self._show(window, content)
 
-    def line(
-        self, window: str, step: int, values: Mapping[str, float], *, title: str, ylabel: str, xlabel: str = "step"
-    ) -> None:
+    def line(self, window: str, step: int, values: Mapping[str, float], *, title: str, ylabel: str) -> None:
         """Append one point per curve of `values` (name → value; nan and ±inf show as gaps).
 
         Points too close to the curve's last one to be seen are left out, so that long runs stay quick to draw.
@@ -117,7 +115,7 @@ class Dashboard:
         if window in self._panes:
             known = {curve["name"]: curve for curve in self._panes[window]["data"]}
         if not values.keys() <= known.keys():  # a new pane, or a new curve in it: visdom needs the pane's whole looks
-            content = panes.curves([*known, *(name for name in values if name not in known)], title, xlabel, ylabel)
+            content = panes.curves([*known, *(name for name in values if name not in known)], title, "step", ylabel)
             content["data"] = [panes.copy_of_curve(known.get(curve["name"], curve)) for curve in content["data"]]
             self._show(window, content)
             known = {curve["name"]: curve for curve in self._panes[window]["data"]}

@@ -73,6 +73,11 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
+def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:
+    """A block in which networks on a device compute in the type that `pick_amp_dtype` gave."""
+    return torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None)
+
+
 def precision_name(amp_dtype: torch.dtype | None) -> str:
     """The type that networks compute in, in words, for what `pick_amp_dtype` gave."""
     return str(amp_dtype or torch.float32).removeprefix("torch.")

@@ -17,6 +17,7 @@ from models.autoregressive import AutoregressivePrior
 from models.diffusion import sample_mask, sample_time
 from utils.building import Prior
 from utils.compiling import capture_stream, captured_step, compile_prior
+from utils.devices import autocast
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -90,7 +91,7 @@ class PriorTrainer:
         self.settings = settings.prior
         self.lr = settings.training.lr
         self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
-        self.optimisers = {self.settings.sampler: self.optimiser}
+        self.optimisers: dict[str, Optimiser] = {self.settings.sampler: self.optimiser}
         if ranks.count > 1:
             for parameter in prior.idle_parameters():
                 parameter.requires_grad_(False)  # nothing to send
@@ -138,7 +139,7 @@ class PriorTrainer:
             first = self.ranks.rank * len(ids) + start
             last = start + size == len(ids)
             with contextlib.nullcontext() if last else self._objective.no_sync():
-                with self._autocast():
+                with autocast(self.device, self.amp_dtype):
                     loss, bound = self._objective(ids[start : start + size], draws and draws[first : first + size])
                 self.optimiser.scaler.scale(loss.mean() / self.micro_batches).backward()
             losses.append(loss.detach())
@@ -168,7 +169,7 @@ class PriorTrainer:
                 draws = self._draw(model, len(ids), generator)
                 for start in range(0, len(share), batch_size):  # none where there are more processes than codes
                     batch = share[start : start + batch_size]
-                    with self._autocast():
+                    with autocast(self.device, self.amp_dtype):
                         losses = objective(ids[batch].long(), draws and draws[batch])
                     sums += torch.stack([values.double().sum() for values in losses])
         loss, elbo = (self.ranks.sum(sums) / (passes * len(ids))).tolist()
@@ -195,6 +196,3 @@ class PriorTrainer:
             return None
         t = sample_time(images, model.total_steps, generator)
         return Draws(t, sample_mask(t, model.total_steps, model.tokens, self.settings.mask_schedule, generator))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)

@@ -16,6 +16,7 @@ from models.parts import as_it_is
 from utils.building import Prior
 from utils.compiling import captures_graphs
 from utils.cuda_graphs import Captured
+from utils.devices import autocast
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.pictures import to_uint8
@@ -66,7 +67,7 @@ def id_batches(
     else:
         samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp, wrap=wrap)
     while True:
-        with evaluating(prior), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        with evaluating(prior), autocast(device, amp_dtype):
             batch = list(itertools.islice(samples, run.batch_size))
         if not batch:
             return
@@ -88,7 +89,7 @@ def image_batches(
 
 def decode_images(autoencoder: VQAutoEncoder, ids: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
     """ids [b,N] → images [b,C,H,W] float32 in [0,1], a few at a time."""
-    with evaluating(autoencoder), torch.autocast(ids.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+    with evaluating(autoencoder), autocast(ids.device, amp_dtype):
         return torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
 
 

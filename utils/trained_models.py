@@ -12,7 +12,7 @@ from hparams.settings import RunSettings
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.compiling import compile_autoencoder, compile_prior
-from utils.devices import pick_amp_dtype, pick_device, precision_name
+from utils.devices import autocast, pick_amp_dtype, pick_device, precision_name
 from utils.introduction import tell_parameters
 from utils.results import Value
 from utils.runs import restore_autoencoder, restore_prior
@@ -31,7 +31,7 @@ class TrainedModels:
 
     def autocast(self) -> torch.autocast:
         """A block in which the networks run in `amp_dtype`."""
-        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+        return autocast(self.device, self.amp_dtype)
 
     def facts(self) -> dict[str, str]:
         """What they are, for the first lines of a run."""

@@ -9,6 +9,7 @@ from hparams.settings import RunSettings, SamplingSettings
 from models.absorbing import AbsorbingDiffusion
 from models.autoencoder import VQAutoEncoder
 from models.samplers import diffusion_trajectory
+from utils.devices import autocast
 from utils.evaluation import evaluating
 from utils.seeding import make_generator
 
@@ -35,7 +36,7 @@ def unmasking_strip(
     generator = make_generator(device, run.seed, "unmasking")
     with (
         evaluating(prior, autoencoder),
-        torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
+        autocast(device, amp_dtype),
     ):
         states = list(
             diffusion_trajectory(

@@ -18,6 +18,7 @@ from models.quantizers import id_counts, perplexity
 from models.similarity import psnr
 from models.vqgan import VQGAN, Judged
 from utils.compiling import capture_stream, captured_step, compile_autoencoder
+from utils.devices import autocast
 from utils.distributed import ALONE, Ranks, replicate
 from utils.ema import EMA
 from utils.evaluation import evaluating
@@ -168,7 +169,7 @@ class VQGANTrainer:
         with evaluating(model):
             for batch in batches:
                 x = self._prepare(batch)
-                with self._autocast():
+                with autocast(self.device, self.amp_dtype):
                     x_hat, quantized = model.ae(x)
                     l1, perceptual = model.reconstruction_terms(x, x_hat.float())
                 quality = psnr(x_hat.float().clamp(0, 1), x).double().sum()
@@ -188,7 +189,7 @@ class VQGANTrainer:
     def reconstruct(self, images: Tensor) -> Tensor:
         """Reconstructions by the averaged model: uint8 [B,C,H,W] → [B,C,H,W] in [0,1]."""
         model = self.averaged
-        with evaluating(model), self._autocast():
+        with evaluating(model), autocast(self.device, self.amp_dtype):
             return model.ae(self._prepare(images))[0].float().clamp(0, 1)
 
     def release(self) -> None:
@@ -218,9 +219,6 @@ class VQGANTrainer:
         """Without a perceptual network there is no such term, rather than one of zeros."""
         return {name: term for name, term in terms.items() if name != "perceptual" or self.vqgan.perceptual is not None}
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
-
     def _discriminator_backward(self, x: Tensor, judged: Sequence[Judged], generator: torch.Generator) -> Tensor:
         """Add the gradients of the discriminator's loss; returns the loss, scalar."""
         replica, scaler, losses = self._replicas["disc"], self.optimisers["disc"].scaler, []
@@ -230,7 +228,7 @@ class VQGANTrainer:
         for number, (part, real, fake) in enumerate(pieces, start=1):
             with contextlib.nullcontext() if number == count else replica.no_sync():
                 rewind(generator, start)
-                with self._autocast():
+                with autocast(self.device, self.amp_dtype):
                     loss = self.vqgan.discriminator_loss(real, fake, generator, part, replica)
                 scaler.scale(loss / count).backward(inputs=parameters)
                 losses.append(loss.detach())
