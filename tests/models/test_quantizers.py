@@ -205,6 +205,14 @@ def test_gumbel_temperature_sharpens_the_mixture() -> None:
     torch.testing.assert_close(cold.z_q, quantizer.lookup(cold.ids, (3, 4)), rtol=1e-2, atol=1e-2)
 
 
+def test_gumbel_codes_are_not_rounded_under_autocast() -> None:
+    quantizer, z = gumbel().eval(), normal(2, 5, 3, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer(z)
+    assert torch.equal(found.ids, quantizer.ids(z))
+    torch.testing.assert_close(found.z_q, quantizer.lookup(found.ids, (3, 4)))
+
+
 def test_gumbel_loss_is_the_divergence_from_uniform() -> None:
     quantizer, z = gumbel().eval(), normal(2, 5, 3, 4)
     log_q = F.log_softmax(quantizer.logits(z), dim=1).permute(0, 2, 3, 1)

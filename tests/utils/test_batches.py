@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hparams.errors import UserError
-from utils.batches import BatchOrder, eval_batches, train_batches
+from utils.batches import BatchOrder, eval_batches, stand_in, train_batches
 from utils.datasets import ImageData, open_images
 
 
@@ -138,6 +138,13 @@ def test_nothing_left_to_evaluate(toys: ImageData) -> None:
 def test_eval_batches_refuse_no_batch_size(toys: ImageData) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         eval_batches(toys, 0, num_workers=0)
+
+
+def test_stand_ins_are_spread_over_the_images() -> None:
+    assert [stand_in(i, 0, 1000) for i in range(20)] == list(range(20))
+    for others in ({stand_in(i, 1, 1000) for i in range(20)}, {stand_in(7, attempt, 1000) for attempt in range(20)}):
+        assert len(others) > 15
+        assert others <= set(range(1000))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -92,6 +92,12 @@ def test_a_step_never_waits_for_the_device(
         averages.pop()
 
 
+def test_the_objective_is_weighed_as_the_settings_say() -> None:
+    published, paper = (trainer(reweighting=name).step(codes(), 0) for name in ("published", "paper"))
+    assert paper["loss"] > published["loss"]
+    assert paper["elbo_bits_per_token"] == published["elbo_bits_per_token"]
+
+
 def test_the_first_step_of_a_warm_up_moves_nothing() -> None:
     training = trainer(warmup_iters=10)
     before = state_of(training)
@@ -113,6 +119,12 @@ def test_updates_are_a_function_of_seed_and_step(sampler: str, amp_dtype: torch.
     assert_same_state(first, second)
     run(other, 0, 4)
     assert any(not torch.equal(value, state_of(first)[name]) for name, value in state_of(other).items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampler": "autoregressive", "resid_pdrop": 0.5}], ids=["masks", "dropout"])
+def test_every_step_has_random_numbers_of_its_own(changes: dict[str, Any]) -> None:
+    losses = {trainer(**changes).step(codes(), step)["loss"].item() for step in range(4)}
+    assert len(losses) == 4
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -158,6 +170,9 @@ def test_validation_changes_nothing_and_repeats(sampler: str) -> None:
     assert torch.equal(torch.get_rng_state(), stream)
     assert training.prior.training
     assert not training.averaged.training
+    training.prior.load_state_dict(training.averaged.state_dict())  # whose figures they were
+    training.ema = None
+    assert training.validate(codes(99, 20), batch_size=8) == first
 
 
 def test_validation_is_a_true_mean_over_images_and_passes() -> None:

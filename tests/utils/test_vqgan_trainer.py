@@ -73,6 +73,17 @@ def test_metrics_are_scalars_named_after_the_terms() -> None:
     assert 1 <= metrics[0]["batch_perplexity"] <= 32
 
 
+def test_beta_weighs_the_term_that_the_settings_name() -> None:
+    """Both terms have one value, and so has their sum: the gradients of the codes tell."""
+    codes = [trainer(beta_term=term) for term in ("codebook", "commitment")]
+    for training in codes:
+        training.step(images(), 0)
+    first, second = (
+        training.optimisers["ae"].adam.state[training.vqgan.ae.quantize.codebook]["exp_avg"] for training in codes
+    )
+    torch.testing.assert_close(second, 4 * first)
+
+
 def test_each_network_is_moved_by_its_own_loss_only() -> None:
     training = trainer()
     for step, moved in enumerate([False, False, False, True]):
@@ -94,6 +105,11 @@ def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torc
     assert_same_state(first, second)
     run(other, 0, 4)
     assert not torch.equal(first.vqgan.ae.generator.last_layer, other.vqgan.ae.generator.last_layer)
+
+
+def test_every_step_has_random_numbers_of_its_own() -> None:
+    losses = {trainer(diff_aug=True).step(images(), step)["g_loss"].item() for step in range(2, 5)}
+    assert len(losses) == 3
 
 
 def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
