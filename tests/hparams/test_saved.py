@@ -104,6 +104,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    """Also within the last value: a port of 80 would be as good as any."""
+    path = tmp_path / "hparams.yaml"
+    save(build(VQGANStage), path)
+    text = path.read_text()
+    for length in (len(text) - 1, len(text) - 2, text.rindex("\n", 0, -1) + 1):
+        path.write_text(text[:length])
+        with pytest.raises(UserError, match=r"hparams\.yaml: is cut off"):
+            load(path, VQGANStage)
+
+
 def test_missing_file_says_nothing(tmp_path: Path) -> None:
     assert load(tmp_path / "hparams.yaml", VQGANStage) == {}
 

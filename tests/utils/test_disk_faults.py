@@ -133,6 +133,32 @@ def test_a_save_may_fail_at_every_operation(tmp_path: Path, number: int) -> None
         assert names == states | {f"vqgan{ema}_{step}.th" for step in kept for ema in ("", "_ema")}, fail_at
 
 
+def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that loses power may leave an empty file under it, or a half step that looks whole."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> None:
+        done.append(f"name {target.name}")
+        replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    save(RunFolder("run", tmp_path), 5)
+    made = [f"sync {folder.name}" for folder in (tmp_path, tmp_path / "run", tmp_path / "run/saved_models")]
+    files = ("vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th")  # the state, which vouches for the others, comes last
+    assert done == made + [
+        act for file in files for act in (f"sync .{file}.{os.getpid()}", f"name {file}", "sync saved_models")
+    ]
+    done.clear()
+    saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
+    assert done == [f"sync .hparams.yaml.{os.getpid()}", "name hparams.yaml", f"sync {tmp_path.name}"]
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ def test_entries_are_kept_and_those_of_equal_conditions_replaced(tmp_path: Path)
         {"conditions": {"temp": 0.9, "n": 8}, "values": {"FID": 2.0}},
         {"conditions": {"temp": 1.0, "n": 8}, "values": {"FID": 5.57891, "KID": None}},
     ]
+
+
+def test_experiments_that_end_at_once_lose_no_entry(tmp_path: Path) -> None:
+    """Each thread opens the lock by itself, as a process would."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: record_result(tmp_path / "results.json", {"n": n}, {"FID": 1.0}), range(40)))
+    assert sorted(entry["conditions"]["n"] for entry in read_results(tmp_path / "results.json")) == list(range(40))
 
 
 def test_a_value_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
