@@ -174,6 +174,16 @@ def test_discriminator_depth_is_refused_exactly_where_nothing_is_left(layers: in
             assert patch_side(side, deepest + 1) < 1
 
 
+def test_processes_share_the_updates_of_the_head_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "prior").mkdir()
+    odd = {**BASE[LikelihoodExperiment], "batch_size": 5}
+    with pytest.raises(UserError, match="--batch_size 5: 2 processes cannot share an update of the log-sigma head"):
+        resolve(LikelihoodExperiment, odd | {"train_steps": 10}, logs=tmp_path, processes=2)
+    resolve(LikelihoodExperiment, odd | {"train_steps": 0}, logs=tmp_path, processes=2)
+
+
 def test_latent_shape() -> None:
     assert latent_shape(256, (1, 1, 2, 2, 4)) == (1, 16, 16)
     assert latent_shape(33, (1,)) == (1, 33, 33)

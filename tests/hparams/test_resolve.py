@@ -112,6 +112,43 @@ def test_resume_keeps_the_learning_rate_of_the_run(logs: Path) -> None:
     assert after.training.lr == before.training.lr == pytest.approx(4.5e-6 * 4)
 
 
+@pytest.mark.parametrize(
+    ("typed", "processes", "expected"),
+    [
+        ({"batch_size": 4}, 2, (8, 4, 1)),
+        ({"batch_size": 2, "accumulate_steps": 3}, 2, (12, 2, 3)),
+        ({"global_batch": 12}, 2, (12, 6, 1)),
+        ({"global_batch": 12, "accumulate_steps": 3}, 2, (12, 2, 3)),
+        ({"global_batch": 12, "batch_size": 2}, 2, (12, 2, 3)),
+    ],
+)
+def test_an_update_is_divided_over_processes_and_passes(
+    typed: dict[str, int], processes: int, expected: tuple[int, int, int], logs: Path
+) -> None:
+    stage = resolve(VQGANStage, {"dataset": "churches", **typed}, logs=logs, processes=processes)
+    assert (stage.training.global_batch, stage.run.batch_size, stage.training.accumulate_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"global_batch": 9}, "--global_batch 9: 2 processes cannot share an update of 9 images evenly"),
+        ({"global_batch": 12, "batch_size": 4}, "--batch_size 4: of updates of 12 images .* each process has 6"),
+        ({"global_batch": 4, "accumulate_steps": 3}, "--accumulate_steps 3: .* each process has 2, which are not "),
+        ({"global_batch": 12, "batch_size": 3, "accumulate_steps": 4}, "4 passes of --batch_size 3: change one"),
+    ],
+)
+def test_an_update_that_cannot_be_divided_is_refused(typed: dict[str, int], message: str, logs: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(VQGANStage, {"dataset": "churches", **typed}, logs=logs, processes=2)
+
+
+def test_an_update_stays_as_large_as_in_a_run_of_before_processes_could_share_it(logs: Path) -> None:
+    run(logs, "mine", dataset="churches", batch_size=6)
+    stage = resolve(VQGANStage, {"resume": True, "log_dir": "mine"}, logs=logs, processes=2)
+    assert (stage.training.global_batch, stage.run.batch_size) == (6, 3)
+
+
 def test_resume_takes_no_other_start(logs: Path) -> None:
     for typed in ({"load_step": 5}, {"load_dir": "other"}, {"load_optim": True}):
         with pytest.raises(UserError, match="--resume continues"):
