@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.diffusion import bound_nats
 from utils.building import open_data
 from utils.devices import pick_amp_dtype, precision_name
 from utils.larger_images import decode_larger, larger_ids
-from utils.likelihood import code_term, evaluate_batch, pixel_term, validation_batches
+from utils.likelihood import HeadTrainer, code_term, evaluate_batch, pixel_term, validation_batches
 from utils.likelihood_run import evaluate, train_head
 from utils.panes import read_panes
 from utils.partial import Partial
@@ -94,6 +95,60 @@ def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
     monkeypatch.setattr("utils.likelihood.HeadTrainer.step", pytest.fail)
     train_head(settings, kept, *data, RunFolder("whole", tmp_path))
     assert all(torch.equal(value, after[name]) for name, value in kept.autoencoder.state_dict().items())
+
+
+def key_of(work: Callable[..., Any], *given: Any) -> str:
+    """What determines a piece of work, as its `Partial` is told."""
+
+    class ToldError(Exception):
+        """The work itself is of no interest."""
+
+    def tell(partial: Partial, path: Path, key: dict[str, Any], ranks: Any) -> None:
+        raise ToldError(json.dumps(key))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Partial, "__init__", tell)
+        with pytest.raises(ToldError) as told:
+            work(*given)
+    return str(told.value)
+
+
+def test_what_was_saved_serves_no_other_work(here: Any, tmp_path: Path) -> None:
+    """A finished head and finished codes too, which stay in the run folder."""
+    _, models, (train, val) = likelihood_of()
+    folder = RunFolder("run", tmp_path)
+    others = [replace(models, **{name: Path(here.logs, "vqgan/hparams.yaml")}) for name in ("ae_file", "prior_file")]
+    half = replace(models, amp_dtype=torch.bfloat16)
+    changes = [{}, {"seed": 1}, {"batch_size": 12}, {"bits": 5}, {"protocol": "published"}]
+
+    heads = [likelihood_of(**changed)[0] for changed in (*changes, {"lr": 1e-2})]
+    keys = [key_of(train_head, settings, models, train, val, folder) for settings in heads]
+    keys += [key_of(train_head, heads[0], other, train, val, folder) for other in (half, others[0])]
+    keys += [key_of(train_head, heads[0], models, val, val, folder)]
+    assert len(set(keys)) == len(keys)
+
+    bounds = [likelihood_of(**changed)[0] for changed in (*changes, {"code_bound": "continuous"}, {"elbo_steps": 6})]
+    keys = [key_of(evaluate, settings, models, val, folder) for settings in bounds]
+    keys += [key_of(evaluate, bounds[0], other, val, folder) for other in (half, *others)]
+    keys += [key_of(evaluate, bounds[0], models, train, folder)]
+    assert len(set(keys)) == len(keys)
+
+    random = {"order": "random", "sample_steps": 3}
+    grids = ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, {"n_samples": 4}, random)
+    keys = [key_of(larger_ids, models, larger_of(**changed)[0], tmp_path) for changed in grids]
+    keys += [key_of(larger_ids, models, larger_of(order="random")[0], tmp_path)]
+    keys += [key_of(larger_ids, other, larger_of()[0], tmp_path) for other in (half, *others)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(here: Any) -> None:
+    settings, models, (train, _) = likelihood_of(lr=1e-30)  # nothing moves
+    trainer, pixels = HeadTrainer(settings, models), torch.from_numpy(np.stack([train[i] for i in range(8)]))
+    bits = [trainer.step(pixels, step)["pixel_bits_per_dim"].item() for step in (0, 1, 2, 0)]
+    assert len(set(bits[:3])) == 3
+    assert bits[3] == bits[0]
+    gradients = [parameter.grad for parameter in models.autoencoder.generator.logsigma.parameters()]
+    assert torch.nn.utils.get_total_norm(gradients) == pytest.approx(0.1, rel=1e-4)  # longer ones, as published
 
 
 def test_training_the_head_lowers_the_pixel_term(here: Any, tmp_path: Path) -> None:

@@ -237,12 +237,13 @@ def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyP
     words = f"--sampler {prior} --load_dir {prior}"
     whole = score(f"{words} --log_dir whole")
     assert score(f"{words} --log_dir again") == whole
-    assert score(f"{words} --log_dir seed --seed 1") != whole
+    for other in ("--seed 1", "--temp 0.5"):  # in the same folder, whose codes are of other samples
+        assert score(f"{words} --log_dir whole {other}") != whole
 
     draw, asked = sampled_ids.id_batches, []
 
     def interrupted(*args: Any) -> Iterator[Tensor]:
-        asked.append(args[-1])
+        asked.append(args[4])  # which images
         for number, ids in enumerate(draw(*args)):
             if len(asked) == 1 and number == 2:
                 raise KeyboardInterrupt
@@ -265,6 +266,8 @@ def test_given_codes_are_decoded(score: Any) -> None:
     torch.save(torch.from_numpy(np.load(file).astype(np.int64)), "codes.pt")
     for path in (file, "codes.pt"):
         assert score(f"--ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
+    for other in ("--amp --amp_dtype bfloat16", "--no_ema"):
+        assert score(f"--ae_load_dir vqgan --log_dir given --latents_path codes.pt {other}") != drawn
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 96), ("val", 64)])

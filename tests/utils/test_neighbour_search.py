@@ -131,6 +131,32 @@ def test_an_interrupted_search_goes_on(
     assert torch.equal(rest.distances, whole.distances)
 
 
+def test_a_search_goes_on_from_no_other_one(
+    embedding: Embedding, samples: Tensor, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ToldError(Exception):
+        """What determines the work."""
+
+    def tell(work: Partial, path: Path, key: dict[str, Any], ranks: Any) -> None:
+        raise ToldError(json.dumps(key))
+
+    monkeypatch.setattr(Partial, "__init__", tell)
+    same = {"embedding": embedding, "samples": samples, "data": data, "k": 5, "images": None}
+    others = (
+        {"embedding": Embedding(embedding.name, "other", embedding.embed)},
+        {"samples": samples.flip(0)},
+        {"data": Broken(data, set())},
+        {"k": 4},
+        {"images": 9},
+    )
+    keys = set()
+    for changed in ({}, *others):
+        with pytest.raises(ToldError) as told:
+            search(**same | changed, batch_size=4, num_workers=0, partial=tmp_path / "partial", quiet=True)
+        keys.add(str(told.value))
+    assert len(keys) == 1 + len(others)
+
+
 def test_images_that_cannot_be_read_are_no_neighbours(
     embedding: Embedding, samples: Tensor, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
