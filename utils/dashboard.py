@@ -279,11 +279,9 @@ class Dashboard:
                     self._changed.wait_for(lambda: self._closing, timeout=self._retry_seconds)
 
     def _outage(self, error: Exception) -> str:
-        known = isinstance(error, OSError)
-        reason = "no visdom server answers" if known else "something other than visdom, or a visdom with login, answers"
         return (
-            f"dashboard: {reason} at {self._server.address}: the plots are kept in {self._log_file}, and appear if "
-            f"`visdom -p {self._port}` starts during the run"
+            f"dashboard: {_answering(error)} at {self._server.address}: the plots are kept in {self._log_file}, "
+            f"and appear if `visdom -p {self._port}` starts during the run"
         )
 
 
@@ -304,8 +302,15 @@ def replay(log_file: Path, env: str, server: str = "http://localhost", port: int
             for event in events_of({**message, "eid": env}):  # the folder may have been copied or renamed
                 visdom.send(event)
     except (OSError, ValueError) as error:
+        fix = f"start one with `visdom -p {port}`" if isinstance(error, OSError) else "correct them"
         raise UserError(
-            f"--visdom_server, --visdom_port: no visdom server at {visdom.address}: start one with `visdom -p {port}`, "
+            f"--visdom_server, --visdom_port: {_answering(error)} at {visdom.address}: {fix}, "
             "or draw summary.png alone with --summary_only"
         ) from error
     return len(recorded)
+
+
+def _answering(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return "no visdom server answers"
+    return "something other than visdom, or a visdom with login, answers"

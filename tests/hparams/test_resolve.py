@@ -331,6 +331,10 @@ def test_unknown_names_are_the_programmers_error(logs: Path) -> None:
 def test_a_misspelt_run_is_named_by_its_own_flag(logs: Path) -> None:
     with pytest.raises(UserError, match=r"--load_dir: there is no run folder .*typo"):
         resolve(SamplesExperiment, {"dataset": "toy_churches", "load_dir": "typo"}, logs=logs)
+    with pytest.raises(UserError, match=r"--load_dir: there is no run folder .*typo"):  # which would name the data set
+        resolve(SamplesExperiment, {"load_dir": "typo", "ae_load_dir": "ae"}, logs=logs)
+    with pytest.raises(UserError, match=r"--ae_load_dir: there is no run folder .*typo"):
+        resolve(ReconstructionExperiment, {"ae_load_dir": "typo"}, logs=logs)
 
 
 def test_resume_needs_a_run_folder(logs: Path) -> None:

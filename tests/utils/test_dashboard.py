@@ -298,7 +298,7 @@ def test_another_program_on_the_port(
             losses(board, 0)
             eventually(lambda: len(asked) > 4)
             losses(board, 1)
-        with pytest.raises(UserError, match="--visdom_port"):
+        with pytest.raises(UserError, match=r"--visdom_port: something other than visdom.*: correct them"):
             replay(tmp_path / "visdom.log", ENV, port=other.server_port)
         other.shutdown()
     assert len(warnings) == 1
