@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _SETTLE_S = 0.2
 _POLL_S = 0.05
+_ASK_S = 0.25
 _GRACE_S = 2.0  # how long processes that lost the others wait for those that can still speak
 
 
@@ -192,6 +194,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         yield ranks
         ranks.wait()
     except Exception as error:
+        board.close()
         # torchrun asks processes to end as soon as it misses one: first they say what happened
         with contextlib.suppress(ValueError):  # other threads than the first get no signals
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -200,6 +203,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         if not board.claim():
             raise SystemExit(1) from None
         raise
+    board.close()
     # gloo's thread needs the interpreter to let go of the last message, and is joined without giving it up
     time.sleep(_SETTLE_S)
     dist.destroy_process_group()
@@ -263,13 +267,30 @@ def _meet(store: dist.Store, rank: int, count: int, wait: timedelta) -> str:
 
 
 class _Board:
-    """Where processes of one start leave word for each other after they lost contact: torchrun's own store."""
+    """Where processes of one start leave word for each other after they lost contact: torchrun's own store.
+
+    A process that is gone is missed at once by those that talk to it, and by others only when those end in turn. So a
+    thread of each, which its first one does not hold up, answers who is there.
+    """
 
     def __init__(self, store: dist.Store, rank: int, count: int) -> None:
         self._store = dist.PrefixStore("end", store)
         self.rank = rank
         self.count = count
         self._store.set(f"host/{rank}", socket.gethostname())
+        self._closed = threading.Event()
+        threading.Thread(target=self._answer, name="presence", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer no more: the store may end, and this process speaks for itself."""
+        self._closed.set()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            while not self._closed.wait(_ASK_S):
+                if self._store.check(["asked"]):
+                    self._store.set(f"there/{self.rank}", "")
+                    return
 
     def claim(self) -> bool:
         """Whether this process is the first to say what happened."""
@@ -278,14 +299,25 @@ class _Board:
         return True
 
     def silent(self) -> list[str] | None:
-        """The processes that give no sign of life within `_GRACE_S`; None where one has said what happened."""
+        """The processes that give no sign of life within `_GRACE_S`; None where one has said what happened.
+
+        Where all are there, those that have not lost the others: they hang.
+        """
         with contextlib.suppress(dist.DistError, RuntimeError):
-            self._store.set(f"alive/{self.rank}", "")
-            time.sleep(_GRACE_S)
+            for sign in ("asked", f"there/{self.rank}", f"lost/{self.rank}"):
+                self._store.set(sign, "")
+            end = time.monotonic() + _GRACE_S
+            while time.monotonic() < end:
+                if self._store.check(["claims"]):
+                    return None
+                time.sleep(_POLL_S)
             if not self.claim():
                 return None
-            missing = [rank for rank in range(self.count) if not self._store.check([f"alive/{rank}"])]
-            return [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in missing]
+            gone, hanging = (
+                [rank for rank in range(self.count) if not self._store.check([f"{sign}/{rank}"])]
+                for sign in ("there", "lost")
+            )
+            return [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in gone or hanging]
         return None
 
 

@@ -21,7 +21,7 @@ from hparams.errors import RunError, UserError
 from utils.distributed import Ranks, joined
 from utils.shared_batches import in_order, own_indices
 
-COUNT = 3
+COUNT = 4  # or each would talk to each
 
 
 def dies(ranks: Ranks) -> None:
@@ -58,11 +58,11 @@ def shares(ranks: Ranks) -> None:
         parts = list(in_order(own, n, size, none, ranks))
         assert torch.cat([part for part, _ in parts]).tolist() == list(range(n))
         assert torch.cat([part for _, part in parts]).tolist() == [1.5 * i for i in range(n)]
-    assert ranks.gather(torch.full((2,), ranks.rank)).tolist() == [0, 0, 1, 1, 2, 2]
-    assert ranks.sum(torch.tensor(0.1, dtype=torch.float64)).item() == 0.1 + 0.1 + 0.1
-    assert ranks.agree(ranks.rank, -ranks.rank) == (2, 0)
+    assert ranks.gather(torch.full((2,), ranks.rank)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert ranks.sum(torch.tensor(0.1, dtype=torch.float64)).item() == 0.4
+    assert ranks.agree(ranks.rank, -ranks.rank) == (3, 0)
     assert ranks.from_first(lambda: f"made by {ranks.rank}") == "made by 0"
-    assert ranks.gather_objects({ranks.rank}) == [{0}, {1}, {2}]
+    assert ranks.gather_objects({ranks.rank}) == [{0}, {1}, {2}, {3}]
 
 
 WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares)
