@@ -50,6 +50,16 @@ def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) 
     assert torch.equal(prior.Lt_count, counts)
 
 
+def test_losses_that_are_not_finite_leave_no_trace_and_the_start_at_0_none_in_the_average(
+    prior: AbsorbingDiffusion,
+) -> None:
+    prior.record(torch.tensor([3, 3, 4]), torch.tensor([2.0, torch.nan, 1.0]), torch.tensor([1.0, 1.0, torch.inf]))
+    assert prior.Lt_count.nonzero().tolist() == [[3]]
+    expected = torch.full((10,), torch.nan)  # t = 1..10
+    expected[2] = 2
+    torch.testing.assert_close(prior.loss_by_time(), expected, equal_nan=True)
+
+
 def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
     t = torch.tensor([3, 6])
     losses = prior.losses(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]), t, torch.ones((2, 4), dtype=torch.bool), "elbo")

@@ -78,6 +78,17 @@ def test_a_changed_sibling_is_refused(folder: RunFolder) -> None:
         load_state(folder, VQGAN, 5)
 
 
+def test_a_changed_state_is_refused(folder: RunFolder) -> None:
+    """PyTorch would load other numbers, without a word."""
+    save(folder)
+    file = folder.state_file(VQGAN, 5)
+    content = bytearray(file.read_bytes())
+    content[content.index(torch.arange(3).numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"vqgan_state_5\.th is damaged \(checksum of "):
+        load_state(folder, VQGAN, 5)
+
+
 def test_a_missing_sibling_is_refused(folder: RunFolder) -> None:
     save(folder)
     folder.model_file(VQGAN, 5).unlink()

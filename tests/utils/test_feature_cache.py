@@ -71,6 +71,8 @@ def test_the_first_images_are_taken_from_the_features_of_all(photos: Path, extra
     Image.new("RGB", (8, 8), "white").save(photos / "03.png")  # other data
     assert features(photos, extractor, 7)[3].tolist() == [255, 255, 255]
     assert extractor.network.seen == 34
+    features(photos, FeatureExtractor("colours", "other weights", extractor.network), 7)
+    assert extractor.network.seen == 42  # one more for the width
 
 
 def test_unreadable_images_are_reported_also_when_their_features_are_there(
