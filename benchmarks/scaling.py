@@ -125,9 +125,9 @@ def main() -> None:
     options = parser.parse_args()
     vqgan_parameters, prior_parameters = count_parameters()
     within, between = Link("within a machine", options.within_gbs, 20), Link("between", options.between_gbs, 50)
-    # Stage 1: the last layer's gradients, the terms, and three batch norms in two passes, forward and backward.
+    # Stage 1: the last layer's gradients, the terms, and three batch norms: fakes and reals forward, fakes twice back.
     stages = [
-        Stage("VQGAN", 4, options.vqgan_ms, vqgan_parameters, 2 + 3 * 2 * 2, 0.5),
+        Stage("VQGAN", 4, options.vqgan_ms, vqgan_parameters, 2 + 3 * (2 + 3), 0.5),
         Stage("prior", 20, options.prior_ms, prior_parameters, 1, 0.6),
     ]
     bounds = "\n".join(
