@@ -205,5 +205,7 @@ if __name__ == "__main__":
     os.nice(5)
     try:
         draw_summary(Path(sys.argv[1]), Path(sys.argv[2]), title=sys.argv[3])
+    except UserError as problem:
+        sys.exit(str(problem))
     except Exception as problem:  # one line for the run's log
         sys.exit(f"{type(problem).__name__}: {problem}")

@@ -85,7 +85,7 @@ def test_a_page_that_cannot_be_drawn_costs_one_line(
     drawer.draw()
     drawer.close()
     assert len(told) == 1
-    assert "summary.png was not drawn (UserError" in told[0]
+    assert f"summary.png was not drawn ({tmp_path / 'nowhere'}" in told[0]
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
     drawer.draw()
     drawer.close()
