@@ -7,12 +7,15 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from hparams.errors import UserError
+
+_BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
 
 
 @contextmanager
@@ -67,14 +70,30 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for this folder. One that died is not in the way."""
+def exclusive(
+    folder: Path, together: Callable[[Callable[[], bool]], bool] = lambda attempt: attempt()
+) -> Iterator[None]:
+    """Wait until no other process is in such a block for this folder. One that died is not in the way.
+
+    together: makes an attempt to enter for all processes that share the block: `Ranks.from_first`. They hear of each
+    attempt, so that no wait is taken for a process that hangs.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not together(lambda: _locked(descriptor)):
+            time.sleep(_BETWEEN_ATTEMPTS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether this process has the lock of a folder now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

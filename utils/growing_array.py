@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def made_array(path: Path, make: Callable[[], None], ranks: Ranks = ALONE) -> tu
     found = read_array(path, ranks)
     if not found:
         make_folder(path.parent)
-        with exclusive(path.parent) if ranks.first else nullcontext():
+        with exclusive(path.parent, ranks.from_first):
             found = read_array(path, ranks)
             if not found:
                 make()

@@ -33,7 +33,7 @@ def test_killed_runs_end_as_undisturbed_ones(outcome: dict, kind: str) -> None:
 
 def test_killed_experiments_end_as_undisturbed_ones(outcome: dict) -> None:
     """What they leave when they are killed is whole too."""
-    assert len(outcome["experiments"]) == 7
+    assert len(outcome["experiments"]) == 8
     for name, tally in outcome["experiments"].items():
         assert tally["problems"] == [], name
         assert tally["kills"] == 1, name

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,6 +22,7 @@ import utils.distributed
 from hparams.cli import run_script
 from hparams.errors import RunError, UserError
 from utils.distributed import Ranks, joined
+from utils.growing_array import growing_array, made_array
 from utils.shared_batches import in_order, own_indices
 
 COUNT = 4  # or each would talk to each
@@ -65,7 +69,25 @@ def shares(ranks: Ranks) -> None:
     assert ranks.gather_objects({ranks.rank}) == [{0}, {1}, {2}, {3}]
 
 
-WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares)
+def waits(ranks: Ranks) -> None:
+    """Not a failure: another program makes what they need, for longer than the processes wait for each other."""
+    folder = Path(ranks.from_first(tempfile.mkdtemp))
+    if ranks.first:
+        subprocess.Popen(["flock", folder, "sh", "-c", "touch busy; sleep 7; mv busy done"], cwd=folder)
+        while not (folder / "busy").exists():
+            time.sleep(0.01)
+    ranks.wait()
+
+    def make() -> None:
+        assert (folder / "done").exists()
+        if ranks.first:
+            with growing_array(folder / "made.npy", (3,), np.uint8) as growing:
+                growing.values[:] = 7
+
+    assert made_array(folder / "made.npy", make, ranks)[0].tolist() == [7, 7, 7]
+
+
+WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares, waits)
 
 
 class AskedToEnd(utils.distributed._Board):
