@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hparams.errors import UserError
-from utils.files import make_folder, sha256_of, sync_folder, whole_file
+from utils.files import make_folder, sha256_of, sync, whole_file
 from utils.run_folder import RunFolder
 
 StateDict = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
     make_folder(folder.saved_models)
     mark = folder.saving_mark(kind, step)
     mark.touch()
-    sync_folder(folder.saved_models)
+    sync(folder.saved_models)
     siblings = {}
     for ema, model in models.items():
         file = folder.model_file(kind, step, ema=ema)

@@ -18,7 +18,7 @@ import numpy as np
 
 from hparams.errors import UserError
 from utils.distributed import ALONE, Ranks
-from utils.files import exclusive, make_folder, naming, remove_remains, sha256_of, sync_folder, whole_file
+from utils.files import exclusive, make_folder, naming, remove_remains, sha256_of, sync, whole_file
 from utils.limits import free_space, tell_bytes
 from utils.signals import ending_politely
 
@@ -70,7 +70,7 @@ class GrowingArray:
         del self.values
         _write_note(path.with_suffix(".json"), sha256=sha256_of(self._partial), bad=self.bad)
         self._partial.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
         self._progress.unlink(missing_ok=True)
 
 
@@ -161,7 +161,7 @@ def _forget(progress: Path) -> None:
     """Delete a note of progress, durably."""
     if progress.exists():
         progress.unlink()
-        sync_folder(progress.parent)
+        sync(progress.parent)
 
 
 def _fits(path: Path, like: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 
 from hparams.errors import UserError
-from utils.files import sync_folder
+from utils.files import sync
 from utils.images import BadImageError
 from utils.lmdb_pages import DamagedLMDBError, Head, entries, read_head, read_value
 
@@ -138,13 +138,13 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _fill(unfinished, items)
-            sync_folder(unfinished)
+            sync(unfinished)
             unfinished.rename(path)
         except (OSError, lmdb.Error):  # the first to finish has removed this one
             if not (path / "data.mdb").is_file():
                 raise
         else:
-            sync_folder(path.parent)
+            sync(path.parent)
             for remains in path.parent.glob(f".{glob.escape(path.name)}.*"):
                 shutil.rmtree(remains, ignore_errors=True)
     except (OSError, lmdb.Error) as error:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
@@ -21,6 +20,7 @@ from utils.bad_images import BadImages
 from utils.batches import eval_batches
 from utils.datasets import open_images
 from utils.lmdb_images import write_lmdb
+from utils.pictures import pil_image
 from utils.progress import Progress, say
 
 EXAMPLE = "python -m utils.pack_images --dataset ffhq --img_size 256 --out data/ffhq_256 --num_workers 8"
@@ -30,7 +30,7 @@ BATCH = 64
 def encode_lossless(pixels: np.ndarray) -> bytes:
     """uint8 [3,H,W] as a PNG, compressed a little: more would be slower to write, and hardly smaller."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG", compress_level=1)
+    pil_image(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -42,7 +42,12 @@ def comparison_rows(originals: Tensor, reconstructions: Tensor, most: int = 8) -
     return torch.cat([part for row in zip(*pairs, strict=True) for part in row]), columns
 
 
+def pil_image(picture: np.ndarray) -> Image.Image:
+    """Of uint8 [3,H,W]."""
+    return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write uint8 [3,H,W], whole or not at all."""
     with whole_file(path) as out:
-        Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(out, format="PNG")
+        pil_image(picture).save(out, format="PNG")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.files import sync_folder
-from utils.pictures import image_grid, save_png, to_uint8
+from utils.files import make_folder, naming, sync
+from utils.pictures import image_grid, pil_image, save_png, to_uint8
 
 PER_GRID = 64
 COLUMNS = 8
@@ -50,9 +52,10 @@ class SampleFiles:
         """Take images [b,C,H,W], uint8 or in [0,1]; yields each full grid uint8 [3,H',W'], once it is written."""
         pixels = to_uint8(images).cpu()
         if self._individually:
-            for image in pixels:
-                save_png(self._unfinished / "samples" / f"{self._images:06d}.png", image.expand(3, -1, -1).numpy())
-                self._images += 1
+            make_folder(self._unfinished / "samples")
+            with ThreadPoolExecutor() as pool:  # compressing takes longer than drawing does on a GPU
+                for _ in pool.map(self._write_image, count(self._images), pixels):
+                    self._images += 1
         self._waiting.extend(pixels)
         while len(self._waiting) >= PER_GRID:
             yield self._write_grid()
@@ -61,6 +64,8 @@ class SampleFiles:
         """Write and yield what fills no whole grid, then put all files in their place."""
         if self._waiting:
             yield self._write_grid()
+        for path in self._unfinished.rglob("*"):
+            sync(path)
         for new in sorted(self._unfinished.iterdir()):
             place = self._folder / new.name
             if place.is_dir():  # what others put there stays
@@ -69,7 +74,13 @@ class SampleFiles:
                 place.rmdir()
             new.replace(place)
         self._unfinished.rmdir()
-        sync_folder(self._folder)
+        sync(self._folder)
+
+    def _write_image(self, index: int, pixels: Tensor) -> None:
+        """Without waiting for the disk: that is for `finish`, when most are there already."""
+        file = self._unfinished / "samples" / f"{index:06d}.png"
+        with naming(file):
+            pil_image(pixels.expand(3, -1, -1).numpy()).save(file)
 
     def _write_grid(self) -> np.ndarray:
         grid = image_grid(torch.stack(self._waiting[:PER_GRID]), COLUMNS)

@@ -157,6 +157,13 @@ def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, m
     done.clear()
     saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
     assert done == [f"sync .hparams.yaml.{os.getpid()}", "name hparams.yaml", f"sync {tmp_path.name}"]
+    files = SampleFiles(tmp_path / "images", individually=True)
+    list(files.add(torch.rand(2, 3, 8, 8)))
+    done.clear()
+    list(files.finish())
+    *synced, name, last = done
+    assert {"sync 000000.png", "sync 000001.png", "sync samples"} <= set(synced)
+    assert (name, last) == ("name samples", "sync images")
 
 
 @pytest.fixture
@@ -219,11 +226,6 @@ def written_whole(disk: Path) -> dict[str, Any]:
     stage = parse(VQGANStage, ["--dataset", "churches"], description="", example="")
     picture = np.zeros((3, 64, 64), np.uint8)
 
-    def sample() -> None:
-        files = SampleFiles(disk / "images", individually=False)
-        list(files.add(torch.rand(64, 3, 32, 32)))
-        list(files.finish())
-
     return {
         "settings": (
             lambda: saved.save(stage, disk / "hparams.yaml"),
@@ -234,7 +236,6 @@ def written_whole(disk: Path) -> dict[str, Any]:
             lambda: read_results(disk / "results.json"),
         ),
         "pictures": (lambda: save_png(disk / "a.png", picture), lambda: (disk / "a.png").read_bytes()),
-        "samples": (sample, lambda: sorted(file.name for file in (disk / "images").iterdir())),
         "LMDB": (
             lambda: write_lmdb(disk / "lmdb", [(b"k", bytes(2000))]),
             lambda: sorted(f.name for f in disk.glob("*lmdb*")),
@@ -272,15 +273,24 @@ def test_a_lock_on_a_full_disk_names_its_file(disk: Path) -> None:
         assert (disk / "run/.lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_samples_on_a_full_disk_are_no_set(disk: Path) -> None:
-    write, read = written_whole(disk)["samples"]
+@pytest.mark.parametrize("individually", [False, True])
+def test_samples_on_a_full_disk_are_no_set(disk: Path, individually: bool) -> None:
+    images = disk / "images"
+
+    def write() -> None:
+        files = SampleFiles(images, individually=individually)
+        list(files.add(torch.rand(64, 3, 32, 32)))
+        list(files.finish())
+
     fill(disk, 8192)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as failure:
         write()
-    assert not list((disk / "images").glob("*.png"))
+    assert str(failure.value.filename).endswith(".png")
+    assert not list(images.glob("*.png")) + list(images.glob("samples/*"))
     (disk / "filler").unlink()
     write()
-    assert read() == ["samples_000.png"]
+    names = [f"samples/{i:06d}.png" for i in range(64)] if individually else ["samples_000.png"]
+    assert sorted(str(file.relative_to(images)) for file in images.rglob("*.png")) == names
 
 
 def test_logs_wait_for_room_and_lose_nothing(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
