@@ -27,14 +27,13 @@ from utils.introduction import facts, tell_parameters
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
 from utils.retention import clean_up, drop_weights
+from utils.rhythm import Rhythm
 from utils.run_folder import VQGAN, RunFolder
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
 from utils.stopwatch import Stopwatch
 from utils.training_report import SilentReport, TrainingReport
 from utils.training_start import first_step
-
-STEPS_PER_AGREEMENT = 10  # between two times at which processes tell each other of signals and bad images
 
 
 class DataNote(TypedDict):
@@ -87,6 +86,7 @@ class TrainingRun:
             self._open.enter_context(sole_writer(self.folder.path))
         self._signals = Signals()
         self._stopping: Signal | None = None
+        self._rhythm = Rhythm(self.start)
         self._unfinished = self.folder.unfinished_steps(kind)
         if ranks.first:
             remove_remains(self.folder.path)
@@ -327,11 +327,12 @@ class TrainingRun:
 
         Processes do so after the same step, every few steps.
         """
-        if self.ranks.count > 1 and done % STEPS_PER_AGREEMENT and done < self.end:
+        if self.ranks.count > 1 and not self._rhythm.due(done) and done < self.end:
             return False
         self.bad_images_met.exchange()
         save, self._signals.save = self._signals.save, False
-        stop, save_asked = self.ranks.agree(self._signals.stop or 0, save)
+        stop, save_asked, elapsed = self.ranks.agree(self._signals.stop or 0, save, self._rhythm.elapsed_ms())
+        self._rhythm.agreed(done, elapsed)
         self._stopping = Signal(stop) if stop else None
         return bool(save_asked)
 
