@@ -18,7 +18,7 @@ class Condition:
 
     names: tuple[str, ...]
     other: str
-    values: tuple[str | None, ...]
+    values: tuple[str | bool | None, ...]
 
 
 CONDITIONS = (
@@ -30,6 +30,8 @@ CONDITIONS = (
     Condition(("total_steps", "sample_steps", "sample_type"), "sampler", ("absorbing",)),
     Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
+    Condition(("ema_beta", "steps_per_update_ema"), "ema", (True,)),
+    Condition(("amp_dtype",), "amp", (True,)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
     *(
         Condition(("n_samples", "temp", "sample_steps"), given, (None,))
@@ -46,8 +48,12 @@ def idle_flags(typed: Collection[str], settings: Mapping[str, Any]) -> list[str]
         settings: the resolved values of the stage's settings, by name.
     """
     return [
-        f"--{name} does nothing with --{condition.other} {as_text(settings[condition.other])}"
+        f"--{name} does nothing with {_as_flag(condition.other, settings[condition.other])}"
         for condition in CONDITIONS
         for name in condition.names
         if name in typed and condition.other in settings and settings[condition.other] not in condition.values
     ]
+
+
+def _as_flag(name: str, value: Any) -> str:
+    return f"--no_{name}" if value is False else f"--{name} {as_text(value)}"

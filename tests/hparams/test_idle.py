@@ -23,6 +23,9 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
         (VQGANStage, "--dataset toy_churches --quantizer gumbel", ""),  # the preset's own flags are not typed
         (VQGANStage, "--dataset churches --custom_dataset_path x", "--custom_dataset_path does nothing with --dataset"),
         (VQGANStage, "--dataset custom --custom_dataset_path x", ""),
+        (VQGANStage, "--dataset churches --ema_beta 0.9", "--ema_beta does nothing with --no_ema"),
+        (VQGANStage, "--dataset churches --ema_beta 0.9 --ema", ""),
+        (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --amp_dtype float16", "with --no_amp"),
         (PriorStage, "--dataset churches --ae_load_dir v --loss_type mlm --reweighting paper", "with --loss_type mlm"),
         (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3", ""),
         (
@@ -54,4 +57,4 @@ def test_conditions_name_settings_and_their_values() -> None:
     known = {name: setting for stage in STAGES for name, setting in settings_of(stage).items()}
     for condition in CONDITIONS:
         assert set(condition.names) <= known.keys()
-        assert condition.values == (None,) or set(condition.values) <= set(known[condition.other].choices)
+        assert condition.values == (None,) or set(condition.values) <= set(known[condition.other].choices or [True])
