@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hparams.cli import parse, run_script
 from hparams.experiments import InpaintingExperiment
 from hparams.saved import describe
+from utils.masks import painted_pixels
 from utils.preflight import check_experiment, check_file, check_split
 from utils.run_folder import RunFolder
 
@@ -20,26 +23,29 @@ def main() -> None:
     check_experiment(settings)
     check_split(settings.run, settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
+    painted = painted_pixels(settings.inpainting, settings.autoencoder.img_size)
     if settings.run.dry_run:
         print(describe(settings))
         return
-    paint(settings)
+    paint(settings, painted)
 
 
-def paint(settings: InpaintingExperiment) -> None:
+def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     """Draw completions of the first images, and write each by itself, and all beside what was given.
 
-    Their codes are drawn first, and kept: an interrupted call goes on from them.
+    Their codes are drawn first, and kept: an interrupted call goes on from them. painted: the pixels that are not
+    given, bool [img_size,img_size].
     """
     # Imported late, so that --help and a refused flag need not wait for torch.
     import torch
 
     from hparams.settings import SamplingSettings
+    from models.inpainting import codes_of
     from utils.batches import eval_batches
     from utils.experiment_panes import open_dashboard, show_picture
     from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import open_split
-    from utils.inpainting import completions_picture, given_codes, hidden_codes
+    from utils.inpainting import completions_picture, given_codes
     from utils.introduction import introduce
     from utils.pictures import save_png
     from utils.sample_files import SampleFiles
@@ -50,7 +56,7 @@ def paint(settings: InpaintingExperiment) -> None:
     run, inpainting = settings.run, settings.inpainting
     models = load_trained_models(settings)
     data = open_split(run, inpainting.split, settings.autoencoder.img_size).first(inpainting.n_images)
-    hidden = hidden_codes(inpainting, models.autoencoder)
+    hidden = codes_of(torch.from_numpy(painted), models.autoencoder.latent_size)
     folder, n = RunFolder(run.log_dir), len(data) * inpainting.n_samples
     what = f"{inpainting.n_samples} completions of each of {len(data)} images of {run.dataset}"
     anew = f"{int(hidden.sum())} of {hidden.numel()} codes"

@@ -240,7 +240,8 @@ class InpaintingSettings:
     )
     mask_path: str | None = setting(
         None,
-        help="an image, white where to paint anew, resized and cropped as the data are; in place of --region",
+        help="an image, white (lighter than mid-grey) where to paint anew, resized and cropped as the data are; in "
+        "place of --region",
         unit="file",
     )
     temp: float = setting(1.0, help="temperature of the codes' distribution", unit="tau", above=0)

@@ -26,7 +26,7 @@ class BadImageError(UserError):
     """One image that cannot be read; the others may be fine."""
 
 
-def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
+def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = False) -> Image.Image:
     """Decodes an image of any common kind to upright RGB, 8 bits a channel.
 
     Grey is repeated, palettes are looked up, CMYK is converted, 16-bit samples are scaled to 8 bits. Transparent
@@ -35,9 +35,11 @@ def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
     Args:
         source: the encoded bytes, or the path of a file.
         name: what errors call it (default: the path).
+        opaque: refuse transparent pixels.
 
     Raises:
-        BadImageError: not an image, truncated, too large, or of a kind without a defined range (32-bit floats).
+        BadImageError: not an image, truncated, too large, of a kind without a defined range (32-bit floats), or
+            transparent where it should be `opaque`.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
     if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
@@ -45,6 +47,8 @@ def decode_rgb(source: bytes | Path, name: str | None = None) -> Image.Image:
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
+            if opaque and _is_transparent(image):
+                raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
             return _to_rgb(_upright(image), name)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -58,6 +62,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # a broken EXIF block tells no orientation
         return image
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    # Of 16-bit samples Pillow's conversion compares 8 bits alone.
+    return image.mode.startswith("I") or image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from hparams.errors import UserError
-from hparams.experiments import InpaintingSettings
 from models.autoencoder import VQAutoEncoder
-from models.inpainting import codes_of, pixels_of
+from models.inpainting import pixels_of
 from utils.evaluation import evaluating
-from utils.images import decode_rgb, resize_and_crop
 from utils.pictures import image_grid
 
 _GREY = 128  # of what is to be painted
 _MOST_ROWS = 16  # of the picture
-
-
-def hidden_codes(inpainting: InpaintingSettings, autoencoder: VQAutoEncoder) -> Tensor:
-    """The codes to be drawn anew, [h,w] bool.
-
-    Raises:
-        UserError: --mask_path is no image, or has no white.
-    """
-    _, *sides = autoencoder.image_shape
-    if inpainting.mask_path:
-        mask = decode_rgb(Path(inpainting.mask_path), f"--mask_path {inpainting.mask_path}")
-        pixels = torch.from_numpy(resize_and_crop(mask, sides[0])).float().mean(0) >= 128
-        if not pixels.any():
-            raise UserError(
-                f"--mask_path {inpainting.mask_path}: nothing of it is white: nothing is to be painted anew"
-            )
-    else:
-        assert inpainting.region is not None  # resolved settings
-        top, left, height, width = inpainting.region
-        pixels = torch.zeros(sides, dtype=torch.bool)
-        pixels[top : top + height, left : left + width] = True
-    return codes_of(pixels, autoencoder.latent_size)
 
 
 def given_codes(images: Tensor, autoencoder: VQAutoEncoder, hidden: Tensor, *, mask_id: int, batch_size: int) -> Tensor:

@@ -89,10 +89,9 @@ def test_what_is_said(printed: list[str]) -> None:
 
 
 def test_a_mask_without_white_is_refused(toy: Any, tmp_path: Path) -> None:
+    """Before anything is loaded, by --dry_run too."""
     Image.new("L", (16, 16)).save(tmp_path / "black.png")
     line = toy.refused(f"{INPAINT} --log_dir black --mask_path {tmp_path}/black.png")
     assert "black.png: nothing of it is white" in line
-    (tmp_path / "torn.png").write_bytes((tmp_path / "black.png").read_bytes()[:40])
-    line = toy.refused(f"{INPAINT} --log_dir black --mask_path {tmp_path}/torn.png")
-    assert "--mask_path" in line
+    assert toy.refused(f"{INPAINT} --log_dir black --mask_path {tmp_path}/black.png --dry_run") == line
     assert not (toy.logs / "black").exists()
