@@ -45,12 +45,14 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     from utils.experiment_panes import open_dashboard, show_picture
     from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import open_split
-    from utils.inpainting import completions_picture, given_codes
+    from utils.inpainting import CompletionsPicture
     from utils.introduction import introduce
-    from utils.pictures import save_png
+    from utils.latents import cached_latents
+    from utils.pictures import save_png, to_uint8
+    from utils.progress import say
     from utils.sample_files import SampleFiles
     from utils.sampled_ids import sampled_ids
-    from utils.sampling import decode_all
+    from utils.sampling import shared_decoding
     from utils.trained_models import load_trained_models
 
     run, inpainting = settings.run, settings.inpainting
@@ -64,24 +66,41 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     sampling = SamplingSettings(n_samples=n, temp=inpainting.temp, sample_steps=inpainting.sample_steps)
     with experiment_run(settings, models.device) as ranks:
         bad = list_bad_images(run, ranks)
-        originals = torch.cat(list(eval_batches(data, run.batch_size, run.num_workers, bad=bad)))
-        given = given_codes(
-            originals, models.autoencoder, hidden, mask_id=settings.autoencoder.codebook_size, batch_size=run.batch_size
+        codes = cached_latents(
+            folder.latents,
+            models.autoencoder,
+            data,
+            flip=False,
+            batch_size=run.batch_size,
+            num_workers=run.num_workers,
+            say=say if not run.quiet else lambda _: None,
+            quiet=run.quiet,
+            bad=bad,
+            ranks=ranks,
         )
+        mask_id = settings.autoencoder.codebook_size
+        given = torch.from_numpy(codes.astype(np.int64)).masked_fill(hidden.flatten(), mask_id)
         starts = given.repeat_interleave(inpainting.n_samples, dim=0)
         ids = sampled_ids(folder, models, settings, sampling, ranks, starts)
-        completed = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)
+        batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if not ranks.first:
+            for _ in batches:  # to do its share is all that it does
+                pass
             return
+        picture = CompletionsPicture(len(data), inpainting.n_samples)
         files = SampleFiles(folder.images, individually=True)
-        for _ in (*files.add(completed), *files.finish()):
-            pass  # each is written
-        picture = completions_picture(originals, hidden, completed)
-        save_png(folder.images / "inpainted.png", picture)
+        for images in batches:
+            pixels = to_uint8(images).cpu()
+            picture.add(pixels)
+            list(files.add(pixels))  # each is written
+        list(files.finish())
+        drawn = picture.draw(next(eval_batches(data, picture.rows, 0, bad=bad)), hidden)
+        path = folder.images / "inpainted.png"
+        save_png(path, drawn)
         with open_dashboard(run) as dashboard:
-            show_picture(dashboard, "inpainted", picture, title="images, what is given of them, completions")
-    print(f"{n} images in {files.where}")
-    print(f"{folder.images / 'inpainted.png'}: each image, what is given of it, and its completions")
+            show_picture(dashboard, "inpainted", drawn, title="images, what is given of them, completions")
+    print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
+    print(f"{path}: {picture.rows} images, what is given of each, and {picture.completions} completions")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images of which a part is painted anew: what is given of them, and a picture of what became of it."""
+"""A picture of images of which a part was painted anew."""
 
 from __future__ import annotations
 
@@ -6,29 +6,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.autoencoder import VQAutoEncoder
 from models.inpainting import pixels_of
-from utils.evaluation import evaluating
 from utils.pictures import image_grid
 
-_GREY = 128  # of what is to be painted
-_MOST_ROWS = 16  # of the picture
+_GREY = 128  # of what is painted anew
+_MOST_ROWS = 16
+_MOST_COMPLETIONS = 8  # in a row
 
 
-def given_codes(images: Tensor, autoencoder: VQAutoEncoder, hidden: Tensor, *, mask_id: int, batch_size: int) -> Tensor:
-    """Codes of images uint8 [n,3,S,S] with the mask id where they are hidden: [n,N] int64, on the CPU."""
-    device = next(autoencoder.parameters()).device
-    with evaluating(autoencoder):
-        ids = torch.cat([autoencoder.encode(part.to(device) / 255).cpu() for part in images.split(batch_size)])
-    return ids.masked_fill(hidden.flatten(), mask_id)
+class CompletionsPicture:
+    """A row for each of the first images: itself, what is given of it, and its first completions.
 
-
-def completions_picture(originals: Tensor, hidden: Tensor, completed: Tensor) -> np.ndarray:
-    """A row for each image: itself, what is given of it, and its completions.
-
-    originals: uint8 [n,3,S,S]; hidden: [h,w] bool; completed: uint8 [n·m,3,S,S], each image's m together. The first
-    rows alone where there are many. Returns uint8 [3,H',W'].
+    Attributes:
+        rows: how many images are shown.
+        completions: how many of each.
     """
-    given = originals.masked_fill(pixels_of(hidden, (originals.shape[2], originals.shape[3])), _GREY)
-    rows = torch.cat([originals[:, None], given[:, None], completed.unflatten(0, (len(originals), -1))], dim=1)
-    return image_grid(rows[:_MOST_ROWS].flatten(0, 1), rows.shape[1])
+
+    def __init__(self, n_images: int, n_samples: int) -> None:
+        self.rows = min(n_images, _MOST_ROWS)
+        self.completions = min(n_samples, _MOST_COMPLETIONS)
+        self._n_samples = n_samples
+        self._taken = 0
+        self._shown: list[Tensor] = []
+
+    def add(self, images: Tensor) -> None:
+        """Take the next completions, uint8 [b,3,S,S]; those of an image come one after the other."""
+        for number, image in enumerate(images, self._taken):
+            row, column = divmod(number, self._n_samples)
+            if row < self.rows and column < self.completions:
+                self._shown.append(image.clone())  # not the batch
+        self._taken += len(images)
+
+    def draw(self, originals: Tensor, hidden: Tensor) -> np.ndarray:
+        """The picture, uint8 [3,H',W'], once all were taken. originals: uint8 [rows,3,S,S]; hidden: [h,w] bool."""
+        given = originals.masked_fill(pixels_of(hidden, (originals.shape[2], originals.shape[3])), _GREY)
+        completed = torch.stack(self._shown).unflatten(0, (self.rows, self.completions))
+        rows = torch.cat([originals[:, None], given[:, None], completed], dim=1)
+        return image_grid(rows.flatten(0, 1), rows.shape[1])
