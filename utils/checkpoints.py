@@ -69,6 +69,19 @@ def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
     return state
 
 
+def noted_autoencoder(state_file: Path) -> str | None:
+    """The checksum of the autoencoder file whose codes a prior learnt, as its training state notes it, or None.
+
+    Weights in the state are not read. A state that is missing or damaged notes nothing.
+    """
+    try:
+        state = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # the bytes of a damaged file lead the unpickler anywhere
+        return None
+    noted = state.get("autoencoder") if isinstance(state, dict) else None
+    return noted if isinstance(noted, str) else None
+
+
 def load_file(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU; only tensors and plain containers, nothing that runs code.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,31 @@ def test_stage_2_keeps_to_its_autoencoder(tiny) -> None:
     ended = tiny.run(f"{resume} 12")
     assert ended.code == 0
     assert "WARNING: logs/ae/saved_models/vqgan_ema_8.th is not the autoencoder that" in ended.out + ended.err
+
+
+def test_experiments_notice_another_autoencoder(tiny) -> None:
+    """By its file's checksum, or its step where no training state tells; whatever it is called."""
+    logs = tiny.folder / "logs"
+    (logs / "ae").rename(logs / "moved")
+    # So short a run does not move the average.
+    shutil.copy(logs / "moved/saved_models/vqgan_8.th", logs / "moved/saved_models/vqgan_ema_4.th")
+    shutil.copytree(logs / "moved", logs / "other")
+    shutil.copy(logs / "moved/saved_models/vqgan_ema_4.th", logs / "other/saved_models/vqgan_ema_8.th")
+
+    def warned(flags: str) -> bool:
+        ended = tiny.run(f"experiments/get_samples.py --load_dir prior --log_dir samples --n_samples 2 {flags}")
+        assert ended.code == 0, ended.err
+        line = r"WARNING: \S+ is not the autoencoder whose codes \S+ learnt.*--ae_load_dir and --ae_load_step\n"
+        assert "autoencoder" not in re.sub(line, "", ended.err)
+        return re.search(line, ended.err) is not None
+
+    old, unknown = "--ae_load_dir moved --ae_load_step 4", "--dataset custom --total_steps 4"
+    assert not warned("--ae_load_dir moved")
+    assert not warned("--ae_load_dir moved --no_ema")
+    assert warned(old)
+    assert warned("--ae_load_dir other")
+    (logs / "prior/saved_models/absorbing_state_8.th").write_bytes(b"torn")
+    assert warned(old)
+    assert not warned("--ae_load_dir other")
+    (logs / "prior/hparams.yaml").unlink()
+    assert not warned(f"{old} {unknown} --bert_n_emb 8 --bert_n_head 1 --bert_n_layers 1")
