@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,14 @@ def registered_r64() -> str:
     """Name of R64 among torch-fidelity's extractors, where a name is taken once per process."""
     torch_fidelity.register_feature_extractor("r64", R64)
     return "r64"
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A closed terminal sends SIGHUP, which is ignored where the tests run under nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_what_a_killed_process_noted_is_safe(tmp_path: Path, monkeypatch: pytest
     assert fill(tmp_path / "a.npy") == 5
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_process_and_keeps_what_is_done(
     tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]

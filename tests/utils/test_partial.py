@@ -43,6 +43,7 @@ def test_state_is_kept_every_so_often(tmp_path: Path, monkeypatch: pytest.Monkey
         assert work.load() == {"done": 2}
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_process(tmp_path: Path, number: signal.Signals) -> None:
     former = signal.getsignal(number)
