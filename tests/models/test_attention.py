@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import attention
+from models.attention import _one_query, attention
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -30,6 +30,16 @@ def test_it_is_softmax_attention(n: int, m: int, causal: bool, dtype: torch.dtyp
     found = attention(q, k, v, causal=causal)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), by_definition(q, k, v, causal), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("seen", [3, 5])
+def test_sums_for_one_query_are_softmax_attention(seen: int) -> None:
+    """What `attention` takes on a GPU alone."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn((2, 3, length, 8), generator=generator) for length in (1, 5, 5))
+    expected = by_definition(q, k[:, :, :seen], v[:, :, :seen], causal=False)
+    found = _one_query(q, k, v, None if seen == 5 else torch.arange(5)[None] < seen)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -166,6 +166,16 @@ def test_it_goes_on_from_the_middle(order: str) -> None:
     assert torch.equal(rest[-1], whole[-1])
 
 
+def test_images_that_are_done_early_wait_for_the_last_step() -> None:
+    """Processes that share the images save their state together after each step, and so all make as many."""
+    reveal, uniforms = plans((1, 4, 6), "random")
+    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": 64}
+    x = torch.full((1, 4, 6), MASK)
+    states = list(larger_trajectory(FakeModel(3 * 4), x, reveal.clamp(max=4), uniforms, **options, stop=8))
+    assert len(states) == 8
+    assert (states[4] < K).all()
+
+
 def test_windows_cover_the_grid() -> None:
     assert window_starts(24, 16, 1) == list(range(9))
     assert window_starts(24, 16, 5) == [0, 5, 8]

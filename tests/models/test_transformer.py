@@ -152,6 +152,12 @@ def test_dropout_acts_while_training_only(place: str) -> None:
     assert not torch.equal(net(x), net(x))
 
 
+def test_residual_dropout_falls_on_all_that_a_block_adds() -> None:
+    """On attention and on the network behind it: where nothing is left of either, blocks hand on what they get."""
+    net, x = transformer(resid_pdrop=1.0).train(), ids()
+    torch.testing.assert_close(net(x), net.head(net.ln_f(net.tok_emb(x) + net.pos_emb)))
+
+
 def test_mask_id_is_an_input_symbol_of_its_own() -> None:
     prior, x = AbsorbingDiffusion(transformer(), mask_id=9, total_steps=4), ids()
     other = x.clone()
