@@ -139,6 +139,14 @@ def test_an_autoregressive_sample_is_a_function_of_its_own_generator() -> None:
     assert [ids.tolist() for ids in prior.samples(map(seeded, range(1, 8, 3)), batch_size=2)] == alone[1::3]
 
 
+def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, together = AutoregressivePrior(small_transformer()), []
+    new_cache = prior.net.new_cache
+    monkeypatch.setattr(prior.net, "new_cache", lambda batch: together.append(batch) or new_cache(batch))
+    prior.sample(8, generator=seeded(), batch_size=3)
+    assert together == [3, 3, 2]
+
+
 def test_autoregressive_sampling_draws_from_the_product_of_its_conditionals(p_value: PValue) -> None:
     net = small_transformer()
     net.pos_emb = torch.nn.Parameter(net.pos_emb[:, :2].detach())  # 49 outcomes

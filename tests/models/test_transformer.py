@@ -131,6 +131,13 @@ def test_too_many_tokens_are_refused() -> None:
         net.next_logits(ids(1), cache)
 
 
+@pytest.mark.parametrize("shape", [(2, 5), (2, 7), (6,)])
+def test_an_autoregressive_prior_predicts_whole_samples_only(shape: tuple[int, ...]) -> None:
+    prior = AutoregressivePrior(transformer(causal=True, vocab_size=9))
+    with pytest.raises(ValueError, match=r"shape \[B, 6\], not "):
+        prior.losses(torch.zeros(shape, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_of_chosen_places_are_those_of_all_places(dtype: torch.dtype) -> None:
     net, x = transformer(), ids()

@@ -79,13 +79,18 @@ class Run:
         """A term of the first update."""
         return self.metrics()[0][name]
 
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text())[-1]["values"]
+
     @property
     def files(self) -> set[str]:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
 
     @cached_property
     def images(self) -> np.ndarray:
-        files = [file for file in sorted(self.folder.rglob("*.png")) if not file.name.startswith("unmasking")]
+        beside = ("unmasking", "inpainted", "neighbours")
+        files = [file for file in sorted(self.folder.rglob("*.png")) if not file.name.startswith(beside)]
         return np.stack([np.asarray(Image.open(file)) for file in files])
 
     def model(self, name: str) -> dict[str, Tensor]:
@@ -174,6 +179,16 @@ def on_dashboard(base: Run, run: Run) -> bool:
 
 def other_images(base: Run, run: Run) -> bool:
     return base.images.shape == run.images.shape and not np.array_equal(base.images, run.images)
+
+
+def other_results(*names: str) -> Check:
+    """Of all numbers of a result these alone are others."""
+
+    def check(base: Run, run: Run) -> bool:
+        assert base.results.keys() == run.results.keys()
+        return {name for name, value in base.results.items() if run.results[name] != value} == set(names)
+
+    return check
 
 
 def says(text: str) -> Check:
@@ -312,6 +327,39 @@ SAMPLES_ROWS = [
     Row("load_step", "--load_step 1", says("absorbing_ema_1.th"), base="--load_dir longer"),
     Row("sampler load_dir", "--sampler autoregressive --load_dir causal", says("autoregressive_ema_1.th")),
 ]
+_DRAWN = f"{_RUN} --ae_load_dir ae --load_dir prior"
+INPAINT = f"experiments/inpaint.py {_DRAWN} --region 0 0 8 16 --n_images 2 --n_samples 1"
+LARGER = f"experiments/generate_big_samples.py {_DRAWN} --shape 8 10 --order random --sample_steps 4 --n_samples 2"
+ELBO = f"experiments/calc_approximate_ELBO.py {_DRAWN} --train_steps 0 --elbo_steps 4"
+_TOTAL = ("bits_per_dim", "standard_error")
+_PIXELS = ("pixel_bits_per_dim", "pixel_standard_error")
+_CODES = ("code_bits_per_dim", "code_standard_error", "code_mc_error", "code_bits_per_token")
+EXPERIMENT_ROWS = {
+    INPAINT: [
+        Row("", "--temp 0.1", other_images),
+        Row("", "--sample_steps 3", other_images),
+        Row("", "--split train", other_images),
+        Row("", "--no_ema", other_images),
+        Row("", "--n_images 3", lambda b, r: len(r.files) == len(b.files) + 1),
+    ],
+    LARGER: [
+        Row("", "--temp 0.1", other_images),
+        Row("", "--sample_steps 3", other_images),
+        Row("", "--order raster", other_images),
+        Row("", "--stride 2", other_results("windows_per_image")),
+        Row("", "--no_ema", other_images),
+    ],
+    ELBO: [
+        Row("", "--train_steps 2", other_results(*_TOTAL, *_PIXELS)),
+        Row("", "--lr 1e-2", other_results(*_TOTAL, *_PIXELS), base="--train_steps 2"),
+        Row("", "--steps_per_eval 1", steps_of("val", 1, 2), base="--train_steps 2"),
+        Row("", "--elbo_steps 8", other_results(*_TOTAL, *_CODES)),
+        Row("", "--code_bound continuous", other_results(*_TOTAL, *_CODES)),
+        Row("", "--bits 5", lambda b, r: b.results["pixel_bits_per_dim"] - r.results["pixel_bits_per_dim"] > 2),
+        Row("", "--protocol published", lambda b, r: b.results["code_mc_error"] and not r.results["code_mc_error"]),
+        Row("", "--no_ema", other_results(*_TOTAL, *_PIXELS, *_CODES)),
+    ],
+}
 REFUSED_ROWS = {"latent_shape": "--latent_shape 1 4 4", "n_channels": "--n_channels 1"}
 
 
@@ -376,6 +424,19 @@ def test_stage_2(scripts: Scripts, row: Row) -> None:
 @pytest.mark.parametrize("row", **named(SAMPLES_ROWS))
 def test_samples(scripts: Scripts, row: Row) -> None:
     assert row.check(*runs(scripts, SAMPLES, row))
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [(command, row) for command, rows in EXPERIMENT_ROWS.items() for row in rows],
+    ids=[
+        f"{Path(command.split()[0]).stem}_{row.changed.replace('--', '').replace(' ', '_')}"
+        for command, rows in EXPERIMENT_ROWS.items()
+        for row in rows
+    ],
+)
+def test_experiments(scripts: Scripts, command: str, row: Row) -> None:
+    assert row.check(*runs(scripts, command, row))
 
 
 def runs(scripts: Scripts, command: str, row: Row) -> tuple[Run, Run]:
