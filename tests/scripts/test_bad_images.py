@@ -82,6 +82,7 @@ def test_experiments_go_on_too_and_list_what_they_met(tiny) -> None:
     commands = {
         "nll": "calc_approximate_ELBO.py --train_steps 20 --steps_per_eval 4 --elbo_steps 2",
         "near": "calc_nearest_neighbours.py --n_samples 2 --top_k 21 --distance r64",
+        "anew": "inpaint.py --split all --n_images 16 --n_samples 1 --region 0 0 4 4",
     }
     for run, command in commands.items():
         refused = tiny.run(f"experiments/{command} {models} --log_dir {run}")

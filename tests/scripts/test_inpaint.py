@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import inpaint
+from hparams.cli import parse
 from hparams.experiments import InpaintingExperiment
 from hparams.resolve import resolve
 from utils.batches import eval_batches
@@ -87,6 +89,15 @@ def test_what_is_said(printed: list[str]) -> None:
     assert "inpainted.png: 3 images, what is given of each, and 2 completions" in by_region
     assert "sampling  6/6 images" in by_region
     assert "sampling" not in again.split("\ninpainting\n")[1]  # the codes were there
+
+
+def test_kept_codes_serve_no_other_region(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy.folder)
+    words = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --no_summary --visdom_port 9 --quiet"
+    words += " --load_dir absorbing --n_images 1 --log_dir regions --region"
+    for region in ("0 0 4 4", "8 8 4 4", "0 0 4 4"):
+        inpaint.paint(parse(InpaintingExperiment, f"{words} {region}".split(), description="", example=""))
+    assert len(by_run(toy, "regions")) == 2
 
 
 def test_a_mask_without_white_is_refused(toy: Any, tmp_path: Path) -> None:

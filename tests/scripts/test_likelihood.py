@@ -18,7 +18,9 @@ from PIL import Image
 from hparams.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.resolve import resolve
 from models.diffusion import bound_nats
+from models.transformer import Block
 from utils.building import open_data
+from utils.checkpoints import load_file
 from utils.devices import pick_amp_dtype, precision_name
 from utils.larger_images import decode_larger, larger_ids
 from utils.likelihood import HeadTrainer, code_term, evaluate_batch, pixel_term, validation_batches
@@ -237,9 +239,20 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(here: Any, t
     rest, counted = larger_ids(models, settings, tmp_path / "parts")
     assert torch.equal(rest, ids)
     assert counted == evaluations
+    kept = [load_file(tmp_path / name)["state"] for name in ("whole", "parts")]  # what a third call would take
+    assert all(torch.equal(state["x"], ids) and state["done"] == kept[0]["done"] for state in kept)
     alone = larger_ids(models, larger_of(order=order, n_samples=1)[0], tmp_path / "alone")[0]
     assert torch.equal(alone[0], ids[0])
     assert not torch.equal(ids[0], ids[1])
+
+
+def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any, tmp_path: Path) -> None:
+    settings, models = larger_of(order="random", sample_steps=4, batch_size=4)
+    seen = set()
+    block = next(module for module in models.prior.modules() if isinstance(module, Block))
+    block.register_forward_hook(lambda _, __, out: seen.add((len(out[1]), out[1].dtype)))
+    larger_ids(replace(models, amp_dtype=torch.bfloat16), settings, tmp_path / "codes")
+    assert seen == {(4, torch.bfloat16), (1, torch.bfloat16)}  # of nine windows, three for each image
 
 
 def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any) -> None:

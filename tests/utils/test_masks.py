@@ -81,3 +81,11 @@ def test_what_is_no_image_is_named_by_its_flag(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"words")
     with pytest.raises(UserError, match=r"--mask_path .*mask\.png as an image"):
         painted_pixels(replace(SETTINGS, mask_path=f"{tmp_path}/mask.png"), 8)
+
+
+def test_white_is_what_is_light_in_all_channels_together(tmp_path: Path) -> None:
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[:, 4:] = 160
+    mask[:4, :4, 0] = 255  # red
+    mask[4:, :4] = 90
+    assert painted_by(Image.fromarray(mask), tmp_path).tolist() == [[False] * 4 + [True] * 4] * 8

@@ -80,7 +80,10 @@ def test_what_was_being_written_when_a_run_was_killed_goes(tmp_path: Path) -> No
     folder = make(tmp_path, whole={5})
     (folder.saved_models / ".vqgan_10.th.4711").touch()
     (folder.saved_models / ".mine").touch()
+    folder.images.mkdir()
+    (folder.images / ".samples_10.png.4711").touch()
     clean_up(folder, VQGAN, 5, DEFAULTS)
+    assert not list(folder.images.iterdir())
     assert names(folder) == {"vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th", ".mine"}
 
 
@@ -88,6 +91,32 @@ def test_weights_without_a_state_are_dropped_with_their_mark(tmp_path: Path) -> 
     folder = make(tmp_path, whole={5}, half={10}, marked={10})
     drop_weights(folder, VQGAN, 10)
     assert names(folder) == {"vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th"}
+
+
+@pytest.mark.parametrize("deletions", [0, 1, 2])
+def test_a_step_that_is_half_deleted_does_not_pass_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    folder = make(tmp_path, whole={15}, half={10}, marked={10})
+    unlink, left = Path.unlink, iter(range(deletions))
+
+    def killed(file: Path, **more: bool) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        unlink(file, **more)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drop_weights(folder, VQGAN, 10)
+    assert folder.model_steps(VQGAN) == [15]
+    assert folder.unfinished_steps(VQGAN) == [10]
+
+
+def test_what_cannot_be_deleted_is_left_and_the_rest_goes(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={10, 15, 20})
+    folder.state_file(VQGAN, 5).mkdir()
+    clean_up(folder, VQGAN, 20, DEFAULTS)
+    assert folder.state_steps(VQGAN) == [5, 15, 20]
 
 
 @settings(max_examples=150, deadline=None)
