@@ -51,6 +51,7 @@ class TrainingReport:
         self._settings = settings
         self._folder = folder
         self._start, self._end = start, settings.training.train_steps
+        self._kept = resume_step is not None
         self._device = device
         self._headlines = ("loss", "l1") if kind == VQGAN else ("loss", "elbo_bits_per_token")
         self._quiet = settings.run.quiet
@@ -132,7 +133,7 @@ class TrainingReport:
         self.say(tell(values))
         for name, value in values.items():
             self._lines[_short(name)] = f"{value:.4g}"
-        if not (self._settings.training.resume and self._start):
+        if not (self._settings.training.resume and self._kept):
             self._log.record(self._start, "codes", values)
 
     def picture(self, done: int, name: str, images: Tensor, columns: int, *, display: bool, save: bool) -> None:

@@ -72,6 +72,7 @@ class TrainingRun:
         self.folder = RunFolder(settings.run.log_dir)
         self.start = first_step(settings, kind)
         self.end = settings.training.train_steps
+        self._resumed = settings.training.resume and bool(self.folder.state_steps(kind))
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
         self._notes: list[str] = []
@@ -90,7 +91,9 @@ class TrainingRun:
         self._unfinished = self.folder.unfinished_steps(kind)
         if ranks.first:
             remove_remains(self.folder.path)
-        kept = self.start if self.start and self.folder.metrics.exists() else None
+        source = RunFolder(settings.training.load_dir or settings.run.log_dir)
+        goes_on = self._resumed or (self.start > 0 and source.path == self.folder.path)
+        kept = self.start if goes_on and self.folder.metrics.exists() else None
         self._report: TrainingReport | SilentReport = SilentReport()
         if ranks.first:
             self._report = TrainingReport(
@@ -102,7 +105,7 @@ class TrainingRun:
             save(settings, self.folder.hparams)
             with naming(self.folder.path):
                 launch.mark(self.folder.path, launchers)
-            if settings.training.resume and self.start:  # an earlier process may have ended before it came to that
+            if self._resumed:  # an earlier process may have ended before it came to that
                 clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
@@ -163,9 +166,9 @@ class TrainingRun:
     def _restore(self, trainer: Trainer) -> None:
         """Load everything on resume, weights only with --load_step."""
         training = self.settings.training
-        if training.resume and not self.start:
+        if training.resume and not self._resumed:
             self._notes.append("this run was interrupted before it saved a step: it starts again")
-        elif training.resume:
+        if self._resumed:
             state = self._newest_whole_state()
             for ema, model in trainer.models().items():
                 file = self.folder.model_file(self.kind, self.start, ema=ema)

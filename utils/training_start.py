@@ -18,10 +18,10 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
         UserError: nothing to resume or to load, nothing left to do, or a fresh start would write over an earlier run.
     """
     training, folder = settings.training, RunFolder(settings.run.log_dir, root)
-    if training.resume:
-        steps = folder.state_steps(kind)
-        if not steps and folder.hparams.exists() and not folder.model_steps(kind):
-            return 0  # begun, but interrupted before its first step was saved
+    steps = folder.state_steps(kind)
+    # Interrupted before its first step was saved, it starts again as it did: maybe from weights.
+    again = training.resume and not steps and folder.hparams.exists() and not folder.model_steps(kind)
+    if training.resume and not again:
         if not steps:
             weights = folder.model_steps(kind)
             advice = f"--load_step {weights[-1]} starts from its weights" if weights else "leave out --resume to start"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -18,9 +19,12 @@ from torch import nn
 from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
+from utils import training_run
 from utils.building import build_prior, build_vqgan
+from utils.checkpoints import load_state_dict, save_step
+from utils.panes import read_panes
 from utils.prior_trainer import PriorTrainer
-from utils.run_folder import VQGAN
+from utils.run_folder import VQGAN, RunFolder
 from utils.stopwatch import Stopwatch
 from utils.training_run import TrainingRun
 from utils.vqgan_trainer import VQGANTrainer
@@ -99,11 +103,12 @@ def idle_run(**changes: Any) -> TrainingRun:
 
 
 def go(run: TrainingRun, signals: dict[int, signal.Signals] | None = None) -> None:
-    """Make the steps of a run; during those in `signals` there is one."""
+    """Make the steps of a run; during those in `signals` there is one. The loss is the step, the first is skipped."""
     for step, _ in run.steps(itertools.repeat(torch.zeros(1))):
         if signals and step + 1 in signals:
             os.kill(os.getpid(), signals[step + 1])
-        run.log(step + 1, {"loss": torch.zeros(()), "l1": torch.zeros(()), "skipped": torch.zeros(())})
+        loss = torch.tensor(step + 1.0)
+        run.log(step + 1, {"loss": loss, "l1": loss, "skipped": (loss == 1).float()})
         run.save_if_due(step + 1, Idle())
 
 
@@ -130,15 +135,79 @@ def test_a_step_is_saved_once_each_time_that_it_is_asked_for() -> None:
     assert run.folder.state_steps(VQGAN) == [1, 4, 6]
 
 
+def lines(run: TrainingRun, *names: str) -> list[tuple[float, ...]]:
+    read = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    return [tuple(line[name] for name in ("step", *names)) for line in read]
+
+
 @pytest.mark.usefixtures("here")
-def test_rates_count_the_steps_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was interrupted between two lines: means go over both parts, rates over its own steps."""
     monkeypatch.setattr(Stopwatch, "pop", lambda _: {"step": 1.0})
     with idle_run(train_steps=3) as run:
         go(run)
     with idle_run(train_steps=6, resume=True) as run:
         go(run)
-    lines = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
-    assert [(line["step"], line["steps_per_second"]) for line in lines] == [(2, 2), (4, 1), (6, 2)]
+    names = ("loss", "skipped_updates", "steps_per_second")
+    assert lines(run, *names) == [(2, 1.5, 1, 2), (4, 3.5, 1, 1), (6, 5.5, 1, 2)]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_run_keeps_nothing_of_another_that_saved_no_step(loaded: bool) -> None:
+    with idle_run(train_steps=3, log_dir="source") as run:
+        go(run)
+    with idle_run(train_steps=9, log_dir="run") as run:
+        run.baselines({"entropy": 1.0})
+        for done in (1, 2, 3, 4):
+            run.log(done, {"loss": torch.zeros(()), "l1": torch.zeros(()), "skipped": torch.zeros(())})
+    more = {"load_dir": "source", "load_step": 3} if loaded else {}
+    with idle_run(train_steps=6, log_dir="run", **more) as run:
+        run.baselines({"entropy": 2.0})
+        go(run)
+    first = 3 if loaded else 0
+    assert lines(run) == [(first,), *((step,) for step in (2, 4, 6) if step > first)]
+    assert run.folder.log.read_text().count("entropy") == 1
+    (loss,) = read_panes(run.folder.dashboard)["loss"]["data"]
+    assert loss["x"] == [step for step in (2, 4, 6) if step > first]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_was_interrupted_before_its_first_save_starts_again_from_the_same_weights() -> None:
+    with idle_run(train_steps=3, log_dir="source") as run:
+        go(run)
+    weights = load_state_dict(run.folder.model_file(VQGAN, 3))["weight"]
+    with idle_run(train_steps=6, load_dir="source", load_step=3) as run:
+        run.baselines({"entropy": 1.0})
+    idle = Idle()
+    with TrainingRun(resolve(VQGANStage, {"log_dir": "run", "resume": True}), VQGAN, idle) as run:
+        assert run.start == 3
+        assert torch.equal(idle.network.weight, weights)
+        run.baselines({"entropy": 1.0})
+        go(run)
+    assert lines(run) == [(3,), (4,), (6,)]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_a_step_that_could_not_be_saved_take_no_room(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """Unless all of it was written, and the disk failed after that."""
+
+    def failing(folder: RunFolder, kind: str, step: int, *rest: Any) -> None:
+        if step > 1 or whole:
+            save_step(folder, kind, step, *rest)
+        else:
+            folder.model_file(kind, step).parent.mkdir()
+            folder.model_file(kind, step).touch()
+        if step == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_run, "save_step", failing)
+    with idle_run(train_steps=2, steps_per_checkpoint=1) as run:
+        go(run)
+    assert run.folder.model_steps(VQGAN) == run.folder.state_steps(VQGAN) == ([1, 2] if whole else [2])
+    assert run.folder.model_file(VQGAN, 1).exists() == whole
+    assert "step 1 could not be saved" in run.folder.log.read_text()
 
 
 @pytest.mark.usefixtures("here")

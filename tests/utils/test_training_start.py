@@ -40,6 +40,17 @@ def test_resume_begins_after_the_newest_training_state(logs: Path) -> None:
     assert start(logs, log_dir="a", resume=True) == 10
 
 
+def test_a_run_that_saved_no_step_begins_again_where_it_did(logs: Path) -> None:
+    run(logs, "a", "vqgan_5.th", "vqgan_state_5.th")
+    run(logs, "b", ".vqgan_saving_7", "vqgan_7.th")
+    for loaded, step in (({}, 0), ({"load_dir": "a", "load_step": 5}, 5)):
+        save(
+            resolve(VQGANStage, {"dataset": "toy_churches", "log_dir": "b", **loaded}, logs=logs),
+            logs / "b/hparams.yaml",
+        )
+        assert start(logs, log_dir="b", resume=True) == step
+
+
 def test_weights_of_this_project_count_updates(logs: Path) -> None:
     run(logs, "a", "vqgan_5.th", "vqgan_state_5.th")
     assert start(logs, log_dir="b", load_dir="a", load_step=5) == 5
