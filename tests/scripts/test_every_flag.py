@@ -93,6 +93,10 @@ class Run:
         files = [file for file in sorted(self.folder.rglob("*.png")) if not file.name.startswith(beside)]
         return np.stack([np.asarray(Image.open(file)) for file in files])
 
+    @property
+    def unmasking(self) -> bytes:
+        return (self.folder / "images/unmasking_1.png").read_bytes()
+
     def model(self, name: str) -> dict[str, Tensor]:
         return torch.load(self.folder / "saved_models" / f"{name}.th", weights_only=True)
 
@@ -179,6 +183,11 @@ def on_dashboard(base: Run, run: Run) -> bool:
 
 def other_images(base: Run, run: Run) -> bool:
     return base.images.shape == run.images.shape and not np.array_equal(base.images, run.images)
+
+
+def other_samples(base: Run, run: Run) -> bool:
+    """Also the one that is shown while it is unmasked."""
+    return other_images(base, run) and base.unmasking != run.unmasking
 
 
 def other_results(*names: str) -> Check:
@@ -313,8 +322,8 @@ STAGE_2_ROWS = [
         lambda b, r: (len(b.images), len(r.images)) == (2, 3),
         f"{PICTURES} --save_individually",
     ),
-    Row("temp", "--temp 0.1", other_images, base=PICTURES),
-    Row("sample_steps", "--sample_steps 3", other_images, base=PICTURES),
+    Row("temp", "--temp 0.1", other_samples, base=PICTURES),
+    Row("sample_steps", "--sample_steps 3", other_samples, base=PICTURES),
     Row("sample_type", "--sample_type mlm", other_images, base=PICTURES),
 ]
 SAMPLES_ROWS = [
@@ -462,8 +471,8 @@ def test_prdc_compares_the_features_that_are_given(scripts: Scripts) -> None:
     np.save(scripts.folder / "real.npy", real.astype(np.float32))
     np.save(scripts.folder / "fake.npy", fake.astype(np.float32))
     command = "experiments/calc_PRDC.py --dataset toy_churches --device cpu --visdom_port 9 --fake_feats fake.npy"
-    for name, other in (("real", real), ("fake", fake)):
-        run = scripts.run(f"{command} --real_feats {name}.npy")
+    for name, other, k in (("real", real, 3), ("real", real, 5), ("fake", fake, 3)):
+        run = scripts.run(f"{command} --real_feats {name}.npy --nearest_k {k}")
         (entry,) = json.loads((run.folder / "results.json").read_text())
-        for key, value in compute_prdc(other.astype(np.float32), fake.astype(np.float32), nearest_k=3).items():
+        for key, value in compute_prdc(other.astype(np.float32), fake.astype(np.float32), nearest_k=k).items():
             assert entry["values"][key] == pytest.approx(value, abs=1e-6)

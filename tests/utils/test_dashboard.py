@@ -333,6 +333,54 @@ def test_resumed_run_goes_on_where_it_was(
     assert [path.name for path in tmp_path.glob("visdom.log*")] == ["visdom.log"]
 
 
+def test_a_new_run_replaces_the_panes_of_an_earlier_one_of_its_name(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]
+) -> None:
+    with opened(server.port) as board:
+        losses(board, 0)
+        board.text("settings", "old", title="settings")
+    with opened(server.port) as board:
+        losses(board, 1)
+    assert list(server.panes(ENV)) == ["losses"]
+    server.post("events", {"win": "other", "eid": ENV, "data": [{"type": "text", "content": "old"}], "opts": {}})
+    assert replay(tmp_path / "visdom.log", ENV, port=server.port) == 1
+    assert list(server.panes(ENV)) == ["losses"]
+
+
+def test_a_folder_that_was_renamed_goes_on_under_its_new_name(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]
+) -> None:
+    """Its panes are all there, and a reserved place does not take the content of what is there already."""
+    with Dashboard("old", tmp_path / "visdom.log", port=free_port(), warn=lambda _: None) as board:
+        losses(board, 0)
+    with opened(server.port, resume_step=0) as board:
+        board.reserve("losses", panes.curves(["train", "valid"], "losses", "step", "nats"))
+        losses(board, 1)
+    assert server.curves(ENV, "losses") == logged(tmp_path) == expected_losses(0, 1)
+    assert server.panes("old") == {}
+
+
+def test_the_server_keeps_the_pictures_that_the_log_keeps(
+    tmp_path: Path, server: VisdomServer, opened: Callable[..., Dashboard]
+) -> None:
+    with opened(server.port) as board:
+        for step in range(panes.MOST_PICTURES + 3):
+            board.images("samples", np.full((3, 4, 4), step, np.uint8), title="samples", step=step)
+            eventually(lambda: not board._pending)  # each by itself
+    kept = [picture["content"]["step"] for picture in read_panes(tmp_path / "visdom.log")["samples"]["data"]]
+    assert len(kept) < panes.MOST_PICTURES
+    shown = server.panes(ENV)["samples"]["content"]
+    assert [picture["step"] for picture in shown] == kept
+
+
+def test_few_events_of_a_pane_wait_for_a_server(opened: Callable[..., Dashboard], warnings: list[str]) -> None:
+    with opened(free_port(), retry_seconds=3600) as board:
+        losses(board, 0)
+        eventually(lambda: len(warnings) > 0)
+        losses(board, *range(1, 10 * dashboard.LONGEST_BACKLOG))
+        assert len(board._pending["losses"]) <= dashboard.LONGEST_BACKLOG
+
+
 def test_log_keeps_small(tmp_path: Path, opened: Callable[..., Dashboard], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "SLACK_BYTES", 100_000)
     rng = np.random.default_rng(0)
