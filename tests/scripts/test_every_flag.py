@@ -84,6 +84,12 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())[-1]["values"]
 
     @property
+    def features(self) -> int:
+        """Of how many images."""
+        (file,) = (self.folder / "features").glob("*.npy")
+        return len(np.load(file))
+
+    @property
     def files(self) -> set[str]:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
 
@@ -340,10 +346,17 @@ _DRAWN = f"{_RUN} --ae_load_dir ae --load_dir prior"
 INPAINT = f"experiments/inpaint.py {_DRAWN} --region 0 0 8 16 --n_images 2 --n_samples 1"
 LARGER = f"experiments/generate_big_samples.py {_DRAWN} --shape 8 10 --order random --sample_steps 4 --n_samples 2"
 ELBO = f"experiments/calc_approximate_ELBO.py {_DRAWN} --train_steps 0 --elbo_steps 4"
+RECONSTRUCTIONS = (
+    f"experiments/calc_VQGAN_FID.py {_RUN} --ae_load_dir ae --n_samples 12 --kid_subsets 2 --kid_subset_size 8"
+)
 _TOTAL = ("bits_per_dim", "standard_error")
 _PIXELS = ("pixel_bits_per_dim", "pixel_standard_error")
 _CODES = ("code_bits_per_dim", "code_standard_error", "code_mc_error", "code_bits_per_token")
 EXPERIMENT_ROWS = {
+    RECONSTRUCTIONS: [
+        Row("", "--split val", lambda b, r: b.results["psnr_db"] != r.results["psnr_db"]),
+        Row("", "--n_samples 10", lambda b, r: [x.features for x in (b, r)] == [12, 10]),
+    ],
     INPAINT: [
         Row("", "--temp 0.1", other_images),
         Row("", "--sample_steps 3", other_images),

@@ -162,3 +162,12 @@ def _thinned(steps: int, every: int) -> list[int]:
         if far_enough(kept, step):
             kept.append(step)
     return kept
+
+
+def test_looks_of_curves_and_numbers_of_bars() -> None:
+    usual, special = (panes.curves(["a", "b"], "t", "x", "y", stacked=on, from_zero=on) for on in (False, True))
+    assert [{"stackgroup" in curve for curve in content["data"]} for content in (usual, special)] == [{False}, {True}]
+    assert [content["layout"]["yaxis"]["rangemode"] for content in (usual, special)] == ["normal", "tozero"]
+    assert panes.bars([5.0, float("inf"), -float("inf")], "t", "x", "y", first=3)["data"] == [
+        {"type": "bar", "x": [3, 4, 5], "y": [5.0, None, None]}
+    ]

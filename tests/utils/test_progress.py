@@ -104,3 +104,12 @@ def test_tell() -> None:
 )
 def test_tell_duration(seconds: float, words: str) -> None:
     assert tell_duration(seconds) == words
+
+
+def test_figures_stay_until_others_replace_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = Clock(monkeypatch), []
+    with plain(said) as bar:
+        bar.update(1, loss=1.0, bits=2.0)
+        clock.now += 60
+        bar.update(1, loss=3.0)
+    assert re.search(r"loss 3\s+bits 2$", said[-1])

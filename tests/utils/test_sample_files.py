@@ -94,3 +94,16 @@ def test_an_interrupted_call_leaves_no_part_of_a_set(tmp_path: Path, individuall
 def test_the_place_in_words(tmp_path: Path) -> None:
     assert write(tmp_path, 64)[0].where == str(tmp_path / "samples_000.png")
     assert write(tmp_path, 130)[0].where == f"{tmp_path / 'samples_000.png'} to samples_002.png"
+
+
+def test_a_grid_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
+    files = SampleFiles(tmp_path, individually=False)
+    assert len(list(files.add(numbered(0, 64)))) == 1
+    assert list(files.finish()) == []
+
+
+def test_what_others_put_beside_single_images_stays(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/notes.txt").write_text("mine")
+    write(tmp_path, 2, individually=True)
+    assert (tmp_path / "samples/notes.txt").read_text() == "mine"
