@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from PIL import Image
 from torch import Tensor, nn
 
 import utils.feature_sources as sources
@@ -316,6 +317,14 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     first, second = json.loads(Path("logs/recs/results.json").read_text())
     assert first["values"]["lpips"] != second["values"]["lpips"]
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
+    with Image.open("logs/recs/images/originals_over_reconstructions.png") as picture:
+        grid = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    cells = grid[:, 2:, 2:].unfold(1, 96, 98).unfold(2, 96, 98)[..., ::6, ::6]  # [3,2,8,16,16]
+    network = untrained_lpips("vgg").eval()
+    network.load_state_dict(torch.load("weights.pth"))
+    with torch.no_grad():  # in the range that LPIPS expects
+        expected = network(*(2 * cells - 1).permute(1, 2, 0, 3, 4)).mean().item()
+    assert second["values"]["lpips"] == pytest.approx(expected, rel=1e-4)
 
     np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
     words = "--dataset toy_churches --device cpu --no_summary --quiet --log_dir prdc"
