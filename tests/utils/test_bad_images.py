@@ -1,0 +1,34 @@
+"""The list of images that cannot be read, and when it is too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hparams.errors import UserError
+from utils.bad_images import BadImages
+
+
+def test_as_many_as_the_share_are_accepted_and_no_more(tmp_path: Path) -> None:
+    said: list[str] = []
+    bad = BadImages(tmp_path / "bad.txt", 0.2, said.append, keep=False)
+    bad.report({"a.png": "cannot read a.png", "b.png": "cannot read\nb.png"}, 10)
+    bad.report({"a.png": "cannot read a.png"}, 10)  # known
+    assert (len(bad), len(said)) == (2, 2)
+    with pytest.raises(UserError, match=r"3 of 10 images cannot be read, more than --max_bad_images 0\.2 allows"):
+        bad.report({"c.png": "cannot read c.png"}, 10)
+    listed = [f"{name}.png\tcannot read {name}.png" for name in "abc"]  # the last too: a line each, whatever it holds
+    assert (tmp_path / "bad.txt").read_text().splitlines() == listed
+
+
+def test_a_kept_list_counts_and_another_goes(tmp_path: Path) -> None:
+    file, said = tmp_path / "bad.txt", []
+    file.write_text("a.png\tcannot read a.png\n")
+    bad = BadImages(file, 0.2, said.append, keep=True)
+    bad.report({"a.png": "cannot read a.png", "b.png": "cannot read b.png"}, 10)
+    assert (len(bad), len(said)) == (2, 1)
+    BadImages(file, 0.2, said.append, keep=False, writes=False)
+    assert file.exists()
+    BadImages(file, 0.2, said.append, keep=False)
+    assert not file.exists()
