@@ -16,6 +16,7 @@ from hparams.experiments import InpaintingExperiment
 from hparams.resolve import resolve
 from utils.batches import eval_batches
 from utils.building import open_data
+from utils.masks import painted_pixels
 from utils.panes import read_panes
 from utils.trained_models import load_trained_models
 
@@ -96,7 +97,8 @@ def test_kept_codes_serve_no_other_region(toy: Any, monkeypatch: pytest.MonkeyPa
     words = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --no_summary --visdom_port 9 --quiet"
     words += " --load_dir absorbing --n_images 1 --log_dir regions --region"
     for region in ("0 0 4 4", "8 8 4 4", "0 0 4 4"):
-        inpaint.paint(parse(InpaintingExperiment, f"{words} {region}".split(), description="", example=""))
+        settings = parse(InpaintingExperiment, f"{words} {region}".split(), description="", example="")
+        inpaint.paint(settings, painted_pixels(settings.inpainting, 16))
     assert len(by_run(toy, "regions")) == 2
 
 
