@@ -140,7 +140,7 @@ def open_split(run: RunSettings, split: Split, img_size: int) -> ImageData:
     Raises:
         UserError: the data set cannot be opened.
     """
-    return open_data(run, split=split, img_size=img_size, hold_out=split != "all")
+    return open_data(run, split=split, img_size=img_size, hold_out=True)
 
 
 def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder: RunFolder) -> FeatureSource:

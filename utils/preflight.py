@@ -45,7 +45,7 @@ def check_split(run: RunSettings, split: Split) -> None:
         run.dataset,
         custom_dataset_path=run.custom_dataset_path,
         datasets_file=run.datasets_file,
-        hold_out=split != "all",
+        hold_out=True,
         split=split,
     )
 

@@ -355,6 +355,7 @@ _CODES = ("code_bits_per_dim", "code_standard_error", "code_mc_error", "code_bit
 EXPERIMENT_ROWS = {
     RECONSTRUCTIONS: [
         Row("", "--split val", lambda b, r: b.results["psnr_db"] != r.results["psnr_db"]),
+        Row("", "--no_ema", lambda b, r: b.results["psnr_db"] != r.results["psnr_db"]),
         Row("", "--n_samples 10", lambda b, r: [x.features for x in (b, r)] == [12, 10]),
     ],
     INPAINT: [
