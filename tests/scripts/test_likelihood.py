@@ -23,11 +23,19 @@ from utils.building import open_data
 from utils.checkpoints import load_file
 from utils.devices import pick_amp_dtype, precision_name
 from utils.larger_images import decode_larger, larger_ids
-from utils.likelihood import HeadTrainer, code_term, evaluate_batch, pixel_term, validation_batches
+from utils.likelihood import (
+    HeadTrainer,
+    code_term,
+    evaluate_batch,
+    mean_pixel_bits,
+    pixel_term,
+    validation_batches,
+)
 from utils.likelihood_run import evaluate, train_head
 from utils.panes import read_panes
 from utils.partial import Partial
 from utils.run_folder import RunFolder
+from utils.run_log import read_metrics
 from utils.seeding import make_generator, seed_global
 from utils.trained_models import load_trained_models
 
@@ -79,19 +87,30 @@ def interrupted_after(calls: int) -> Iterator[None]:
 def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, models, data = likelihood_of()
+    settings, models, data = likelihood_of(steps_per_eval=2)
     before = {name: value.clone() for name, value in models.autoencoder.state_dict().items()}
     train_head(settings, models, *data, RunFolder("whole", tmp_path))
     after = models.autoencoder.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".logsigma." in f".{name}"}
 
-    settings, again, data = likelihood_of()
+    settings, again, data = likelihood_of(steps_per_eval=2)
     with interrupted_after(4):
         train_head(settings, again, *data, RunFolder("parts", tmp_path))
-    settings, again, data = likelihood_of()
+    settings, again, data = likelihood_of(steps_per_eval=2)
     train_head(settings, again, *data, RunFolder("parts", tmp_path))
     assert all(torch.equal(value, after[name]) for name, value in again.autoencoder.state_dict().items())
+    whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [line["step"] for line in parts] == [2, 4, 6]
+    assert [line["pixel_bits_per_dim"] for line in parts] == [line["pixel_bits_per_dim"] for line in whole]
+    assert whole[-1]["pixel_bits_per_dim"] == mean_pixel_bits(again, settings, data[1])
+
+    heads = []  # of fewer steps: those that a longer training kept are no start
+    for name in ("parts", "short"):
+        settings, short, data = likelihood_of(train_steps=3)
+        train_head(settings, short, *data, RunFolder(name, tmp_path))
+        heads.append(short.autoencoder.state_dict())
+    assert all(torch.equal(value, heads[0][name]) for name, value in heads[1].items())
 
     settings, kept, data = likelihood_of()  # a finished head is taken as it is
     monkeypatch.setattr("utils.likelihood.HeadTrainer.step", pytest.fail)
