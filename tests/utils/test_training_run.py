@@ -153,6 +153,24 @@ def test_lines_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_rates_and_codebook_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stopwatch, "pop", lambda _: {"data": 1.0, "step": 2.0, "other": 5.0})
+    counts = torch.tensor([4.0, 0.0, 4.0, 0.0])
+    with idle_run(train_steps=6, batch_size=5, accumulate_steps=3, steps_per_checkpoint=4) as run:
+        for done in (1, 2, 3, 4):
+            figures = {"loss": torch.ones(()), "l1": torch.ones(()), "code_counts": counts}
+            run.log(done, figures | {"skipped": torch.zeros(())})
+        run.save_if_due(4, Idle())
+        status = read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
+        assert "4 of 6" in status
+        assert "8 s" in status  # left
+    line = json.loads(run.folder.metrics.read_text().splitlines()[-1])
+    rates = {"steps_per_second": 0.25, "images_per_second": 3.75, "data_ms": 500, "step_ms": 1000, "other_ms": 2500}
+    usage = {"codebook_perplexity": 2, "codebook_used": 0.5}
+    assert {name: line[name] for name in rates | usage} == pytest.approx(rates | usage)
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_run_keeps_nothing_of_another_that_saved_no_step(loaded: bool) -> None:
     with idle_run(train_steps=3, log_dir="source") as run:
