@@ -29,6 +29,7 @@ CONDITIONS = (
     Condition(("gumbel_kl_weight", "gumbel_straight_through"), "quantizer", ("gumbel",)),
     Condition(("total_steps", "sample_steps", "sample_type"), "sampler", ("absorbing",)),
     Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
+    Condition(("sample_steps",), "order", ("random",)),
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
     Condition(("ema_beta", "steps_per_update_ema"), "ema", (True,)),
     Condition(("amp_dtype",), "amp", (True,)),

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from hparams.cli import parse
-from hparams.experiments import PRDCExperiment, SamplesExperiment
+from hparams.experiments import LargerExperiment, PRDCExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.idle import CONDITIONS
 from hparams.settings import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExperiment]
+STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExperiment, LargerExperiment]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,11 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
             PRDCExperiment,
             "--dataset churches --fake_images_path x --temp 1",
             "--temp does nothing with --fake_images_path x",
+        ),
+        (
+            LargerExperiment,
+            "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3",
+            "--sample_steps does nothing with --order raster",
         ),
         (PRDCExperiment, "--dataset churches --fake_images_path x --nearest_k 5", ""),
         (PRDCExperiment, "--dataset churches --ae_load_dir v --load_dir p --temp 1 --n_samples 9", ""),

@@ -164,6 +164,8 @@ def test_rates_and_codebook_usage(monkeypatch: pytest.MonkeyPatch) -> None:
         status = read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
         assert "4 of 6" in status
         assert "8 s" in status  # left
+        run.save_if_due(6, Idle())
+        assert " 0 s" in read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
     line = json.loads(run.folder.metrics.read_text().splitlines()[-1])
     rates = {"steps_per_second": 0.25, "images_per_second": 3.75, "data_ms": 500, "step_ms": 1000, "other_ms": 2500}
     usage = {"codebook_perplexity": 2, "codebook_used": 0.5}
