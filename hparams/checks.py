@@ -40,7 +40,7 @@ def check(stage: Stage) -> None:
     if autoencoder := groups.get("autoencoder"):
         check_autoencoder(autoencoder)
     if prior := groups.get("prior"):
-        check_prior(prior, groups["autoencoder"])
+        check_prior(prior, groups["autoencoder"], trained="checkpoint" in groups)
         if training:
             check_objective(prior)
     if vqgan := groups.get("vqgan"):
@@ -173,13 +173,14 @@ def check_vqgan(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
         raise UserError("--perceptual_weights_file is not used with --perceptual none: leave one of them out")
 
 
-def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
-    """The Transformer's length and heads fit."""
+def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings, *, trained: bool) -> None:
+    """The Transformer's length and heads fit; the length of a `trained` one was its autoencoder's."""
     codes = code_count(autoencoder)
     if prior.block_size != codes:
+        fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " if trained else ""
         raise UserError(
             f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
-            f"use --block_size {codes}"
+            f"{fix}use --block_size {codes}"
         )
     check_heads(prior)
 

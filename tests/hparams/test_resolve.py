@@ -229,7 +229,8 @@ def test_the_authors_folders_without_settings_get_the_preset(logs: Path) -> None
 
 def test_saved_settings_that_do_not_fit_are_refused(logs: Path) -> None:
     run(logs, "prior", dataset="churches", ae_load_dir="ae", block_size=64)
-    with pytest.raises(UserError, match="--block_size 64 does not fit --latent_shape 1 16 16"):
+    misfit = "--block_size 64 does not fit --latent_shape 1 16 16: name the autoencoder that the prior learnt from"
+    with pytest.raises(UserError, match=misfit):
         resolve(SamplesExperiment, {"load_dir": "prior"}, logs=logs)
     run(logs, "escape", dataset="churches", ae_load_dir="../../etc")
     with pytest.raises(UserError, match=r"--ae_load_dir '\.\./\.\./etc': give a name below logs/"):
