@@ -36,7 +36,8 @@ def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
 def check_file(flag: str, path: str | None) -> None:
     """UserError if a file that was named is not there."""
     if path and not Path(path).is_file():
-        raise UserError(f"{flag} {path}: there is no such file")
+        why = "is a folder: name a file" if Path(path).is_dir() else "there is no such file"
+        raise UserError(f"{flag} {path}: {why}")
 
 
 def check_split(run: RunSettings, split: Split) -> None:

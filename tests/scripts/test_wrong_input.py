@@ -130,6 +130,7 @@ AMONG_RUNS = {
     "a region out of the image": (f"{INPAINT} --region 8 0 9 16", ["--region 8 0 9 16", "whose sides are 16"]),
     "two regions": (f"{INPAINT} --region 8 0 8 16 --mask_path m.png", ["--region and --mask_path"]),
     "no such mask": (f"{INPAINT} --mask_path m.png", ["--mask_path m.png", "no such file"]),
+    "a folder as mask": (f"{INPAINT} --mask_path .", ["--mask_path .", "is a folder"]),
     "a prior that sees one side": (
         "experiments/inpaint.py {RUN} --load_dir autoregressive --sampler autoregressive",
         ["--sampler autoregressive", "absorbing"],
