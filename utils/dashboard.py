@@ -72,7 +72,6 @@ class Dashboard:
         self._env = environment(run)
         self._log_file = log_file
         self._server = Server(server, port)
-        self._port = port
         self._warn = warn
         self._retry_seconds = retry_seconds
         self._panes: dict[str, Message] = {}
@@ -281,7 +280,7 @@ class Dashboard:
     def _outage(self, error: Exception) -> str:
         return (
             f"dashboard: {_answering(error)} at {self._server.address}: the plots are kept in {self._log_file}, "
-            f"and appear if `visdom -p {self._port}` starts during the run"
+            f"and appear if `{self._server.command}` starts during the run, or later by experiments/replay_dashboard.py"
         )
 
 
@@ -302,7 +301,7 @@ def replay(log_file: Path, env: str, server: str = "http://localhost", port: int
             for event in events_of({**message, "eid": env}):  # the folder may have been copied or renamed
                 visdom.send(event)
     except (OSError, ValueError) as error:
-        fix = f"start one with `visdom -p {port}`" if isinstance(error, OSError) else "correct them"
+        fix = f"start one with `{visdom.command}`" if isinstance(error, OSError) else "correct them"
         raise UserError(
             f"--visdom_server, --visdom_port: {_answering(error)} at {visdom.address}: {fix}, "
             "or draw summary.png alone with --summary_only"

@@ -32,8 +32,11 @@ class Server:
                 f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
             ) from error
         self._session = requests.Session()
+        local = urlsplit(self.address).hostname in {"localhost", "127.0.0.1", "::1"}
         # A proxy named in the environment is not asked for this machine's own server.
-        self._session.trust_env = urlsplit(self.address).hostname not in {"localhost", "127.0.0.1", "::1"}
+        self._session.trust_env = not local
+        # What starts it. Without the flag it listens on all addresses, and asks for no password.
+        self.command = f"visdom -p {port}{' -bind_local' if local else ''}"
 
     def send(self, event: Event) -> None:
         """Have an event carried out."""

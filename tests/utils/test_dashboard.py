@@ -159,7 +159,8 @@ def test_without_a_server_the_log_has_everything_and_can_be_replayed(
         losses(board, 200)
         board.images("samples", grid, title="samples")
     assert len(warnings) == 1
-    assert f"visdom -p {port}" in warnings[0]
+    assert f"`visdom -p {port} -bind_local`" in warnings[0], "without it, the server is open to the network"
+    assert warnings[0].endswith("or later by experiments/replay_dashboard.py")
     assert str(tmp_path / "visdom.log") in warnings[0]
     assert "\n" not in warnings[0]
     assert logged(tmp_path) == expected_losses(*range(201))
@@ -429,7 +430,7 @@ def test_user_errors_name_flag_or_file(tmp_path: Path, opened: Callable[..., Das
         replay(tmp_path / "nowhere.log", ENV)
     event = ["events", {"win": "w", "eid": "e", "data": [{"type": "text"}]}]
     (tmp_path / "one.log").write_text(json.dumps(event) + "\n")
-    with pytest.raises(UserError, match=r"--visdom_port.*visdom -p"):
+    with pytest.raises(UserError, match=r"--visdom_port.*`visdom -p \d+ -bind_local`"):
         replay(tmp_path / "one.log", ENV, port=free_port())
 
 
