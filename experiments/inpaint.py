@@ -100,7 +100,7 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
         with open_dashboard(run) as dashboard:
             show_picture(dashboard, "inpainted", drawn, title="images, what is given of them, completions")
     print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
-    print(f"{path}: {picture.rows} images, what is given of each, and {picture.completions} completions")
+    print(f"{path}: image, what is given of it, completions ({picture.rows} x {picture.completions})")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def describe_device(device: torch.device) -> str:
     """The device in words, for the log."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:

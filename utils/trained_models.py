@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,7 +59,7 @@ class TrainedModels:
 
 
 def load_trained_models(settings: PriorExperiment) -> TrainedModels:
-    """Load prior and autoencoder of an experiment; a line on stderr says if the prior learnt another one's codes.
+    """Load prior and autoencoder of an experiment; lines on stderr say what the prior learnt otherwise.
 
     Raises:
         UserError: no such run, step or file, a file that does not fit the settings, or no such device.
@@ -76,8 +78,9 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
         ema=ema,
         device=device,
     )
-    if launch.rank() == 0 and (warning := _other_autoencoder(settings, prior_file, ae_file)):
-        print(warning, file=sys.stderr)
+    if launch.rank() == 0:
+        for line in _doubts(settings, prior_file, ae_file):
+            print(line, file=sys.stderr)
     compile_prior(prior, run.compile, device)
     if run.compile == "on":  # longer than most decodings take
         compile_autoencoder(autoencoder, run.compile, device)
@@ -85,8 +88,22 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
     return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)
 
 
-def _other_autoencoder(settings: PriorExperiment, prior_file: Path, ae_file: Path) -> str | None:
-    """A line if the prior's run notes another autoencoder than is loaded; None if it is the same, or nothing is noted.
+def _doubts(settings: PriorExperiment, prior_file: Path, ae_file: Path) -> Iterator[str]:
+    """Lines to be said if the prior's run notes another data set or autoencoder. Where nothing is noted, none is."""
+    learnt, now = saved.load(RunFolder(str(settings.checkpoint.load_dir)).hparams, PriorStage), settings.run.dataset
+    if (then := learnt.get("dataset")) not in (None, now):
+        yield f"note: {prior_file} learnt from --dataset {then}, and this is of --dataset {now}"
+    if not _is_known(settings, learnt):
+        name, number = learnt.get("ae_load_dir"), learnt.get("ae_load_step")
+        was = f" ({name!r} at step {number}, then)" if name and number else ""
+        yield (
+            f"WARNING: {ae_file} is not the autoencoder whose codes {prior_file} learnt{was}: its codes mean something "
+            "else; name that one by --ae_load_dir and --ae_load_step"
+        )
+
+
+def _is_known(settings: PriorExperiment, learnt: Mapping[str, Any]) -> bool:
+    """Whether the autoencoder is the one that the prior's run notes. learnt: that run's settings.
 
     Names are not compared, as runs may have been renamed: a training state notes the checksum of the file, and without
     one the step has to do. It is no error, as the same weights may have been written to another file.
@@ -94,17 +111,7 @@ def _other_autoencoder(settings: PriorExperiment, prior_file: Path, ae_file: Pat
     source, checkpoint, kind = settings.source, settings.checkpoint, settings.prior.sampler
     prior_run, ae_run = RunFolder(str(checkpoint.load_dir)), RunFolder(str(source.ae_load_dir))
     step = ae_run.pick_step(VQGAN, source.ae_load_step)
-    learnt = saved.load(prior_run.hparams, PriorStage)
     noted = noted_autoencoder(prior_run.state_file(kind, prior_run.pick_step(kind, checkpoint.load_step)))
     if noted:  # of the average where there is one, also where raw weights are loaded now
-        same = noted == sha256_of(ae_run.pick_model_file(VQGAN, step, ema=True))
-    else:
-        same = learnt.get("ae_load_step") in (None, step)
-    if same:
-        return None
-    name, number = learnt.get("ae_load_dir"), learnt.get("ae_load_step")
-    was = f" ({name!r} at step {number}, then)" if name and number else ""
-    return (
-        f"WARNING: {ae_file} is not the autoencoder whose codes {prior_file} learnt{was}: its codes mean something "
-        "else; name that one by --ae_load_dir and --ae_load_step"
-    )
+        return noted == sha256_of(ae_run.pick_model_file(VQGAN, step, ema=True))
+    return learnt.get("ae_load_step") in (None, step)

@@ -87,7 +87,7 @@ def test_what_is_said(printed: list[str]) -> None:
     by_region, _, again = printed
     assert "16 of 64 codes" in by_region
     assert "6 images in logs/by_region/images/samples/, 000000.png to 000005.png: 2 for each image" in by_region
-    assert "inpainted.png: 3 images, what is given of each, and 2 completions" in by_region
+    assert "inpainted.png: image, what is given of it, completions (3 x 2)" in by_region
     assert "sampling  6/6 images" in by_region
     assert "sampling" not in again.split("\ninpainting\n")[1]  # the codes were there
 

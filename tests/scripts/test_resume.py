@@ -165,8 +165,15 @@ def test_experiments_notice_another_autoencoder(tiny) -> None:
         ended = tiny.run(f"experiments/get_samples.py --load_dir prior --log_dir samples --n_samples 2 {flags}")
         assert ended.code == 0, ended.err
         line = r"WARNING: \S+ is not the autoencoder whose codes \S+ learnt.*--ae_load_dir and --ae_load_step\n"
-        assert "autoencoder" not in re.sub(line, "", ended.err)
+        assert not re.search("autoencoder|learnt", re.sub(line, "", ended.err))
         return re.search(line, ended.err) is not None
+
+    ended = tiny.run(
+        "experiments/get_samples.py --ae_load_dir moved --load_dir prior --log_dir samples --n_samples 2 "
+        "--dataset toy_churches"
+    )
+    (line,) = (line for line in ended.err.splitlines() if "learnt from" in line)
+    assert line.endswith("learnt from --dataset custom, and this is of --dataset toy_churches")
 
     old, unknown = "--ae_load_dir moved --ae_load_step 4", "--dataset custom --total_steps 4"
     assert not warned("--ae_load_dir moved")
