@@ -23,8 +23,8 @@ def main() -> None:
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
     env, address = environment(folder.name), f"{settings.visdom_server}:{settings.visdom_port}"
     if settings.dry_run:
-        goal = f"drawn in {folder.summary}" if settings.summary_only else f"shown at {address}"
-        print(f"{folder.dashboard} would be {goal}")
+        shown = "" if settings.summary_only else f"shown at {address}, and "
+        print(f"{folder.dashboard} would be {shown}drawn in {folder.summary}")
         return
     if not settings.summary_only:
         panes = replay(folder.dashboard, env, settings.visdom_server, settings.visdom_port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,14 @@ def distances(
     """FID of features [n,d] and, unless it is left out, KID with its deviation over subsets, by name.
 
     Of the real features [m,d] only KID needs more than their statistics: None without it. `quiet` hides its progress.
+    A note on stderr says when n < d: the covariance then lacks rank, and FID is biased upwards.
     """
+    n, d = generated.shape
+    if n < d:
+        print(
+            f"note: FID of only {n} images, by {d} features each, is too high: compare it only with FIDs of as many",
+            file=sys.stderr,
+        )
     found = {"fid": frechet_distance(feature_statistics(generated, quiet=quiet), real_statistics)}
     if kid.kid_subsets:
         assert real is not None

@@ -252,7 +252,10 @@ def test_replay_without_a_server(recorded) -> None:
     assert "--summary_only" in told
     assert "--log_dir nowhere" in recorded.refused("experiments/replay_dashboard.py --log_dir nowhere")
     assert not summary.exists()
-    command = "experiments/replay_dashboard.py --log_dir run --visdom_port 9 --summary_only"
+    command = "experiments/replay_dashboard.py --log_dir run --visdom_port 9"
+    plan = "would be shown at http://localhost:9, and drawn in logs/run/summary.png"
+    assert plan in recorded.ok(f"{command} --dry_run")
+    command += " --summary_only"
     assert "would be drawn in logs/run/summary.png" in recorded.ok(f"{command} --dry_run")
     assert not summary.exists()
     assert recorded.ok(command) == "summary in logs/run/summary.png\n"

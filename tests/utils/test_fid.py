@@ -158,6 +158,15 @@ def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
         kernel_distance(features, features, subsets=1, subset_size=len(features) + 1, quiet=True)
 
 
+def test_a_covariance_of_too_few_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    features = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
+    fid_alone, statistics = KIDSettings(kid_subsets=0), statistics_of(features)
+    distances(features[:8], None, statistics, fid_alone, quiet=True)
+    assert capsys.readouterr().err == ""
+    distances(features[:7], None, statistics, fid_alone, quiet=True)
+    assert capsys.readouterr().err.startswith("note: FID of only 7 images, by 8 features each, is too high")
+
+
 def test_long_work_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
     kid = KIDSettings(kid_subsets=3, kid_subset_size=10)
