@@ -41,6 +41,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def setting(run: Path, name: str) -> Any:
+    return yaml.safe_load((run / "hparams.yaml").read_text())[name]
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -135,8 +139,19 @@ def test_without_a_dashboard_one_line_warns_and_the_plots_are_kept(toy) -> None:
     train = [line["l1"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
     assert curves["train"] == ([7, 14], pytest.approx(train))
     assert curves["val"][0] == [10, 20]
-    assert panes["originals_over_reconstructions"]["data"][0]["content"]["src"].startswith("data:image/")
+    pictures = [picture["content"] for picture in panes["originals_over_reconstructions"]["data"]]
+    assert [picture["step"] for picture in pictures] == [10, 20]
+    assert all(picture["src"].startswith("data:image/") for picture in pictures)
     assert "samples" in read_panes(toy.logs / "absorbing" / "dashboard.jsonl")
+
+
+def test_bars_are_numbered_as_what_they_show(toy) -> None:
+    """Codes, most used first, from 0; times from 1."""
+    (codes,) = read_panes(toy.logs / "vqgan" / "dashboard.jsonl")["code_counts"]["data"]
+    assert codes["x"] == list(range(setting(toy.logs / "vqgan", "codebook_size")))
+    assert codes["y"] == sorted(codes["y"], reverse=True)
+    (times,) = read_panes(toy.logs / "absorbing" / "dashboard.jsonl")["loss_by_time"]["data"]
+    assert times["x"] == list(range(1, setting(toy.logs / "absorbing", "total_steps") + 1))
 
 
 def test_stages_learn(toy) -> None:
