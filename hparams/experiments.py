@@ -17,7 +17,7 @@ class WhichWeights:
     title: ClassVar[str] = "weights"
 
     ema: bool | None = setting(
-        None, help="averaged weights of prior and autoencoder, or raw ones", none_means="averaged where they exist"
+        None, help="load averaged weights, or with --no_ema raw ones", none_means="averaged where they exist"
     )
 
 
@@ -30,7 +30,9 @@ class CheckpointSource(WhichWeights):
     load_dir: str | None = setting(
         None, help="run folder of the trained prior, under logs/", unit="run", none_means="required"
     )
-    load_step: int | None = setting(None, help="its step", unit="step", minimum=1, none_means="the newest")
+    load_step: int | None = setting(
+        None, help="step of the trained prior", unit="step", minimum=1, none_means="the newest"
+    )
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class FeatureSettings:
 
     features: Literal["inception", "dinov2", "vgg16", "r64"] = setting(
         "inception",
-        help="features of images: Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a randomly "
-        "initialised VGG16, which needs no download",
+        help="features to compare: Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a VGG16 of fixed "
+        "random weights, which needs no download",
     )
     feature_weights: str | None = setting(
-        None, help="weights of --features on disk, for use without a network", unit="file", none_means="downloaded"
+        None, help="file of weights for --features, for use without a network", unit="file", none_means="downloaded"
     )
 
 
@@ -66,8 +68,7 @@ class RealSettings:
 
     split: Literal["train", "val", "all"] = setting(
         "train",
-        help="which part of the data set; of a folder, train is the first 95% and val the rest. Features of all its "
-        "images are kept on disk (Inception: 8 kB each)",
+        help="part of the data set to compare with; of a folder, train is the first 95% and val the rest",
     )
 
 
@@ -78,12 +79,12 @@ class GeneratedSettings:
     title: ClassVar[str] = "generated images"
 
     latents_path: str | None = setting(
-        None, help="codes to decode: an .npy or a saved tensor of integers [n,N]", unit="file", none_means="drawn"
+        None, help="file of codes to decode, integers [n,N]: .npy or by torch.save", unit="file", none_means="drawn"
     )
     fake_images_path: str | None = setting(
-        None, help="images to take as they are, resized to img_size where they differ", unit="folder"
+        None, help="images to compare instead of samples, resized to img_size where they differ", unit="folder"
     )
-    save_images: bool = setting(False, help="write each image to images/samples/")
+    save_images: bool = setting(False, help="write each generated image to images/samples/")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class PRDCSettings:
 
     title: ClassVar[str] = "PRDC"
 
-    nearest_k: int = setting(3, help="neighbours that a radius reaches", unit="k", minimum=1)
+    nearest_k: int = setting(3, help="a point's radius reaches its k-th nearest neighbour", unit="k", minimum=1)
     real_feats: str | None = setting(
         None, help="features of real images: .npy or .safetensors, [n,d]", unit="file", none_means="computed"
     )
@@ -120,10 +121,10 @@ class ReconstructionSettings:
     n_samples: int | None = setting(
         None, help="images to reconstruct, the first ones", unit="images", minimum=2, none_means="all of the split"
     )
-    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="trunk of LPIPS")
+    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="network of LPIPS")
     lpips_weights: str | None = setting(
         None,
-        help="weights of the trunk, or of LPIPS as a whole; without any LPIPS is left out",
+        help="file of weights for --lpips_net, or for all of LPIPS; where there are none, LPIPS is left out",
         unit="file",
         none_means="downloaded",
     )
@@ -136,23 +137,23 @@ class LikelihoodSettings:
     title: ClassVar[str] = "likelihood"
 
     train_steps: int = setting(
-        10_000, help="updates of the log-sigma head before it is used; 0 takes it as it is", unit="steps", minimum=0
+        10_000, help="updates of the log-sigma head before the evaluation; 0: use it as it is", unit="steps", minimum=0
     )
     steps_per_eval: int = setting(
         5_000,
-        help="updates between two evaluations of the pixel term; 0 for the last one only",
+        help="updates between two evaluations of the pixel term; 0: only at the end",
         unit="steps",
         minimum=0,
     )
     lr: float = setting(1e-4, help="learning rate of the head's Adam", unit="rate", above=0)
     protocol: Literal["dequantised", "published"] = setting(
         "dequantised",
-        help="a bound for images of so many bits, over the whole validation set; or what the published code computes: "
+        help="dequantised: a bound for images of --bits, over the whole validation set; published: as in that code, "
         "one batch, the density at pixels / 255, log 32 per dimension",
     )
     bits: int = setting(
         None,
-        help="bits per colour channel, to which images are reduced",
+        help="reduce images to so many bits per colour channel",
         unit="bits",
         minimum=1,
         maximum=8,
@@ -160,15 +161,15 @@ class LikelihoodSettings:
     )
     code_bound: Literal["t_step", "continuous"] = setting(
         "t_step",
-        help="bound on the codes of an absorbing prior: that of total_steps diffusion steps, as in the paper, or its "
-        "limit in continuous time, which is tighter and varies less",
+        help="bound of an absorbing prior: t_step, over total_steps diffusion steps as in the paper; continuous, its "
+        "limit in continuous time, tighter and less variable",
     )
     elbo_steps: int = setting(
         None,
-        help="evaluations of the prior per image, spread evenly over the bound's sum; at most twice its terms",
+        help="evaluations of the prior per image, spread evenly over the bound's terms; at most twice their number",
         unit="n",
         minimum=2,
-        none_means="64, or twice the terms where that is less",
+        none_means="64, or the most possible if that is less",
     )
 
 
@@ -178,18 +179,22 @@ class NeighbourSettings:
 
     title: ClassVar[str] = "neighbours"
 
-    top_k: int = setting(10, help="nearest training images of each sample", unit="images", minimum=1)
+    top_k: int = setting(10, help="how many nearest training images to find for each sample", unit="images", minimum=1)
     train_images: int | None = setting(
-        None, help="compare with the first so many training images", unit="images", minimum=1, none_means="all of them"
+        None,
+        help="compare with the first so many training images only",
+        unit="images",
+        minimum=1,
+        none_means="all of them",
     )
     distance: Literal["lpips", "r64"] = setting(
         "lpips",
-        help="LPIPS, or the squared distance of features of a randomly initialised VGG16, which need no download and "
-        "stand in where the weights of LPIPS cannot be had",
+        help="LPIPS, or the squared distance of features of a VGG16 of fixed random weights; these need no download, "
+        "and stand in where LPIPS weights cannot be had",
     )
     lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="network of LPIPS")
     lpips_weights: str | None = setting(
-        None, help="weights of --lpips_net on disk, for use without a network", unit="file", none_means="downloaded"
+        None, help="file of weights for --lpips_net, for use without a network", unit="file", none_means="downloaded"
     )
 
 
@@ -207,12 +212,12 @@ class LargerSettings:
         none_means="height of latent_shape, twice its width",
     )
     order: Literal["raster", "random"] = setting(
-        "raster", help="one code a step row by row, as published, or all over the grid in sample_steps steps"
+        "raster", help="raster: one code a step, row by row, as published; random: all over the grid, in sample_steps"
     )
     stride: int = setting(
-        1, help="codes between two windows in which the prior predicts, at most its own side", unit="codes", minimum=1
+        1, help="distance between the windows in which the prior predicts, at most their side", unit="codes", minimum=1
     )
-    temp: float = setting(0.8, help="temperature of the mixture of windows", unit="tau", above=0)
+    temp: float = setting(0.8, help="sampling temperature of the codes, on the mean over windows", unit="tau", above=0)
     sample_steps: int = setting(None, help="steps of --order random", unit="steps", minimum=1, none_means="total_steps")
     n_samples: int = setting(4, help="images to draw", unit="images", minimum=1)
 
@@ -224,30 +229,30 @@ class InpaintingSettings:
     title: ClassVar[str] = "inpainting"
 
     split: Literal["train", "val", "all"] = setting(
-        "val", help="which part of the data set they are from; of a folder, train is the first 95% and val the rest"
+        "val", help="part of the data set to take images from; of a folder, train is the first 95% and val the rest"
     )
     n_images: int = setting(
-        8, help="images to paint in, the first ones; all where there are fewer", unit="images", minimum=1
+        8, help="images to complete, the first ones; all if there are fewer", unit="images", minimum=1
     )
     n_samples: int = setting(4, help="completions of each image", unit="images", minimum=1)
     region: tuple[int, ...] | None = setting(
         None,
-        help="top, left, height and width of what is painted anew, in pixels of an image at img_size; every code that "
-        "lies in it, wholly or partly, is drawn",
+        help="part to paint anew: top, left, height and width in pixels at img_size; every code that it touches is "
+        "drawn",
         unit="px",
         minimum=0,
         none_means="the lower half",
     )
     mask_path: str | None = setting(
         None,
-        help="an image, white (lighter than mid-grey) where to paint anew, resized and cropped as the data are; in "
-        "place of --region",
+        help="instead of --region, an image that is white (lighter than mid-grey) where to paint anew; resized and "
+        "cropped like the data",
         unit="file",
     )
-    temp: float = setting(1.0, help="temperature of the codes' distribution", unit="tau", above=0)
+    temp: float = setting(1.0, help="sampling temperature of the codes", unit="tau", above=0)
     sample_steps: int = setting(
         None,
-        help="steps of the reverse process, at most total_steps",
+        help="sampling steps, at most total_steps",
         unit="steps",
         minimum=1,
         none_means="total_steps",

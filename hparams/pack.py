@@ -15,15 +15,15 @@ class PackSettings:
 
     title: ClassVar[str] = "packing"
 
-    dataset: Literal["ffhq", "custom"] | None = setting(
-        None, help="data set that lies in a folder", none_means="required"
-    )
+    dataset: Literal["ffhq", "custom"] | None = setting(None, help="data set to pack", none_means="required")
     custom_dataset_path: str | None = setting(None, help="folder of images, for --dataset custom", unit="folder")
     datasets_file: str = setting("datasets.yaml", help="file that says where each data set lies", unit="file")
-    img_size: int = setting(256, help="side to resize to", unit="pixels", minimum=1)
-    num_workers: int = setting(4, help="processes that read images; 0 reads in the main one", unit="n", minimum=0)
+    img_size: int = setting(256, help="side of the packed images", unit="pixels", minimum=1)
+    num_workers: int = setting(
+        4, help="processes that read images; 0: the main process reads them", unit="n", minimum=0
+    )
     max_bad_images: float = setting(
-        0.01, help="share of the images that may be unreadable", unit="share", minimum=0, below=1
+        0.01, help="end when a larger share of the images is unreadable", unit="share", minimum=0, below=1
     )
     out: str | None = setting(None, help="folder to write; must not exist", unit="folder", none_means="required")
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)

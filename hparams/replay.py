@@ -16,9 +16,9 @@ class ReplaySettings:
     title: ClassVar[str] = "replay"
 
     log_dir: str | None = setting(None, help="run folder to show, under logs/", unit="run", none_means="required")
-    visdom_server: str = setting("http://localhost", help="address of the visdom dashboard", unit="url")
-    visdom_port: int = setting(8097, help="port of the visdom dashboard", unit="port", minimum=1, maximum=65535)
-    summary_only: bool = setting(False, help="draw summary.png and nothing else: needs no visdom server")
+    visdom_server: str = setting("http://localhost", help="address of the visdom server, without its port", unit="url")
+    visdom_port: int = setting(8097, help="port of the visdom server", unit="port", minimum=1, maximum=65535)
+    summary_only: bool = setting(False, help="only draw summary.png; needs no visdom server")
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)
 
 

@@ -23,7 +23,7 @@ class RunSettings:
     title: ClassVar[str] = "run"
 
     dataset: Literal["churches", "bedrooms", "ffhq", "custom", "toy_churches"] = setting(
-        None, help="data set; picks the preset", none_means="that of a reloaded run, else required", subject="data"
+        None, help="data set; picks the preset", none_means="that of the loaded run, else required", subject="data"
     )
     custom_dataset_path: str | None = setting(
         None, help="folder of images, for --dataset custom", unit="folder", subject="data"
@@ -36,25 +36,25 @@ class RunSettings:
     device: str = setting(
         "auto", unit="device", help="auto (CUDA when there is one), cpu, cuda or cuda:N", subject="device and precision"
     )
-    amp: bool = setting(False, help="mixed precision", subject="device and precision")
+    amp: bool = setting(False, help="mixed precision, of the type --amp_dtype", subject="device and precision")
     amp_dtype: Literal["auto", "bfloat16", "float16"] = setting(
         "auto",
-        help="type for --amp; auto is bfloat16 where the hardware has it, else float16 with a loss scaler",
+        help="type for --amp; auto: bfloat16 where the hardware has it, else float16 with a loss scaler",
         subject="device and precision",
     )
     compile: Literal["auto", "on", "off"] = setting(
         "auto",
-        help="compile layers, and on CUDA replay steps as graphs; auto: only on CUDA, not experiments' decoder, and no "
-        "graphs where several processes train",
+        help="compile the layers, and on CUDA replay steps as graphs; auto: on CUDA only, without the decoder of "
+        "experiments, and without graphs when several processes train",
         subject="device and precision",
     )
-    batch_size: int = setting(20, help="images per step on each device", unit="images", minimum=1)
+    batch_size: int = setting(20, help="images in a batch of each process", unit="images", minimum=1)
     num_workers: int = setting(
-        4, help="processes that read images; 0 reads in the main one", unit="n", minimum=0, subject="data"
+        4, help="processes that read images; 0: the main process reads them", unit="n", minimum=0, subject="data"
     )
     max_bad_images: float = setting(
         0.01,
-        help="share of the images that may be unreadable; others stand in for them",
+        help="end when a larger share of the images is unreadable; until then others stand in for them",
         unit="share",
         minimum=0,
         below=1,
@@ -68,11 +68,14 @@ class RunSettings:
         subject="data",
     )
     visdom_server: str = setting(
-        "http://localhost", help="address of the visdom dashboard", unit="url", subject="dashboard and terminal"
+        "http://localhost",
+        help="address of the visdom server, without its port",
+        unit="url",
+        subject="dashboard and terminal",
     )
     visdom_port: int = setting(
         8097,
-        help="port of the visdom dashboard",
+        help="port of the visdom server",
         unit="port",
         minimum=1,
         maximum=65535,
@@ -80,18 +83,18 @@ class RunSettings:
     )
     summary: bool = setting(
         True,
-        help="draw summary.png, one page of curves and pictures: in training at every checkpoint, else at the end",
+        help="draw summary.png, one page of curves and pictures: at training's checkpoints, at an experiment's end",
         subject="dashboard and terminal",
     )
     quiet: bool = setting(
         False,
-        help="nothing on the terminal but warnings, errors and results",
+        help="print nothing but warnings, errors and results",
         saved=False,
         subject="dashboard and terminal",
     )
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
         "auto",
-        help="under torchrun: what carries tensors; auto is nccl where each process has a GPU",
+        help="under torchrun: how processes communicate; auto: nccl if each has a GPU of its own, else gloo",
         saved=False,
         subject="several processes",
     )
@@ -103,7 +106,7 @@ class RunSettings:
         saved=False,
         subject="several processes",
     )
-    dry_run: bool = setting(False, help="resolve and check the settings, print them, and stop", saved=False)
+    dry_run: bool = setting(False, help="check the settings, print them, and stop", saved=False)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ class AutoencoderSource:
     ae_load_dir: str | None = setting(
         None, help="run folder of the trained VQGAN, under logs/", unit="run", none_means="required"
     )
-    ae_load_step: int | None = setting(None, help="its step", unit="step", minimum=1, none_means="the newest")
+    ae_load_step: int | None = setting(
+        None, help="step of the trained VQGAN", unit="step", minimum=1, none_means="the newest"
+    )
 
 
 @dataclass(frozen=True)
@@ -125,16 +130,16 @@ class SamplingSettings:
     title: ClassVar[str] = "sampling"
 
     n_samples: int = setting(64, help="images to draw", unit="images", minimum=1)
-    temp: float = setting(1.0, help="temperature of the codes' distribution", unit="tau", above=0)
+    temp: float = setting(1.0, help="sampling temperature of the codes", unit="tau", above=0)
     sample_steps: int = setting(
         None,
-        help="steps of the reverse process, at most total_steps",
+        help="sampling steps, at most total_steps",
         unit="steps",
         minimum=1,
         none_means="total_steps",
     )
     sample_type: Literal["diffusion", "mlm"] = setting(
-        "diffusion", help="ancestral sampling of the diffusion, or repeated re-masking"
+        "diffusion", help="diffusion: ancestral sampling; mlm: predicting and masking again, repeatedly"
     )
 
 

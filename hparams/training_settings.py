@@ -17,33 +17,37 @@ class TrainingSettings:
     lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
     train_steps: int = setting(
         2_000_000,
-        help="updates to train for; lengths are published for churches only, other data sets use the same",
+        help="updates in all, those before --resume included; lengths are published for churches only",
         unit="steps",
         minimum=1,
     )
     global_batch: int = setting(
         None,
-        help="images per update, over all processes; a resumed run keeps it with any number of processes",
+        help="images per update, over all processes; a resumed run keeps it, whatever their number",
         unit="images",
         minimum=1,
         none_means="batch_size * accumulate_steps * processes",
     )
     accumulate_steps: int = setting(
         1,
-        help="passes of --batch_size images, on each device, that make one update: as one large pass would, but that "
-        "stage 1's discriminator takes its batch-norm statistics from each pass",
-        unit="passes",
+        help="batches of each process per update; the same as one large batch, except that stage 1's discriminator "
+        "takes batch-norm statistics from each",
+        unit="batches",
         minimum=1,
     )
     compress_gradients: bool = setting(
-        False, help="send gradients between processes as bfloat16: half the bytes", subject="several processes"
+        False, help="send gradients between processes as bfloat16, half the bytes", subject="several processes"
     )
     ema: bool = setting(False, help="keep an exponential moving average of the weights", subject="moving average")
     ema_beta: float = setting(
         0.995, help="decay of the moving average", unit="beta", minimum=0, below=1, subject="moving average"
     )
     steps_per_update_ema: int = setting(
-        10, help="updates between two of the moving average", unit="steps", minimum=1, subject="moving average"
+        10,
+        help="training steps between two updates of the moving average",
+        unit="steps",
+        minimum=1,
+        subject="moving average",
     )
     load_dir: str | None = setting(
         None,
@@ -53,14 +57,18 @@ class TrainingSettings:
         subject="starting and resuming",
     )
     load_step: int = setting(
-        0, help="step of the starting weights; 0 starts afresh", unit="step", minimum=0, subject="starting and resuming"
+        0,
+        help="step of the starting weights; 0: start from random weights",
+        unit="step",
+        minimum=0,
+        subject="starting and resuming",
     )
     load_optim: bool = setting(
-        False, help="with --load_step, read the optimisers' state of that step too", subject="starting and resuming"
+        False, help="with --load_step, load the optimisers of that step too", subject="starting and resuming"
     )
     resume: bool = setting(
         False,
-        help="continue this run exactly, from its newest whole step and with its saved settings",
+        help="continue this run exactly, from its newest complete step and with its saved settings",
         saved=False,
         subject="starting and resuming",
     )
@@ -69,30 +77,33 @@ class TrainingSettings:
     )
     steps_per_eval: int = setting(
         0,
-        help="steps between two validations; 0 holds no validation set out of a folder",
+        help="steps between two validations; 0: no validation, and of a folder all images train",
         unit="steps",
         minimum=0,
         subject="logging, validation and pictures",
     )
     steps_per_checkpoint: int = setting(
         25_000,
-        help="steps between two checkpoints; the last step is always saved",
+        help="steps between two checkpoints; the last step is always saved; 0: only that",
         unit="steps",
         minimum=0,
         subject="checkpoints",
     )
     keep_states: int = setting(
         2,
-        help="newest steps that keep what --resume needs; older ones keep their weights only",
+        help="how many of the newest saved steps keep what --resume needs; older ones keep weights only",
         unit="steps",
         minimum=1,
         subject="checkpoints",
     )
     keep_checkpoints: str = setting(
-        "all", help="newest steps that keep their weights: a number, or all", unit="n", subject="checkpoints"
+        "all",
+        help="how many of the newest saved steps keep their weights: a number, or all",
+        unit="n",
+        subject="checkpoints",
     )
     max_skipped: int = setting(
-        100, help="updates in a row with gradients that are not finite, before the run ends", unit="updates", minimum=1
+        100, help="end the run after so many updates in a row whose gradients are not finite", unit="updates", minimum=1
     )
     steps_per_display_output: int = setting(
         5_000,
@@ -109,6 +120,6 @@ class TrainingSettings:
         subject="logging, validation and pictures",
     )
     save_individually: bool = setting(
-        False, help="write each picture to a file of its own, not in a grid", subject="logging, validation and pictures"
+        False, help="write each image to a file of its own, not in grids", subject="logging, validation and pictures"
     )
-    horizontal_flip: bool = setting(False, help="train on flipped images too")
+    horizontal_flip: bool = setting(False, help="train on mirrored images too")
