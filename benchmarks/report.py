@@ -72,10 +72,17 @@ def write_report(folder: Path, rows: Iterable[str], plot: Path = PLOT, readme: P
     parts = [
         "# Benchmarks",
         "",
-        "The shipped code against a literal implementation of the published algorithm (`benchmarks/baseline/`), timed",
-        "in turn in one process, which keeps freed memory for both, as the scripts do. Medians, fastest and slowest in",
-        "brackets. `make bench`, `make bench-full` and `make bench-gpu` write this file; `--only` and",
-        "`--repeats` of `python -m benchmarks.run` measure rows anew.",
+        "This code against a literal implementation of the published algorithm (`benchmarks/baseline/`): both are",
+        "timed in turn, in one process. Since commit a4769cd it keeps freed memory for both, as the scripts do. Times",
+        "are medians, with the fastest and the slowest in brackets. `make bench`, `make bench-full` and",
+        "`make bench-gpu` write this file; `--only` and `--repeats` of `python -m benchmarks.run` measure single rows",
+        "again.",
+        "",
+        "- **reduced**: what is smaller than in the published setting.",
+        "- **float32**, **amp**: this code without and with `--amp`.",
+        "- **share of the product rate**, or MFU: operations per second, as a share of what one large square matrix",
+        "  product reaches on the same machine.",
+        "- **∝ batch^** and the like: the exponent with which time or memory grows.",
     ]
     for name, result in results.items():
         parts += ["", f"## {TITLES[name]}", "", _machine(result["environment"]), "", *_table(result["rows"])]
@@ -100,11 +107,12 @@ def _machine(environment: dict[str, Any]) -> str:
 
 def _measured_anew(parts: dict[str, Any]) -> list[str]:
     """Lines about rows, and profiles, that were not measured with the others."""
-    return [line for name, environment in parts.items() for line in ("", f"Anew, {name}: {_machine(environment)}")]
+    told = (f"Measured separately, {name}: {_machine(environment)}" for name, environment in parts.items())
+    return [line for part in told for line in ("", part)]
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
-    lines = ["| work | reduced | to reach | baseline | here | faster |", "|---|---|---|---|---|---|"]
+    lines = ["| work | reduced | target | baseline | here | faster |", "|---|---|---|---|---|---|"]
     for row in rows.values():
         if not row["speedup"] or row["name"].startswith("reading"):
             continue

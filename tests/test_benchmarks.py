@@ -77,5 +77,5 @@ def test_the_report_has_every_ratio(rows: dict[str, Any], tmp_path: Path) -> Non
     assert "aten::mm 40.0 (the products of the linear layers" in report
     assert "commit abc" in report
     assert "Not measured here: unknown." in report
-    assert "Anew, prdc: a CPU, 2 threads; torch 2, Python 3, commit def" in report
+    assert "Measured separately, prdc: a CPU, 2 threads; torch 2, Python 3, commit def" in report
     assert plot.read_bytes().startswith(b"\x89PNG")
