@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hparams.fields import setting
-from hparams.settings import Plain
+from hparams.settings import FolderDataset, Plain
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class PackSettings:
 
     title: ClassVar[str] = "packing"
 
-    dataset: Literal["ffhq", "custom"] | None = setting(None, help="data set to pack", none_means="required")
+    dataset: Literal[FolderDataset] | None = setting(None, help="data set to pack", none_means="required")
     custom_dataset_path: str | None = setting(None, help="folder of images, for --dataset custom", unit="folder")
     datasets_file: str = setting("datasets.yaml", help="file that says where each data set lies", unit="file")
     img_size: int = setting(256, help="side of the packed images", unit="pixels", minimum=1)

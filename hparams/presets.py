@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from hparams.fields import settings_of
-from hparams.settings import VQGANStage
+from hparams.settings import FolderDataset, VQGANStage
 
 Row = Mapping[str, Any]
 DATASETS: tuple[str, ...] = settings_of(VQGANStage)["dataset"].choices
+FOLDERS: tuple[str, ...] = get_args(FolderDataset)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ TABLES: Mapping[str, Table] = {
     "autoregressive_training": _PRIOR_TRAINING,
     "experiment": Table(rows={"toy_churches": _TOY_EXPERIMENT}),
     # Folders are compared as a whole, LSUN's data sets by their training images, as published.
-    "metric": Table(base={"split": "train"}, rows={"ffhq": {"split": "all"}, "custom": {"split": "all"}}),
+    "metric": Table(base={"split": "train"}, rows={name: {"split": "all"} for name in FOLDERS}),
     "metric_samples": Table(base={"n_samples": 50_000}, rows={"toy_churches": {"n_samples": 500}}),
     "kid": Table(rows={"toy_churches": {"kid_subset_size": 200}}),
     "likelihood": Table(rows={"toy_churches": {"train_steps": 120, "steps_per_eval": 60, "lr": 1e-3, "elbo_steps": 4}}),

@@ -15,6 +15,8 @@ from hparams.fields import setting
 from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.training_settings import TrainingSettings
 
+FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -22,7 +24,7 @@ class RunSettings:
 
     title: ClassVar[str] = "run"
 
-    dataset: Literal["churches", "bedrooms", "ffhq", "custom", "toy_churches"] = setting(
+    dataset: Literal["churches", "bedrooms", FolderDataset, "toy_churches"] = setting(
         None, help="data set; picks the preset", none_means="that of the loaded run, else required", subject="data"
     )
     custom_dataset_path: str | None = setting(

@@ -16,6 +16,7 @@ import numpy as np
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.pack import Pack
+from hparams.presets import FOLDERS
 from utils.bad_images import BadImages
 from utils.batches import eval_batches
 from utils.datasets import open_images
@@ -47,7 +48,7 @@ def pack_images(folder: Path, images: Iterable[np.ndarray]) -> None:
 def main() -> None:
     settings = parse_plain(Pack, prog="python -m utils.pack_images", description=__doc__, example=EXAMPLE).pack
     if not settings.dataset:
-        raise UserError("--dataset is required: ffhq or custom")
+        raise UserError(f"--dataset is required: one of {', '.join(FOLDERS)}")
     if not settings.out:
         raise UserError("--out is required: the folder to write, which must not exist")
     out = Path(settings.out)

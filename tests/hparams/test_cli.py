@@ -137,7 +137,7 @@ def test_help_shows_presets_where_they_differ(capsys: pytest.CaptureFixture[str]
     ("stage_class", "line", "message"),
     [
         (VQGANStage, "", f"--dataset is required: one of {', '.join(DATASETS)}"),
-        (VQGANStage, "--dataset chruches", "--dataset: 'chruches' is not one of churches, bedrooms, ffhq, custom, "),
+        (VQGANStage, "--dataset chruches", f"--dataset: 'chruches' is not one of {', '.join(DATASETS)} (did you "),
         (VQGANStage, "--dataset chruches", "(did you mean churches?)"),
         (VQGANStage, "--datset churches", "unknown flag --datset, did you mean --dataset?"),
         (VQGANStage, "--log-dir x", "unknown flag --log-dir, did you mean --log_dir?"),

@@ -15,6 +15,7 @@ from hparams import saved
 from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.fields import Setting, settings_of
+from hparams.presets import DATASETS
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
 
@@ -80,7 +81,7 @@ def words_of(values: dict[str, Any], stage: type[Stage]) -> list[str]:
 
 @pytest.mark.parametrize("kind", list(STAGES))
 @ROBUST
-@given(data=st.data(), dataset=st.sampled_from(["churches", "bedrooms", "ffhq", "custom", "toy_churches"]))
+@given(data=st.data(), dataset=st.sampled_from(DATASETS))
 def test_what_was_typed_wins_and_the_rest_stays(tmp_path_factory, kind: str, dataset: str, data: st.DataObject) -> None:
     stage, required = STAGES[kind]
     values = data.draw(typed(stage, dataset=dataset, log_dir="run", **required))

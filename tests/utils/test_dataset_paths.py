@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hparams.errors import UserError
+from hparams.presets import DATASETS
 from utils.dataset_paths import custom_paths, find_paths
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,7 +125,7 @@ def test_custom_errors_name_the_flag(tmp_path: Path) -> None:
         custom_paths(tmp_path / "nowhere", tmp_path / "datasets.yaml").folder()
 
 
-@pytest.mark.parametrize("dataset", ["churches", "bedrooms", "ffhq", "toy_churches"])
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "custom"])
 def test_the_file_in_the_repository_names_every_data_set(dataset: str) -> None:
     paths = find_paths(dataset, REPOSITORY / "datasets.yaml").paths
     locations = [paths] if isinstance(paths, str) else list(paths.values())
