@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import repeat
 
 import torch
@@ -84,22 +85,24 @@ class AbsorbingDiffusion(nn.Module):
         together. `sample_steps` None means T. starts: what is given of each sample, ids [N] int64 on the CPU, K where
         it is to be drawn; `diffusion` keeps it. `wrap`: see `sample_images`.
         """
-        if sample_type not in SAMPLE_TYPES:
-            raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
         steps = self.total_steps if sample_steps is None else sample_steps
         if not 1 <= steps <= self.total_steps:
             raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {steps}")
         check_temperature(temp)
+        if sample_type == "diffusion":
+            begin = partial(diffusion_image, steps=steps)
+        elif sample_type == "mlm":
+            probabilities = [t / self.total_steps for t in remask_times(self.total_steps, steps)]
+            begin = partial(mlm_image, mask_probabilities=probabilities)
+        else:
+            raise ValueError(f"sample_type must be one of {SAMPLE_TYPES}, not {sample_type!r}")
         if starts is None:
             starts = repeat(torch.full((self.tokens,), self.mask_id))
         elif sample_type != "diffusion":
             raise ValueError(f"sample_type {sample_type!r} would draw given tokens anew: use 'diffusion'")
-        probabilities = [t / self.total_steps for t in remask_times(self.total_steps, steps)]
 
         def image(generator: torch.Generator, start: Tensor) -> Image:
-            if sample_type == "diffusion":
-                return diffusion_image(start, mask_id=self.mask_id, steps=steps, generator=generator)
-            return mlm_image(start, mask_id=self.mask_id, mask_probabilities=probabilities, generator=generator)
+            return begin(start, mask_id=self.mask_id, generator=generator)
 
         return sample_images(
             self.logits_at,

@@ -11,7 +11,7 @@ from models.encoder import Encoder
 from models.generator import Generator
 from models.layers import ResBlock
 from models.parts import WHOLE, BatchPart
-from models.quantizers import GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
+from models.quantizers import QUANTIZERS, GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
 
 
 class VQAutoEncoder(nn.Module):
@@ -43,7 +43,7 @@ class VQAutoEncoder(nn.Module):
         elif quantizer == "gumbel":
             self.quantize = GumbelQuantizer(codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through)
         else:
-            raise ValueError(f"quantizer must be 'nearest' or 'gumbel', not {quantizer!r}")
+            raise ValueError(f"quantizer must be one of {QUANTIZERS}, not {quantizer!r}")
         self.generator = Generator(*trunk)
         self.image_shape = (n_channels, img_size, img_size)
         side = img_size // 2 ** (len(ch_mult) - 1)

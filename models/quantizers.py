@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.parts import WHOLE, BatchPart
 
+QUANTIZERS = ("nearest", "gumbel")
 BETA_TERMS = ("codebook", "commitment")
 
 

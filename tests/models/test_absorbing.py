@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.absorbing import AbsorbingDiffusion
+from models.diffusion import LOSS_TYPES
 from models.transformer import Transformer
 from waiting import as_on_cuda
 
@@ -80,7 +81,7 @@ def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
         torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
 
 
-@pytest.mark.parametrize("loss_type", ["reweighted_elbo", "elbo", "mlm"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_losses_are_the_same_by_the_way_of_every_device(
     monkeypatch: pytest.MonkeyPatch, prior: AbsorbingDiffusion, loss_type: str
 ) -> None:

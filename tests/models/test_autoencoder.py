@@ -11,6 +11,7 @@ from torch import nn
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
 from models.layers import AttnBlock, Downsample, ResBlock, Upsample
+from models.quantizers import QUANTIZERS
 
 PUBLISHED: dict[str, Any] = {
     "n_channels": 3,
@@ -53,7 +54,7 @@ def test_published_sizes() -> None:
     assert parameters(discriminator) == 2_765_633
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize(
     ("changes", "side"),
     [({}, 8), ({"ch_mult": (1, 2, 2)}, 4), ({"n_channels": 1}, 8), ({"res_blocks": 2, "attn_resolutions": (8,)}, 8)],

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.absorbing import AbsorbingDiffusion
 from models.diffusion import (
     LOSS_TYPES,
+    MASK_SCHEDULES,
     bound_nats,
     diffusion_loss,
     masked_cross_entropy,
@@ -67,7 +68,7 @@ def test_fixed_schedule_masks_an_exact_number_and_at_least_one(t: int, count: in
         assert chisquare(mask.sum(0).numpy()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("schedule", ["random", "fixed"])
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 def test_masks_are_a_function_of_the_generator(schedule: str) -> None:
     t = torch.arange(1, 9)
     first, again, other = (sample_mask(t, 8, 32, schedule, seeded(seed)) for seed in (0, 0, 1))
@@ -77,7 +78,7 @@ def test_masks_are_a_function_of_the_generator(schedule: str) -> None:
 
 def test_unknown_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="schedule"):
-        sample_mask(torch.tensor([1]), 8, 4, "cosine", seeded())
+        sample_mask(torch.tensor([1]), 8, 4, "no such", seeded())
 
 
 # --- objectives, by hand ------------------------------------------------------------------------------------------

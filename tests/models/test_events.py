@@ -11,7 +11,7 @@ from scipy.stats import chi2_contingency
 from torch import Tensor
 
 from benchmarks.baseline import prior as published
-from models.absorbing import AbsorbingDiffusion
+from models.absorbing import SAMPLE_TYPES, AbsorbingDiffusion
 from models.categorical import image_generators
 from models.events import WIDTH, Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.samplers import diffusion_trajectory
@@ -294,7 +294,7 @@ def small_prior(tokens: int = 6, total_steps: int = 5) -> AbsorbingDiffusion:
     return AbsorbingDiffusion(net.eval(), mask_id=7, total_steps=total_steps)
 
 
-@pytest.mark.parametrize("sample_type", ["diffusion", "mlm"])
+@pytest.mark.parametrize("sample_type", SAMPLE_TYPES)
 def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     prior = small_prior()
 
@@ -310,7 +310,7 @@ def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
 
 
-@pytest.mark.parametrize("sample_type", ["diffusion", "mlm"])
+@pytest.mark.parametrize("sample_type", SAMPLE_TYPES)
 def test_a_prior_samples_codes(sample_type: str) -> None:
     prior = small_prior()
     first, again, other = (

@@ -14,6 +14,7 @@ from models.adversarial import adaptive_weight, generator_loss, hinge_discrimina
 from models.augment import diff_augment
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
+from models.quantizers import QUANTIZERS
 from models.vqgan import VQGAN
 
 
@@ -87,7 +88,7 @@ def test_adaptive_weight_is_computed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("diff_aug", [False, True])
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("weight_max", [1e9, 0.01])
 def test_one_backward_pass_equals_autograd_through_everything(
     monkeypatch: pytest.MonkeyPatch, quantizer: str, diff_aug: bool, weight_max: float

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import VQAutoEncoder
+from models.quantizers import QUANTIZERS
 from utils.datasets import ImageData, open_images
 from utils.latents import cached_latents, code_statistics, latents_key
 
@@ -58,7 +59,7 @@ def encode(folder: Path, model: VQAutoEncoder, data: ImageData, *, flip: bool = 
     return cached_latents(folder, model, data, flip=flip, batch_size=BATCH, num_workers=0, say=said.append)
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_cache_holds_the_codes_of_every_image_in_order(tmp_path: Path, data: ImageData, quantizer: str) -> None:
     model = autoencoder(quantizer=quantizer).train()
     codes = encode(tmp_path, model, data)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.absorbing import AbsorbingDiffusion
+from models.diffusion import LOSS_TYPES, MASK_SCHEDULES
 from trainers import assert_same_state, state_of
 from trainers import prior_trainer as trainer
 from utils.averages import Averages
@@ -49,8 +50,8 @@ def test_float16_never_leaves_a_weight_that_is_not_finite(sampler: str) -> None:
     assert sum(losses[-20:]) < 0.7 * sum(losses[:5]) * 4
 
 
-@pytest.mark.parametrize("loss_type", ["reweighted_elbo", "elbo", "mlm"])
-@pytest.mark.parametrize("mask_schedule", ["random", "fixed"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("mask_schedule", MASK_SCHEDULES)
 def test_the_absorbing_prior_learns_the_frequencies(loss_type: str, mask_schedule: str) -> None:
     training = trainer(loss_type=loss_type, mask_schedule=mask_schedule, ema=False)
     before = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.quantizers import QUANTIZERS
 from trainers import assert_same_state, state_of
 from trainers import vqgan_trainer as trainer
 from utils.vqgan_trainer import VQGANTrainer
@@ -34,7 +35,7 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_a_step_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, quantizer: str, amp_dtype: torch.dtype | None
@@ -94,7 +95,7 @@ def test_each_network_is_moved_by_its_own_loss_only() -> None:
         assert not torch.equal(training.vqgan.ae.generator.last_layer, before.ae.generator.last_layer)
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torch.dtype | None) -> None:
     changes = {"quantizer": quantizer, "diff_aug": True, "horizontal_flip": True}

@@ -1,0 +1,35 @@
+"""What a flag may be is what the mathematics knows, which imports no settings: neither says more than the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hparams.experiments import LargerExperiment, LikelihoodExperiment
+from hparams.fields import settings_of
+from hparams.settings import PriorStage, Stage, VQGANStage
+from models.absorbing import SAMPLE_TYPES
+from models.bounds import CODE_BOUNDS
+from models.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
+from models.larger import ORDERS
+from models.quantizers import BETA_TERMS, QUANTIZERS
+from utils.run_folder import KINDS, VQGAN
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag", "known"),
+    [
+        (VQGANStage, "quantizer", QUANTIZERS),
+        (VQGANStage, "beta_term", BETA_TERMS),
+        (PriorStage, "sampler", [kind for kind in KINDS if kind != VQGAN]),
+        (PriorStage, "loss_type", LOSS_TYPES),
+        (PriorStage, "reweighting", REWEIGHTINGS),
+        (PriorStage, "mask_schedule", MASK_SCHEDULES),
+        (PriorStage, "sample_type", SAMPLE_TYPES),
+        (LikelihoodExperiment, "code_bound", CODE_BOUNDS),
+        (LargerExperiment, "order", ORDERS),
+    ],
+)
+def test_a_flag_and_the_mathematics_know_the_same(stage: type[Stage], flag: str, known: Sequence[str]) -> None:
+    assert settings_of(stage)[flag].choices == tuple(known)
