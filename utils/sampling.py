@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -29,10 +30,15 @@ DECODE_BATCH = 32  # images that go through the decoder together: its activation
 
 
 def sampling_conditions(sampling: SamplingSettings, sampler: str) -> dict[str, Value]:
-    """What a result from drawn images depends on; an autoregressive prior has no steps."""
+    """What a result from drawn images depends on; an autoregressive prior has no steps.
+
+    Beside temperature and steps, each setting that is not at its default, so that no result takes another's place.
+    """
     steps: dict[str, Value] = {"sample_steps": sampling.sample_steps} if sampler == "absorbing" else {}
-    kind: dict[str, Value] = {"sample_type": sampling.sample_type} if sampling.sample_type != "diffusion" else {}
-    return {"temp": sampling.temp, **steps, **kind}
+    always = ("n_samples", "temp", "sample_steps")
+    others = {f.name: (getattr(sampling, f.name), f.default) for f in fields(sampling) if f.name not in always}
+    changed: dict[str, Value] = {name: value for name, (value, default) in others.items() if value != default}
+    return {"temp": sampling.temp, **steps, **changed}
 
 
 def id_batches(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
 from trainers import PRIOR
 from utils.building import build_autoencoder, build_prior
-from utils.sampling import draw_images, id_batches, image_batches
+from utils.sampling import draw_images, id_batches, image_batches, sampling_conditions
 
 SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "batch_size": 4, "n_samples": 10}
 
@@ -79,6 +81,16 @@ def test_an_image_depends_on_its_index_alone(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [{"temp": 0.2}, {"sample_steps": 2}, {"sample_type": "mlm"}])
 def test_settings_of_sampling_count(change: dict[str, Any]) -> None:
     assert not torch.equal(draw(), draw(**change))
+
+
+def test_a_result_names_each_setting_of_sampling_that_is_another() -> None:
+    """Else the later of two results would take the place of the earlier one."""
+    usual = resolve(PriorStage, SMALL).sampling
+    for name, setting in settings_of(PriorStage).items():
+        if setting.group == "sampling" and name != "n_samples":
+            other = setting.choices[-1] if setting.choices else setting.kind(getattr(usual, name) / 2)
+            assert other != getattr(usual, name)
+            assert sampling_conditions(replace(usual, **{name: other}), "absorbing")[name] == other
 
 
 def test_mixed_precision_gives_float32_images() -> None:
