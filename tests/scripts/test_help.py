@@ -74,6 +74,11 @@ def published(shell):
     return shell
 
 
+def test_every_script_is_among_those_that_are_tried() -> None:
+    files = [*REPO.glob("train_*.py"), *REPO.glob("experiments/[!_]*.py")]
+    assert {file.relative_to(REPO).as_posix() for file in files} == set(SCRIPTS)
+
+
 @pytest.mark.parametrize("script", list(SCRIPTS))
 def test_help_tells_every_flag_and_does_not_wait_for_torch(shell, script: str) -> None:
     done = shell.run(f"{script} --help", "-X", "importtime")
