@@ -36,7 +36,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
     from utils.likelihood_run import evaluate, train_head
     from utils.results import record_result
     from utils.seeding import seed_global
-    from utils.trained_models import load_trained_models
+    from utils.trained_models import load_trained_models, note_if_seen
 
     run, likelihood = settings.run, settings.likelihood
     seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none
@@ -48,6 +48,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
     what = f"likelihood of {settings.prior.sampler} on {run.dataset}"
     data = f"{len(train_data)} training images, {len(val_data)} to evaluate"
     introduce(settings, what, models.device, models.facts() | {"data": data})
+    note_if_seen(settings)
     with experiment_run(settings, models.device) as ranks:
         bad = list_bad_images(run, ranks)
         train_head(settings, models, train_data, val_data, folder, bad, ranks)

@@ -12,7 +12,8 @@ import torch
 
 from hparams import launch, saved
 from hparams.experiments import PriorExperiment
-from hparams.settings import PriorStage, RunSettings
+from hparams.presets import FOLDERS
+from hparams.settings import PriorStage, RunSettings, VQGANStage
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior
 from utils.checkpoints import noted_autoencoder
@@ -86,6 +87,20 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
         compile_autoencoder(autoencoder, run.compile, device)
     amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
     return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)
+
+
+def note_if_seen(settings: PriorExperiment) -> None:
+    """Say on stderr if training, as the models' runs note it, did not hold out what is held out of a folder now."""
+    run = settings.run
+    if run.dataset not in FOLDERS or launch.rank():
+        return
+    data = {"dataset": run.dataset, "custom_dataset_path": run.custom_dataset_path, "steps_per_eval": 0}
+    runs = ((settings.source.ae_load_dir, VQGANStage), (settings.checkpoint.load_dir, PriorStage))
+    folders = [(RunFolder(str(name)), stage) for name, stage in runs]
+    seen = [str(folder.path) for folder, stage in folders if data.items() <= saved.load(folder.hparams, stage).items()]
+    if seen:
+        line = f"note: {' and '.join(seen)} learnt from the images to evaluate, too: --steps_per_eval holds them out"
+        print(line, file=sys.stderr)
 
 
 def _doubts(settings: PriorExperiment, prior_file: Path, ae_file: Path) -> Iterator[str]:

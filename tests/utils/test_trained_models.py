@@ -1,0 +1,48 @@
+"""What an experiment says of its trained models; what it loads is tried by the scripts' tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hparams import saved
+from hparams.experiments import LikelihoodExperiment
+from hparams.resolve import resolve
+from hparams.settings import PriorStage, VQGANStage
+from utils.trained_models import note_if_seen
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [((), ("ae", "prior")), (("ae",), ("prior",)), (("prior",), ("ae",)), (("ae", "prior"), ())],
+)
+def test_models_that_learnt_from_what_is_evaluated(
+    held_out: tuple[str, ...],
+    said: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder: dict[str, Any] = {"dataset": "custom", "custom_dataset_path": "photos"}
+
+    def train(stage: type[VQGANStage | PriorStage], name: str, **changes: Any) -> None:
+        settings = folder | {"log_dir": name, "steps_per_eval": 5 if name in held_out else 0} | changes
+        saved.save(resolve(stage, settings), Path("logs", name, "hparams.yaml"))
+
+    def told(**changes: Any) -> str:
+        note_if_seen(resolve(LikelihoodExperiment, folder | {"load_dir": "prior", "ae_load_dir": "ae"} | changes))
+        return capsys.readouterr().err
+
+    train(VQGANStage, "ae")
+    train(PriorStage, "prior", ae_load_dir="ae")
+    line = told()
+    assert {name for name in ("ae", "prior") if f"logs/{name}" in line} == set(said)
+    assert line.count("\n") == bool(said)
+    assert told(custom_dataset_path="others") == ""
+    assert told(dataset="churches", custom_dataset_path=None) == ""
+    for name, value in {"RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert told() == ""
