@@ -60,7 +60,7 @@ class VQGANTrainer:
         compile_autoencoder(vqgan, settings.run.compile, device)
         self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
-        # What a code of the other quantizer is, encoder outputs are not.
+        # Only there is a code a place among the encoder's outputs.
         self.nearest = settings.autoencoder.quantizer == "nearest"
         self.lr = settings.training.lr
         self.optimisers = {
@@ -74,7 +74,7 @@ class VQGANTrainer:
             if settings.vqgan.sync_batchnorm:
                 synchronise_batch_norm(vqgan.disc)
         # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
-        capturable = self.nearest and self.micro_batches == 1
+        capturable = settings.autoencoder.quantizer != "gumbel" and self.micro_batches == 1
         self._stream = capture_stream(settings.run.compile, device, amp_dtype, ranks) if capturable else None
         compress = settings.training.compress_gradients
         self._replicas = {
