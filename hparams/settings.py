@@ -3,6 +3,7 @@
 A field's name is its flag (``nf`` is ``--nf``) and its key in a saved ``hparams.yaml``; it is unique within a stage.
 Groups of a concept of their own are in ``hparams.training_settings``, ``hparams.model_settings`` and, for experiments,
 ``hparams.experiments``. ``hparams.presets`` holds what differs by stage and data set.
+``hparams.checks`` refuses values that do not fit together, ``hparams.idle`` knows what does nothing beside others.
 A field whose default is None though its type is not optional is filled in by :func:`hparams.resolve.resolve`.
 """
 

@@ -3,6 +3,9 @@
 The forward process replaces each token by the mask id, and keeps it there: after t of T steps a token is masked with
 probability t/T. The network predicts every token at once from what is left; it does not see t. Everything here is
 computed in nats and works with any function from tokens to logits.
+
+The rate t/T is also in the weights of the bound (`objective`, `bound_nats`, `models.bounds`), and in when samplers
+reveal a token (`models.events`, `models.samplers`, `models.larger`): a schedule of another rate changes them too.
 """
 
 from __future__ import annotations

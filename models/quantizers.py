@@ -22,7 +22,7 @@ class Quantized:
     z: Tensor  # [B,D,h,w], the latents
     z_q: Tensor  # [B,D,h,w], quantised latents; gradients flow straight through to z
     ids: Tensor  # [B,N] int64 in 0..K-1, N = h·w in raster order
-    loss: Tensor  # scalar: codebook and commitment terms (nearest), weighted KL term (gumbel)
+    loss: Tensor  # scalar with a gradient: codebook and commitment terms (nearest), weighted KL term (gumbel)
 
 
 def nearest_ids(z: Tensor, codebook: Tensor) -> Tensor:
@@ -170,6 +170,8 @@ class GumbelQuantizer(nn.Module):
         return lookup(ids, self.codebook, size)
 
 
+# Both have `codebook` [K,D], `forward`, `ids` and `lookup`, and their state is all that decides on a code: by it, codes
+# of images are kept.
 Quantizer = VectorQuantizer | GumbelQuantizer
 
 
