@@ -19,6 +19,9 @@ _BROKEN = (
     ValueError,
     EOFError,
     struct.error,
+    RuntimeError,  # of AVIF's decoder, and of kinds that are known and not decoded
+    TypeError,  # of numbers in a TIFF's header, as is the next
+    OverflowError,
 )
 
 

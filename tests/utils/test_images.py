@@ -160,6 +160,24 @@ def test_unreadable_files_are_named(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+NOISE = Image.effect_noise((64, 64), 90)
+
+
+@pytest.mark.filterwarnings("ignore:Tag data")
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(encode(NOISE, "AVIF").replace(b"iloc", b"lost"), id="RuntimeError"),
+        pytest.param(encode(NOISE, "DDS")[:80] + bytes(50), id="NotImplementedError"),
+        pytest.param(encode(NOISE.convert("P"), "TIFF").replace(b"\x40\1\3\0", b"\x40\1\x08\0"), id="OverflowError"),
+    ],
+)
+def test_so_are_those_of_which_pillow_says_something_else(content: bytes) -> None:
+    """Whatever the name, the content says of which kind a file is: pages save AVIF as .jpg."""
+    with pytest.raises(UserError, match=r"cannot read a\.jpg as an image"):
+        decode_rgb(content, "a.jpg")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png"):
         decode_rgb(tmp_path / "gone.png")
