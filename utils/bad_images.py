@@ -52,11 +52,11 @@ class SharedReport:
 
 
 class BadImages:
-    """The images of one run that could not be read.
+    """The images of one run that could not be read. It may read several data sets, which are told apart by their sizes.
 
     Args:
-        file: where they are listed, a line each.
-        share: of the data set, the most that may be unreadable.
+        file: where they are listed, a line each: name, what is wrong, size of the data set.
+        share: of a data set, the most that may be unreadable.
         say: takes a line for each.
         keep: go on from what the file lists, else remove it.
         writes: whether this process is the one of several alike that writes the file.
@@ -69,10 +69,10 @@ class BadImages:
         self._share = share
         self._say = say
         self._writes = writes
-        self._found: dict[str, str] = {}
+        self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
         if keep and file.exists():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            self._found = {name: reason for name, tab, reason in (line.partition("\t") for line in lines) if tab}
+            self._found = {name: tuple(rest) for name, *rest in (line.split("\t") for line in lines) if rest}
         elif writes:
             file.unlink(missing_ok=True)
 
@@ -85,26 +85,29 @@ class BadImages:
         Raises:
             UserError: there are too many by now.
         """
-        new = {_one_line(name): _one_line(reason) for name, reason in found.items()}
-        new = {name: reason for name, reason in new.items() if name not in self._found}
+        of = f"of {images} images"
+        new = {_one_line(name): (_one_line(reason), of) for name, reason in found.items()}
+        new = {name: told for name, told in new.items() if name not in self._found}
         if not new:
             return
         self._found |= new
         if self._writes:
             self._write()
-        for reason in new.values():
+        for reason, _ in new.values():
             self._say(f"WARNING: {reason}; until then another image stands in for it ({len(self)} so far)")
-        if len(self) > self._share * images:
+        # A list that an earlier version left does not say of which data set: those count for each.
+        count = sum(told[1:] in ((), (of,)) for told in self._found.values())
+        if count > self._share * images:
             raise UserError(
-                f"{len(self)} of {images} images cannot be read, more than --max_bad_images {self._share:g} allows "
-                f"(all are in {self._file}): {next(iter(new.values()))}"
+                f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
+                f"(all are in {self._file}): {next(iter(new.values()))[0]}"
             )
 
     def _write(self) -> None:
         try:
             with whole_file(self._file) as out:
-                lines = (f"{name}\t{reason}\n" for name, reason in self._found.items())
-                out.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
+                lines = ("\t".join((name, *told)) for name, told in self._found.items())
+                out.writelines(f"{line}\n".encode("utf-8", "surrogateescape") for line in lines)
         except OSError as error:
             self._say(f"WARNING: {self._file} not written ({error.strerror})")
 
