@@ -101,9 +101,10 @@ def growing_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Gr
 def read_array(path: Path, ranks: Ranks = ALONE) -> tuple[np.ndarray, dict[str, str]] | None:
     """A finished array, memory-mapped to be read, and its unreadable images; None if it is missing or damaged.
 
-    Of several `ranks` the first one looks, for all.
+    Of several `ranks` the first one looks, for all, and its path counts: names hold what differs between machines with
+    data of their own, such as times of change.
     """
-    bad = ranks.from_first(lambda: _unharmed(path))
+    path, bad = ranks.from_first(lambda: (path, _unharmed(path)))
     return None if bad is None else (np.load(path, mmap_mode="r", allow_pickle=False), bad)
 
 

@@ -85,6 +85,8 @@ def waits(ranks: Ranks) -> None:
                 growing.values[:] = 7
 
     assert made_array(folder / "made.npy", make, ranks)[0].tolist() == [7, 7, 7]
+    # Machines with copies of the data of their own, whose files have other times, name what they make otherwise.
+    assert made_array(folder / ("made.npy" if ranks.first else "other.npy"), make, ranks)[0].tolist() == [7, 7, 7]
 
 
 WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares, waits)
