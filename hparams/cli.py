@@ -29,8 +29,14 @@ from hparams.settings import Plain, Stage
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
 
-# PyTorch's own words, so that torch need not be imported.
-_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
+# PyTorch's own words, so that torch need not be imported, and the system's.
+_NO_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",
+)
 _LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 _ACCESS_ERRORS = {errno.EACCES, errno.EPERM}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ def test_workers_that_would_not_fit_into_shared_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000, total=10**9))
     check_shared_memory(2, 4_000_000)
     with pytest.raises(UserError, match=r"--num_workers 8: .* 68 MB .* has 64 MB: use --num_workers 7, or enlarge"):
         check_shared_memory(8, 4_000_000)
@@ -44,8 +45,19 @@ def test_workers_that_would_not_fit_into_shared_memory_are_refused(
     check_shared_memory(8, 10**12)
 
 
+def test_processes_of_a_machine_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where those that came first have filled their part."""
+    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000, total=128_000_000))
+    for name, value in {"RANK": 9, "LOCAL_WORLD_SIZE": 8, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    check_shared_memory(3, 2_000_000)
+    with pytest.raises(UserError, match=r"--num_workers 4: .* 18 MB .* has 16 MB for each of 8 processes: .* 3, or"):
+        check_shared_memory(4, 2_000_000)
+
+
 def test_the_check_is_made_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000, total=1000))
     with pytest.raises(UserError, match="--num_workers 1"):
         next(eval_batches(Images(), 4, num_workers=1))
 
@@ -87,6 +99,7 @@ def test_a_worker_killed_by_a_signal_is_named_with_it() -> None:
 
 def test_too_little_memory_names_the_flags() -> None:
     errors = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")]
+    errors += [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))]  # of a worker that could not start
     errors += [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
     with pytest.raises(RuntimeError) as failure:
         torch.empty(10**16)
