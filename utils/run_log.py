@@ -84,8 +84,10 @@ class LineFile:
         self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
-        """Append text, now or when the disk takes it; the first failure is said on stderr."""
+        """Append text, now or when the disk takes it; the first failure is said on stderr. Once closed, nothing."""
         with self._lock:
+            if self._file.closed:  # the dashboard's thread may still wait for a server that hangs
+                return
             self._waiting += text.encode()
             try:
                 while self._waiting:
@@ -105,7 +107,8 @@ class LineFile:
     def close(self) -> None:
         """Close the file, once more trying to write what waits."""
         self.write("")
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -39,6 +39,15 @@ def test_lines_of_two_threads_are_all_there_once(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(LINES))
 
 
+def test_a_line_that_comes_late_is_passed_over(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "log.txt", "wb")
+    file.write("in time\n")
+    file.close()
+    file.write("late\n")
+    file.close()
+    assert (tmp_path / "log.txt").read_text() == "in time\n"
+
+
 def test_a_resumed_run_keeps_the_metrics_up_to_its_step(tmp_path: Path) -> None:
     """As they were; what came later or is damaged goes."""
     metrics = tmp_path / "metrics.jsonl"
