@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Averages:
-    """Means since the last `pop`, each metric over the steps that had it. Sums are float64, where the device has it."""
+    """Means since the last `pop`, each metric over the steps that had it. Sums are float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

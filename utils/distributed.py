@@ -33,7 +33,7 @@ _GRACE_S = 2.0  # how long processes that lost the others wait for those that ca
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that run the script together. Every method but `first` is called by all of them.
+    """This process among those that run the script together. What sends something is called by all of them.
 
     With one process nothing is sent or copied.
     """
