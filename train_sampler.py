@@ -42,6 +42,7 @@ def train(settings: PriorStage) -> None:
     from utils.latents import code_statistics, resident_codes
     from utils.prior_trainer import PriorTrainer
     from utils.runs import restore_autoencoder
+    from utils.same_settings import require_same_settings
     from utils.sampling import draw_images
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
@@ -53,6 +54,7 @@ def train(settings: PriorStage) -> None:
     amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
     validates = training.steps_per_eval > 0
     with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
+        require_same_settings(settings, ranks)
         autoencoder, ae_file = restore_autoencoder(
             settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
         )

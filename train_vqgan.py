@@ -31,6 +31,7 @@ def train(settings: VQGANStage) -> None:
     from utils.distributed import joined
     from utils.perceptual import build_perceptual
     from utils.pictures import comparison_rows
+    from utils.same_settings import require_same_settings
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
     from utils.vqgan_trainer import VQGANTrainer
@@ -39,6 +40,7 @@ def train(settings: VQGANStage) -> None:
     device = pick_device(run_settings.device)
     amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
     with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
+        require_same_settings(settings, ranks)
         validates = training.steps_per_eval > 0
         batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers
         images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)

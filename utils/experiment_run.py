@@ -14,6 +14,7 @@ from utils.distributed import Ranks, joined
 from utils.files import sole_writer
 from utils.progress import say
 from utils.run_folder import RunFolder
+from utils.same_settings import require_same_settings
 
 
 @contextmanager
@@ -24,13 +25,14 @@ def experiment_run(settings: Stage, device: torch.device) -> Iterator[Ranks]:
     first one only belongs behind the block, where the others need not wait for it.
 
     Raises:
-        UserError: another run writes to the folder.
+        UserError: another run writes to the folder, or the processes have different settings.
     """
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     with (
         joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks,
         sole_writer(folder.path) if ranks.first else nullcontext(),
     ):
+        require_same_settings(settings, ranks)
         if ranks.first:
             save(settings, folder.hparams)
         yield ranks

@@ -1,0 +1,46 @@
+"""Machines whose commands differ in what matters are told so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hparams.errors import UserError
+from hparams.resolve import resolve
+from hparams.saved import to_flat
+from hparams.settings import VQGANStage
+from utils.distributed import Ranks
+from utils.same_settings import require_same_settings
+
+TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
+
+
+def compare(others: dict[str, Any]) -> None:
+    """Three processes, of which the last one was started by another command."""
+    settings = resolve(VQGANStage, TYPED)
+
+    class Three(Ranks):
+        def gather_objects(self, thing: Any) -> list[Any]:
+            return [thing, thing, to_flat(resolve(VQGANStage, TYPED | others))]
+
+    require_same_settings(settings, Three(0, 3))
+
+
+def test_what_is_a_machines_own_may_differ() -> None:
+    compare({"custom_dataset_path": "/ssd/photos", "num_workers": 8, "device": "cuda:1", "visdom_port": 9})
+    require_same_settings(resolve(VQGANStage, TYPED), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ({"lr": 0.5}, "--lr: rank 2 has 0.5, and rank 0 1.35e-05: start all"),
+        ({"amp": True}, "--amp: rank 2 has on, and rank 0 off"),
+        ({"batch_size": 4}, "--batch_size: rank 2 has 4, and rank 0 3"),
+        ({"img_size": 128}, "--img_size: rank 2 has 128, and rank 0 256"),
+    ],
+)
+def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        compare(others)
