@@ -36,6 +36,7 @@ _FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
 _IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")
 _REBUILT = (PriorSettings, AutoencoderSettings, AutoencoderSource)
 _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
+_DISCRIMINATOR = frozenset({"ndf", "disc_layers"})  # its architecture
 
 
 def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> StageT:
@@ -166,17 +167,17 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         values = _of_other_run(logs, typed["load_dir"], run_of, stage_class, typed, _REBUILT)
     elif typed.get("load_step") and "training" in groups_of(stage_class):
         folder = typed.get("load_dir") or _own_folder(stage_class, typed)
-        values = _of_other_run(logs, folder, stage_class, stage_class, typed, _REBUILT)
+        values = _of_other_run(logs, folder, stage_class, stage_class, typed, _REBUILT, _DATA | _DISCRIMINATOR)
 
     if typed.get("ae_load_dir", values.get("ae_load_dir")) != values.get("ae_load_dir"):
         values.pop("ae_load_step", None)  # a step of another run
     ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
     if ae_folder and AutoencoderSource in groups:
         ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
-        data = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
-        if data and not typed.get("dataset"):
+        names = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
+        if names and not typed.get("dataset"):
             _require_run(logs, "--ae_load_dir", ae_folder)
-        values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), data)
+        values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), names)
     return values
 
 
@@ -193,9 +194,9 @@ def _of_other_run(
     stage_class: type[Stage],
     typed: Mapping[str, Any],
     groups: tuple[type, ...],
-    data: frozenset[str] = _DATA,
+    names: frozenset[str] = _DATA,
 ) -> dict[str, Any]:
-    """What a run that may come from anywhere says about `groups` and about the `data`.
+    """What a run that may come from anywhere says about the settings of `groups`, and about others by their `names`.
 
     Raises:
         UserError: it says that the data are somewhere that only a typed flag may lead to.
@@ -204,7 +205,7 @@ def _of_other_run(
     values = {
         name: value
         for name, value in saved.load(file, made_by).items()
-        if name in settings and (settings[name].group_class in groups or name in data)
+        if name in settings and (settings[name].group_class in groups or name in names)
     }
     chosen = {**values, **typed}
     custom = chosen.get("dataset") == "custom" and chosen.get("custom_dataset_path")

@@ -165,9 +165,10 @@ def test_load_step_alone_loads_from_the_run_itself(logs: Path) -> None:
 def test_vqgan_from_another_run_takes_architecture_and_data_only(logs: Path) -> None:
     trained(
         logs, VQGANStage, dataset="custom", custom_dataset_path="photos", nf=64, img_size=128, log_dir="old", seed=3,
-        lr=1.0, disc_weight_max=0.5, batch_size=9, train_steps=7,
+        lr=1.0, disc_weight_max=0.5, batch_size=9, train_steps=7, ndf=32, disc_layers=2,
     )  # fmt: skip
     stage = resolve(VQGANStage, {"log_dir": "new", "load_dir": "old", "load_step": 5}, logs=logs)
+    assert (stage.vqgan.ndf, stage.vqgan.disc_layers) == (32, 2)
     assert (stage.run.dataset, stage.run.custom_dataset_path) == ("custom", "photos")
     assert (stage.autoencoder.nf, stage.autoencoder.img_size, stage.autoencoder.latent_shape) == (64, 128, (1, 8, 8))
     assert (stage.run.log_dir, stage.run.seed, stage.run.batch_size) == ("new", 0, 3)
