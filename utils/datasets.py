@@ -60,7 +60,8 @@ class ImageData:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
-        return resize_and_crop(decode_rgb(self._store.read(i), self._store.describe(i)), self.img_size)
+        name = self._store.describe(i)
+        return resize_and_crop(decode_rgb(self._store.read(i), name), self.img_size, name)
 
     def first(self, n: int | None) -> ImageData:
         """The first n images alone; all of them where n is None or there are no more."""

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hparams.errors import UserError
 
+_MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to decode one
+
 _BROKEN = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -96,7 +98,7 @@ def _sixteen_bit_grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np.ndarray:
     """Resizes the shorter side to `size` (Pillow's bilinear, antialiased) and crops the centre.
 
     Pixel for pixel what torchvision's `Resize(size)` and `CenterCrop(size)` make of a Pillow image, which is what the
@@ -104,12 +106,17 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 
     Returns:
         uint8 [3, size, size], values 0..255.
+
+    Raises:
+        BadImageError: it is so narrow that it would take gigabytes; `name` is what the error calls it.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     width, height = image.size
     short, long = sorted((width, height))
     scaled = int(size * long / short)
+    if size * scaled > _MOST_PIXELS:
+        raise BadImageError(f"{name} is too narrow to be resized ({width}x{height} pixels): replace or remove it")
     new_size = (size, scaled) if width <= height else (scaled, size)
     if new_size != image.size:
         image = image.resize(new_size, Image.Resampling.BILINEAR)

@@ -20,7 +20,7 @@ def painted_pixels(inpainting: InpaintingSettings, side: int) -> np.ndarray:
     if inpainting.mask_path:
         told = f"--mask_path {inpainting.mask_path}"
         image = decode_rgb(Path(inpainting.mask_path), told, opaque=True)
-        white: np.ndarray = resize_and_crop(image, side).mean(0) >= 128
+        white: np.ndarray = resize_and_crop(image, side, told).mean(0) >= 128
         if not white.any():
             raise UserError(
                 f"{told}: nothing of it is white when it is resized and cropped to {side}x{side} pixels, as the data "

@@ -206,6 +206,14 @@ def test_resize_and_crop_equals_torchvision(shape: tuple[int, int], size: int) -
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("shape", [(60_000, 1), (1, 60_000)])
+def test_a_narrow_line_does_not_take_gigabytes(shape: tuple[int, int]) -> None:
+    line = Image.new("RGB", shape, ORANGE)
+    assert resize_and_crop(line, 32).shape == (3, 32, 32)
+    with pytest.raises(UserError, match=rf"line\.png is too narrow to be resized \({shape[0]}x{shape[1]} pixels\)"):
+        resize_and_crop(line, 256, "line.png")
+
+
 def test_resize_refuses_no_size() -> None:
     with pytest.raises(ValueError, match="size"):
         resize_and_crop(quarters(), 0)
