@@ -45,7 +45,7 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     from utils.experiment_panes import open_dashboard, show_picture
     from utils.experiment_run import experiment_run, list_bad_images
     from utils.feature_sources import open_split
-    from utils.inpainting import CompletionsPicture
+    from utils.inpainting import CompletionsPicture, given_codes
     from utils.introduction import introduce
     from utils.latents import cached_latents
     from utils.pictures import save_png, to_uint8
@@ -79,8 +79,7 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
             ranks=ranks,
         )
         mask_id = settings.autoencoder.codebook_size
-        given = torch.from_numpy(codes.astype(np.int64)).masked_fill(hidden.flatten(), mask_id)
-        starts = given.repeat_interleave(inpainting.n_samples, dim=0)
+        starts = given_codes(codes, hidden, mask_id=mask_id, completions=inpainting.n_samples)
         ids = sampled_ids(folder, models, settings, sampling, ranks, starts)
         batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if not ranks.first:

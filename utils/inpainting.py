@@ -1,4 +1,4 @@
-"""A picture of images of which a part was painted anew."""
+"""What a prior is given of images of which a part is painted anew, and a picture of what comes of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from utils.pictures import image_grid
 _GREY = 128  # of what is painted anew
 _MOST_ROWS = 16
 _MOST_COMPLETIONS = 8  # in a row
+
+
+def given_codes(codes: np.ndarray, hidden: Tensor, *, mask_id: int, completions: int) -> Tensor:
+    """What is given of each completion: [n · completions,N] int64, `mask_id` where it is to be drawn.
+
+    codes: [n,N], of the images; hidden: [h,w] bool, h · w = N. The completions of an image come one after the other.
+    """
+    given = torch.from_numpy(codes.astype(np.int64)).masked_fill(hidden.flatten(), mask_id)
+    return given.repeat_interleave(completions, dim=0)
 
 
 class CompletionsPicture:

@@ -1,4 +1,4 @@
-"""The picture of what was painted anew."""
+"""What is given of images of which a part is painted anew, and the picture of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.inpainting import CompletionsPicture
+from utils.inpainting import CompletionsPicture, given_codes
 
 SIDE = 96  # not enlarged in grids
 
@@ -37,3 +37,9 @@ def test_a_row_shows_an_image_what_is_given_of_it_and_its_first_completions(
         assert (given[half:] == row).all()
         assert (given[:half, :half] == row).all()
         np.testing.assert_array_equal([cell[5, 5] for cell in rest], [(10 * row, number, 0) for number in range(shown)])
+
+
+def test_what_is_given_is_all_that_is_not_hidden() -> None:
+    codes, hidden = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint8), torch.tensor([[False, True], [True, False]])
+    given = given_codes(codes, hidden, mask_id=256, completions=2)
+    assert given.tolist() == [[1, 256, 256, 4]] * 2 + [[5, 256, 256, 8]] * 2
