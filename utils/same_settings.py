@@ -1,4 +1,4 @@
-"""Processes of one run that were given other settings than the first one: they would part from it unseen."""
+"""Processes of one run that were given other settings or data than the first one: they would part from it unseen."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def require_same_settings(settings: Stage, ranks: Ranks) -> None:
                     f"--{name}: rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}: "
                     "start all processes by the same command"
                 )
+
+
+def require_as_many_images(dataset: str, count: int, ranks: Ranks) -> None:
+    """UserError, on every process, unless all find as many images of a data set as the first one."""
+    first, *others = ranks.gather_objects(count)
+    for rank, found in enumerate(others, start=1):
+        if found != first:
+            raise UserError(
+                f"--dataset {dataset}: rank {rank} finds {found} images, and rank 0 {first}: "
+                "give all machines the same data"
+            )

@@ -1,4 +1,4 @@
-"""Machines whose commands differ in what matters are told so."""
+"""Machines whose commands or data differ in what matters are told so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hparams.resolve import resolve
 from hparams.saved import to_flat
 from hparams.settings import VQGANStage
 from utils.distributed import Ranks
-from utils.same_settings import require_same_settings
+from utils.same_settings import require_as_many_images, require_same_settings
 
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
 
@@ -44,3 +44,13 @@ def test_what_is_a_machines_own_may_differ() -> None:
 def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         compare(others)
+
+
+def test_a_copy_of_the_data_that_is_not_whole_is_named() -> None:
+    class Three(Ranks):
+        def gather_objects(self, thing: Any) -> list[Any]:
+            return [thing, thing, thing - 1]
+
+    with pytest.raises(UserError, match="--dataset ffhq: rank 2 finds 22 images, and rank 0 23: give all"):
+        require_as_many_images("ffhq", 23, Three(1, 3))
+    require_as_many_images("ffhq", 23, Ranks())
