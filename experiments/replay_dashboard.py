@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from hparams.checks import visdom_address
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
@@ -21,7 +22,7 @@ def main() -> None:
     folder = RunFolder(settings.log_dir)
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
-    env, address = environment(folder.name), f"{settings.visdom_server}:{settings.visdom_port}"
+    env, address = environment(folder.name), visdom_address(settings.visdom_server, settings.visdom_port)
     if settings.dry_run:
         shown = "" if settings.summary_only else f"shown at {address}, and "
         print(f"{folder.dashboard} would be {shown}drawn in {folder.summary}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
 from hparams.errors import UserError
 from hparams.experiment_checks import (
@@ -122,9 +123,29 @@ def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int
 
 
 def check_run(run: RunSettings) -> None:
-    """The device is one that exists in PyTorch's notation."""
+    """The device is one that exists in PyTorch's notation, and the dashboard has an address."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
+    visdom_address(run.visdom_server, run.visdom_port)
+
+
+def visdom_address(server: str, port: int) -> str:
+    """Where a visdom server answers, if one runs there.
+
+    Raises:
+        UserError: server and port make no address.
+    """
+    address = f"{server if '://' in server else 'http://' + server}:{port}"
+    try:
+        parts = urlsplit(address)
+        whole = parts.hostname is not None and parts.port == port and parts.scheme in {"http", "https"}
+    except ValueError:
+        whole = False
+    if not whole or parts.path or parts.query or parts.fragment or re.search(r"\s", address):
+        raise UserError(
+            f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
+        )
+    return address
 
 
 def check_training(training: TrainingSettings) -> None:

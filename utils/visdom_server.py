@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from hparams.errors import UserError
+from hparams.checks import visdom_address
 from utils.panes import Event, Message
 
 TIMEOUT = (2.0, 5.0)  # seconds to connect, seconds between bytes of the answer
@@ -21,16 +21,7 @@ class Server:
     """
 
     def __init__(self, server: str, port: int) -> None:
-        self.address = f"{server if '://' in server else 'http://' + server}:{port}"
-        try:
-            requests.Request("POST", self.address).prepare()
-            parts = urlsplit(self.address)
-            if parts.scheme not in {"http", "https"} or parts.path:  # as of a misspelt http://
-                raise ValueError(self.address)
-        except ValueError as error:
-            raise UserError(
-                f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
-            ) from error
+        self.address = visdom_address(server, port)
         self._session = requests.Session()
         local = urlsplit(self.address).hostname in {"localhost", "127.0.0.1", "::1"}
         # A proxy named in the environment is not asked for this machine's own server.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hparams.checks import latent_shape, run_folder
+from hparams.checks import latent_shape, run_folder, visdom_address
 from hparams.errors import UserError
 from hparams.experiments import (
     FIDExperiment,
@@ -199,6 +199,22 @@ def test_run_folder(name: str, expected: str) -> None:
 def test_run_folders_never_leave_logs(name: str, flag: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^--{flag} .* give a name below logs/"):
         resolve(SamplesExperiment, {**BASE[SamplesExperiment], flag: name}, logs=tmp_path)
+
+
+@pytest.mark.parametrize("server", ["localhost", "http://10.0.0.7", "https://me:word@visdom.lab", "http://[::1]"])
+def test_addresses_of_a_dashboard(server: str) -> None:
+    whole = server if "://" in server else f"http://{server}"
+    assert visdom_address(server, 8097) == f"{whole}:8097"
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["htp:/x", "ftp://localhost", "http://", "http://local host", "", "a:8097", "http://a/b", "a?b", "http://[::1"],
+)
+@pytest.mark.parametrize("stage_class", [VQGANStage, FIDExperiment])
+def test_what_is_no_address_is_refused_before_any_work(stage_class: type[Stage], server: str) -> None:
+    with pytest.raises(UserError, match=r"--visdom_server .* not an address"):
+        resolve(stage_class, BASE[stage_class] | {"visdom_server": server})
 
 
 def test_device_spellings(tmp_path: Path) -> None:

@@ -455,9 +455,3 @@ def test_browser_draws_the_panes(
     assert (drawn == plotly_blue).all(axis=1).sum() > 2000
     assert (drawn == plotly_orange).all(axis=1).sum() > 20
     assert browser.errors == []
-
-
-@pytest.mark.parametrize("server", ["htp:/x", "ftp://localhost", "http://", "http://local host"])
-def test_what_is_no_address_is_refused(server: str) -> None:
-    with pytest.raises(UserError, match=r"--visdom_server .* not an address"):
-        visdom_server.Server(server, 8097)
