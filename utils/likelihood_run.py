@@ -44,9 +44,12 @@ def train_head(
 ) -> None:
     """Train the log-sigma head for `train_steps`, going on from what the run folder holds of the same training.
 
-    `bad` is told of images that cannot be read. Several `ranks` share every batch.
+    With 0 the head stays as it is, and so does what the folder holds. `bad` is told of images that cannot be read.
+    Several `ranks` share every batch.
     """
     run, likelihood, end = settings.run, settings.likelihood, settings.likelihood.train_steps
+    if not end:
+        return
     key = {
         "autoencoder": sha256_of(models.ae_file),
         "data": train_data.fingerprint,

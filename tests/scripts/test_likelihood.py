@@ -112,6 +112,9 @@ def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
         heads.append(short.autoencoder.state_dict())
     assert all(torch.equal(value, heads[0][name]) for name, value in heads[1].items())
 
+    settings, none, data = likelihood_of(train_steps=0)  # leaves all as it is, what was kept too
+    train_head(settings, none, *data, RunFolder("whole", tmp_path))
+    assert all(torch.equal(value, before[name]) for name, value in none.autoencoder.state_dict().items())
     settings, kept, data = likelihood_of()  # a finished head is taken as it is
     monkeypatch.setattr("utils.likelihood.HeadTrainer.step", pytest.fail)
     train_head(settings, kept, *data, RunFolder("whole", tmp_path))
