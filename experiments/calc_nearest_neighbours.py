@@ -37,7 +37,7 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.experiment_run import experiment_run, list_bad_images
     from utils.introduction import introduce
     from utils.neighbour_files import write_neighbours
-    from utils.neighbour_search import build_embedding, search
+    from utils.neighbour_search import build_embedding, images_to_compare, search
     from utils.progress import say
     from utils.results import record_result
     from utils.sample_files import SampleFiles
@@ -51,7 +51,7 @@ def find(settings: NeighboursExperiment) -> None:
     data = open_data(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
     folder = RunFolder(run.log_dir)
     what = f"nearest neighbours of {sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
-    most = min(neighbours.train_images or len(data), len(data))
+    most = images_to_compare(data, neighbours.train_images, neighbours.top_k)
     compared = f"the first {most} of {len(data)} training images" if most < len(data) else f"all {most} training images"
     facts = models.facts() | {"data": compared, "distance": embedding.name}
     introduce(settings, what, models.device, facts)

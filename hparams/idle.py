@@ -34,6 +34,7 @@ CONDITIONS = (
     Condition(("ema_beta", "steps_per_update_ema"), "ema", (True,)),
     Condition(("amp_dtype",), "amp", (True,)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
+    *(Condition(("save_images",), given, (None,)) for given in ("fake_images_path", "fake_feats")),
     *(
         Condition(("n_samples", "temp", "sample_steps"), given, (None,))
         for given in ("latents_path", "fake_images_path", "fake_feats")

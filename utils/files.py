@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hparams.errors import UserError
+from utils.progress import say
 
 _BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
+_SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
 
 @contextmanager
@@ -76,11 +78,15 @@ def exclusive(
     """Wait until no other process is in such a block for this folder. One that died is not in the way.
 
     together: makes an attempt to enter for all processes that share the block: `Ranks.from_first`. They hear of each
-    attempt, so that no wait is taken for a process that hangs.
+    attempt, so that no wait is taken for a process that hangs. A longer wait is said.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        attempts = 0
         while not together(lambda: _locked(descriptor)):
+            attempts += 1
+            if attempts == _SILENT_ATTEMPTS:
+                say(f"waiting for another process, which is at work in {folder}")
             time.sleep(_BETWEEN_ATTEMPTS)
         yield
     finally:

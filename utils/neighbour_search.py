@@ -61,6 +61,14 @@ def build_embedding(settings: NeighbourSettings, device: torch.device, warn: Cal
     return Embedding("squared distance of R64 features", r64.weights, r64)
 
 
+def images_to_compare(data: ImageData, images: int | None, k: int) -> int:
+    """How many of the first `images` there are, or of all where that is None; UserError if fewer than k are."""
+    total = min(images or len(data), len(data))
+    if k > total:
+        raise UserError(f"--top_k {k} is more than the {total} training images: use {total} or fewer")
+    return total
+
+
 def search(
     embedding: Embedding,
     samples: Tensor,
@@ -83,9 +91,7 @@ def search(
     Raises:
         UserError: there are fewer than k images, one cannot be read and there is no `bad`, or the embedding gives NaN.
     """
-    total = min(images or len(data), len(data))
-    if k > total:
-        raise UserError(f"--top_k {k} is more than the {total} training images: use {total} or fewer")
+    total = images_to_compare(data, images, k)
 
     def embed(images: Tensor) -> Tensor:
         vectors = embedding.embed(images)

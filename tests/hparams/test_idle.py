@@ -43,6 +43,7 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
             "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3",
             "--sample_steps does nothing with --order raster",
         ),
+        (PRDCExperiment, "--dataset churches --fake_images_path x --save_images", "--save_images does nothing with"),
         (PRDCExperiment, "--dataset churches --fake_images_path x --nearest_k 5", ""),
         (PRDCExperiment, "--dataset churches --ae_load_dir v --load_dir p --temp 1 --n_samples 9", ""),
     ],

@@ -140,7 +140,11 @@ def test_without_a_dashboard_one_line_warns_and_the_plots_are_kept(toy) -> None:
     assert curves["train"] == ([7, 14], pytest.approx(train))
     assert curves["val"][0] == [10, 20]
     assert panes["lr"]["layout"]["yaxis"]["rangemode"] == "tozero"
-    assert panes["milliseconds"]["data"][0]["stackgroup"]
+    parts = {curve["name"]: curve for curve in panes["milliseconds"]["data"]}
+    assert list(parts) == ["data", "step", "other"]
+    assert all(part["stackgroup"] for part in parts.values())
+    step_ms = [line["step_ms"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
+    assert parts["step"]["y"] == pytest.approx(step_ms)
     pictures = [picture["content"] for picture in panes["originals_over_reconstructions"]["data"]]
     assert [picture["step"] for picture in pictures] == [10, 20]
     assert all(picture["src"].startswith("data:image/") for picture in pictures)
