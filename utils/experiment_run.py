@@ -14,18 +14,18 @@ from utils.distributed import Ranks, joined
 from utils.files import sole_writer
 from utils.progress import say
 from utils.run_folder import RunFolder
-from utils.same_settings import require_same_settings
+from utils.same_settings import require_as_many_images, require_same_settings
 
 
 @contextmanager
-def experiment_run(settings: Stage, device: torch.device) -> Iterator[Ranks]:
+def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> Iterator[Ranks]:
     """A block that the processes which torchrun started run together; without torchrun there is one.
 
     All share the work; the first alone writes, and nothing else may write to the run folder meanwhile. Long work of the
-    first one only belongs behind the block, where the others need not wait for it.
+    first one only belongs behind the block, where the others need not wait for it. images: how many this process found.
 
     Raises:
-        UserError: another run writes to the folder, or the processes have different settings.
+        UserError: another run writes to the folder, or the processes have different settings or images.
     """
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     with (
@@ -33,6 +33,7 @@ def experiment_run(settings: Stage, device: torch.device) -> Iterator[Ranks]:
         sole_writer(folder.path) if ranks.first else nullcontext(),
     ):
         require_same_settings(settings, ranks)
+        require_as_many_images(run.dataset, images, ranks)
         if ranks.first:
             save(settings, folder.hparams)
         yield ranks

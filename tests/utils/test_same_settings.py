@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hparams.errors import UserError
 from hparams.resolve import resolve
 from hparams.saved import to_flat
 from hparams.settings import VQGANStage
+from utils import experiment_run
 from utils.distributed import Ranks
 from utils.same_settings import require_as_many_images, require_same_settings
 
@@ -44,6 +48,22 @@ def test_what_is_a_machines_own_may_differ() -> None:
 def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         compare(others)
+
+
+def test_an_experiment_asks_for_both_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(Ranks):
+        def gather_objects(self, thing: Any) -> list[Any]:
+            return [thing, thing - 1 if isinstance(thing, int) else thing]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment_run, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
+    settings = resolve(VQGANStage, TYPED | {"log_dir": "run"})
+    with (
+        pytest.raises(UserError, match="--dataset custom: rank 1 finds 22 images, and rank 0 23"),
+        experiment_run.experiment_run(settings, torch.device("cpu"), 23),
+    ):
+        pytest.fail("it goes on")
+    assert not list(tmp_path.rglob("*.yaml"))
 
 
 def test_a_copy_of_the_data_that_is_not_whole_is_named() -> None:
