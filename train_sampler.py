@@ -42,7 +42,7 @@ def train(settings: PriorStage) -> None:
     from utils.latents import code_statistics, resident_codes
     from utils.prior_trainer import PriorTrainer
     from utils.runs import restore_autoencoder
-    from utils.same_settings import require_same_settings
+    from utils.same_settings import require_as_many_images, require_same_settings
     from utils.sampling import draw_images
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
@@ -55,6 +55,9 @@ def train(settings: PriorStage) -> None:
     validates = training.steps_per_eval > 0
     with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
         require_same_settings(settings, ranks)
+        images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
+        images, val_images = images_of(split="train"), images_of(split="val") if validates else None
+        require_as_many_images(run_settings.dataset, len(images) + len(val_images or ()), ranks)
         autoencoder, ae_file = restore_autoencoder(
             settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
         )
@@ -64,13 +67,11 @@ def train(settings: PriorStage) -> None:
         with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
             run.say(f"autoencoder from {ae_file}")
             run.compare_autoencoder(ae_file)
-            images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
-            images = images_of(split="train")
             run.compare_data(images)
             bad, check = run.bad_images.report, run.stop_if_asked
             encode = partial(resident_codes, settings, autoencoder, ranks=ranks, say=run.say, bad=bad, check=check)
             ids = encode(images, flip=training.horizontal_flip)
-            held_out = encode(images_of(split="val"), flip=False) if validates else None
+            held_out = encode(val_images, flip=False) if val_images is not None else None
             order = BatchOrder(len(ids), training.global_batch, run_settings.seed, ranks.part)
             data = f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
             run.introduce(trainer, amp_dtype, data)

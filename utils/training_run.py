@@ -29,7 +29,6 @@ from utils.optimiser import Optimiser
 from utils.retention import clean_up, drop_weights
 from utils.rhythm import Rhythm
 from utils.run_folder import VQGAN, RunFolder
-from utils.same_settings import require_as_many_images
 from utils.signals import Signals, exit_code
 from utils.skipped import SkippedUpdates
 from utils.stopwatch import Stopwatch
@@ -140,12 +139,7 @@ class TrainingRun:
         self.say(describe(self.settings))
 
     def compare_data(self, images: ImageData) -> None:
-        """Say if a resumed run's images are not those that it was trained on; every saved step notes which they are.
-
-        Raises:
-            UserError: processes find different numbers of them.
-        """
-        require_as_many_images(self.settings.run.dataset, len(images), self.ranks)
+        """Say if a resumed run's images are not those that it was trained on; every saved step notes which they are."""
         now: DataNote = {"images": len(images), "fingerprint": images.fingerprint}
         if self._data and self._data != now:
             self._report.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import train_sampler
+import train_vqgan
 from hparams.errors import UserError
 from hparams.resolve import resolve
 from hparams.saved import to_flat
-from hparams.settings import VQGANStage
-from utils import experiment_run
+from hparams.settings import PriorStage, VQGANStage
+from utils import distributed, experiment_run
 from utils.distributed import Ranks
 from utils.same_settings import require_as_many_images, require_same_settings
 
@@ -50,11 +53,14 @@ def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
         compare(others)
 
 
-def test_an_experiment_asks_for_both_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two(Ranks):
-        def gather_objects(self, thing: Any) -> list[Any]:
-            return [thing, thing - 1 if isinstance(thing, int) else thing]
+class Two(Ranks):
+    """Of which the other one has the same settings, and an image less."""
 
+    def gather_objects(self, thing: Any) -> list[Any]:
+        return [thing, thing - 1 if isinstance(thing, int) else thing]
+
+
+def test_an_experiment_asks_for_both_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment_run, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
     settings = resolve(VQGANStage, TYPED | {"log_dir": "run"})
@@ -64,6 +70,28 @@ def test_an_experiment_asks_for_both_before_it_writes(tmp_path: Path, monkeypatc
     ):
         pytest.fail("it goes on")
     assert not list(tmp_path.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("held_out", [0, 5])
+@pytest.mark.parametrize(("stage", "train"), [(VQGANStage, train_vqgan.train), (PriorStage, train_sampler.train)])
+def test_training_asks_for_all_images_before_it_writes(
+    stage: type[VQGANStage | PriorStage],
+    train: Callable[[Any], None],
+    held_out: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Held-out ones count: of 40 images and of 41, as many train."""
+    (tmp_path / "photos").mkdir()
+    for number in range(41):
+        (tmp_path / f"photos/{number}.png").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
+    source = {"ae_load_dir": "ae"} if stage is PriorStage else {}
+    settings = resolve(stage, TYPED | source | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
+    with pytest.raises(UserError, match="--dataset custom: rank 1 finds 40 images, and rank 0 41"):
+        train(settings)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_copy_of_the_data_that_is_not_whole_is_named() -> None:
