@@ -22,7 +22,8 @@ def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> It
     """A block that the processes which torchrun started run together; without torchrun there is one.
 
     All share the work; the first alone writes, and nothing else may write to the run folder meanwhile. Long work of the
-    first one only belongs behind the block, where the others need not wait for it. images: how many this process found.
+    first one only belongs behind the block, where the others need not wait for it. images: how many this process found
+    in the data set, 0 if it reads none.
 
     Raises:
         UserError: another run writes to the folder, or the processes have different settings or images.
