@@ -99,8 +99,11 @@ def note_if_seen(settings: PriorExperiment) -> None:
     folders = [(RunFolder(str(name)), stage) for name, stage in runs]
     seen = [str(folder.path) for folder, stage in folders if data.items() <= saved.load(folder.hparams, stage).items()]
     if seen:
-        line = f"note: {' and '.join(seen)} learnt from the images to evaluate, too: --steps_per_eval holds them out"
-        print(line, file=sys.stderr)
+        who = " and ".join(seen)
+        print(
+            f"note: {who} learnt from the images to evaluate, too: training with --steps_per_eval holds them out",
+            file=sys.stderr,
+        )
 
 
 def _doubts(settings: PriorExperiment, prior_file: Path, ae_file: Path) -> Iterator[str]:
