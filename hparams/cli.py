@@ -29,14 +29,8 @@ from hparams.settings import Plain, Stage
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
 
-# PyTorch's own words, so that torch need not be imported, and the system's.
-_NO_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-    "Cannot allocate memory",
-)
+# PyTorch's own words, so that torch need not be imported.
+_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
 _LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 _ACCESS_ERRORS = {errno.EACCES, errno.EPERM}
@@ -145,6 +139,8 @@ def _as_line(error: Exception) -> str | None:
         return f"{error.filename or 'a file'}: {error.strerror}: give this user access to it, or name another folder"
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         return f"{error.filename}: {error.strerror}: use another --log_dir, or move what is in the way"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # as when a worker cannot start
+        return "out of memory: lower --num_workers or --batch_size"
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --batch_size, or use --amp"

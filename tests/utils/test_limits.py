@@ -99,12 +99,13 @@ def test_a_worker_killed_by_a_signal_is_named_with_it() -> None:
 
 def test_too_little_memory_names_the_flags() -> None:
     errors = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")]
-    errors += [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))]  # of a worker that could not start
     errors += [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
     with pytest.raises(RuntimeError) as failure:
         torch.empty(10**16)
     for error in (*errors, failure.value):
         assert _as_line(error) == "out of memory: lower --batch_size, or use --amp"
+    no_worker = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    assert _as_line(no_worker) == "out of memory: lower --num_workers or --batch_size"
     assert _as_line(RuntimeError("shapes differ")) is None
 
 
