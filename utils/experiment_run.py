@@ -29,15 +29,13 @@ def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> It
         UserError: another run writes to the folder, or the processes have different settings or images.
     """
     run, folder = settings.run, RunFolder(settings.run.log_dir)
-    with (
-        joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks,
-        sole_writer(folder.path) if ranks.first else nullcontext(),
-    ):
+    with joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks:
         require_same_settings(settings, ranks)
         require_as_many_images(run.dataset, images, ranks)
-        if ranks.first:
-            save(settings, folder.hparams)
-        yield ranks
+        with sole_writer(folder.path) if ranks.first else nullcontext():
+            if ranks.first:
+                save(settings, folder.hparams)
+            yield ranks
 
 
 def list_bad_images(run: RunSettings, ranks: Ranks) -> Report:
