@@ -41,7 +41,10 @@ class Server:
 
     def clear(self, env: str) -> None:
         """Remove all panes of an environment."""
-        self._post("close", {"win": None, "eid": env})  # an error where there is no such environment: all the same
+        known = json.loads(self._post("env_state", {}))
+        # Of an unknown environment visdom's server would print a traceback, at the start of every new run.
+        if isinstance(known, list) and env in known:
+            self._post("close", {"win": None, "eid": env})
 
     def _post(self, endpoint: str, message: Message) -> str:
         response = self._session.post(f"{self.address}/{endpoint}", data=json.dumps(message), timeout=TIMEOUT)

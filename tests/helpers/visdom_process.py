@@ -70,6 +70,10 @@ class VisdomServer:
         data = self.panes(env).get(window, {"content": {"data": []}})["content"]["data"]
         return {curve["name"]: list(zip(curve["x"], curve["y"], strict=True)) for curve in data}
 
+    def output(self) -> str:
+        """What it printed in its terminal since it started."""
+        return self._output.read_text()
+
     def forget(self, env: str) -> None:
         self.post("close", {"eid": env, "win": None})
 

@@ -99,6 +99,13 @@ def test_runs_of_like_names_have_pages_of_their_own(server: VisdomServer, tmp_pa
     assert ">a_b<" in server.panes("a_b")["run"]["content"]
 
 
+def test_a_new_page_is_no_error_in_the_terminal_of_the_server(server: VisdomServer, tmp_path: Path) -> None:
+    with Dashboard("first/of its name", tmp_path / "log", port=server.port, warn=print) as board:
+        board.text("run", "anew", title="run")
+    assert "run" in server.panes("first~of its name")
+    assert "first~of its name" not in server.output()  # its tracebacks name the environment
+
+
 def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]) -> None:
     grid = np.random.default_rng(0).integers(0, 256, (3, 30, 40), dtype=np.uint8)
     with opened(server.port) as board:
