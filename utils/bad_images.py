@@ -93,8 +93,8 @@ class BadImages:
         self._found |= new
         if self._writes:
             self._write()
-        for reason, _ in new.values():
-            self._say(f"WARNING: {reason}; until then another image stands in for it ({len(self)} so far)")
+        for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
+            self._say(f"WARNING: {reason}; until then another image stands in for it ({number} so far)")
         # A list that an earlier version left does not say of which data set: those count for each.
         count = sum(told[1:] in ((), (of,)) for told in self._found.values())
         if count > self._share * images:
