@@ -4,7 +4,7 @@
 # delivery networks when it first starts; machines that reach only package registries cannot start it without this.
 set -euo pipefail
 
-python=$1
+python=${1:?"the Python whose visdom gets the files is missing, such as .venv/bin/python"}
 read -r version static < <("$python" -c '
 import importlib.metadata, importlib.util, pathlib
 print(importlib.metadata.version("visdom"), pathlib.Path(importlib.util.find_spec("visdom").origin).parent / "static")')
