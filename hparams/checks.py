@@ -93,6 +93,22 @@ def run_folder(flag: str, name: str) -> str:
     return str(path)
 
 
+def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
+    """UserError unless the run that a flag names is there. It says what to name instead (`by` which flag), or where to
+    start.
+    """
+    if (logs / folder).is_dir():
+        return
+    below = PurePosixPath(folder)
+    if not logs.is_dir():
+        fix = f"there is no {logs}/ here, run this in the folder that has it"
+    elif below.parts[:1] == (logs.name,) and (logs / below.relative_to(logs.name)).is_dir():
+        fix = f"leave out {logs.name}/, and name {below.relative_to(logs.name)}{by}"
+    else:
+        fix = f"name a folder under {logs}/{by}"
+    raise UserError(f"{flag}: there is no run folder {logs / folder}; {fix}")
+
+
 def data_path_of_a_run(name: str, path: str, file: Path, logs: Path) -> None:
     """UserError unless a path that another run's settings `file` gives stays in this folder, and out of ``logs/``.
 

@@ -152,17 +152,14 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
                 "--resume continues from this run's newest step: leave out --load_dir, --load_step and --load_optim"
             )
         folder = _own_folder(stage_class, typed)
-        if not (logs / folder).is_dir():
-            raise UserError(
-                f"--resume: there is no run folder {logs / folder}; name a folder under {logs}/ by --log_dir"
-            )
+        checks.require_run("--resume", logs, folder, by=" by --log_dir")
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
         if not values and "dataset" not in typed:
             raise UserError(f"--resume: {logs / folder} has no {saved.FILE_NAME}: give all flags of the run again")
         values.pop("log_dir", None)  # the folder may have been renamed since
     elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
         if not (typed.get("ae_load_dir") and typed.get("dataset")):
-            _require_run(logs, "--load_dir", typed["load_dir"])
+            checks.require_run("--load_dir", logs, typed["load_dir"])
         run_of = PriorStage if PriorSettings in groups else VQGANStage
         values = _of_other_run(logs, typed["load_dir"], run_of, stage_class, typed, _REBUILT)
     elif typed.get("load_step") and "training" in groups_of(stage_class):
@@ -176,15 +173,9 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
         names = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
         if names and not typed.get("dataset"):
-            _require_run(logs, "--ae_load_dir", ae_folder)
+            checks.require_run("--ae_load_dir", logs, ae_folder)
         values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), names)
     return values
-
-
-def _require_run(logs: Path, flag: str, folder: str) -> None:
-    """UserError unless the run that is to say what was not typed is there."""
-    if not (logs / folder).is_dir():
-        raise UserError(f"{flag}: there is no run folder {logs / folder}; name a folder under {logs}/")
 
 
 def _of_other_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hparams.checks import require_run
 from hparams.errors import UserError
 from hparams.resolve import LOGS
 
@@ -24,6 +25,7 @@ class RunFolder:
 
     def __init__(self, log_dir: str, root: Path = LOGS) -> None:
         self.name = log_dir
+        self.root = root
         self.path = root / log_dir
         self.hparams = self.path / "hparams.yaml"
         self.log = self.path / "log.txt"
@@ -84,8 +86,7 @@ class RunFolder:
         Raises:
             UserError: no such folder, no model in it, or not at this step; one of `flags` is to be corrected.
         """
-        if not self.path.is_dir():
-            raise UserError(f"{flags[0]}: there is no run folder {self.path}; name a folder under {self.path.parent}/")
+        require_run(flags[0], self.root, self.name)
         flag = flags[0] if step is None else flags[1]
         steps = self.model_steps(kind)
         if not steps:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hparams.checks import latent_shape, run_folder, visdom_address
+from hparams.checks import latent_shape, require_run, run_folder, visdom_address
 from hparams.errors import UserError
 from hparams.experiments import (
     FIDExperiment,
@@ -199,6 +199,25 @@ def test_run_folder(name: str, expected: str) -> None:
 def test_run_folders_never_leave_logs(name: str, flag: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^--{flag} .* give a name below logs/"):
         resolve(SamplesExperiment, {**BASE[SamplesExperiment], flag: name}, logs=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("typo", r"name a folder under .*/logs/$"),
+        ("demo/typo", r"name a folder under .*/logs/$"),
+        ("logs/demo/ae", r"leave out logs/, and name demo/ae$"),
+        ("logs/typo", r"name a folder under .*/logs/$"),
+    ],
+)
+def test_a_run_that_is_not_there_is_told_with_what_to_name(tmp_path: Path, name: str, fix: str) -> None:
+    logs = tmp_path / "logs"
+    with pytest.raises(UserError, match=r"there is no .*logs/ here, run this in the folder that has it$"):
+        require_run("--load_dir", logs, name)
+    (logs / "demo" / "ae").mkdir(parents=True)
+    require_run("--load_dir", logs, "demo/ae")
+    with pytest.raises(UserError, match=rf"^--load_dir: there is no run folder .*{name}; {fix}"):
+        require_run("--load_dir", logs, name)
 
 
 @pytest.mark.parametrize("server", ["localhost", "http://10.0.0.7", "https://me:word@visdom.lab", "http://[::1]"])
