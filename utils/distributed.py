@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,6 +150,8 @@ def replicate(
     """
     if ranks.count == 1:
         return _Alone(module)
+    # CPUs say it of 1×1 kernels, once a process: the strides differ, and what they mean does not.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with _on(stream) if stream else contextlib.nullcontext():  # there gradients will be accumulated
         parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
