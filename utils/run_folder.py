@@ -90,7 +90,9 @@ class RunFolder:
         flag = flags[0] if step is None else flags[1]
         steps = self.model_steps(kind)
         if not steps:
-            raise UserError(f"{flag}: no {kind}_<step>.th in {self.saved_models}; has this run saved a step?")
+            others = " and ".join(other for other in KINDS if self.model_steps(other))
+            fix = f"its models are of {others}" if others else "has this run saved a step?"
+            raise UserError(f"{flag}: no {kind}_<step>.th in {self.saved_models}; {fix}")
         if step is None:
             return steps[-1]
         if step not in steps:

@@ -69,8 +69,11 @@ def test_a_missing_step_is_answered_with_the_nearest(folder: RunFolder) -> None:
 def test_missing_folders_and_models_are_named(folder: RunFolder) -> None:
     with pytest.raises(UserError, match="--load_dir: there is no run folder"):
         folder.pick_step(VQGAN, None)
+    folder.saved_models.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th in .*; has this run saved a step\?$"):
+        folder.pick_step(VQGAN, None)
     put(folder, "absorbing_3.th")
-    with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th"):
+    with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th in .*; its models are of absorbing$"):
         folder.pick_step(VQGAN, None)
 
 
