@@ -94,9 +94,7 @@ def run_folder(flag: str, name: str) -> str:
 
 
 def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
-    """UserError unless the run that a flag names is there. It says what to name instead (`by` which flag), or where to
-    start.
-    """
+    """UserError unless the run that a flag names is there; it says what to name instead, and `by` which other flag."""
     if (logs / folder).is_dir():
         return
     below = PurePosixPath(folder)
