@@ -56,7 +56,7 @@ def find(settings: NeighboursExperiment) -> None:
     facts = models.facts() | {"data": compared, "distance": embedding.name}
     introduce(settings, what, models.device, facts)
     with experiment_run(settings, models.device, len(data)) as ranks:
-        bad = list_bad_images(run, ranks)
+        bad = list_bad_images(run, ranks, until_then="it is no neighbour")
         ids = sampled_ids(folder, models, settings, sampling, ranks)
         samples = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if ranks.first:

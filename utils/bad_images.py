@@ -11,6 +11,7 @@ from utils.files import whole_file
 
 # Takes what a batch met, name of the image → what is wrong with it, and the number of images of the data set.
 Report = Callable[[Mapping[str, str], int], None]
+STANDS_IN = "another image stands in for it"
 
 
 class SharedReport:
@@ -60,15 +61,24 @@ class BadImages:
         say: takes a line for each.
         keep: go on from what the file lists, else remove it.
         writes: whether this process is the one of several alike that writes the file.
+        until_then: what becomes of an image until it is replaced.
     """
 
     def __init__(
-        self, file: Path, share: float, say: Callable[[str], None], *, keep: bool, writes: bool = True
+        self,
+        file: Path,
+        share: float,
+        say: Callable[[str], None],
+        *,
+        keep: bool,
+        writes: bool = True,
+        until_then: str = STANDS_IN,
     ) -> None:
         self._file = file
         self._share = share
         self._say = say
         self._writes = writes
+        self._until_then = until_then
         self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
         if keep and file.exists():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -94,7 +104,7 @@ class BadImages:
         if self._writes:
             self._write()
         for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
-            self._say(f"WARNING: {reason}; until then another image stands in for it ({number} so far)")
+            self._say(f"WARNING: {reason}; until then {self._until_then} ({number} so far)")
         # A list that an earlier version left does not say of which data set: those count for each.
         count = sum(told[1:] in ((), (of,)) for told in self._found.values())
         if count > self._share * images:

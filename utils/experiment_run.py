@@ -9,7 +9,7 @@ import torch
 
 from hparams.saved import save
 from hparams.settings import RunSettings, Stage
-from utils.bad_images import BadImages, Report
+from utils.bad_images import STANDS_IN, BadImages, Report
 from utils.distributed import Ranks, joined
 from utils.files import sole_writer
 from utils.progress import say
@@ -38,7 +38,10 @@ def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> It
             yield ranks
 
 
-def list_bad_images(run: RunSettings, ranks: Ranks) -> Report:
-    """Takes, on every process, images that cannot be read; the run folder lists them, up to the share allowed."""
+def list_bad_images(run: RunSettings, ranks: Ranks, until_then: str = STANDS_IN) -> Report:
+    """Takes, on every process, images that cannot be read; the run folder lists them, up to the share allowed.
+
+    until_then: what becomes of them, for the line that says so.
+    """
     file = RunFolder(run.log_dir).bad_images
-    return BadImages(file, run.max_bad_images, say, keep=False, writes=ranks.first).report
+    return BadImages(file, run.max_bad_images, say, keep=False, writes=ranks.first, until_then=until_then).report

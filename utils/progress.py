@@ -82,6 +82,7 @@ class Progress:
             )
         self._due = time.monotonic()  # of the next plain line, once there is a figure to say
         self._last = (self._due, done)  # when and where the rate is measured from
+        self._steady: tuple[float, int] | None = None  # and the time left: from the first line on, as work has begun
         self._finished: float | None = None  # when all was done
 
     def update(self, n: int = 1, /, **figures: float) -> None:
@@ -108,13 +109,19 @@ class Progress:
             self._line(self._finished)
 
     def _line(self, now: float) -> None:
-        rate = (self._done - self._last[1]) / max(now - self._last[0], 1e-9)
-        left = tell_duration((self._total - self._done) / rate) if rate else "unknown time"
+        rate = self._rate(now, self._last)
+        # A save or a validation since the last line does not say how long the rest will take.
+        steady = self._rate(now, self._steady or self._last)
+        left = tell_duration((self._total - self._done) / steady) if steady else "unknown time"
         count = f"{self._done:>{len(str(self._total))}}/{self._total}"
         parts = (self._what, f"{count} {self._unit}s", f"{rate:.3g} {self._unit}s/s", f"{left} left")
         self._say("  ".join((*parts, tell(self._figures))).rstrip())
         self._last = (now, self._done)
+        self._steady = self._steady or self._last
         self._due = now + SECONDS_BETWEEN_LINES
+
+    def _rate(self, now: float, since: tuple[float, int]) -> float:
+        return (self._done - since[1]) / max(now - since[0], 1e-9)
 
     def __enter__(self) -> Progress:
         return self

@@ -125,10 +125,11 @@ class TrainingRun:
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
         begin = f"continuing after step {self.start}" if self.start else "starting"
+        to_do = max(0, self.end - self.start)
         more = {
             "parameters": tell_parameters(trainer.models()[False]),
             "data": data,
-            "steps": f"{begin}, {max(0, self.end - self.start)} steps to do",
+            "steps": f"{begin}, {to_do} steps to do{'' if to_do else '; a larger --train_steps goes on'}",
         }
         what = f"{self.kind} on {self.settings.run.dataset}"
         self.say(facts(what, self.folder, trainer.device, amp_dtype, more, processes=self.ranks.count))

@@ -152,6 +152,12 @@ def test_stage_2_keeps_to_its_autoencoder(tiny) -> None:
     assert "WARNING: logs/ae/saved_models/vqgan_ema_8.th is not the autoencoder that" in ended.out + ended.err
 
 
+def test_a_finished_run_says_how_it_goes_on(tiny) -> None:
+    out = tiny.ok("train_sampler.py --resume --log_dir prior")
+    assert "continuing after step 8, 0 steps to do; a larger --train_steps goes on" in out
+    assert "; a larger" not in tiny.ok("train_sampler.py --resume --log_dir prior --train_steps 9")
+
+
 def test_experiments_notice_another_autoencoder(tiny) -> None:
     """By its file's checksum, or its step where no training state tells; whatever it is called."""
     logs = tiny.folder / "logs"

@@ -24,6 +24,16 @@ def test_as_many_as_the_share_are_accepted_and_no_more(tmp_path: Path) -> None:
     assert (tmp_path / "bad.txt").read_text().splitlines() == listed
 
 
+def test_a_line_says_what_becomes_of_the_image(tmp_path: Path) -> None:
+    said: list[str] = []
+    usual = BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False)
+    usual.report({"a.png": "cannot read a.png: replace it"}, 10)
+    search = BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False, until_then="it is no neighbour")
+    search.report({"a.png": "cannot read a.png: replace it"}, 10)
+    line = "WARNING: cannot read a.png: replace it; until then {} (1 so far)"
+    assert said == [line.format("another image stands in for it"), line.format("it is no neighbour")]
+
+
 def test_a_kept_list_counts_and_another_goes(tmp_path: Path) -> None:
     file, said = tmp_path / "bad.txt", []
     file.write_text("a.png\tcannot read a.png\n")  # as earlier versions wrote it

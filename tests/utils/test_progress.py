@@ -76,6 +76,20 @@ def test_the_first_figures_come_at_once_and_the_rate_is_the_newest(monkeypatch: 
     ]
 
 
+def test_the_time_left_is_that_of_all_since_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = Clock(monkeypatch), []
+    lines = plain(said, 1000)
+    for seconds, images in ((50, 10), (100, 200), (100, 50), (100, 250)):  # it begins, goes on, saves, goes on
+        clock.now += seconds
+        lines.update(images)
+    assert [line.split("images  ")[1] for line in said] == [
+        "0.2 images/s  1 h 22 min left",
+        "2 images/s  6 min 35 s left",
+        "0.5 images/s  9 min 52 s left",
+        "2.5 images/s  4 min 54 s left",
+    ]
+
+
 def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said, terminal = Clock(monkeypatch), [], Terminal()
     for bar in (plain(said, quiet=True), Progress("x", 2, "y", quiet=True, say=said.append, stream=terminal)):
