@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch_fidelity
+from emulated_cuda import emulated_cuda
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from models.r64 import R64
@@ -49,6 +50,13 @@ def registered_r64() -> str:
     """Name of R64 among torch-fidelity's extractors, where a name is taken once per process."""
     torch_fidelity.register_feature_extractor("r64", R64)
     return "r64"
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The device "cuda" is an emulated one."""
+    with emulated_cuda(monkeypatch):
+        yield
 
 
 @pytest.fixture

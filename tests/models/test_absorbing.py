@@ -10,7 +10,6 @@ import torch
 from models.absorbing import AbsorbingDiffusion
 from models.diffusion import LOSS_TYPES
 from models.transformer import Transformer
-from waiting import as_on_cuda
 
 
 @pytest.fixture
@@ -82,25 +81,23 @@ def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_losses_are_the_same_by_the_way_of_every_device(
-    monkeypatch: pytest.MonkeyPatch, prior: AbsorbingDiffusion, loss_type: str
-) -> None:
+def test_losses_are_the_same_by_the_way_of_every_device(cuda: None, prior: AbsorbingDiffusion, loss_type: str) -> None:
     """On CUDA all places are predicted, elsewhere the masked ones alone; an image without any is among these."""
     generator = torch.Generator().manual_seed(0)
     x_0, t = torch.randint(5, (6, 4), generator=generator), torch.tensor([1, 3, 5, 7, 9, 10])
     mask = torch.rand((6, 4), generator=generator) < t[:, None] / 10
     mask[0] = False
-    parameters = [parameter for name, parameter in prior.named_parameters() if "start_tok" not in name]
 
-    def outcome() -> list[torch.Tensor]:
-        losses = prior.losses(x_0, t, mask, loss_type)
-        return [losses.loss, losses.vb_loss, *torch.autograd.grad(losses.loss.mean(), parameters)]
+    def outcome(device: str) -> list[torch.Tensor]:
+        prior.to(device)
+        parameters = [parameter for name, parameter in prior.named_parameters() if "start_tok" not in name]
+        losses = prior.losses(x_0.to(device), t.to(device), mask.to(device), loss_type)
+        found = [losses.loss, losses.vb_loss, *torch.autograd.grad(losses.loss.mean(), parameters)]
+        return [value.cpu() for value in found]
 
-    elsewhere = outcome()
-    with as_on_cuda(monkeypatch):
-        on_cuda = outcome()
+    elsewhere = outcome("cpu")
     assert elsewhere[0][0] == 0
-    torch.testing.assert_close(on_cuda, elsewhere)
+    torch.testing.assert_close(outcome("cuda"), elsewhere)
 
 
 def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:

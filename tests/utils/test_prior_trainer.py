@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated_cuda import WaitError, without_waiting
 from torch import Tensor
 
 from models.absorbing import AbsorbingDiffusion
@@ -16,7 +17,6 @@ from trainers import prior_trainer as trainer
 from utils.averages import Averages
 from utils.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
 from utils.skipped import SkippedUpdates
-from waiting import WaitError, without_waiting
 
 CPU = torch.device("cpu")
 N = 64
@@ -79,17 +79,16 @@ def test_metrics_are_scalars(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, sampler: str, amp_dtype: torch.dtype | None
-) -> None:
-    training, averages = trainer(amp_dtype, sampler=sampler), Averages()
-    skipped = SkippedUpdates(CPU, most_in_a_row=10)
-    run(training, 0, 1)  # Adam's moments, and the scale of float16, come with the first step
-    with without_waiting(monkeypatch):
-        metrics = training.step(codes(1), 1)
+def test_a_step_never_waits_for_the_device(cuda: None, sampler: str, amp_dtype: torch.dtype | None) -> None:
+    training, averages = trainer(amp_dtype, device="cuda", compile="off", sampler=sampler), Averages()
+    skipped = SkippedUpdates(torch.device("cuda"), most_in_a_row=10)
+    ids = codes().to("cuda")
+    training.step(ids, 0)  # Adam's moments, and the scale of float16, come with the first step
+    with without_waiting():
+        metrics = training.step(ids, 1)
         skipped.add(2, metrics.pop("skipped"))
         averages.add(metrics)
-    with without_waiting(monkeypatch), pytest.raises(WaitError):
+    with without_waiting(), pytest.raises(WaitError):
         averages.pop()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from emulated_cuda import without_waiting
 from torch import Tensor, nn
 
 from models.quantizers import QUANTIZERS
 from trainers import assert_same_state, state_of
 from trainers import vqgan_trainer as trainer
 from utils.vqgan_trainer import VQGANTrainer
-from waiting import without_waiting
 
 
 def images(step: int = 0, n: int = 4) -> Tensor:
@@ -37,13 +37,12 @@ def test_training_lowers_the_loss() -> None:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_step_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, quantizer: str, amp_dtype: torch.dtype | None
-) -> None:
-    training = trainer(amp_dtype, quantizer=quantizer, diff_aug=True, disc_start_step=0, horizontal_flip=True)
+def test_a_step_never_waits_for_the_device(cuda: None, quantizer: str, amp_dtype: torch.dtype | None) -> None:
+    care = {"diff_aug": True, "disc_start_step": 0, "horizontal_flip": True}
+    training = trainer(amp_dtype, device="cuda", compile="off", quantizer=quantizer, **care)
     run(training, 0, 2)
-    batch = images(2)
-    with without_waiting(monkeypatch):
+    batch = images(2).pin_memory()
+    with without_waiting():
         metrics = training.step(batch, 2)
     assert metrics["d_loss"] > 0
     assert metrics["skipped"] == 0
