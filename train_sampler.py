@@ -22,8 +22,7 @@ def main() -> None:
     settings = parse(PriorStage, description=__doc__, example=EXAMPLE)
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
     # Saved with the run: its codes stay those of one autoencoder, also when stage 1 has gone on.
-    source = replace(settings.source, ae_load_step=check_autoencoder(settings.source))
-    settings = replace(settings, source=source)
+    settings = replace(settings, source=check_autoencoder(settings.source))
     first_step(settings, settings.prior.sampler)
     if settings.run.dry_run:
         print(describe(settings))

@@ -17,7 +17,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(PRDCExperiment, description=__doc__, example=EXAMPLE)
-    check_comparison(settings)
+    settings = check_comparison(settings)
     if settings.run.dry_run:
         print(describe(settings))
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hparams.checks import check_image_count
 from hparams.cli import parse, run_script
 from hparams.experiments import ReconstructionExperiment
@@ -17,7 +19,8 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(ReconstructionExperiment, description=__doc__, example=EXAMPLE)
-    check_autoencoder(settings.source, ema=settings.weights.ema is not False)
+    source = check_autoencoder(settings.source, ema=settings.weights.ema is not False)
+    settings = replace(settings, source=source)
     check_file("--feature_weights", settings.features.feature_weights)
     check_file("--lpips_weights", settings.reconstruction.lpips_weights)
     check_split(settings.run, settings.real.split)

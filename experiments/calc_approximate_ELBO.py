@@ -17,7 +17,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(LikelihoodExperiment, description=__doc__, example=EXAMPLE)
-    check_experiment(settings)
+    settings = check_experiment(settings)
     check_data(settings.run, hold_out=True)
     if settings.run.dry_run:
         print(describe(settings))

@@ -17,7 +17,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(NeighboursExperiment, description=__doc__, example=EXAMPLE)
-    check_experiment(settings)
+    settings = check_experiment(settings)
     check_data(settings.run, hold_out=False)
     check_file("--lpips_weights", settings.neighbours.lpips_weights)
     if settings.run.dry_run:

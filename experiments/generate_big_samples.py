@@ -17,7 +17,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(LargerExperiment, description=__doc__, example=EXAMPLE)
-    check_experiment(settings)
+    settings = check_experiment(settings)
     if settings.run.dry_run:
         print(describe(settings))
         return

@@ -20,7 +20,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(InpaintingExperiment, description=__doc__, example=EXAMPLE)
-    check_experiment(settings)
+    settings = check_experiment(settings)
     check_split(settings.run, settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
     painted = painted_pixels(settings.inpainting, settings.autoencoder.img_size)

@@ -1,8 +1,14 @@
-"""What can be found wrong before anything is built: missing data and checkpoints. Imports no torch."""
+"""What can be found wrong before anything is built: missing data and checkpoints. Imports no torch.
+
+The newest step, where none is named, is settled here, and is then in the settings: training may save a newer one before
+the last process loads its own, and a run folder says what was loaded.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from hparams.checks import image_source
 from hparams.errors import UserError
@@ -10,6 +16,9 @@ from hparams.experiments import CheckpointSource, FeatureExperiment, PRDCExperim
 from hparams.settings import AutoencoderSource, RunSettings
 from utils.datasets import Split, check_images, open_folder
 from utils.run_folder import KINDS, VQGAN, RunFolder
+
+_Experiment = TypeVar("_Experiment", bound=PriorExperiment)
+_Comparison = TypeVar("_Comparison", bound=FeatureExperiment)
 
 
 def check_data(run: RunSettings, *, hold_out: bool) -> None:
@@ -19,18 +28,20 @@ def check_data(run: RunSettings, *, hold_out: bool) -> None:
     )
 
 
-def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> int:
-    """The step of the trained autoencoder; UserError unless its file exists."""
+def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> AutoencoderSource:
+    """The trained autoencoder and its step; UserError unless its file exists."""
     folder = RunFolder(str(source.ae_load_dir))
     step = folder.pick_step(VQGAN, source.ae_load_step, ("--ae_load_dir", "--ae_load_step"))
     folder.pick_model_file(VQGAN, step, ema=ema)
-    return step
+    return replace(source, ae_load_step=step)
 
 
-def check_prior(source: CheckpointSource, sampler: str, *, ema: bool) -> None:
-    """UserError unless the trained prior's file exists."""
+def check_prior(source: CheckpointSource, sampler: str) -> CheckpointSource:
+    """The trained prior and its step; UserError unless its file exists."""
     folder = RunFolder(str(source.load_dir))
-    folder.pick_model_file(sampler, folder.pick_step(sampler, source.load_step), ema=ema)
+    step = folder.pick_step(sampler, source.load_step)
+    folder.pick_model_file(sampler, step, ema=source.ema is not False)
+    return replace(source, load_step=step)
 
 
 def check_file(flag: str, path: str | None) -> None:
@@ -51,13 +62,17 @@ def check_split(run: RunSettings, split: Split) -> None:
     )
 
 
-def check_comparison(settings: FeatureExperiment) -> None:
-    """UserError unless all that a comparison of real and generated images reads is there."""
+def check_comparison(settings: _Comparison) -> _Comparison:
+    """The settings with the steps of what is loaded.
+
+    Raises:
+        UserError: something that a comparison of real and generated images reads is not there.
+    """
     source, ema = image_source(settings), settings.checkpoint.ema is not False
     if source == "prior":
-        check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
+        settings = replace(settings, checkpoint=check_prior(settings.checkpoint, settings.prior.sampler))
     if source in ("prior", "latents"):
-        check_autoencoder(settings.source, ema=ema)
+        settings = replace(settings, source=check_autoencoder(settings.source, ema=ema))
     if source == "images":
         open_folder(Path(str(settings.generated.fake_images_path)), img_size=1, flag="--fake_images_path")
     files = {"--latents_path": settings.generated.latents_path, "--feature_weights": settings.features.feature_weights}
@@ -67,6 +82,7 @@ def check_comparison(settings: FeatureExperiment) -> None:
     if not prdc.real_feats:
         check_split(settings.run, settings.real.split)
     check_output(settings.run)
+    return settings
 
 
 def check_output(run: RunSettings) -> None:
@@ -76,9 +92,13 @@ def check_output(run: RunSettings) -> None:
         raise UserError(f"--log_dir {run.log_dir}: {folder.path} holds a training run: use another --log_dir")
 
 
-def check_experiment(settings: PriorExperiment) -> None:
-    """UserError unless an experiment's trained models exist and its run folder is free."""
-    ema = settings.checkpoint.ema is not False
-    check_prior(settings.checkpoint, settings.prior.sampler, ema=ema)
-    check_autoencoder(settings.source, ema=ema)
+def check_experiment(settings: _Experiment) -> _Experiment:
+    """The settings with the steps of what is loaded.
+
+    Raises:
+        UserError: an experiment's trained models do not exist, or its run folder is not free.
+    """
+    checkpoint = check_prior(settings.checkpoint, settings.prior.sampler)
+    source = check_autoencoder(settings.source, ema=checkpoint.ema is not False)
     check_output(settings.run)
+    return replace(settings, checkpoint=checkpoint, source=source)

@@ -182,6 +182,11 @@ def test_flips_double_the_latents(toy) -> None:
         assert shapes - {(12, 64)} == wanted  # reconstructions of 12 images may have left theirs
 
 
+def test_an_experiments_settings_say_which_steps_were_the_newest(toy, drawn) -> None:
+    run = toy.logs / "drawn_base"
+    assert (setting(run, "load_step"), setting(run, "ae_load_step")) == (20, 20)
+
+
 def test_exactly_as_many_as_asked(drawn) -> None:
     assert drawn.grids == {"samples_000.png": (8 * 98 + 2, 8 * 98 + 2), "samples_001.png": (6 * 98 + 2, 98 + 2)}
 
