@@ -62,29 +62,14 @@ def masked_cross_entropy(logits: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
     return nats.view(x_0.shape).sum(1)
 
 
-def diffusion_loss(
-    logits_fn: LogitsFn,
-    x_0: Tensor,
-    t: Tensor,
-    mask: Tensor,
-    *,
-    total_steps: int,
-    mask_id: int,
-    loss_type: str,
-    reweighting: str = "published",
-) -> DiffusionLoss:
-    """Objectives of the paper's equations 5 to 8 at given times and masks.
-
-    x_0: [B,N] int64 in 0..K-1; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for `reweighted_elbo` alone.
-    """
-    cross_entropy = masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask)
-    return objective(cross_entropy, t, mask, total_steps=total_steps, loss_type=loss_type, reweighting=reweighting)
-
-
 def objective(
     cross_entropy: Tensor, t: Tensor, mask: Tensor, *, total_steps: int, loss_type: str, reweighting: str = "published"
 ) -> DiffusionLoss:
-    """Objective and bound of a cross entropy [B], summed over the masked places, nats; t [B], mask [B,N] bool."""
+    """Objective (paper, equations 5 to 8) and bound at given times and masks.
+
+    cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for
+    `reweighted_elbo` alone.
+    """
     per_token = cross_entropy / (math.log(2) * mask.shape[1])
     vb_loss = per_token * total_steps / t
     if loss_type == "elbo":

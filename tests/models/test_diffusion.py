@@ -15,9 +15,11 @@ from models.absorbing import AbsorbingDiffusion
 from models.diffusion import (
     LOSS_TYPES,
     MASK_SCHEDULES,
+    DiffusionLoss,
+    LogitsFn,
     bound_nats,
-    diffusion_loss,
     masked_cross_entropy,
+    objective,
     reweighted,
     sample_mask,
     sample_time,
@@ -82,6 +84,14 @@ def test_unknown_schedules_are_refused() -> None:
 
 
 # --- objectives, by hand ------------------------------------------------------------------------------------------
+
+
+def diffusion_loss(
+    logits_fn: LogitsFn, x_0: Tensor, t: Tensor, mask: Tensor, *, mask_id: int, **options: Any
+) -> DiffusionLoss:
+    """The objective of what a model predicts for masked codes."""
+    return objective(masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask), t, mask, **options)
+
 
 # Two images of four tokens. The model gives 3/4 to code 1 and 1/4 to code 0 wherever a token is masked.
 X_0 = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stages import STAGES
+
 ROOT = Path(__file__).parents[2]
 DATA = "--dataset toy_churches --toy_images 40 --img_size 16"
 VQGAN = f"{DATA} --nf 32 --ch_mult 1 2 --attn_resolutions 8 --codebook_size 16 --emb_dim 8 --ndf 8 --disc_layers 1"
@@ -36,6 +38,7 @@ def test_every_script(
     cuda: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --amp; training steps and rounds of sampling are replayed as graphs."""
+    assert {command.split()[0] for command in COMMANDS} == STAGES.keys()
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         script, *words = command.split()
