@@ -86,10 +86,10 @@ def larger(scale: Scale, device: torch.device) -> Row:
     side, window = 64, 16
     evaluated = 0
 
-    def counting(x: Tensor) -> Tensor:
+    def counting(x: Tensor, places: Tensor) -> Tensor:
         nonlocal evaluated
         evaluated += len(x)
-        return torch.zeros((*x.shape, 2))
+        return torch.zeros((*places.shape, 2))
 
     x = torch.full((1, side, side), 2)
     places = range(0, side * side, scale.big_every)

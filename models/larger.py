@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.categorical import invert_cdf
-from models.diffusion import LogitsFn
+from models.events import LogitsAtFn
 
 ORDERS = ("raster", "random")
 
@@ -30,7 +30,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def window_mixture(
-    logits_fn: LogitsFn, x_t: Tensor, due: Tensor, *, window: tuple[int, int], stride: int, batch_size: int
+    logits_at: LogitsAtFn, x_t: Tensor, due: Tensor, *, window: tuple[int, int], stride: int, batch_size: int
 ) -> Tensor:
     """Mean over windows of their p(x_0 | x_t), at due places.
 
@@ -54,12 +54,15 @@ def window_mixture(
     total: Tensor | None = None
     count = torch.zeros(int(due.sum()), dtype=torch.float64, device=x_t.device)
     for x, n in zip(windows(x_t).split(batch_size), windows(number).split(batch_size), strict=True):
-        places = n >= 0
-        p = logits_fn(x)[places].double().softmax(-1)
+        seen = n >= 0
+        # Due places first, and of every window as many places as the one with the most of them has.
+        places = seen.logical_not().long().argsort(dim=1, stable=True)[:, : int(seen.sum(1).max())]
+        numbers, seen = n.gather(1, places), seen.gather(1, places)
+        p = logits_at(x, places)[seen].double().softmax(-1)
         if total is None:
             total = p.new_zeros(len(count), p.shape[1])
-        total.index_add_(0, n[places], p)
-        count.index_add_(0, n[places], torch.ones_like(p[:, 0]))
+        total.index_add_(0, numbers[seen], p)
+        count.index_add_(0, numbers[seen], torch.ones_like(p[:, 0]))
     if total is None:
         raise ValueError("no place is due")
     return total / count.unsqueeze(1)
@@ -80,7 +83,7 @@ def reveal_plan(shape: tuple[int, int], order: str, steps: int, generator: torch
 
 
 def larger_trajectory(
-    logits_fn: LogitsFn,
+    logits_at: LogitsAtFn,
     x: Tensor,
     reveal: Tensor,
     uniforms: Tensor,
@@ -103,6 +106,6 @@ def larger_trajectory(
     for step in range(start, int(reveal.max()) + 1 if stop is None else stop):
         due = (reveal == step) & (x == mask_id)
         if due.any():
-            mixture = window_mixture(logits_fn, x, due, window=window, stride=stride, batch_size=batch_size)
+            mixture = window_mixture(logits_at, x, due, window=window, stride=stride, batch_size=batch_size)
             x[due] = invert_cdf(mixture.log(), temp, uniforms[due])
         yield x.clone()

@@ -43,11 +43,11 @@ def larger_ids(
     mine = own_indices(range(larger.n_samples), most, ranks)
     x = torch.full_like(reveal[mine], prior.mask_id)
 
-    def logits(windows: Tensor) -> Tensor:
+    def logits_at(windows: Tensor, places: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(windows)
         with models.autocast():
-            return prior.logits(windows)
+            return prior.logits_at(windows, places)
 
     def state() -> dict[str, Any]:
         """Of all images."""
@@ -67,7 +67,7 @@ def larger_ids(
             evaluations = saved["evaluations"] if ranks.first else 0
         with Progress("sampling", steps, "step", done=done, quiet=run.quiet) as progress:
             states = larger_trajectory(
-                logits,
+                logits_at,
                 x,
                 reveal[mine],
                 uniforms[mine],

@@ -68,7 +68,7 @@ def test_mixture_of_windows(reference: Any) -> None:
     x_t = expected["big_x_t"]
     side = math.isqrt(prior.tokens)
     mixture = window_mixture(
-        prior.logits, x_t, torch.ones_like(x_t, dtype=torch.bool), window=(side, side), stride=1, batch_size=64
+        prior.logits_at, x_t, torch.ones_like(x_t, dtype=torch.bool), window=(side, side), stride=1, batch_size=64
     )
     mixture = mixture.view(*x_t.shape, -1)
     cooled = torch.softmax(mixture.log() / 0.8, dim=-1)  # what draw_categorical draws from at temperature 0.8

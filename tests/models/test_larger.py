@@ -33,6 +33,10 @@ class FakeModel:
         seen = self.mix[torch.arange(x.shape[1]), x].sum(1)  # [rows,K]
         return (self.places + seen[:, None] * torch.arange(1, x.shape[1] + 1)[:, None].sqrt()).float()
 
+    def logits_at(self, x: Tensor, places: Tensor) -> Tensor:
+        assert (places.sort().values.diff() > 0).all()  # none twice
+        return self(x).gather(1, places[..., None].expand(-1, -1, K))
+
 
 def plain_mixture(model: FakeModel, x: Tensor, window: tuple[int, int]) -> Tensor:
     """Every window at stride 1, place by place: [B,H,W,K]."""
@@ -53,11 +57,11 @@ def test_the_mixture_is_the_mean_over_all_windows(batch_size: int) -> None:
     x = torch.randint(0, K + 1, (2, 6, 7), generator=seeded())
     everywhere = torch.ones_like(x, dtype=torch.bool)
     expected = plain_mixture(model, x, (3, 4))
-    mixture = window_mixture(model, x, everywhere, window=(3, 4), stride=1, batch_size=batch_size)
+    mixture = window_mixture(model.logits_at, x, everywhere, window=(3, 4), stride=1, batch_size=batch_size)
     torch.testing.assert_close(mixture, expected.flatten(0, 2))
     some = torch.rand(x.shape, generator=seeded(2)) < 0.1
     torch.testing.assert_close(
-        window_mixture(model, x, some, window=(3, 4), stride=1, batch_size=batch_size), expected[some]
+        window_mixture(model.logits_at, x, some, window=(3, 4), stride=1, batch_size=batch_size), expected[some]
     )
     assert max(model.rows) <= max(batch_size, 2)
 
@@ -73,8 +77,8 @@ def plans(shape: tuple[int, ...], order: str, steps: int = 8) -> tuple[Tensor, T
 def fill(model: FakeModel, x: Tensor, order: str, stride: int = 1, start: int = 0) -> list[Tensor]:
     return list(
         larger_trajectory(
-            model, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, temp=0.8, batch_size=64,
-            start=start,
+            model.logits_at, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, temp=0.8,
+            batch_size=64, start=start,
         )
     )  # fmt: skip
 
@@ -124,7 +128,7 @@ def test_at_the_priors_own_size_it_is_the_prior() -> None:
     reveal = plans((1, 3, 4), "raster")[0].expand(n, -1, -1)
     x = torch.full((n, 3, 4), MASK)
     options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": n}
-    first = next(larger_trajectory(model, x, reveal, uniforms, **options))[:, 0, 0]
+    first = next(larger_trajectory(model.logits_at, x, reveal, uniforms, **options))[:, 0, 0]
     p = (model(torch.full((1, 12), MASK))[0, 0] / 0.8).double().softmax(-1)
     assert chisquare(torch.bincount(first, minlength=K).numpy(), (n * p).numpy()).pvalue > 1e-4
 
@@ -133,13 +137,13 @@ def test_at_the_priors_own_size_it_is_the_prior() -> None:
 def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tuple[int, int], stride: int) -> None:
     rows = 0
 
-    def model(x: Tensor) -> Tensor:
+    def logits_at(x: Tensor, places: Tensor) -> Tensor:
         nonlocal rows
         rows += len(x)
-        return torch.zeros(1, 1, 2).expand(len(x), 256, 2)
+        return torch.zeros((*places.shape, 2))
 
     states = larger_trajectory(
-        model, torch.full((1, *shape), 2), *plans((1, *shape), "raster"), mask_id=2, window=(16, 16), stride=stride,
+        logits_at, torch.full((1, *shape), 2), *plans((1, *shape), "raster"), mask_id=2, window=(16, 16), stride=stride,
         temp=1.0, batch_size=4096,
     )  # fmt: skip
     for _ in states:
@@ -171,7 +175,7 @@ def test_images_that_are_done_early_wait_for_the_last_step() -> None:
     reveal, uniforms = plans((1, 4, 6), "random")
     options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": 64}
     x = torch.full((1, 4, 6), MASK)
-    states = list(larger_trajectory(FakeModel(3 * 4), x, reveal.clamp(max=4), uniforms, **options, stop=8))
+    states = list(larger_trajectory(FakeModel(3 * 4).logits_at, x, reveal.clamp(max=4), uniforms, **options, stop=8))
     assert len(states) == 8
     assert (states[4] < K).all()
 

@@ -18,7 +18,7 @@ from PIL import Image
 from hparams.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.resolve import resolve
 from models.diffusion import bound_nats
-from models.transformer import Block
+from models.transformer import SelfAttention
 from utils.building import open_data
 from utils.checkpoints import load_file
 from utils.devices import pick_amp_dtype, precision_name
@@ -271,8 +271,8 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(here: Any, t
 def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any, tmp_path: Path) -> None:
     settings, models = larger_of(order="random", sample_steps=4, batch_size=4)
     seen = set()
-    block = next(module for module in models.prior.modules() if isinstance(module, Block))
-    block.register_forward_hook(lambda _, __, out: seen.add((len(out[1]), out[1].dtype)))
+    attention = next(module for module in models.prior.modules() if isinstance(module, SelfAttention))
+    attention.key.register_forward_hook(lambda _, __, out: seen.add((len(out), out.dtype)))
     larger_ids(replace(models, amp_dtype=torch.bfloat16), settings, tmp_path / "codes")
     assert seen == {(4, torch.bfloat16), (1, torch.bfloat16)}  # of nine windows, three for each image
 
