@@ -25,6 +25,7 @@ from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
 from hparams.settings import Plain, Stage
+from hparams.user import name_nameless_user
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
@@ -105,6 +106,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
     keep_freed_memory()
+    name_nameless_user()
     with lasting_output():
         sys.exit(_status_of(main))
 
