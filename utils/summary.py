@@ -32,6 +32,7 @@ WIDTH = 16.0  # inches
 LARGEST, SMALLEST = 6.5, 1.2  # heights of a row of pictures and text, in inches
 LETTERS = 100  # of 9 points in a line of half the page
 DPI = 80
+PROJECT = Path(__file__).parents[1]
 SECONDS_AT_THE_END = 30.0  # what the end of a run waits at most for the last page
 
 
@@ -91,7 +92,7 @@ class SummaryDrawer:
     """
 
     def __init__(self, log_file: Path, path: Path, *, title: str, warn: Callable[[str], None]) -> None:
-        self._arguments = [str(log_file), str(path), title]
+        self._arguments = [str(log_file.absolute()), str(path.absolute()), title]
         self._path = path
         self._warn = warn
         self._process: subprocess.Popen[str] | None = None
@@ -107,6 +108,7 @@ class SummaryDrawer:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "utils.summary", *self._arguments],
+                cwd=PROJECT,  # where the user is, or PYTHONPATH leads, may be another package of this name
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -77,6 +77,23 @@ def test_the_drawer_draws_the_newest_state_beside_the_run(log_file: Path, tmp_pa
     assert told == []
 
 
+def test_the_drawer_is_our_own_wherever_it_is_run(
+    log_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here", "path"):
+        (tmp_path / folder / "utils").mkdir(parents=True)
+        for name in ("__init__.py", "summary.py"):
+            (tmp_path / folder / "utils" / name).write_text("raise SystemExit('of another project')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.chdir(tmp_path / "here")
+    told: list[str] = []
+    drawer = SummaryDrawer(Path("..", log_file.name), Path("summary.png"), title="run", warn=told.append)
+    drawer.draw()
+    drawer.close()
+    assert told == []
+    assert Path("summary.png").exists()
+
+
 def test_a_page_that_cannot_be_drawn_costs_one_line(
     log_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
