@@ -143,8 +143,10 @@ class _FolderStore:
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files:
             try:
-                stat = file.stat()
-            except OSError:  # such as a link to nowhere: an unreadable image like others, once it is read
+                stat = file.stat() if os.access(file, os.R_OK) else None
+            except OSError:  # removed just now
+                stat = None
+            if not stat:  # a link to nowhere, or no right to read it: another image once that is mended
                 yield f"{file.absolute()}\0cannot be read"
                 continue
             path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name

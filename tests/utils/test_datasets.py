@@ -215,6 +215,14 @@ def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path: Path) -> None:
     assert open_custom(tmp_path, "all").fingerprint != before
 
 
+def test_fingerprint_tells_images_that_became_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their times of change stay as they are; what was cached of them was of others that stood in."""
+    save_pictures(tmp_path, ["0.png"])
+    readable = open_custom(tmp_path, "all").fingerprint
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read whatever its mode says
+    assert open_custom(tmp_path, "all").fingerprint != readable
+
+
 def test_fingerprint_of_an_lmdb_tells_its_size_and_change(tmp_path: Path) -> None:
     small, large = (open_toys(tmp_path, "train", toy_images=n) for n in (5, 6))
     assert small.fingerprint == open_toys(tmp_path, "train", toy_images=5).fingerprint != large.fingerprint
