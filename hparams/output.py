@@ -11,14 +11,18 @@ from typing import Any, TextIO
 
 
 class _Lasting:
-    """A stream whose reader may leave, whose terminal may be closed, or whose disk may be full."""
+    """A stream whose reader may leave, whose terminal may be closed or lack characters, or whose disk may be full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):  # ValueError: closed
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:  # names of files may be any bytes, and terminals may know ASCII alone
+                known = self._stream.encoding
+                return self._stream.write(text.encode(known, "backslashreplace").decode(known))
         return len(text)
 
     def flush(self) -> None:

@@ -81,7 +81,7 @@ class BadImages:
         self._until_then = until_then
         self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
         if keep and file.exists():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
             self._found = {name: tuple(rest) for name, *rest in (line.split("\t") for line in lines) if rest}
         elif writes:
             file.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ class LineFile:
         with self._lock:
             if self._file.closed:  # the dashboard's thread may still wait for a server that hangs
                 return
-            self._waiting += text.encode()
+            self._waiting += text.encode(errors="backslashreplace")  # names of files may be any bytes
             try:
                 while self._waiting:
                     self._waiting = self._waiting[self._file.write(self._waiting) :]

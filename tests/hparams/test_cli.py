@@ -284,6 +284,20 @@ def test_a_script_outlives_its_terminal(stdout: str, stderr: str, tmp_path: Path
     assert (tmp_path / "done").exists()
 
 
+def test_a_terminal_that_lacks_characters_gets_the_others(tmp_path: Path) -> None:
+    code = (
+        "import sys; from hparams.cli import run_script\n"
+        "def main():\n"
+        "    print('FID 4.07 of caf\u00e9/\\udce9')\n"
+        "    print('note: \u00b1', file=sys.stderr)\n"
+        "run_script(main)"
+    )
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"FID 4.07 of caf\\xe9/\\udce9\n")
+    assert done.stderr == b"note: \\xb1\n"
+
+
 def test_help_needs_no_run_and_no_yaml(tmp_path: Path) -> None:
     done = shell(tmp_path, "--dataset", "--help")
     assert done.returncode == 0

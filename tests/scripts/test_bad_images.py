@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -37,6 +38,20 @@ def test_runs_go_on_with_stand_ins_and_list_what_they_met(tiny) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     again = (tiny.folder / "logs/run/bad_images.txt").read_text().splitlines()
     assert sorted(again) == sorted(listed)
+
+
+def test_an_unreadable_image_whose_name_is_no_utf8_is_listed_once(tiny) -> None:
+    """As archives from elsewhere hold them."""
+    name = b"caf\xe9.png"
+    (tiny.folder / "photos/05.png").unlink()
+    (tiny.folder / "photos" / os.fsdecode(name)).write_bytes(b"no image at all")
+    out = tiny.ok(f"{tiny.stage_1} --dataset custom --max_bad_images 0.05 --train_steps 6 --log_dir run")
+    out += tiny.ok("train_vqgan.py --resume --train_steps 12 --log_dir run")
+    assert out.count("caf\\udce9.png as an image (of no known kind)") == 1
+    assert "caf\\udce9.png as an image" in (tiny.folder / "logs/run/log.txt").read_text(encoding="utf-8")
+    listed = (tiny.folder / "logs/run/bad_images.txt").read_bytes()
+    assert listed.startswith(b"photos/" + name + b"\t")
+    assert listed.count(b"\n") == 1
 
 
 def test_codes_of_stand_ins_are_cached_with_the_list(tiny) -> None:
