@@ -152,13 +152,13 @@ def bars(values: Sequence[float] | np.ndarray, title: str, xlabel: str, ylabel: 
 def text(content: str, title: str, columns: int = 1, rows: int = 1) -> Message:
     """Content of a pane, so many cells large, with plain text; line breaks and spaces are kept."""
     style = "border:0;background:none;font-size:11px;padding:4px 8px"
-    data = [{"type": "text", "content": f'<pre style="{style}">{html.escape(content)}</pre>'}]
+    data = [{"type": "text", "content": f'<pre style="{style}">{html.escape(_escaped(content))}</pre>'}]
     return {"data": data, "opts": {"title": title, **cells(columns, rows)}}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> Message:
     """Content of a pane with a table; numbers are rounded to four digits, and None is left blank."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[_escaped(_cell(value)) for value in row] for row in rows]
     style = "border-bottom:1px solid #ccc;padding:3px 14px 3px 0;font-size:12px;white-space:nowrap"
     lines = ["".join(f'<th style="{style};text-align:left">{html.escape(name)}</th>' for name in columns)]
     lines += ["".join(f'<td style="{style}">{html.escape(cell)}</td>' for cell in row) for row in cells]
@@ -243,3 +243,8 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    """A text that fonts and visdom's server take: names of files may be any bytes."""
+    return text.encode(errors="backslashreplace").decode()

@@ -118,6 +118,12 @@ def test_tables_round_and_leave_blank() -> None:
         table(["FID", "split"], [[4.0]], "results")
 
 
+def test_names_that_are_no_utf8_are_escaped() -> None:
+    """Fonts and visdom's server take no others."""
+    for content in (text("caf\udce9", "run"), table(["images"], [["caf\udce9"]], "results")):
+        assert "caf\\udce9" in content["data"][0]["content"]
+
+
 def test_panes_of_cells_stand_in_rows() -> None:
     width, height = panes.CELL
     assert panes.cells(2, 1) == {"width": 2 * width + panes.GAP, "height": height}
