@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 from pathlib import Path
@@ -129,6 +130,9 @@ def _write_whole(path: Path, text: str) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of file systems that cannot: shared folders of VirtualBox
+                raise
         finally:
             os.close(folder)
     except BaseException as error:

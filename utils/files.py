@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,6 +17,7 @@ from typing import BinaryIO
 from hparams.errors import UserError
 from utils.progress import say
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of NFS without lockd, of Lustre without -o flock
 _BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
@@ -83,7 +85,7 @@ def exclusive(
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         attempts = 0
-        while not together(lambda: _locked(descriptor)):
+        while not together(lambda: _locked(descriptor, folder)):
             attempts += 1
             if attempts == _SILENT_ATTEMPTS:
                 say(f"waiting for another process, which is at work in {folder}")
@@ -93,10 +95,11 @@ def exclusive(
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, folder: Path) -> bool:
     """Whether this process has the lock of a folder now."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _needing_locks(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -109,12 +112,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
     The lock is the process's own: no child inherits it, and it ends with the process however that ends.
 
     Raises:
-        UserError: another process is in such a block.
+        UserError: another process is in such a block, or the file system has no locks.
     """
     make_folder(folder)
     with (folder / ".lock").open("a+b", buffering=0) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _needing_locks(folder):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
@@ -127,11 +131,29 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _needing_locks(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"{folder}: its file system has no locks ({error.strerror}): mount it with them, or make logs/ a link to a "
+            "folder on another one"
+        ) from None
+
+
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the names of a folder's files."""
+    """Make a file's content durable, or the names of a folder's files as far as its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if (
+            error.errno != errno.EINVAL or not path.is_dir()
+        ):  # of file systems that cannot: shared folders of VirtualBox
+            raise
     finally:
         os.close(descriptor)
 
