@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import signal
 import sys
@@ -32,6 +33,8 @@ StageT = TypeVar("StageT", bound=Stage)
 
 # PyTorch's own words, so that torch need not be imported.
 _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
+# Words of Python and of the system, which a worker's error passes on.
+_NO_THREAD, _NO_FILE = "can't start new thread", os.strerror(errno.EMFILE)
 _LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 _ACCESS_ERRORS = {errno.EACCES, errno.EPERM}
@@ -144,6 +147,10 @@ def _as_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # as when a worker cannot start
         return "out of memory: lower --num_workers or --batch_size"
     text = " ".join(str(error).split())
+    if (isinstance(error, OSError) and error.errno == errno.EAGAIN) or _NO_THREAD in text:
+        return "no more processes or threads may be started here: lower --num_workers, or raise the limit (ulimit -u)"
+    if _NO_FILE in text:
+        return "no more files may be opened here: lower --num_workers, or raise the limit (ulimit -n)"
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --batch_size, or use --amp"
     if isinstance(error, RuntimeError) and (

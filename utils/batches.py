@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -199,7 +201,7 @@ def _load(
             collate_fn=_unchanged,
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
         )
-        iterator = iter(loader)
+        iterator = _begun(loader)
     while True:
         try:
             batch = next(iterator)
@@ -216,6 +218,16 @@ def _load(
                 raise UserError(next(iter(unreadable.values())))
             bad(unreadable, len(data))
         yield images
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's iterator, with its workers."""
+    try:
+        return iter(loader)
+    except OSError as error:  # of a limit of processes or of files; the iterator, half made, complains as it goes
+        with redirect_stderr(StringIO()):
+            error.__traceback__ = None
+        raise
 
 
 def _dead(iterator: Any) -> str:

@@ -77,7 +77,11 @@ def heed_parent_alone(worker: int) -> None:
             pass
         os._exit(0)
 
-    threading.Thread(target=heed, name="signals", daemon=True).start()
+    try:
+        threading.Thread(target=heed, name="signals", daemon=True).start()
+    except RuntimeError:  # no more threads: a worker that nothing ends would be waited for without end
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        raise
 
 
 @contextmanager

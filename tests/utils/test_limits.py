@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +109,45 @@ def test_too_little_memory_names_the_flags() -> None:
     no_worker = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     assert _as_line(no_worker) == "out of memory: lower --num_workers or --batch_size"
     assert _as_line(RuntimeError("shapes differ")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "-u"),
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\n…\nRuntimeError: can't start new thread"
+            ),
+            "-u",
+        ),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "-n"),
+        (RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"), "-n"),
+    ],
+)
+def test_too_few_processes_or_files_name_the_flag_and_the_limit(error: Exception, limit: str) -> None:
+    line = str(_as_line(error))
+    assert "lower --num_workers" in line
+    assert f"(ulimit {limit})" in line
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_that_cannot_all_start_leave_one_line_and_none_behind(tmp_path: Path) -> None:
+    """Files that may be open are for the first ones only."""
+    code = (
+        "import resource, numpy as np\n"
+        "from hparams.cli import run_script\n"
+        "from utils.batches import eval_batches\n"
+        "class Grey(list):\n"
+        "    def source(self, i): return str(i)\n"
+        "def main():\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "    next(eval_batches(Grey([np.zeros((3, 2, 2), np.uint8)] * 4), 1, 60))\n"
+        "run_script(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "lower --num_workers, or raise the limit (ulimit -n)" in done.stderr
 
 
 def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:

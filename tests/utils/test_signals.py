@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from utils.signals import Signals
+from utils.signals import Signals, heed_parent_alone
 
 
 @pytest.fixture
@@ -39,6 +40,18 @@ def test_a_forked_worker_leaves_ctrl_c_to_its_parent_and_ends_on_sigterm() -> No
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
         assert signals.stop is None
+
+
+def test_a_worker_that_cannot_listen_still_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be waited for without end."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError):
+        heed_parent_alone(0)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_sigusr1_asks_to_save_and_not_to_stop() -> None:
