@@ -150,9 +150,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if (
-            error.errno != errno.EINVAL or not path.is_dir()
-        ):  # of file systems that cannot: shared folders of VirtualBox
+        # Shared folders of VirtualBox cannot flush themselves.
+        if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:
         os.close(descriptor)
