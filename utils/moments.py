@@ -52,6 +52,11 @@ def put_moments(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> None:
     own = optimiser.state_dict()["param_groups"][0]
     ids = state["param_groups"][0]["params"]
     optimiser.load_state_dict({"state": state["state"], "param_groups": [{**own, "params": ids}]})
+    # The fused Adam wants moments that lie in memory as their parameters do: on a CPU it would take each number for
+    # another weight's, on CUDA it refuses. Files hold them as they lay on the device that wrote them.
+    for parameter, moments in optimiser.state.items():
+        for name in _MOMENTS:
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
 def _fits(moments: Mapping[str, Any], parameter: Tensor) -> bool:
