@@ -41,7 +41,8 @@ def pick_amp_dtype(device: torch.device, amp: bool, name: str) -> torch.dtype | 
     if name == "auto":
         if device.type == "cpu":
             return torch.bfloat16 if _cpu_has_bfloat16() else None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # it tells of the current one
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

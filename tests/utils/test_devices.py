@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.neighbours import NearestNeighbours
-from utils.devices import without_tf32
+from utils.devices import pick_amp_dtype, without_tf32
 from utils.features import FeatureExtractor
 from utils.neighbour_search import Embedding, search
 from utils.perceptual import LPIPSEmbedding, untrained_lpips
@@ -111,3 +112,18 @@ def test_float32_is_float32(work: Callable[[Seen], None]) -> None:
     work(seen)
     assert seen
     assert set(seen) == {("ieee", "ieee")}
+
+
+def test_the_type_is_one_that_the_device_has_whatever_the_current_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], chosen.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[0] == 1)
+    found = [pick_amp_dtype(torch.device("cuda", index), True, "auto") for index in (0, 1)]
+    assert found == [torch.float16, torch.bfloat16]
