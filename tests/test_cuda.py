@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -183,6 +184,23 @@ def test_the_vqgan_learns_the_same_by_graph(
                 torch.testing.assert_close(got[name], expected[name], rtol=rtol, atol=atol)
         for mine, theirs in zip(graph.vqgan.buffers(), eager.vqgan.buffers(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_vqgan_goes_on_on_another_device(devices: tuple[str, str]) -> None:
+    """Where its convolutions lie otherwise in memory, and so must their moments."""
+    first, second = (vqgan_trainer(device, compile="off") for device in devices)
+    for step in range(8, 12):
+        first.step(images(step), step)
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    before = second.vqgan.ae.generator.last_layer.detach().cpu().clone()
+    moved = []
+    for trainer in (first, second):
+        trainer.step(images(12), 12)
+        moved.append(trainer.vqgan.ae.generator.last_layer.detach().cpu() - before)
+    assert torch.dist(*moved) < 0.1 * moved[0].norm()  # CUDA's convolutions round to TF32
 
 
 @needs_cuda
