@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
+from hparams import launch
 from hparams.errors import UserError
 from hparams.experiment_checks import (
     LPIPS_MIN_SIDES,
@@ -137,9 +138,14 @@ def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int
 
 
 def check_run(run: RunSettings) -> None:
-    """The device is one that exists in PyTorch's notation, and the dashboard has an address."""
+    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
+    if ":" in run.device and launch.local_processes() > 1 and run.dist_backend != "gloo":
+        raise UserError(
+            f"--device {run.device} is one GPU for {launch.local_processes()} processes: use --device cuda for one "
+            "each, or --dist_backend gloo to share it"
+        )
     visdom_address(run.visdom_server, run.visdom_port)
 
 

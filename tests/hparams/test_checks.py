@@ -241,6 +241,19 @@ def test_device_spellings(tmp_path: Path) -> None:
         assert resolve(VQGANStage, {"dataset": "churches", "device": device}, logs=tmp_path).run.device == device
 
 
+def test_a_gpu_that_is_named_is_shared_by_gloo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL wants one for each process."""
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    named = {"dataset": "churches", "device": "cuda:1"}
+    for backend in ("auto", "nccl"):
+        with pytest.raises(UserError, match="--device cuda:1 is one GPU for 2 processes: use --device cuda for one"):
+            resolve(VQGANStage, named | {"dist_backend": backend}, logs=tmp_path)
+    resolve(VQGANStage, named | {"dist_backend": "gloo"}, logs=tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # each on a machine of its own
+    resolve(VQGANStage, named, logs=tmp_path)
+
+
 def test_what_is_given_needs_no_trained_models(tmp_path: Path) -> None:
     for stage_class, typed in (
         (FIDExperiment, {"fake_images_path": "folder"}),
