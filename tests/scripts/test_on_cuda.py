@@ -14,11 +14,12 @@ from stages import STAGES
 ROOT = Path(__file__).parents[2]
 DATA = "--dataset toy_churches --toy_images 40 --img_size 16"
 VQGAN = f"{DATA} --nf 32 --ch_mult 1 2 --attn_resolutions 8 --codebook_size 16 --emb_dim 8 --ndf 8 --disc_layers 1"
+CARE = "--codebook_init encoder --restart_dead_codes 3"
 PRIOR = f"{DATA} --ae_load_dir vqgan --bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1 --total_steps 8"
 SAVES = "--steps_per_checkpoint 8 --steps_per_eval 4 --steps_per_log 2"
 OF_PRIOR = "--load_dir prior --n_samples"
 COMMANDS = [
-    f"train_vqgan.py --log_dir vqgan {VQGAN} {SAVES} --train_steps 8 --disc_start_step 3",
+    f"train_vqgan.py --log_dir vqgan {VQGAN} {CARE} {SAVES} --train_steps 8 --disc_start_step 3",
     f"train_sampler.py --log_dir prior {PRIOR} {SAVES} --train_steps 8",
     f"train_sampler.py --log_dir ar --sampler autoregressive {PRIOR} --train_steps 2",
     "train_vqgan.py --log_dir vqgan --resume --train_steps 10",
