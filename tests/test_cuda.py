@@ -102,6 +102,25 @@ def test_a_replayed_function_goes_on_as_an_eager_one() -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    "problem", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_what_ends_a_capture_is_told(problem: RuntimeError) -> None:
+    """By the line about memory; PyTorch's last word is that an earlier error made the capture fail."""
+    calls = itertools.count()
+
+    def step(x: Tensor) -> Tensor:
+        if next(calls) == EAGER_CALLS:
+            raise problem
+        return x + 1
+
+    call, x = Captured(step), torch.ones(2, device="cuda")
+    for _ in range(EAGER_CALLS):
+        call(x)
+    with pytest.raises(type(problem), match=str(problem)):
+        call(x)
+
+
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_the_prior_learns_the_same_by_graph(sampler: str, amp_dtype: torch.dtype | None, not_compiled: None) -> None:

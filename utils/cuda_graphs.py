@@ -76,7 +76,7 @@ class _Graph:
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"), _uncached_autocast():
                 self._outputs = function(*self._inputs)
         except RuntimeError as error:  # of the capture's end, which hides why it could not be whole
-            if isinstance(error.__context__, torch.OutOfMemoryError):
+            if isinstance(error.__context__, RuntimeError):
                 raise error.__context__ from None
             raise
 

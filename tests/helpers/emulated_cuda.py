@@ -375,6 +375,8 @@ class Graph:
         try:
             with _DEVICE.on(stream):
                 yield
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904 (as PyTorch does)
         finally:
             _DEVICE.captures = None
             for memory, before in self._changed.values():
