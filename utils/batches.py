@@ -18,7 +18,7 @@ from utils.bad_images import Report
 from utils.images import BadImageError
 from utils.limits import check_shared_memory
 from utils.seeding import derive_seed
-from utils.signals import heed_parent_alone
+from utils.signals import heed_parent_alone, holding_sigterm
 
 T = TypeVar("T")
 
@@ -223,7 +223,8 @@ def _load(
 def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's iterator, with its workers."""
     try:
-        return iter(loader)
+        with holding_sigterm():
+            return iter(loader)
     except OSError as error:  # of a limit of processes or of files; the iterator, half made, complains as it goes
         with redirect_stderr(StringIO()):
             error.__traceback__ = None

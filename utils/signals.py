@@ -63,6 +63,16 @@ class Signals:
             os._exit(exit_code(signal.Signals(number)))
 
 
+@contextmanager
+def holding_sigterm() -> Iterator[None]:
+    """While in this block SIGTERM waits, and beyond it for workers that start there, until they `heed_parent_alone`."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def heed_parent_alone(worker: int) -> None:
     """Let this worker process end on its parent's SIGTERM only; `worker` is its number, as loaders tell it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from hparams.errors import UserError
+from utils import batches
 from utils.batches import BatchOrder, eval_batches, stand_in, train_batches
 from utils.datasets import ImageData, open_images
+from utils.signals import heed_parent_alone
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,21 @@ def test_eval_batches_are_in_order_and_whole(
 def test_more_workers_than_processors_are_no_warning(toys: ImageData, recwarn: pytest.WarningsRecorder) -> None:
     assert len(list(eval_batches(toys, 4, (os.cpu_count() or 1) + 1))) == -(-len(toys) // 4)
     assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
+    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent, which gets one too, is to save first."""
+
+    def hit(worker: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        heed_parent_alone(worker)
+
+    monkeypatch.setattr(batches, "heed_parent_alone", hit)
+    ours, theirs = (torch.cat(list(eval_batches(toys, 8, workers))) for workers in (1, 0))
+    assert torch.equal(ours, theirs)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_nothing_left_to_evaluate(toys: ImageData) -> None:
