@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -50,11 +51,15 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
     if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
         raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            if opaque and _is_transparent(image):
-                raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
-            return _to_rgb(_upright(image), name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large panoramas and odd metadata, which are read all the same
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+                image.load()
+                if opaque and _is_transparent(image):
+                    raise BadImageError(
+                        f"{name} has transparent pixels, which might mean black or white: save it without"
+                    )
+                return _to_rgb(_upright(image), name)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory

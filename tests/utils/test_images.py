@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -212,6 +213,17 @@ def test_a_narrow_line_does_not_take_gigabytes(shape: tuple[int, int]) -> None:
     assert resize_and_crop(line, 32).shape == (3, 32, 32)
     with pytest.raises(UserError, match=rf"line\.png is too narrow to be resized \({shape[0]}x{shape[1]} pixels\)"):
         resize_and_crop(line, 256, "line.png")
+
+
+def test_a_large_panorama_is_no_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would say so on stderr, from every worker."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    panorama = encode(Image.new("RGB", (15, 10), ORANGE), "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_rgb(panorama).size == (15, 10)
+    with pytest.raises(UserError, match="exceeds limit"):
+        decode_rgb(encode(Image.new("RGB", (21, 10), ORANGE), "PNG"))
 
 
 def test_resize_refuses_no_size() -> None:
