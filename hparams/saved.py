@@ -75,11 +75,13 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: should hold one 'name: value' per line")
     count = re.match(r"# (\d+) settings\n", text)
-    if count and (len(content) < int(count[1]) or not text.endswith("\n")):
+    if count and len(content) < int(count[1]):
         raise UserError(
             f"{path}: is cut off, {len(content)} of {count[1]} settings are there; "
             "restore it, or correct its first line"
         )
+    if count and not text.endswith("\n"):  # and what is there of a value may look whole
+        raise UserError(f"{path}: is cut off, or not ended, in its last line: check the value there, and end the line")
 
     known = _saved_settings(stage_class)
     values = {}
