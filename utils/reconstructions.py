@@ -81,7 +81,7 @@ class Reconstructions:
         """Features [n,d] of the reconstructions, and means over the images of what compares them one by one."""
         extractor, lpips = self._extractor, self._lpips and self._lpips.weights
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
-        key = content_key("reconstructions 4", *made_from, extractor.name, extractor.weights)
+        key = content_key("reconstructions 5", *made_from, extractor.name, extractor.weights)
         path = self._folder.features / f"{key}.npy"
         rows, _ = made_array(path, lambda: self._fill(path, codes), self._ranks)
         features, quality = np.split(rows, [extractor.width], axis=1)

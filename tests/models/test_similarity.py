@@ -47,3 +47,14 @@ def test_ssim() -> None:
     assert ssim(x, y).tolist() == pytest.approx(expected, rel=1e-6)
     assert ssim(x, x).tolist() == pytest.approx([1, 1])
     assert ssim(x.float(), y.float()).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("grey", [255, 250, 1])
+def test_ssim_of_flat_images(grey: int) -> None:
+    """Without any variance only the means count."""
+    x, y = torch.full((2, 3, 64, 64), grey / 255), torch.full((2, 3, 64, 64), (grey - 1) / 255)
+    a, b = grey / 255, (grey - 1) / 255
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    assert ssim(x, y).tolist() == pytest.approx([expected] * 2, abs=1e-6)
+    assert ssim(x, y).dtype == torch.float32
+    assert ssim(x, x).max() <= 1
