@@ -135,7 +135,9 @@ def panes_of(settings: VQGANStage | PriorStage, *, cuda: bool) -> list[Pane]:
     else:
         panes = [*_PRIOR, _RATE, *_MACHINE, *memory]
     if isinstance(settings, PriorStage):
-        unit = "nats / masked token" if settings.prior.loss_type == "mlm" else "bits / token"
+        prior = settings.prior  # an autoregressive one has bits per token, whatever the idle --loss_type says
+        masked = prior.sampler == "absorbing" and prior.loss_type == "mlm"
+        unit = "nats / masked token" if masked else "bits / token"
         panes = [replace(p, ylabel=unit) if isinstance(p, Curves | Bars) and p.ylabel == UNIT else p for p in panes]
     if not settings.training.steps_per_eval:
         panes = [pane for pane in panes if not (isinstance(pane, Curves) and pane.splits == (VAL,))]

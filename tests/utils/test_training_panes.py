@@ -41,6 +41,8 @@ def test_the_objective_has_its_unit(loss_type: str, unit: str) -> None:
     panes = of_prior(loss_type=loss_type)
     assert {panes[window].ylabel for window in ("loss", "loss_by_time")} == {unit}
     assert panes["elbo_bits_per_token"].ylabel == "bits / token"
+    autoregressive = of_prior(sampler="autoregressive", loss_type=loss_type)
+    assert {autoregressive[window].ylabel for window in ("loss", "elbo_bits_per_token")} == {"bits / token"}
 
 
 def test_an_autoregressive_prior_has_no_times_and_no_unmasking() -> None:
