@@ -70,6 +70,8 @@ class Status:
 Pane = Curves | Bars | Pictures | Status
 BOTH = (TRAIN, VAL)
 UNIT = "unit of the objective"
+MASKED = "what is masked at t"
+_WAYS_OF_MASKING = {"random": "t, tokens masked with probability t/T", "fixed": "t, round(t/T · N) of N tokens masked"}
 
 _MACHINE = (
     Curves("images_per_second", "images per second", "images / s", from_zero=True),
@@ -118,9 +120,7 @@ _PRIOR: tuple[Pane, ...] = (
 )
 _ABSORBING: tuple[Pane, ...] = (
     *_PRIOR,
-    Bars(
-        "loss_by_time", "objective by timestep, moving average", "t, tokens masked with probability t/T", UNIT, first=1
-    ),
+    Bars("loss_by_time", "objective by timestep, moving average", MASKED, UNIT, first=1),
     Pictures("unmasking", "one sample while it is unmasked, over the most probable images", rows=1),
 )
 
@@ -139,6 +139,8 @@ def panes_of(settings: VQGANStage | PriorStage, *, cuda: bool) -> list[Pane]:
         masked = prior.sampler == "absorbing" and prior.loss_type == "mlm"
         unit = "nats / masked token" if masked else "bits / token"
         panes = [replace(p, ylabel=unit) if isinstance(p, Curves | Bars) and p.ylabel == UNIT else p for p in panes]
+        masking = _WAYS_OF_MASKING[prior.mask_schedule]
+        panes = [replace(p, xlabel=masking) if isinstance(p, Bars) and p.xlabel == MASKED else p for p in panes]
     if not settings.training.steps_per_eval:
         panes = [pane for pane in panes if not (isinstance(pane, Curves) and pane.splits == (VAL,))]
     return panes

@@ -45,6 +45,11 @@ def test_the_objective_has_its_unit(loss_type: str, unit: str) -> None:
     assert {autoregressive[window].ylabel for window in ("loss", "elbo_bits_per_token")} == {"bits / token"}
 
 
+def test_the_times_say_what_is_masked() -> None:
+    assert of_prior()["loss_by_time"].xlabel == "t, tokens masked with probability t/T"
+    assert of_prior(mask_schedule="fixed")["loss_by_time"].xlabel == "t, round(t/T · N) of N tokens masked"
+
+
 def test_an_autoregressive_prior_has_no_times_and_no_unmasking() -> None:
     absorbing = of_prior()
     others = of_prior(sampler="autoregressive")
