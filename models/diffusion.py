@@ -30,7 +30,7 @@ class DiffusionLoss:
     """The objective and the bound, one value per image."""
 
     loss: Tensor  # [B], the training objective: bits per token, but nats per masked token for `mlm`
-    vb_loss: Tensor  # [B], one-sample estimate of the T-step bound on −log p(x_0), bits per token
+    vb_loss: Tensor  # [B], one-sample estimate of a bound on −log p(x_0), bits per token; which: see `objective`
     cross_entropy: Tensor  # [B], summed over the masked places, nats
 
 
@@ -69,6 +69,9 @@ def objective(
 
     cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for
     `reweighted_elbo` alone.
+
+    With `random` masks the bound is the T-step one. With `fixed` ones it is, where T = N, that of continuous time (see
+    `models.bounds`); where T is not N, rounding t/T · N leaves an approximation, which may lie a little below it.
     """
     per_token = cross_entropy / (math.log(2) * mask.shape[1])
     vb_loss = per_token * total_steps / t

@@ -193,17 +193,19 @@ def test_the_bound_estimate_has_the_enumerated_mean(exact_model: Any, steps: int
     assert ((estimates.mean(1) - expected).abs() < error).all()
 
 
-def test_the_elbo_objective_averages_to_the_bound(exact_model: Any) -> None:
-    steps, draws = 8, 100_000
+@pytest.mark.parametrize(("schedule", "steps"), [("random", 8), ("fixed", 3)])
+def test_the_elbo_objective_averages_to_the_bound(exact_model: Any, schedule: str, steps: int) -> None:
+    """That of T steps; masks of exactly t of N = T places give that of continuous time."""
+    draws = 100_000
     x_0 = torch.tensor([[0, 2, 1]]).expand(draws, -1)
     generator = seeded()
     t = sample_time(draws, steps, generator)
-    mask = sample_mask(t, steps, exact_model.N, "random", generator)
+    mask = sample_mask(t, steps, exact_model.N, schedule, generator)
     bits = diffusion_loss(
         exact_model, x_0, t, mask, total_steps=steps, mask_id=exact_model.mask_id, loss_type="elbo"
     ).loss.double()
     nats = bits * math.log(2) * exact_model.N
-    expected = exact_model.bound(steps)[exact_model.outcomes.index((0, 2, 1))]
+    expected = exact_model.bound(steps if schedule == "random" else None)[exact_model.outcomes.index((0, 2, 1))]
     assert abs(nats.mean() - expected) < 5 * nats.std() / draws**0.5
 
 
