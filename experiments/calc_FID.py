@@ -46,7 +46,7 @@ def calculate(settings: FIDExperiment) -> None:
         real_features = real.compute(ranks, bad) if settings.kid.kid_subsets else None
     if not ranks.first:
         return
-    values = distances(features, real_features, statistics, settings.kid, quiet=run.quiet)
+    values = distances(features, real_features, statistics, real.n, settings.kid, quiet=run.quiet)
     conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
     line = record_result(folder.results, conditions, values)
     with open_dashboard(run) as dashboard:

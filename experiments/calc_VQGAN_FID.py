@@ -74,7 +74,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
         real_features = real.compute(ranks, bad) if settings.kid.kid_subsets else None
     if not ranks.first:
         return
-    values = distances(features, real_features, statistics, settings.kid, quiet=run.quiet) | quality
+    values = distances(features, real_features, statistics, real.n, settings.kid, quiet=run.quiet) | quality
     values |= codes_in_use(codes, sizes.codebook_size)
     conditions = {
         "metric": "reconstruction FID",

@@ -27,17 +27,25 @@ class FeatureStatistics:
 
 
 def distances(
-    generated: np.ndarray, real: np.ndarray | None, real_statistics: FeatureStatistics, kid: KIDSettings, *, quiet: bool
+    generated: np.ndarray,
+    real: np.ndarray | None,
+    real_statistics: FeatureStatistics,
+    n_real: int,
+    kid: KIDSettings,
+    *,
+    quiet: bool,
 ) -> dict[str, float]:
     """FID of features [n,d] and, unless it is left out, KID with its deviation over subsets, by name.
 
-    Of the real features [m,d] only KID needs more than their statistics: None without it. `quiet` hides its progress.
-    A note on stderr says when n < d: the covariance then lacks rank, and FID is biased upwards.
+    Of the real features [n_real,d] only KID needs more than their statistics: None without it. `quiet` hides its
+    progress. A note on stderr says when a set has no more than d images: its covariance, of a rank of at most one less
+    than images, then lacks rank, and FID is biased upwards.
     """
     n, d = generated.shape
-    if n < d:
+    if min(n, n_real) <= d:
+        few = f"{n} images" if n <= n_real else f"{n_real} real images"
         print(
-            f"note: FID of only {n} images, by {d} features each, is too high: compare it only with FIDs of as many",
+            f"note: FID of only {few}, by {d} features each, is too high: compare it only with FIDs of as many",
             file=sys.stderr,
         )
     found = {"fid": frechet_distance(feature_statistics(generated, quiet=quiet), real_statistics)}

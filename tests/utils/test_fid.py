@@ -75,7 +75,7 @@ def check_against_torch_fidelity(
         **more,
     )
     real = extractor(y).numpy()
-    got = distances(extractor(x).numpy(), real, statistics_of(real), kid, quiet=True)
+    got = distances(extractor(x).numpy(), real, statistics_of(real), len(real), kid, quiet=True)
     assert got["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert got["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert got["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
@@ -153,7 +153,9 @@ def test_kid_is_that_of_torch_fidelity_to_the_bit() -> None:
 
 
 def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
-    assert list(distances(features, None, statistics_of(features), KIDSettings(kid_subsets=0), quiet=True)) == ["fid"]
+    fid_alone = KIDSettings(kid_subsets=0)
+    found = distances(features, None, statistics_of(features), len(features), fid_alone, quiet=True)
+    assert list(found) == ["fid"]
     with pytest.raises(ValueError, match="larger than the sets"):
         kernel_distance(features, features, subsets=1, subset_size=len(features) + 1, quiet=True)
 
@@ -161,18 +163,21 @@ def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
 def test_a_covariance_of_too_few_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
     fid_alone, statistics = KIDSettings(kid_subsets=0), statistics_of(features)
-    distances(features[:8], None, statistics, fid_alone, quiet=True)
-    assert capsys.readouterr().err == ""
-    distances(features[:7], None, statistics, fid_alone, quiet=True)
-    assert capsys.readouterr().err.startswith("note: FID of only 7 images, by 8 features each, is too high")
+    told = "note: FID of only 8 images, by 8 features each, is too high"
+    distances(features, None, statistics, 9, fid_alone, quiet=True)
+    assert capsys.readouterr().err == ""  # 9 images leave a rank of 8
+    distances(features[:8], None, statistics, 9, fid_alone, quiet=True)
+    assert capsys.readouterr().err.startswith(told)
+    distances(features, None, statistics_of(features[:8]), 8, fid_alone, quiet=True)
+    assert capsys.readouterr().err.startswith(told.replace("images", "real images"))
 
 
 def test_long_work_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
     kid = KIDSettings(kid_subsets=3, kid_subset_size=10)
-    distances(features, features, statistics_of(features), kid, quiet=True)
+    distances(features, features, statistics_of(features), len(features), kid, quiet=True)
     assert capsys.readouterr() == ("", "")
-    distances(features, features, statistics_of(features), kid, quiet=False)
+    distances(features, features, statistics_of(features), len(features), kid, quiet=False)
     said = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in said] == [
         ["mean and covariance", "5000/5000 images"],
