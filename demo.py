@@ -80,7 +80,7 @@ def report() -> str:
     return f"""
 Validation images, autoencoder:  PSNR {psnr:.2f} dB, {used:.0%} of the codebook in use
 Validation codes, prior:         ELBO {bound["elbo_bits_per_token"]:.3f} bits per token
-  to compare with:               log2 K = {uniform:.3f}, entropy of the codes' marginal distribution = {marginal:.3f}
+  to compare with:               log2 K = {uniform:.3f}, entropy of the training codes' frequencies = {marginal:.3f}
 Validation images, both stages:  ELBO {likelihood["bits_per_dim"]:.3f} ± {likelihood["standard_error"]:.3f} bits per \
 dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["code_bits_per_dim"]:.3f})
 
