@@ -177,8 +177,8 @@ Beyond, gradients take longer to send than the backward pass behind which they h
    The learning rate of the VQGAN follows the global batch, as published; the prior's is the paper's for 20 images.
 2. `--compress_gradients`: half the bytes.
 3. `--accumulate_steps`: gradients are sent once per update.
-4. Sharding optimiser and weights saves memory, not time: 77 M parameters with their average and Adam's moments take
-   1.5 GB, so that neither stage needs it.
+4. Sharding optimiser and weights saves memory, not time: 77 M parameters with their gradients, their average and Adam's
+   moments take 1.5 GB, so that neither stage needs it.
 
 Experiments send no gradients but those of the log-sigma head. After each batch they gather what came of it (codes,
 features, likelihoods or nearest neighbours, some kB per image at most; images where they are to be written), so that
