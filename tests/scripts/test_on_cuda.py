@@ -30,7 +30,7 @@ COMMANDS = [
     "experiments/calc_VQGAN_FID.py --log_dir rfid --ae_load_dir vqgan --kid_subsets 0",
     "experiments/calc_approximate_ELBO.py --log_dir elbo --load_dir prior --train_steps 2",
     f"experiments/calc_nearest_neighbours.py --log_dir neighbours {OF_PRIOR} 4",
-    f"experiments/generate_big_samples.py --log_dir big {OF_PRIOR} 2 --shape 10 12",
+    f"experiments/generate_big_samples.py --log_dir big {OF_PRIOR} 2 --shape 8 9",
     f"experiments/inpaint.py --log_dir inpainted {OF_PRIOR} 2",
 ]
 
