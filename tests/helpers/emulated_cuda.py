@@ -40,7 +40,7 @@ _WAITING = {
 # They may have indices on the host, and wait for these.
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They take a scalar of the host's, beside what PyTorch marks as pointwise.
-_FILLING = {"fill", "fill_", "masked_fill", "masked_fill_"}
+_FILLING = {"fill", "masked_fill"}
 
 
 class WaitError(AssertionError):
