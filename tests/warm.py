@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Ended:
 
 
 class Warm:
-    """The client's side. Use it in a `with` block; commands run in `folder`, which may be changed.
+    """The client's side. Use it in a `with` block, from any thread; commands run in `folder`, which may be changed.
 
     often: long pieces of work note after each batch how far they are, so that short ones have what to go on from.
     """
@@ -51,6 +52,7 @@ class Warm:
         )
         self._codes: dict[int, int] = {}
         self._folders: dict[int, Path] = {}
+        self._telling = threading.Lock()
         self._tell({})  # answered when the modules are there
 
     def __enter__(self) -> Warm:
@@ -60,10 +62,11 @@ class Warm:
         self._server.stdin.close()
         self._server.wait(60)
 
-    def start(self, command: str, **env: str) -> int:
-        """Start `script.py flags …`, with keywords as environment variables; its pid."""
-        pid = self._tell({"folder": str(self.folder), "words": shlex.split(command), "env": env})["pid"]
-        self._folders[pid] = self.folder
+    def start(self, command: str, folder: Path | None = None, **env: str) -> int:
+        """Start `script.py flags …`, in `folder` if given, with keywords as environment variables; its pid."""
+        folder = folder or self.folder
+        pid = self._tell({"folder": str(folder), "words": shlex.split(command), "env": env})["pid"]
+        self._folders[pid] = folder
         return pid
 
     def start_together(self, command: str, count: int, **env: str) -> list[int]:
@@ -114,9 +117,10 @@ class Warm:
         return ended.out
 
     def _tell(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        with self._telling:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            return json.loads(self._server.stdout.readline())
 
 
 def serve() -> None:

@@ -41,11 +41,16 @@ class Outcome:
 
 
 class Shell:
-    """Runs the project's scripts in `folder`. In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings."""
+    """Runs the project's scripts in `folder`. In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings.
 
-    def __init__(self, folder: Path, **env: str) -> None:
+    With `warm`, commands without words for the interpreter are forked from a process that has torch loaded. Keywords
+    are environment variables.
+    """
+
+    def __init__(self, folder: Path, warm: Any = None, **env: str) -> None:
         self.folder = folder
         self.logs = folder / "logs"
+        self._warm, self._changed = warm, env
         # Compiled modules are kept: half of a short run would go into compiling torch anew.
         dropped = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
         self._env = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -53,7 +58,11 @@ class Shell:
 
     def run(self, command: str, *python: str) -> Outcome:
         """Run `script.py flags …`, with `python` as words for the interpreter itself."""
-        script, *words = shlex.split(command.format(**_FLAGS))
+        command = command.format(**_FLAGS)
+        if self._warm and not python:
+            ended = self._warm.wait(self._warm.start(command, self.folder, **self._changed))
+            return Outcome(ended.code, ended.out, ended.err)
+        script, *words = shlex.split(command)
         done = subprocess.run(
             [sys.executable, *python, REPO / script, *words],
             cwd=self.folder,
@@ -167,17 +176,17 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture(scope="session")
 def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shell]:
-    """Makes shells in empty folders, for fixtures that live longer than a test; keywords are environment variables."""
-    return lambda **env: Shell(tmp_path_factory.mktemp("shell"), **env)
+    """Makes shells in empty folders, for fixtures that live longer than a test."""
+    return lambda warm=None, **env: Shell(tmp_path_factory.mktemp("shell"), warm, **env)
 
 
 @pytest.fixture(scope="session")
-def toy(new_shell: Callable[..., Shell]) -> Shell:
+def toy(warm: Any, new_shell: Callable[..., Shell]) -> Shell:
     """A shell whose logs/ holds runs on toy churches, 20 steps each. Tests must not write to these runs.
 
     `vqgan`, with `absorbing` and `autoregressive` priors; `nested/gumbel`, a VQGAN too, with `gumbel_prior`.
     """
-    shell = new_shell()
+    shell = new_shell(warm)
     # 7 divides neither 20 nor 10; every setting that matters is typed, so that presets may change.
     cadences = "--train_steps 20 --steps_per_log 7 --steps_per_eval 10 --steps_per_checkpoint 10"
     averages = f"{cadences} --amp --ema --ema_beta 0.9 --steps_per_update_ema 3"

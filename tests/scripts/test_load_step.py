@@ -25,9 +25,9 @@ def steps(run: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def continued(toy, new_shell: Callable) -> Path:
+def continued(toy, warm, new_shell: Callable) -> Path:
     """A logs folder: runs of 20 steps continued to 24, with and without optimisers, from both layouts."""
-    shell = new_shell()
+    shell = new_shell(warm)
     shutil.copytree(toy.folder / "data", shell.folder / "data")
     for name in ("vqgan", "absorbing"):
         shutil.copytree(toy.logs / name, shell.logs / name)

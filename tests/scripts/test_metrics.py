@@ -39,9 +39,9 @@ def entries(shell: Any, run: str) -> list[dict[str, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def scored(toy: Any, new_shell: Any) -> Any:
+def scored(toy: Any, warm: Any, new_shell: Any) -> Any:
     """A shell beside the toy runs, in which each script has run."""
-    shell = new_shell()
+    shell = new_shell(warm)
     shell.logs.symlink_to(toy.logs)
     (shell.folder / "data").symlink_to(toy.folder / "data")
     (fid, folder), (prdc, recs) = shell.abreast(

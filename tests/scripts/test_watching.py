@@ -101,9 +101,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisdomServer]:
 
 
 @pytest.fixture(scope="module")
-def watched(toy, server: VisdomServer, new_shell) -> Any:
+def watched(toy, warm: Any, server: VisdomServer, new_shell) -> Any:
     """A shell whose logs/ holds a watched run of each stage, and `undisturbed`, a longer one."""
-    shell = new_shell()
+    shell = new_shell(warm)
     (shell.folder / "data").symlink_to(toy.folder / "data")
     shell.logs.mkdir()
     (shell.logs / "vqgan").symlink_to(toy.logs / "vqgan")
