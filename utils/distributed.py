@@ -213,16 +213,17 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
 
 
 def pick_backend(device: torch.device, name: str) -> str:
-    """`auto` resolved: nccl needs a GPU for each process."""
+    """`auto` resolved for this machine: nccl needs a GPU for each process."""
     if name != "auto":
         return name
     return "nccl" if device.type == "cuda" and launch.local_processes() <= torch.cuda.device_count() else "gloo"
 
 
 def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, Ranks]:
-    rank, count, backend = launch.rank(), launch.processes(), pick_backend(device, backend)
+    rank, count = launch.rank(), launch.processes()
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
     store = dist.PrefixStore(_meet(store, rank, count, wait), store)
+    backend = _common_backend(store, rank, count, pick_backend(device, backend))
     control = None
     if backend == "gloo":
         dist.init_process_group("gloo", timeout=wait, store=store, rank=rank, world_size=count)
@@ -267,6 +268,12 @@ def _meet(store: dist.Store, rank: int, count: int, wait: timedelta) -> str:
                 answered = name
         time.sleep(_POLL_S)
     raise RuntimeError(f"rank 0 did not start, or misses others, {late}")
+
+
+def _common_backend(store: dist.Store, rank: int, count: int, own: str) -> str:
+    """nccl where all processes of one start would take it, else gloo: `auto` asks each machine for itself."""
+    store.set(f"backend/{rank}", own)
+    return "nccl" if {store.get(f"backend/{other}") for other in range(count)} == {b"nccl"} else "gloo"
 
 
 class _Board:

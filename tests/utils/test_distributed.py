@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from hparams.errors import UserError
 from utils.devices import pick_device
-from utils.distributed import ALONE, _meet, joined
+from utils.distributed import ALONE, _common_backend, _meet, joined
 
 End = Callable[[str], list[dict[str, Any]]]
 
@@ -138,6 +138,20 @@ def test_a_process_does_not_join_a_start_that_one_before_it_made_whole(meet: Mee
     assert not late.done()
     (name,) = {each.result() for each in (late, meet(0), meet(2))}
     assert name != former
+
+
+@pytest.mark.parametrize(
+    ("own", "common"), [(["nccl"] * 3, "nccl"), (["nccl", "gloo", "nccl"], "gloo"), (["gloo"] * 3, "gloo")]
+)
+def test_machines_with_and_without_a_gpu_for_each_process_take_one_backend(own: list[str], common: str) -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def settle(rank: int) -> str:
+        store = dist.TCPStore("127.0.0.1", server.port, is_master=False)
+        return _common_backend(dist.PrefixStore("start", store), rank, len(own), own[rank])
+
+    with ThreadPoolExecutor(len(own)) as pool:
+        assert set(pool.map(settle, range(len(own)))) == {common}
 
 
 def test_alone_nothing_is_sent_or_copied() -> None:
