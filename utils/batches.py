@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -23,6 +24,10 @@ from utils.signals import heed_parent_alone, holding_sigterm
 T = TypeVar("T")
 
 
+# How workers start; None is the platform's own way. Forked, they share the list of images and the imported torch, and
+# leave signals to their parent. On Linux Python 3.14 would fork them from a server, which shares neither: a SIGUSR1 to
+# all processes of a run, for example, would end them.
+START_METHOD = "fork" if sys.platform == "linux" else None
 # Draws of another image before a batch is given up.
 ATTEMPTS = 100
 
@@ -91,7 +96,7 @@ def train_batches(
     """Endless batches for the steps start_step, start_step + 1, …: uint8 [B, 3, S, S], values 0..255.
 
     The number of workers changes the speed, never the batches, and no global random stream is touched.
-    `start_method` is how workers start: fork, spawn or forkserver (None: the platform's own).
+    `start_method` is how workers start: fork, spawn or forkserver (None: see `START_METHOD`).
     With `bad`, which is told, an image that cannot be read has a stand-in, always the same one.
 
     Raises:
@@ -196,7 +201,7 @@ def _load(
             sampler=batches,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            multiprocessing_context=start_method if num_workers else None,
+            multiprocessing_context=start_method or START_METHOD if num_workers else None,
             worker_init_fn=heed_parent_alone,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream

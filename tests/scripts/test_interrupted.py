@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from utils.files import sole_writer
+from utils.signals import SAVING, STOPPING
 from utils.training_report import TIMINGS
 
 REPO = Path(__file__).parents[2]
@@ -74,12 +75,15 @@ def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(toy_copy) -> Non
     assert metrics(toy_copy, "run") == metrics(toy_copy, "once")
 
 
-def test_a_schedulers_sigterm_to_all_processes_leaves_the_workers_to_the_run(toy_copy) -> None:
+@pytest.mark.usefixtures("terminal")
+def test_signals_to_all_processes_leave_the_workers_to_the_run(toy_copy) -> None:
+    """A scheduler sends SIGTERM or SIGUSR1 to each, a terminal SIGINT on Ctrl-C, and SIGHUP when it is closed."""
     process = started(toy_copy, f"{STAGE_1} --train_steps 100000 --num_workers 2")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     for pid in map(int, children):
-        os.kill(pid, signal.SIGTERM)
+        for number in (*STOPPING, SAVING):
+            os.kill(pid, number)
     done = len(metrics(toy_copy, "run"))
     for _ in range(1200):  # the run goes on with its workers, longer than what they had ready
         if process.poll() is not None or len(metrics(toy_copy, "run")) > done + 1:
