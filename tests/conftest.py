@@ -53,7 +53,13 @@ def registered_r64() -> str:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--compile on needs no C++ compiler: for tests in which it generates no code."""
+    monkeypatch.setattr("utils.compiling._missing", lambda _: None)
+
+
+@pytest.fixture
+def cuda(no_code: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The device "cuda" is an emulated one."""
     with emulated_cuda(monkeypatch):
         yield

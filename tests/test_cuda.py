@@ -60,7 +60,7 @@ def device(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def not_compiled(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """--compile on captures graphs; here of the layers as they are."""
     monkeypatch.setattr("utils.prior_trainer.compile_prior", lambda *_: None)
     monkeypatch.setattr("utils.vqgan_trainer.compile_autoencoder", lambda *_: None)

@@ -24,7 +24,7 @@ NCCL = Ranks(0, 2, cast(Any, "gloo"))  # whose other group is gloo's
 
 
 @pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def traced_only(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that --compile does but generating code, which takes a minute on a CPU."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
 
