@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -15,11 +16,19 @@ from hparams import launch
 SECONDS_BETWEEN_LINES = 30.0
 
 
+class _Bar(tqdm):
+    """A bar whose lock is of this process alone."""
+
+
+# tqdm's own is one of several processes. For it, Python 3.14 starts a process that complains where this one is killed.
+_Bar.set_lock(threading.RLock())
+
+
 def say(text: str) -> None:
     """Print a line on stdout, above any bar, at once. Of several processes the first alone speaks."""
     if launch.rank():
         return
-    tqdm.write(text, file=sys.stdout)
+    _Bar.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -74,10 +83,10 @@ class Progress:
         self._what, self._total, self._unit, self._done = what, total, unit, done
         self._say = say
         self._figures: dict[str, float] = {}
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         self._plain = not quiet and not stream.isatty()
         if not quiet and not self._plain:
-            self._bar = tqdm(
+            self._bar = _Bar(
                 desc=what, total=total, unit=f" {unit}", initial=done, file=stream, dynamic_ncols=True, smoothing=0.05
             )
         self._due = time.monotonic()  # of the next plain line, once there is a figure to say

@@ -102,8 +102,9 @@ def test_a_second_signal_ends_at_once(toy_copy) -> None:
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
-    out, _ = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode in (130, 143)
+    assert err == ""
     assert "stopped by" not in out
 
 

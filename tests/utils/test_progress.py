@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,18 @@ def test_figures_stay_until_others_replace_them(monkeypatch: pytest.MonkeyPatch)
         clock.now += 60
         bar.update(1, loss=3.0)
     assert re.search(r"loss 3\s+bits 2$", said[-1])
+
+
+def test_a_process_that_ends_at_once_leaves_nothing_to_complain_of() -> None:
+    """Whatever way of starting processes is the default."""
+    code = (
+        "import multiprocessing, os\n"
+        "multiprocessing.set_start_method('forkserver')\n"
+        "from utils.progress import Progress, say\n"
+        "say('begun')\n"
+        "Progress('sampling', 2, 'image').update()\n"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("begun\n")
