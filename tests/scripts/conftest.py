@@ -51,6 +51,7 @@ class Shell:
         self.folder = folder
         self.logs = folder / "logs"
         self._warm, self._changed = warm, env
+        self._started: list[subprocess.Popen[str]] = []
         # Compiled modules are kept: half of a short run would go into compiling torch anew.
         dropped = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
         self._env = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -76,7 +77,7 @@ class Shell:
     def start(self, command: str) -> subprocess.Popen[str]:
         """Start a command in the background."""
         script, *words = shlex.split(command.format(**_FLAGS))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, REPO / script, *words],
             cwd=self.folder,
             env=self._env,
@@ -84,6 +85,13 @@ class Shell:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what was started and still runs, as after a test that failed on its way."""
+        for process in self._started:
+            process.kill()
 
     def ok(self, command: str) -> str:
         """What a command that succeeds prints."""
@@ -169,15 +177,25 @@ def tiny(warm: Any, tiny_runs: Path, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path) -> Iterator[Shell]:
     """A shell in an empty folder."""
-    return Shell(tmp_path)
+    shell = Shell(tmp_path)
+    yield shell
+    shell.end()
 
 
 @pytest.fixture(scope="session")
-def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shell]:
+def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Shell]]:
     """Makes shells in empty folders, for fixtures that live longer than a test."""
-    return lambda warm=None, **env: Shell(tmp_path_factory.mktemp("shell"), warm, **env)
+    shells: list[Shell] = []
+
+    def make(warm: Any = None, **env: str) -> Shell:
+        shells.append(Shell(tmp_path_factory.mktemp("shell"), warm, **env))
+        return shells[-1]
+
+    yield make
+    for shell in shells:
+        shell.end()
 
 
 @pytest.fixture(scope="session")
