@@ -59,6 +59,8 @@ class Warm:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Said, since forks of this process, such as workers that read images, may hold the pipe open.
+        self._server.stdin.write("\n")
         self._server.stdin.close()
         self._server.wait(60)
 
@@ -124,7 +126,7 @@ class Warm:
 
 
 def serve() -> None:
-    """The server's side: a line of JSON in, a line out, until the input ends."""
+    """The server's side: a line of JSON in, a line out, until an empty line or the end of the input."""
     sys.path.insert(0, str(REPO))
     for module in MODULES:
         __import__(module)
@@ -143,7 +145,7 @@ def serve() -> None:
         if not ready:
             continue
         line = _read_line()
-        if not line:
+        if not line.strip():
             return
         request = json.loads(line)
         if "words" in request:
