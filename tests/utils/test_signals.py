@@ -30,7 +30,6 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_worker_leaves_ctrl_c_to_its_parent_and_ends_on_sigterm() -> None:
     with Signals() as signals:
         worker = os.fork()
