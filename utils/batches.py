@@ -63,7 +63,7 @@ class BatchOrder:
         self.seed = seed
         self.part = part
         self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
+        self._permutation: np.ndarray = np.empty(0, np.int64)
 
     @property
     def batches_per_epoch(self) -> int:
