@@ -230,10 +230,11 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         with holding_sigterm():
             return iter(loader)
-    except OSError as error:  # of a limit of processes or of files; the iterator, half made, complains as it goes
-        with redirect_stderr(StringIO()):
-            error.__traceback__ = None
-        raise
+    except OSError as error:  # of a limit of processes or of files
+        failure = error
+    with redirect_stderr(StringIO()):  # the iterator, half made, complains as it goes, with the traceback that holds it
+        failure.__traceback__ = None
+    raise failure
 
 
 def _dead(iterator: Any) -> str:
