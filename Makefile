@@ -17,8 +17,8 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv with the pinned dependencies
 
 $(READY): requirements.txt build-constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-	    { echo "setup: $(PYTHON) is missing or older than 3.10: name another, as in make PYTHON=python3.11 setup" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null || \
+	    { echo "setup: $(PYTHON) is missing or not 3.10 to 3.14: name another, as in make PYTHON=python3.14 setup" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo "setup: $(PYTHON) has no ensurepip: install its venv package (Debian: apt install python3-venv)" >&2; exit 2; }
 	@if [ -x $(VENV)/bin/python ] && [ "$$($(PYTHON) -V)" != "$$($(VENV)/bin/python -V)" ]; then rm -rf $(VENV); fi

@@ -48,11 +48,18 @@ def pins(python: str | None = None) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0"])
+@pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0", "3.14.0"])
 def test_pins_fulfil_pyproject(python: str) -> None:
     pinned = pins(python)
     for requirement in direct_requirements():
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_readme_and_makefile_name_the_same_pythons() -> None:
+    oldest, too_new = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", pyproject()["project"]["requires-python"]).groups()
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    assert f"(3, {oldest}) <= sys.version_info < (3, {too_new})" in makefile
+    assert all(f"3.{oldest} to 3.{int(too_new) - 1}" in text for text in (readme, makefile))
 
 
 def test_every_pin_has_a_hash_and_no_address() -> None:
