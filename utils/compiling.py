@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +89,8 @@ def _missing(device: torch.device) -> str | None:
     """What PyTorch's compiler lacks for this device, in words."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         return "there is no C++ compiler"
+    if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file():
+        return "there is no Python.h, of Python's development files (Debian: python3-dev)"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton is missing"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partialmethod
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -69,6 +70,14 @@ def test_auto_compiles_on_cuda_where_the_compiler_is_whole(monkeypatch: pytest.M
 def test_on_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="--compile on: there is no C\\+\\+ compiler"):
+        compile_prior(transformer(causal=False), "on", CPU)
+
+
+def test_on_without_headers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Generated code includes Python's, which Debian packs apart."""
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda *_: str(tmp_path))
+    with pytest.raises(UserError, match=r"--compile on: there is no Python\.h, .* python3-dev\): install it, or use"):
         compile_prior(transformer(causal=False), "on", CPU)
 
 
