@@ -60,9 +60,7 @@ class Warm:
 
     def __exit__(self, *_: object) -> None:
         # Said, since forks of this process, such as workers that read images, may hold the pipe open.
-        self._server.stdin.write("\n")
-        self._server.stdin.close()
-        self._server.wait(60)
+        self._server.communicate("\n", 60)
 
     def start(self, command: str, folder: Path | None = None, **env: str) -> int:
         """Start `script.py flags …`, in `folder` if given, with keywords as environment variables; its pid."""
@@ -126,7 +124,10 @@ class Warm:
 
 
 def serve() -> None:
-    """The server's side: a line of JSON in, a line out, until an empty line or the end of the input."""
+    """The server's side: a line of JSON in, a line out, until an empty line or the end of the input.
+
+    Scripts that run then, as after a test that failed on its way, are killed.
+    """
     sys.path.insert(0, str(REPO))
     for module in MODULES:
         __import__(module)
@@ -134,7 +135,7 @@ def serve() -> None:
         from utils import growing_array, partial
 
         growing_array.SECONDS_PER_NOTE = partial.SECONDS = 0.0
-    codes: dict[int, int] = {}
+    codes: dict[int, int | None] = {}
     while True:
         ready, _, _ = select.select([sys.stdin.buffer.raw], [], [], 1)
         while codes.values() and None in codes.values():
@@ -146,6 +147,8 @@ def serve() -> None:
             continue
         line = _read_line()
         if not line.strip():
+            for pid in (pid for pid, code in codes.items() if code is None):
+                os.kill(pid, signal.SIGKILL)
             return
         request = json.loads(line)
         if "words" in request:
