@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hparams.errors import UserError
 from hparams.fields import as_text, settings_of
 from hparams.saved import to_flat
@@ -15,7 +17,7 @@ _PLACES = ("file", "folder")
 
 def require_same_settings(settings: Stage, ranks: Ranks) -> None:
     """UserError, on every process, unless all have the settings of the first one, but for what is a machine's own."""
-    first, *others = ranks.gather_objects(to_flat(settings))
+    first, *others = ranks.gather_objects(_common(settings))
     known = settings_of(type(settings))
     for rank, theirs in enumerate(others, start=1):
         for name in first:
@@ -25,6 +27,11 @@ def require_same_settings(settings: Stage, ranks: Ranks) -> None:
                     f"--{name}: rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}: "
                     "start all processes by the same command"
                 )
+
+
+def _common(settings: Stage) -> dict[str, Any]:
+    """Saved settings, and the backend: where one process takes gloo, all do, whatever the others were told."""
+    return to_flat(settings) | {"dist_backend": settings.run.dist_backend}
 
 
 def require_as_many_images(dataset: str, count: int, ranks: Ranks) -> None:

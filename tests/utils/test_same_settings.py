@@ -14,11 +14,10 @@ import train_sampler
 import train_vqgan
 from hparams.errors import UserError
 from hparams.resolve import resolve
-from hparams.saved import to_flat
 from hparams.settings import PriorStage, VQGANStage
 from utils import distributed, experiment_run
 from utils.distributed import Ranks
-from utils.same_settings import require_as_many_images, require_same_settings
+from utils.same_settings import _common, require_as_many_images, require_same_settings
 
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
 
@@ -29,7 +28,7 @@ def compare(others: dict[str, Any]) -> None:
 
     class Three(Ranks):
         def gather_objects(self, thing: Any) -> list[Any]:
-            return [thing, thing, to_flat(resolve(VQGANStage, TYPED | others))]
+            return [thing, thing, _common(resolve(VQGANStage, TYPED | others))]
 
     require_same_settings(settings, Three(0, 3))
 
@@ -46,6 +45,7 @@ def test_what_is_a_machines_own_may_differ() -> None:
         ({"amp": True}, "--amp: rank 2 has on, and rank 0 off"),
         ({"batch_size": 4}, "--batch_size: rank 2 has 4, and rank 0 3"),
         ({"img_size": 128}, "--img_size: rank 2 has 128, and rank 0 256"),
+        ({"dist_backend": "gloo"}, "--dist_backend: rank 2 has gloo, and rank 0 auto"),
     ],
 )
 def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
