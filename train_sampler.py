@@ -92,7 +92,7 @@ def train(settings: PriorStage) -> None:
                             trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype
                         )
                         run.picture(done, "unmasking", strip, columns=len(strip) // 2)
-                run.save_if_due(done, trainer)
+                run.save_if_due(done)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def train(settings: VQGANStage) -> None:
                     shown = next(eval_batches(held_out, 16, 0, bad=bad)) if held_out else batch
                     pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
                     run.picture(done, "originals_over_reconstructions", pairs, columns)
-                run.save_if_due(done, trainer)
+                run.save_if_due(done)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import mmap
 import sys
+import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -12,14 +17,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
+from hparams import launch
 from hparams.errors import RunError, UserError
 from models.parts import WHOLE, BatchPart
 from utils.bad_images import Report
 from utils.images import BadImageError
-from utils.limits import check_shared_memory
+from utils.progress import tell_duration
 from utils.seeding import derive_seed
-from utils.signals import heed_parent_alone, holding_sigterm
+from utils.signals import Stopped, heed_parent_alone, holding_sigterm, raise_if_stopped
 
 T = TypeVar("T")
 
@@ -31,6 +38,16 @@ START_METHOD = "fork" if sys.platform == "linux" else None
 # Draws of another image before a batch is given up.
 ATTEMPTS = 100
 
+# Seconds. How long an image that the file system does not give is tried again: while its data set is out of reach, as
+# when a network disk comes back after a restart of its server, and while others of it can be read.
+OUT_OF_REACH_S, UNREADABLE_S = 300.0, 10.0
+LONGEST_WAIT_S = 1800.0  # for a batch, before workers count as hanging
+_POLL_S = 1.0
+_STUCK_S = 10.0  # after which a wait is no matter of one slow batch
+_PREFETCHED = 2  # batches per worker that wait for the main process
+# Errors that say nothing about the data: too many open files, too little memory.
+_OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 
 class Images(Protocol):
     """What batches are made of: uint8 arrays [3, S, S], as `utils.datasets.ImageData` gives them."""
@@ -40,6 +57,8 @@ class Images(Protocol):
     def __getitem__(self, i: int, /) -> np.ndarray: ...
 
     def source(self, i: int, /) -> str: ...
+
+    def in_reach(self) -> bool: ...
 
 
 class BatchOrder:
@@ -97,11 +116,13 @@ def train_batches(
 
     The number of workers changes the speed, never the batches, and no global random stream is touched.
     `start_method` is how workers start: fork, spawn or forkserver (None: see `START_METHOD`).
-    With `bad`, which is told, an image that cannot be read has a stand-in, always the same one.
+    With `bad`, which is told, an image that cannot be read has a stand-in, always the same one. What the file system
+    fails to give is tried again for a while.
 
     Raises:
-        UserError: an image cannot be read and there is no `bad` (from the worker too, in one line), or the workers
-            need more shared memory than there is.
+        UserError: an image cannot be read and there is no `bad` (from the worker too, in one line).
+        RunError: the data stay out of reach, or the workers died or hang.
+        Stopped: a signal asked to stop while a batch was waited for.
         ValueError: `order` is not for a data set of this size.
     """
     if order.n != len(data):
@@ -152,30 +173,64 @@ def stand_in(i: int, attempt: int, n: int) -> int:
     return derive_seed("stand-in", i, attempt) % n if attempt else i
 
 
-class _Stacks(Dataset[tuple[torch.Tensor, dict[str, str]] | UserError]):
-    """Maps a batch's indices to its images, and to what is wrong with those that others stand in for, by name.
+# What comes of a batch: its images uint8 [b,3,S,S], or how many there are of them in the batch's slot of shared memory;
+# and what is wrong with those that others stand in for, by name. Or why there is none.
+_Made = tuple[np.ndarray | int, dict[str, str]] | UserError | OSError
 
-    A worker's exception would reach the main process as a page of traceback, so the user's errors come as values.
+
+class _Stacks(Dataset[_Made]):
+    """Maps a batch's number and indices to its images.
+
+    A worker's exception would reach the main process as a page of traceback, so what users or the file system may
+    cause comes as a value.
+
+    Attributes:
+        slots: uint8 [slots,B,3,S,S], memory that forked workers share with this process: batch k goes to slot k mod
+            slots. Unlike tensors that workers return, it needs no sockets in the temporary folder, whose path may be
+            too long for them, and no room in /dev/shm. None: images are pickled.
+        given_up: names of images that the file system did not give in time.
     """
 
     def __init__(self, data: Images) -> None:
-        self._data = data
+        self.data = data
+        self.slots: np.ndarray | None = None
+        self.given_up: set[str] = set()
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, dict[str, str]] | UserError:
+    def __getitem__(self, batch: tuple[int, np.ndarray]) -> _Made:
+        number, indices = batch
+        made = self.stack(indices)
+        if self.slots is None or not isinstance(made, tuple):
+            return made
+        images, bad = made
+        self.slots[number % len(self.slots), : len(images)] = images
+        return len(images), bad
+
+    def stack(self, indices: np.ndarray) -> tuple[np.ndarray, dict[str, str]] | UserError | OSError:
+        """The batch in this process's own memory."""
         bad: dict[str, str] = {}
         try:
-            return torch.from_numpy(np.stack([self._image(int(i), bad) for i in indices])), bad
+            return np.stack([self._image(int(i), bad) for i in indices]), bad
         except UserError as error:
             return UserError(str(error))
+        except OSError as error:
+            if error.errno in _OUR_LIMITS:
+                raise
+            return error
 
     def _image(self, i: int, bad: dict[str, str]) -> np.ndarray:
         for attempt in range(ATTEMPTS):
-            j = stand_in(i, attempt, len(self._data))
+            j = stand_in(i, attempt, len(self.data))
+            name = self.data.source(j)
             try:
-                return self._data[j]
+                return self.data[j]
             except BadImageError as error:
-                bad[self._data.source(j)] = str(error)
-        raise UserError(f"hardly any image can be read; {bad[self._data.source(i)]}")
+                bad[name] = str(error)
+            except OSError as error:
+                error.filename = name
+                if name not in self.given_up:
+                    raise
+                bad[name] = f"cannot read {name} ({error.strerror}): replace or remove it"
+        raise UserError(f"hardly any image can be read; {bad[self.data.source(i)]}")
 
 
 def _load(
@@ -188,20 +243,26 @@ def _load(
     start_method: str | None = None,
 ) -> Iterator[torch.Tensor]:
     stacks = _Stacks(data)
+    start_method = start_method or START_METHOD if num_workers else None
     if num_workers:
-        first = stacks[np.zeros(1, np.int64)]  # so that workers inherit a key list instead of each reading it
-        if isinstance(first, tuple):
-            check_shared_memory(num_workers, batch_size * first[0].nbytes)
+        # The first image tells the size, and workers inherit the key list that reading it made.
+        first = _insist(stacks, np.zeros(1, np.int64))
+        if start_method == "fork" and isinstance(first, tuple):
+            # As many as the workers may have at work or ready, and one that this process copies from.
+            shape = (num_workers * _PREFETCHED + 1, batch_size, *first[0].shape[1:])
+            stacks.slots = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+    sent = _Numbered(batches)
     with warnings.catch_warnings():
         # Workers may be more than processors: they wait for disks too.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
             stacks,
             batch_size=None,
-            sampler=batches,
+            sampler=sent,
             num_workers=num_workers,
-            pin_memory=pin_memory,
-            multiprocessing_context=start_method or START_METHOD if num_workers else None,
+            prefetch_factor=_PREFETCHED if num_workers else None,
+            timeout=_POLL_S if num_workers else 0,
+            multiprocessing_context=start_method,
             worker_init_fn=heed_parent_alone,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
@@ -209,23 +270,42 @@ def _load(
         iterator = _begun(loader)
     while True:
         try:
-            batch = next(iterator)
+            made = _next(iterator)
         except StopIteration:
             return
-        except (ConnectionError, EOFError) as error:  # how a worker's sudden death may show
-            advice = "lower --num_workers or --batch_size, then go on with --resume"
-            raise RunError(f"{_dead(iterator)}: {advice}") from error
-        if isinstance(batch, UserError):
-            raise batch
-        images, unreadable = batch
+        number, indices = sent.waiting.popleft()
+        if isinstance(made, OSError):
+            made = _insist(stacks, indices, made)
+        if isinstance(made, UserError):
+            raise made
+        stacked, unreadable = made
         if unreadable:
             if bad is None:
                 raise UserError(next(iter(unreadable.values())))
             bad(unreadable, len(data))
-        yield images
+        if isinstance(stacked, int):
+            assert stacks.slots is not None
+            images = torch.from_numpy(stacks.slots[number % len(stacks.slots), :stacked])
+            yield images.pin_memory() if pin_memory else images.clone()
+        else:
+            images = torch.from_numpy(stacked)
+            yield images.pin_memory() if pin_memory else images
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+class _Numbered:
+    """The batches' indices with their numbers. `waiting` holds those that were asked for and have not been taken."""
+
+    def __init__(self, batches: Iterable[np.ndarray]) -> None:
+        self._batches = batches
+        self.waiting: deque[tuple[int, np.ndarray]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        for batch in enumerate(self._batches):
+            self.waiting.append(batch)
+            yield batch
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[_Made]:
     """The loader's iterator, with its workers."""
     try:
         with holding_sigterm():
@@ -235,6 +315,81 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     with redirect_stderr(StringIO()):  # the iterator, half made, complains as it goes, with the traceback that holds it
         failure.__traceback__ = None
     raise failure
+
+
+def _next(iterator: Iterator[_Made]) -> _Made:
+    """What comes of the next batch, once it is there.
+
+    Raises:
+        StopIteration: there is none.
+        RunError: a worker died, or none has given a batch for `LONGEST_WAIT_S`.
+        Stopped: a signal asked to stop during a long wait.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return next(iterator)
+        except (ConnectionError, EOFError) as error:  # how a worker's sudden death may show
+            advice = "lower --num_workers or --batch_size, then go on with --resume"
+            raise RunError(f"{_dead(iterator)}: {advice}") from error
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+        waited = time.monotonic() - began
+        try:
+            # Processes that can still agree on a signal after a step do so: they all save then.
+            if launch.processes() == 1 or waited > _STUCK_S:
+                raise_if_stopped()
+            if waited > LONGEST_WAIT_S:
+                raise RunError(
+                    f"no batch of images came within {tell_duration(LONGEST_WAIT_S)}, as the processes that read them "
+                    "hang: see whether the disk of the data answers; then --resume, or an experiment's same command, "
+                    "goes on"
+                )
+        except (RunError, Stopped):
+            _kill_workers(iterator)
+            raise
+
+
+def _kill_workers(iterator: Any) -> None:
+    """End workers that may be deaf to what ends them otherwise: this process would wait for them at its end."""
+    signal_handling._remove_worker_pids(id(iterator))  # or their end would count as an error of the loader
+    iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
+
+
+def _insist(
+    stacks: _Stacks, indices: np.ndarray, error: OSError | None = None
+) -> tuple[np.ndarray, dict[str, str]] | UserError:
+    """Stack a batch, if need be again and again, until the file system gives the images. error: why it did not so far.
+
+    Raises:
+        RunError: the data stay out of reach for `OUT_OF_REACH_S`.
+        Stopped: a signal asked to stop meanwhile.
+    """
+    name, began = None, time.monotonic()
+    while True:
+        if error:
+            raise_if_stopped()
+            reason = f"{error.filename} cannot be read ({error.strerror})"
+            if name != error.filename:
+                name, began = error.filename, time.monotonic()
+                # On stderr, since each of several processes speaks for its own disk.
+                print(f"WARNING: {reason}: trying again for a while", file=sys.stderr)
+            waited, in_reach = time.monotonic() - began, stacks.data.in_reach()
+            if in_reach and waited > UNREADABLE_S:
+                stacks.given_up.add(error.filename)
+            if not in_reach and waited > OUT_OF_REACH_S:
+                raise RunError(
+                    f"{reason}, and none of its data set could for {tell_duration(OUT_OF_REACH_S)}: bring the data "
+                    "back; then --resume, or an experiment's same command, goes on"
+                )
+            time.sleep(_POLL_S)
+        made = stacks.stack(indices)
+        if not isinstance(made, OSError):
+            return made
+        error = made
 
 
 def _dead(iterator: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 from hparams.errors import UserError
 from hparams.presets import DATASETS
 from utils.dataset_paths import DatasetPaths, custom_paths, find_paths
-from utils.images import decode_rgb, resize_and_crop
+from utils.images import BadImageError, decode_rgb, read_regular, resize_and_crop
 from utils.lmdb_images import LMDBImages
 from utils.toy_churches import write_toy_churches
 
@@ -22,15 +23,20 @@ Split = Literal["train", "val", "all"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
+# Errors of a file that was removed, or is not for this user; others may pass.
+_OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 
 
 class _Store(Protocol):
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> bytes | Path: ...
+    def read(self, i: int) -> bytes: ...
 
     def describe(self, i: int) -> str: ...
+
+    def in_reach(self) -> bool: ...
 
     def identity(self) -> Iterator[str]: ...
 
@@ -57,6 +63,7 @@ class ImageData:
         Raises:
             BadImageError: the file or the LMDB's value is no readable image.
             UserError: the LMDB is damaged.
+            OSError: the file system does not give it, which may pass.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
@@ -70,6 +77,10 @@ class ImageData:
     def source(self, i: int) -> str:
         """Where image i comes from: its file, or its LMDB and key."""
         return self._store.describe(i)
+
+    def in_reach(self) -> bool:
+        """Whether the place where the images lie can be read now: a network disk may be away for a while."""
+        return self._store.in_reach()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,11 +102,14 @@ class _FirstOf:
     def __len__(self) -> int:
         return self._n
 
-    def read(self, i: int) -> bytes | Path:
+    def read(self, i: int) -> bytes:
         return self._all.read(i)
 
     def describe(self, i: int) -> str:
         return self._all.describe(i)
+
+    def in_reach(self) -> bool:
+        return self._all.in_reach()
 
     def identity(self) -> Iterator[str]:
         yield f"the first {self._n} of"
@@ -119,6 +133,9 @@ class _LMDBStore:
     def describe(self, i: int) -> str:
         return f"{self._images.path}:{self._images.key(self._first + i).decode(errors='replace')}"
 
+    def in_reach(self) -> bool:
+        return self._images.in_reach()
+
     def identity(self) -> Iterator[str]:
         path = self._images.path.resolve()
         stat = (path / "data.mdb").stat()  # its size alone counts whole pages
@@ -127,17 +144,31 @@ class _LMDBStore:
 
 
 class _FolderStore:
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, folder: Path, files: list[Path]) -> None:
+        self._folder = folder
         self._files = files
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, i: int) -> Path:
-        return self._files[i]
+    def read(self, i: int) -> bytes:
+        file = self._files[i]
+        try:
+            return read_regular(file, str(file))
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE or not self.in_reach():
+                raise
+            raise BadImageError(f"cannot read {file} as an image ({error.strerror}): replace or remove it") from None
 
     def describe(self, i: int) -> str:
         return str(self._files[i])
+
+    def in_reach(self) -> bool:
+        try:
+            with os.scandir(self._folder) as entries:  # where a disk is not mounted there is an empty folder
+                return any(True for _ in entries)
+        except OSError:
+            return False
 
     def identity(self) -> Iterator[str]:
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
@@ -290,7 +321,7 @@ def _folder_split(paths: DatasetPaths, split: Split, hold_out: bool) -> _Store:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
     first, count = _part(len(files), paths, split, hold_out)
-    return _FolderStore(files[first : first + count])
+    return _FolderStore(folder, files[first : first + count])
 
 
 def _part(n: int, paths: DatasetPaths, split: Split, hold_out: bool) -> tuple[int, int]:

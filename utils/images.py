@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 import warnings
 from io import BytesIO
@@ -48,12 +49,11 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
             transparent where it should be `opaque`.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
-    if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
-        raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large panoramas and odd metadata, which are read all the same
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            content = source if isinstance(source, bytes) else read_regular(source, name)
+            with Image.open(BytesIO(content)) as image:
                 image.load()
                 if opaque and _is_transparent(image):
                     raise BadImageError(
@@ -65,6 +65,18 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
         if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
             reason = "of no known kind"
         raise BadImageError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
+
+
+def read_regular(file: Path, name: str) -> bytes:
+    """A file's content; `name` is what errors call it.
+
+    Raises:
+        BadImageError: no regular file; a pipe would be waited for.
+        OSError: the file system does not give it.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
+    return file.read_bytes()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -75,13 +75,25 @@ class LMDBImages:
         Raises:
             BadImageError: this value is damaged.
             UserError: the whole LMDB is.
+            OSError: the file system does not give it, which may pass.
         """
         key = self.key(i)
         try:
             return read_value(self._read, self._head, self._places[i], self._sizes[i])
-        except (OSError, DamagedLMDBError) as error:
+        except OSError:
+            self._file = None  # the next attempt opens the file anew: a handle may be stale
+            raise
+        except DamagedLMDBError as error:
             name = f"{self.path}:{key.decode(errors='replace')}"
-            raise BadImageError(f"cannot read {name} ({_reason(error)}): {_AGAIN}") from error
+            raise BadImageError(f"cannot read {name} ({error}): {_AGAIN}") from error
+
+    def in_reach(self) -> bool:
+        """Whether data.mdb can be read now."""
+        try:
+            with self._data.open("rb") as file:
+                return bool(file.read(1))
+        except OSError:
+            return False
 
     def _list_entries(self) -> None:
         if self._ends:

@@ -19,6 +19,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVING = signal.SIGUSR1
 
 
+class Stopped(Exception):  # noqa: N818
+    """A signal asked to stop while this process waited for something; who runs the work ends it in its own way."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name}")
+        self.number = number
+
+
 class Signals:
     """While in a `with` block: SIGTERM, SIGINT and SIGHUP set `stop`, SIGUSR1 sets `save`. A second stop exits at once.
 
@@ -63,6 +71,23 @@ class Signals:
             os._exit(exit_code(signal.Signals(number)))
 
 
+def raise_if_stopped() -> None:
+    """For waits that have no `check` of their own, since several processes cannot agree while one of them waits.
+
+    Raises:
+        Stopped: this process is in a block of `Signals`, and was asked to stop.
+    """
+    signals = _in_charge()
+    if signals and signals.stop:
+        raise Stopped(signals.stop)
+
+
+def _in_charge() -> Signals | None:
+    """The block of `Signals` that this process is in."""
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return handler if isinstance(handler, Signals) else None
+
+
 @contextmanager
 def holding_sigterm() -> Iterator[None]:
     """While in this block SIGTERM waits, and beyond it for workers that start there, until they `heed_parent_alone`."""
@@ -102,8 +127,7 @@ def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
     together. Inside of a block of `Signals` that one decides, and calls do nothing; nor do they in other threads than
     the first, which get no signals.
     """
-    taken = isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals)
-    if taken or threading.current_thread() is not threading.main_thread():
+    if _in_charge() or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     with Signals() as signals:
@@ -113,7 +137,10 @@ def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
             if number:
                 end_politely(signal.Signals(number))
 
-        yield check
+        try:
+            yield check
+        except Stopped as stopped:
+            end_politely(stopped.number)
 
 
 def end_politely(number: signal.Signals) -> NoReturn:

@@ -22,14 +22,14 @@ from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_s
 from utils.datasets import ImageData
 from utils.disk_space import space_notes
 from utils.distributed import ALONE, Ranks
-from utils.files import naming, remove_remains, sha256_of, sole_writer
+from utils.files import make_folder, naming, remove_remains, sha256_of, sole_writer
 from utils.introduction import facts, tell_parameters
 from utils.moments import load_moments
 from utils.optimiser import Optimiser
 from utils.retention import clean_up, drop_weights
 from utils.rhythm import Rhythm
 from utils.run_folder import VQGAN, RunFolder
-from utils.signals import Signals, exit_code
+from utils.signals import Signals, Stopped, exit_code
 from utils.skipped import SkippedUpdates
 from utils.stopwatch import Stopwatch
 from utils.training_report import SilentReport, TrainingReport
@@ -73,6 +73,7 @@ class TrainingRun:
         self.start = first_step(settings, kind)
         self.end = settings.training.train_steps
         self._resumed = settings.training.resume and bool(self.folder.state_steps(kind))
+        self._trainer = trainer
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
         self._notes: list[str] = []
@@ -110,7 +111,8 @@ class TrainingRun:
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
         self._watch = Stopwatch(trainer.device)
-        self._logged = self.start
+        self._logged = self._saved = self.start
+        self._whole: int | None = self.start  # the updates done; None while one is being made
 
     def __enter__(self) -> TrainingRun:
         self._open.enter_context(self._signals)
@@ -119,8 +121,14 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._report.close()
-        self._open.close()
+        try:
+            if isinstance(error, Exception):
+                self._save_before_the_end()
+            if isinstance(error, Stopped):
+                self._stop(error.number, self._saved)
+        finally:
+            self._report.close()
+            self._open.close()
 
     def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
@@ -230,6 +238,7 @@ class TrainingRun:
         for step in range(self.start, self.end):
             batch = next(source)
             self._watch.mark("data")
+            self._whole = None
             yield step, batch
             self._watch.mark("other")
             done, stop = step + 1, self._stopping
@@ -268,6 +277,7 @@ class TrainingRun:
         self._averages.add(metrics)
         due = self.due(self.settings.training.steps_per_log, done)
         total = self._skipped.check() if due or skipped.device.type == "cpu" else 0
+        self._whole = done
         if not due:
             return
         means, vectors = self._averages.pop()
@@ -291,7 +301,7 @@ class TrainingRun:
             save=self.due(training.steps_per_save_output, done),
         )
 
-    def save_if_due(self, done: int, trainer: Trainer) -> None:
+    def save_if_due(self, done: int) -> None:
         """Save the step every `steps_per_checkpoint` steps, when a signal asks for it, and always the last one.
 
         Raises:
@@ -301,18 +311,11 @@ class TrainingRun:
         last = done == self.end or self._stopping is not None
         if not (last or save_asked or self.due(self.settings.training.steps_per_checkpoint, done)):
             return
+        self._saved = done
         if not self.ranks.first:
             return
-        self._report.sync()  # a whole step has its metrics
-        state = {
-            "trainer": trainer.state_dict(),
-            "averages": self._averages.state_dict(),
-            "skipped": self._skipped.state_dict(),
-            "data": self._data,
-            "autoencoder": self._autoencoder,
-        }
         try:
-            save_step(self.folder, self.kind, done, trainer.models(), state)
+            self._save(done)
         except OSError as error:
             problem = f"step {done} could not be saved in {self.folder.saved_models} ({error.strerror})"
             if last:
@@ -323,8 +326,39 @@ class TrainingRun:
             if not self.folder.state_file(self.kind, done).exists():
                 drop_weights(self.folder, self.kind, done)  # or they would take the room of the next one
             return
-        self._report.saved(done, self.folder.model_file(self.kind, done))
         clean_up(self.folder, self.kind, done, self.settings.training)
+
+    def _save(self, done: int) -> None:
+        """Save a step, which is the same on every process; OSError where the disk does not take it."""
+        self._report.sync()  # a whole step has its metrics
+        state = {
+            "trainer": self._trainer.state_dict(),
+            "averages": self._averages.state_dict(),
+            "skipped": self._skipped.state_dict(),
+            "data": self._data,
+            "autoencoder": self._autoencoder,
+        }
+        save_step(self.folder, self.kind, done, self._trainer.models(), state)
+        self._report.saved(done, self.folder.model_file(self.kind, done))
+
+    def _save_before_the_end(self) -> None:
+        """Save what the run has done, if an error ends it between two steps: half a step is none.
+
+        Of several processes, the one that meets the error saves, as the first may be in the middle of the next step.
+        """
+        done = self._whole
+        if done is None or done == self._saved:
+            return
+        self._saved = done
+        try:
+            if not self.ranks.first:  # unless another one is saving it
+                make_folder(self.folder.saved_models)
+                self.folder.saving_mark(self.kind, done).touch(exist_ok=False)
+            self._save(done)
+        except FileExistsError:
+            pass
+        except Exception as error:  # the first error is the one to tell
+            self._report.warn(f"WARNING: step {done} could not be saved ({' '.join(str(error).split())[:120]})")
 
     def _heed_signals(self, done: int) -> bool:
         """Take notice of signals, and of images that others could not read; whether a signal asks to save.

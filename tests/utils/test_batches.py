@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 from itertools import islice
@@ -12,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hparams.errors import UserError
+from hparams.errors import RunError, UserError
 from utils import batches
 from utils.batches import BatchOrder, eval_batches, stand_in, train_batches
 from utils.datasets import ImageData, open_images
-from utils.signals import heed_parent_alone
+from utils.signals import Signals, Stopped, heed_parent_alone
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,94 @@ def test_a_broken_image_is_one_line_from_a_worker_too(workers: int, tmp_path: Pa
     with pytest.raises(UserError, match=r"5\.png") as caught:
         list(eval_batches(data, 2, num_workers=workers))
     assert "\n" not in str(caught.value)
+
+
+class Unsteady:
+    """Twelve images; reading number 5 fails while the file `away` is there. The data are in reach unless told."""
+
+    def __init__(self, away: Path, in_reach: bool = True) -> None:
+        self.away, self.reach = away, in_reach
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i == 5 and self.away.exists():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return np.full((3, 4, 4), i, np.uint8)
+
+    def source(self, i: int) -> str:
+        return f"image {i}"
+
+    def in_reach(self) -> bool:
+        if self.reach:
+            return True
+        self.away.unlink(missing_ok=True)  # the disk is back, and is looked at once more
+        return False
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No attempt is waited for."""
+    for name in ("_POLL_S", "UNREADABLE_S"):
+        monkeypatch.setattr(batches, name, 0.01)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_file_system_does_not_give_is_tried_again(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "away").touch()
+    data = Unsteady(tmp_path / "away", in_reach=False)
+    loaded = list(eval_batches(data, 4, num_workers=workers))
+    assert torch.equal(torch.cat(loaded)[:, 0, 0, 0], torch.arange(12, dtype=torch.uint8))
+    assert "image 5 cannot be read (Stale file handle): trying again" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_image_that_the_file_system_never_gives_is_a_bad_one(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "away").touch()
+    found: dict[str, str] = {}
+    data = Unsteady(tmp_path / "away")
+    loaded = torch.cat(list(eval_batches(data, 4, workers, bad=lambda bad, _: found.update(bad))))
+    assert list(found) == ["image 5"]
+    assert loaded[5, 0, 0, 0] == next(j for j in (stand_in(5, k, 12) for k in range(1, 99)) if j != 5)
+
+
+def test_data_that_stay_out_of_reach_end_the_wait(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
+    (tmp_path / "away").mkdir()  # so that it stays
+    hasty.setattr(batches, "OUT_OF_REACH_S", 0.01)
+    hasty.setattr(Unsteady, "in_reach", lambda _: False)
+    with pytest.raises(RunError, match=r"image 5 cannot be read .*: bring the data back; then --resume"):
+        list(eval_batches(Unsteady(tmp_path / "away"), 4, 0))
+
+
+class Hanging(Unsteady):
+    """A worker that reads number 5 stands still, and its process is deaf to all but SIGKILL."""
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__getitem__(i)
+
+
+def test_a_worker_that_hangs_is_not_waited_for_without_end(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
+    hasty.setattr(batches, "LONGEST_WAIT_S", 0.1)
+    loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
+    with pytest.raises(RunError, match=r"no batch of images came within .* hang"):
+        next(loading)
+    for worker in multiprocessing.active_children():
+        worker.join(60)
+        assert not worker.is_alive()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path) -> None:
+    loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            next(loading)

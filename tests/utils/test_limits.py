@@ -11,7 +11,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +19,10 @@ import torch
 from hparams.cli import _as_line
 from hparams.errors import RunError, UserError
 from hparams.training_settings import TrainingSettings
-from utils import disk_space, limits
+from utils import disk_space
 from utils.batches import eval_batches
 from utils.disk_space import space_notes
-from utils.limits import check_shared_memory, free_space, tell_bytes
+from utils.limits import free_space, tell_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,37 +30,6 @@ from utils.limits import check_shared_memory, free_space, tell_bytes
 )
 def test_sizes_in_words(count: int, text: str) -> None:
     assert tell_bytes(count) == text
-
-
-def test_workers_that_would_not_fit_into_shared_memory_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000, total=10**9))
-    check_shared_memory(2, 4_000_000)
-    with pytest.raises(UserError, match=r"--num_workers 8: .* 68 MB .* has 64 MB: use --num_workers 7, or enlarge"):
-        check_shared_memory(8, 4_000_000)
-    with pytest.raises(UserError, match="use --num_workers 0"):
-        check_shared_memory(1, 60_000_000)
-    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path / "none")
-    check_shared_memory(8, 10**12)
-
-
-def test_processes_of_a_machine_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where those that came first have filled their part."""
-    monkeypatch.setattr(limits, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64_000_000, total=128_000_000))
-    for name, value in {"RANK": 9, "LOCAL_WORLD_SIZE": 8, "MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(name, str(value))
-    check_shared_memory(3, 2_000_000)
-    with pytest.raises(UserError, match=r"--num_workers 4: .* 18 MB .* has 16 MB for each of 8 processes: .* 3, or"):
-        check_shared_memory(4, 2_000_000)
-
-
-def test_the_check_is_made_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000, total=1000))
-    with pytest.raises(UserError, match="--num_workers 1"):
-        next(eval_batches(Images(), 4, num_workers=1))
 
 
 class Images:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,7 +110,7 @@ def go(run: TrainingRun, signals: dict[int, signal.Signals] | None = None) -> No
             os.kill(os.getpid(), signals[step + 1])
         loss = torch.tensor(step + 1.0)
         run.log(step + 1, {"loss": loss, "l1": loss, "skipped": (loss == 1).float()})
-        run.save_if_due(step + 1, Idle())
+        run.save_if_due(step + 1)
 
 
 @pytest.fixture
@@ -133,6 +134,31 @@ def test_a_step_is_saved_once_each_time_that_it_is_asked_for() -> None:
     with idle_run(train_steps=6, keep_states=9) as run:
         go(run, {1: signal.SIGUSR1, 4: signal.SIGUSR1})
     assert run.folder.state_steps(VQGAN) == [1, 4, 6]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("failing", "saved"), [("batch", [3]), ("validation", [4]), ("step", [])])
+def test_an_error_between_two_steps_comes_after_a_save(failing: str, saved: list[int]) -> None:
+    """Half a step is none: what an error in the middle of one leaves is not saved."""
+
+    def batches() -> Iterator[torch.Tensor]:
+        yield from itertools.repeat(torch.zeros(1), 3 if failing == "batch" else 9)
+        raise ValueError("it")
+
+    def train(run: TrainingRun) -> None:
+        with run:
+            for step, _ in run.steps(batches()):
+                if failing == "step" and step == 3:
+                    raise ValueError("it")
+                run.log(step + 1, {"loss": torch.ones(()), "l1": torch.ones(()), "skipped": torch.zeros(())})
+                if failing == "validation" and step == 3:
+                    raise ValueError("it")
+                run.save_if_due(step + 1)
+
+    run = idle_run(train_steps=9)
+    with pytest.raises(ValueError, match="it"):
+        train(run)
+    assert run.folder.state_steps(VQGAN) == saved
 
 
 def lines(run: TrainingRun, *names: str) -> list[tuple[float, ...]]:
@@ -160,11 +186,11 @@ def test_rates_and_codebook_usage(monkeypatch: pytest.MonkeyPatch) -> None:
         for done in (1, 2, 3, 4):
             figures = {"loss": torch.ones(()), "l1": torch.ones(()), "code_counts": counts}
             run.log(done, figures | {"skipped": torch.zeros(())})
-        run.save_if_due(4, Idle())
+        run.save_if_due(4)
         status = read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
         assert "4 of 6" in status
         assert "8 s" in status  # left
-        run.save_if_due(6, Idle())
+        run.save_if_due(6)
         assert " 0 s" in read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
     line = json.loads(run.folder.metrics.read_text().splitlines()[-1])
     rates = {"steps_per_second": 0.25, "images_per_second": 3.75, "data_ms": 500, "step_ms": 1000, "other_ms": 2500}
