@@ -77,13 +77,15 @@ class AbsorbingDiffusion(nn.Module):
         sample_steps: int | None = None,
         sample_type: str = "diffusion",
         starts: Iterable[Tensor] | None = None,
+        n: int | None = None,
         wrap: Wrap = as_it_is,
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` images are evaluated
         together. `sample_steps` None means T. starts: what is given of each sample, ids [N] int64 on the CPU, K where
-        it is to be drawn; `diffusion` keeps it. `wrap`: see `sample_images`.
+        it is to be drawn; `diffusion` keeps it. n: how many generators there are, where that is known, which saves
+        evaluations on CUDA; for this and `wrap` see `sample_images`.
         """
         steps = self.total_steps if sample_steps is None else sample_steps
         if not 1 <= steps <= self.total_steps:
@@ -111,6 +113,7 @@ class AbsorbingDiffusion(nn.Module):
             temp=temp,
             batch_size=batch_size,
             device=self._denoise_fn.pos_emb.device,
+            n=n,
             static=self._denoise_fn.pos_emb.is_cuda,
             wrap=wrap,
         )
@@ -137,6 +140,7 @@ class AbsorbingDiffusion(nn.Module):
                     temp=temp,
                     sample_steps=sample_steps,
                     sample_type=sample_type,
+                    n=n,
                 )
             )
         )

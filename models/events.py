@@ -11,6 +11,7 @@ What is due is known on the host before anything is evaluated, so the host never
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,15 +86,19 @@ def sample_images(
     temp: float,
     batch_size: int,
     device: torch.device,
+    n: int | None = None,
     static: bool = False,
     wrap: Wrap = as_it_is,
 ) -> Iterator[Tensor]:
     """The samples of `images`, in their order: ids [N] int64 on `device`.
 
     At most `batch_size` images are under way, and as many as that while there are more to begin. What an image becomes
-    depends on the images beside it only as far as the network's arithmetic does. static: shapes are the same from round
-    to round, but for steps of `WIDTH` places, for code that is compiled for them; `wrap` is given what a round does.
+    depends on the images beside it only as far as the network's arithmetic does. static: few shapes, for code that is
+    compiled for them: places per image in steps of `WIDTH`, and a batch that is halved as images run out. It begins
+    with `even_rows`, if `n` says how many images there are. `wrap` is given what a round does.
     """
+    if static and n:
+        batch_size = even_rows(n, batch_size)
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
         x = x.scatter(1, places, mask_id)
@@ -106,6 +111,14 @@ def sample_images(
         while upcoming in waiting:
             yield waiting.pop(upcoming)
             upcoming += 1
+
+
+def even_rows(n: int, batch_size: int) -> int:
+    """The smallest batch that takes as many turns at `n` ≥ 1 images as one of `batch_size`: 129 for 257 images and 256.
+
+    So that the last turn, too, fills its rows.
+    """
+    return math.ceil(n / math.ceil(n / batch_size))
 
 
 @dataclass
@@ -160,12 +173,23 @@ def _finished(
             x = x.index_copy(0, _to(torch.tensor(list(new)), device), _to(torch.stack(list(new.values())), device))
         yield from done
         done.clear()
-        # Where shapes are to stay, a row whose image is finished does its last event again.
-        if not static or all(row.finished for row in rows):
-            kept = [place for place, row in enumerate(rows) if not row.finished]
-            if len(kept) < len(rows):
-                x, rows = x[_to(torch.tensor(kept, dtype=torch.int64), device)], [rows[place] for place in kept]
+        size = needed = sum(not row.finished for row in rows)
+        if static:
+            size = _halved(len(rows), needed)
+        if size < len(rows):
+            # A row whose image is finished, and that stays to fill the batch, does its last event again.
+            kept = sorted(range(len(rows)), key=lambda place: rows[place].finished)[:size]
+            x, rows = x[_to(torch.tensor(kept, dtype=torch.int64), device)], [rows[place] for place in kept]
     yield from done
+
+
+def _halved(size: int, needed: int) -> int:
+    """The least of size, ⌈size/2⌉, ⌈size/4⌉ … 1 that is at least `needed`; 0 where none is."""
+    if needed == 0:
+        return 0
+    while size > 1 and (half := (size + 1) // 2) >= needed:
+        size = half
+    return size
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

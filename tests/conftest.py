@@ -26,6 +26,15 @@ def golden_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def images_dir() -> Path:
+    """Folder of real images, `photos/` and `emoji/`, named by the environment variable IMAGES_DIR."""
+    folder = os.environ.get("IMAGES_DIR")
+    if not folder:
+        pytest.skip("IMAGES_DIR names no real images")
+    return Path(folder)
+
+
 class _Unloaded(FeatureExtractorInceptionV3):
     """Keeps its random start."""
 

@@ -68,6 +68,7 @@ def id_batches(
             sample_steps=sampling.sample_steps,
             sample_type=sampling.sample_type,
             starts=None if starts is None else starts[list(indices)],
+            n=len(indices),
             wrap=wrap,
         )
     else:

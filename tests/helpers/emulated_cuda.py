@@ -437,6 +437,7 @@ def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
         "empty_cache": lambda: None,
         "get_device_name": lambda _: "emulated",
         "graph": lambda graph, stream=None, **_: graph.capture(stream),
+        "graph_pool_handle": lambda: (0, 1),
         "is_available": lambda: True,
         "is_bf16_supported": lambda **_: True,
         "is_current_stream_capturing": lambda: _DEVICE.captures is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -220,7 +221,8 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_the_host_never_waits_for_the_device(cuda: None) -> None:
+@pytest.mark.parametrize("static", [False, True])
+def test_the_host_never_waits_for_the_device(cuda: None, static: bool) -> None:
     images = list(diffusion_images(Counting(8, 2), 4, 20))  # what is due is known before anything is evaluated
     samples = sample_images(
         lambda x, places: torch.zeros((*places.shape, 2), device=x.device),
@@ -229,6 +231,7 @@ def test_the_host_never_waits_for_the_device(cuda: None) -> None:
         temp=1.0,
         batch_size=3,
         device=torch.device("cuda"),
+        static=static,
     )
     first = next(samples)  # the batch is put there at the start
     with without_waiting():
@@ -250,8 +253,8 @@ class Shapes:
         return wrapped
 
 
-@pytest.mark.parametrize("n", [1, 6, 7, 40])
-def test_with_static_shapes_every_round_has_the_same_and_samples_stay(exact_model: Any, n: int) -> None:
+@pytest.mark.parametrize(("n", "sizes"), [(1, []), (6, [4, 2, 1]), (7, [5, 3, 2, 1]), (40, [6, 3, 2, 1])])
+def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any, n: int, sizes: list[int]) -> None:
     def draw(shapes: Shapes, static: bool) -> list[list[int]]:
         def logits_at(x: Tensor, places: Tensor) -> Tensor:
             return exact_model(x).gather(1, places.unsqueeze(2).expand(-1, -1, 3))
@@ -268,9 +271,35 @@ def test_with_static_shapes_every_round_has_the_same_and_samples_stay(exact_mode
 
     free, static = Shapes(), Shapes()
     assert draw(static, True) == draw(free, False)
-    rows = min(6, n - -(-n // 5))
-    assert set(static.seen) == ({((rows, 3), (rows, WIDTH), (rows, WIDTH))} if rows else set())
-    assert len(static.seen) == len(free.seen)
+    rows = [min(size for size in sizes if size >= needed) for (needed, _), *_ in free.seen]
+    assert static.seen == [((size, 3), (size, WIDTH), (size, WIDTH)) for size in rows]
+
+
+@pytest.mark.parametrize("steps", [256, 50])
+@pytest.mark.parametrize(
+    ("n", "batch_size", "most"),
+    [(257, 256, 1.05), (385, 256, 1.05), (256, 256, 1.05), (64, 20, 1.05), (24, 16, 1.1)],
+)
+def test_few_rows_are_evaluated_in_vain(n: int, batch_size: int, most: float, steps: int) -> None:
+    """Static shapes cost little more than the evaluations that the images need, and few different ones."""
+    model, shapes = Counting(256, 2), Shapes()
+    samples = sample_images(
+        lambda x, places: torch.zeros((*places.shape, 2)),
+        diffusion_images(model, steps, n),
+        mask_id=2,
+        temp=1.0,
+        batch_size=batch_size,
+        device=CPU,
+        n=n,
+        static=True,
+        wrap=shapes,
+    )
+    assert len(list(samples)) == n
+    needed = sum(len(image.events) for image in diffusion_images(model, steps, n))  # type: ignore[arg-type]
+    evaluated = [shape[0][0] for shape in shapes.seen]
+    assert needed <= sum(evaluated) <= most * needed
+    assert max(evaluated) <= batch_size
+    assert len(set(evaluated)) <= 1 + math.ceil(math.log2(batch_size))
 
 
 # --- through the prior --------------------------------------------------------------------------------------------

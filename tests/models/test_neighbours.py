@@ -34,7 +34,7 @@ def test_a_copy_is_at_no_distance_and_the_earlier_of_equals_counts() -> None:
     data = points(9, 1)
     found = search(data[3:4], torch.cat([data, data]), 2, 4)
     assert found.indices.tolist() == [[3, 12]]
-    assert found.distances.max() < 1e-5
+    assert found.distances.max() < 1e-4  # squared, of points whose squared lengths are some 20 and are rounded
     many = points(200, 1)  # some of whose distances to themselves are rounded to less than nothing
     assert search(many, many, 1, 50).distances.min() >= 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hparams.experiments import FIDExperiment
 from hparams.resolve import resolve
@@ -40,8 +41,9 @@ COMMANDS = {
 # Which give no numbers.
 PICTURES = {"inpainted": f"inpaint.py {PRIOR} --n_images 3 --n_samples 3 --region 1 2 5 3"}
 SCRIPTS = {name: f"experiments/{command} --log_dir {name}" for name, command in (COMMANDS | PICTURES).items()}
-# What rounding may do: gradients are summed in another order; batches of samples are of another size.
-TOLERANCES = {"likelihood": 1e-6, "near": 1e-4}
+# What rounding may do: gradients are summed in another order; batches are of another size, which may move a pixel by a
+# level of 255.
+TOLERANCES = {"likelihood": 1e-5, "near": 1e-4, "fid": 1e-3, "reconstructions": 1e-3}
 ENV = {"OMP_NUM_THREADS": "1", "SIMPLE_FEATURES": "1"}
 
 Result = Callable[[int, str], Path]
@@ -120,9 +122,11 @@ def test_pictures_and_lists_do_not_either(run_folder: Result) -> None:
         ("inpainted", "images/**/*.png", 10),
     ):
         found = (sorted(run_folder(count, name).glob(pattern)) for count in (2, 1))
-        several, one = ({file.name: file.read_bytes() for file in files} for files in found)
+        several, one = ({file.name: np.asarray(Image.open(file)).astype(int) for file in files} for files in found)
         assert len(one) == number
-        assert several == one
+        assert several.keys() == one.keys()
+        for file, pixels in one.items():
+            np.testing.assert_allclose(several[file], pixels, rtol=0, atol=1, err_msg=file)
     several, one = (json.loads((run_folder(count, "near") / "neighbours.json").read_text()) for count in (2, 1))
     for ours, theirs in zip(several["samples"], one["samples"], strict=True):
         assert [each["index"] for each in ours] == [each["index"] for each in theirs]
@@ -207,9 +211,10 @@ def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(
     typed = {"batch_size": 64, "device": "cpu", "quiet": True, "ae_load_dir": "ae", "load_dir": "prior", "n_samples": n}
     settings = resolve(FIDExperiment, typed)
     models = load_trained_models(settings)
-    ids = [np.array(sampled_ids(RunFolder(run), models, settings, settings.sampling)) for run in ("run", "whole")]
+    parts, whole = (sampled_ids(RunFolder(run), models, settings, settings.sampling) for run in ("run", "whole"))
     assert not list(samples.glob("*.partial"))
-    np.testing.assert_array_equal(*ids)
+    # Batches of another size round differently: a code may be another one where two are almost equally likely.
+    assert (parts == whole).all(1).mean() > 0.99
 
 
 def test_images_that_any_process_cannot_read_are_listed_and_counted(tiny: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from models.samplers import sample_autoregressive
 from models.transformer import Block, Transformer
 from utils import compiling
 from utils.compiling import capture_stream, compile_autoencoder, compile_prior
+from utils.cuda_graphs import Captured
 from utils.distributed import ALONE, Ranks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -112,6 +115,22 @@ def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> No
     uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = sample_autoregressive(eager.net, uniforms, temp=1.0)
     assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=1.0, static=True), expected)
+
+
+def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before graphs are captured, of which a CPU has none."""
+    for name in ("Stream", "current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    graphs = []
+    net = transformer(causal=False).eval()
+    for block in net.blocks:
+        block.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    call = Captured(net.logits_at)
+    with torch.no_grad():
+        for rows, places in ((8, 1), (8, 2), (4, 1), (2, 1), (1, 1), (8, 1)):
+            call(torch.zeros((rows, 6), dtype=torch.int64), torch.zeros((rows, places), dtype=torch.int64))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,26 @@ def test_rgb_of_each_format(kind: str, options: dict[str, object]) -> None:
     np.testing.assert_allclose(mean_colour(data), ORANGE, atol=3)
 
 
+def test_real_photographs(images_dir: Path) -> None:
+    files = sorted((images_dir / "photos").glob("*.jpg"))[::20]
+    assert len(files) > 10
+    for file in files:
+        image = decode_rgb(file)
+        assert (image.mode, min(image.size)) == ("RGB", 144)
+        assert resize_and_crop(image, 64).std() > 5
+
+
+def test_real_emoji_lie_over_white(images_dir: Path) -> None:
+    files = sorted((images_dir / "emoji").rglob("*.png"))[::50]
+    assert len(files) > 10
+    for file in files:
+        with Image.open(file) as image:
+            layered = np.asarray(image.convert("RGBA"))
+        pixels, alpha = np.asarray(decode_rgb(file)), layered[..., 3]
+        assert (pixels[alpha == 0] == 255).all()
+        np.testing.assert_array_equal(pixels[alpha == 255], layered[alpha == 255, :3])
+
+
 @pytest.mark.parametrize(("mode", "value", "expected"), [("L", 90, (90,) * 3), ("1", 1, (255,) * 3)])
 def test_grey_is_repeated(mode: str, value: int, expected: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(mean_colour(encode(Image.new(mode, (8, 8), value), "PNG")), expected)
