@@ -20,7 +20,9 @@ from utils.toy_churches import write_toy_churches
 
 Split = Literal["train", "val", "all"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
-from utils.datasets import ImageData, Split, check_images, list_images, open_images
+from utils.datasets import IMAGE_SUFFIXES, ImageData, Split, check_images, list_images, open_images
 from utils.images import BadImageError, resize_and_crop
 from utils.lmdb_images import LMDBImages, write_lmdb
 
@@ -99,6 +100,17 @@ def test_flat_folders_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     save_pictures(tmp_path, ["10.png", "2.PNG", "a.webp", "B.jpg", "1.JPEG"])
     (tmp_path / "LICENSE.txt").write_text("no image")
     assert [f.name for f in list_images(tmp_path)] == ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]
+
+
+def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
+    """`list_images` and the README name the same ones."""
+    for number, suffix in enumerate(sorted(IMAGE_SUFFIXES)):
+        picture(number).save(tmp_path / f"{number}{suffix}", "JPEG" if suffix == ".jfif" else None)
+    data = open_custom(tmp_path, "all")
+    assert [data[i].shape for i in range(len(data))] == [(3, 16, 16)] * len(IMAGE_SUFFIXES)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"files that end in (.+?) are read", readme)
+    assert set(named.split()) == IMAGE_SUFFIXES
 
 
 def test_a_folders_own_files_come_after_its_subfolders(tmp_path: Path) -> None:
