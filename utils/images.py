@@ -58,10 +58,11 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
             try:
                 return _decode(source, name, opaque)
             except ValueError:  # what Pillow raises, among others, of large metadata
-                content = source if isinstance(source, bytes) else source.read_bytes()
-                if not content.startswith(SIGNATURE):
-                    raise
-            return _decode(without_large_metadata(content), name, opaque)
+                with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                    if file.read(len(SIGNATURE)) != SIGNATURE:
+                        raise
+                    png = SIGNATURE + file.read()
+            return _decode(without_large_metadata(png), name, opaque)
     except BadImageError:
         raise
     except Exception as error:  # decoders of damaged files raise anything; MemoryError where a header asks for too much

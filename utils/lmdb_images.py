@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,17 @@ class LMDBImages:
         except (OSError, DamagedLMDBError) as error:
             name = f"{self.path}:{key.decode(errors='replace')}"
             raise BadImageError(f"cannot read {name} ({_reason(error)}): {_AGAIN}") from error
+
+    def listing(self) -> Iterator[bytes]:
+        """All keys and all sizes of values, in a few large pieces.
+
+        Raises:
+            UserError: the LMDB is damaged.
+        """
+        self._list_entries()
+        yield self._keys
+        yield self._ends.tobytes()
+        yield self._sizes.tobytes()
 
     def _list_entries(self) -> None:
         if self._ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -137,6 +138,37 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     assert [f.name for f in list_images(tmp_path / "set")] == ["b.png", "a.png"]
 
 
+def names_below(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in list_images(folder)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_of_folders_that_link_to_each_other_each_is_entered_once(count: int, tmp_path: Path) -> None:
+    """Followed wherever they lead, three would give more paths than can be listed."""
+    folders = [f"{number:02}" for number in range(count)]
+    save_pictures(tmp_path, [f"{folder}/a.png" for folder in folders])
+    for folder in folders:
+        for other in folders:
+            (tmp_path / folder / f"to_{other}").symlink_to(tmp_path / other)
+    assert names_below(tmp_path) == [f"{folder}/a.png" for folder in folders]
+
+
+def test_a_folder_goes_by_its_own_name_before_that_of_a_link(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "set", ["m/0.png", "m/n/1.png"])
+    save_pictures(tmp_path / "elsewhere", ["2.png", "deep/3.png"])
+    for link, target in {"a": "set/m/n", "b": "elsewhere/deep", "c": "elsewhere", "z": "elsewhere"}.items():
+        (tmp_path / "set" / link).symlink_to(tmp_path / target)
+    assert names_below(tmp_path / "set") == ["b/3.png", "c/2.png", "m/0.png", "m/n/1.png"]
+
+
+def test_links_of_linked_folders_lead_to_no_folder_above_either(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["not_of_it.png", "top/set/a.png", "elsewhere/b.png", "further/c.png"])
+    (tmp_path / "top/set/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/link").symlink_to(tmp_path / "further")
+    (tmp_path / "further/link").symlink_to(tmp_path)
+    assert names_below(tmp_path / "top/set") == ["link/b.png", "link/link/c.png", "a.png"]
+
+
 def test_a_pipe_is_an_unreadable_image(tmp_path: Path) -> None:
     save_pictures(tmp_path, ["0.png"])
     os.mkfifo(tmp_path / "1.png")
@@ -242,6 +274,39 @@ def test_fingerprint_of_an_lmdb_tells_its_size_and_change(tmp_path: Path) -> Non
     (file,) = tmp_path.rglob("*_5_*/toy_churches_train_lmdb/data.mdb")
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # other images may take as many pages
     assert small.fingerprint != open_toys(tmp_path, "train", toy_images=5).fingerprint
+
+
+def test_copies_of_a_folder_have_one_listing_unless_a_name_or_a_size_differs(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "a", [f"x/{i}.png" for i in range(20)])
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # with other times
+
+    def equal() -> list[bool]:
+        return [
+            open_custom(tmp_path / "a", split).listing == open_custom(tmp_path / "b", split).listing for split in SPLITS
+        ]
+
+    os.utime(tmp_path / "b/x/3.png", (1, 1))
+    assert equal() == [True] * 3
+    (tmp_path / "b/x/3.png").rename(tmp_path / "b/x/33.png")  # which takes no other place
+    assert equal() == [False, True, False]
+    (tmp_path / "b/x/33.png").rename(tmp_path / "b/x/3.png")
+    with (tmp_path / "b/x/9.png").open("ab") as file:
+        file.write(b"\0")
+    assert equal() == [True, False, False]
+    (tmp_path / "b/x/9.png").unlink()
+    (tmp_path / "b/x/9.png").symlink_to("nowhere")
+    assert equal() == [True, False, False]
+
+
+def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
+    values = {b"a": b"12", b"b": b"345"}
+    others = {"same": values, "key": {b"a": b"12", b"c": b"345"}, "size": {b"a": b"1", b"b": b"2345"}}
+    for name, items in others.items():
+        write_lmdb(tmp_path / name, items.items())
+    write_lmdb(tmp_path / "copy", list(values.items())[::-1])
+    listings = {name: open_custom(tmp_path / name, "all").listing for name in (*others, "copy")}
+    assert listings["copy"] == listings["same"]
+    assert len(set(listings.values())) == 3
 
 
 def test_pickled_copies_are_equal(tmp_path: Path) -> None:
