@@ -41,7 +41,7 @@ def train(settings: PriorStage) -> None:
     from utils.latents import code_statistics, resident_codes
     from utils.prior_trainer import PriorTrainer
     from utils.runs import restore_autoencoder
-    from utils.same_settings import require_as_many_images, require_same_settings
+    from utils.same_settings import require_same_images, require_same_settings
     from utils.sampling import draw_images
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
@@ -56,7 +56,8 @@ def train(settings: PriorStage) -> None:
         require_same_settings(settings, ranks)
         images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
         images, val_images = images_of(split="train"), images_of(split="val") if validates else None
-        require_as_many_images(run_settings.dataset, len(images) + len(val_images or ()), ranks)
+        splits = [images] if val_images is None else [images, val_images]
+        require_same_images(f"--dataset {run_settings.dataset}", splits, ranks)
         autoencoder, ae_file = restore_autoencoder(
             settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
         )

@@ -31,7 +31,7 @@ def train(settings: VQGANStage) -> None:
     from utils.distributed import joined
     from utils.perceptual import build_perceptual
     from utils.pictures import comparison_rows
-    from utils.same_settings import require_as_many_images, require_same_settings
+    from utils.same_settings import require_same_images, require_same_settings
     from utils.seeding import seed_global
     from utils.training_run import TrainingRun
     from utils.vqgan_trainer import VQGANTrainer
@@ -45,7 +45,8 @@ def train(settings: VQGANStage) -> None:
         batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers
         images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
         held_out = open_data(run_settings, split="val", img_size=img_size, hold_out=True) if validates else None
-        require_as_many_images(run_settings.dataset, len(images) + len(held_out or ()), ranks)
+        splits = [images] if held_out is None else [images, held_out]
+        require_same_images(f"--dataset {run_settings.dataset}", splits, ranks)
         order = BatchOrder(len(images), training.global_batch, run_settings.seed, ranks.part)
 
         seed_global(run_settings.seed, "vqgan")

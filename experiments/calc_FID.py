@@ -39,7 +39,8 @@ def calculate(settings: FIDExperiment) -> None:
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=False)
     introduce(settings, "FID and KID", device, facts_of(generated, real))
-    with experiment_run(settings, device, real.available) as ranks:
+    splits = [real.data] if real.data else []
+    with experiment_run(settings, device, *splits, fake_images=generated.data) as ranks:
         bad = list_bad_images(run, ranks)
         features = generated.compute(ranks, bad)
         statistics = real.statistics(ranks, bad, quiet=run.quiet)

@@ -39,7 +39,8 @@ def calculate(settings: PRDCExperiment) -> None:
     device = pick_device(run.device)
     generated, real = open_sources(settings, folder, device, as_many=True)
     introduce(settings, "precision, recall, density and coverage", device, facts_of(generated, real))
-    with experiment_run(settings, device, real.available) as ranks:
+    splits = [real.data] if real.data else []
+    with experiment_run(settings, device, *splits, fake_images=generated.data) as ranks:
         bad = list_bad_images(run, ranks)
         features = real.compute(ranks, bad), generated.compute(ranks, bad)
         values = prdc_of_arrays(*features, nearest_k, device, quiet=run.quiet, ranks=ranks)

@@ -63,7 +63,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
         "features": f"{extractor.name} (weights {extractor.weights})",
     }
     introduce(settings, "FID of reconstructions", device, facts)
-    with experiment_run(settings, device, real.available) as ranks:
+    with experiment_run(settings, device, data) as ranks:
         bad = list_bad_images(run, ranks)
         reconstructions = Reconstructions(
             settings, folder, autoencoder, ae_file, data.first(most), extractor, lpips, bad, ranks

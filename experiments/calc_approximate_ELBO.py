@@ -49,7 +49,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
     data = f"{len(train_data)} training images, {len(val_data)} to evaluate"
     introduce(settings, what, models.device, models.facts() | {"data": data})
     note_if_seen(settings)
-    with experiment_run(settings, models.device, len(train_data) + len(val_data)) as ranks:
+    with experiment_run(settings, models.device, train_data, val_data) as ranks:
         bad = list_bad_images(run, ranks)
         train_head(settings, models, train_data, val_data, folder, bad, ranks)
         likelihoods = evaluate(settings, models, val_data, folder, bad, ranks)

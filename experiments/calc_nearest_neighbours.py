@@ -55,7 +55,7 @@ def find(settings: NeighboursExperiment) -> None:
     compared = f"the first {most} of {len(data)} training images" if most < len(data) else f"all {most} training images"
     facts = models.facts() | {"data": compared, "distance": embedding.name}
     introduce(settings, what, models.device, facts)
-    with experiment_run(settings, models.device, len(data)) as ranks:
+    with experiment_run(settings, models.device, data) as ranks:
         bad = list_bad_images(run, ranks, until_then="it is no neighbour")
         ids = sampled_ids(folder, models, settings, sampling, ranks)
         samples = decode_all(models.autoencoder, ids, run, models.amp_dtype, ranks)

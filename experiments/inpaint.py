@@ -64,7 +64,7 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     anew = f"{int(hidden.sum())} of {hidden.numel()} codes"
     introduce(settings, what, models.device, models.facts() | {"drawn anew": anew})
     sampling = SamplingSettings(n_samples=n, temp=inpainting.temp, sample_steps=inpainting.sample_steps)
-    with experiment_run(settings, models.device, len(data)) as ranks:
+    with experiment_run(settings, models.device, data) as ranks:
         bad = list_bad_images(run, ranks)
         codes = cached_latents(
             folder.latents,

@@ -48,6 +48,9 @@ def problems(file: Path) -> list[str]:
         keywords = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
         if (name in NEVER and (file.name, name) not in MEANT) or keywords.get("shell"):
             found.append(f"{file.name}:{call.lineno}: {name}")
+        # Pillow decodes some formats by starting programs.
+        if name == "Image.open" and "formats" not in {k.arg for k in call.keywords}:
+            found.append(f"{file.name}:{call.lineno}: {name} without formats=")
         if name in NEEDS and keywords.get(NEEDS[name][0]) is not NEEDS[name][1]:
             found.append(f"{file.name}:{call.lineno}: {name} without {NEEDS[name][0]}={NEEDS[name][1]}")
     return found

@@ -70,13 +70,16 @@ class Warm:
         return pid
 
     def start_together(self, command: str, count: int, **env: str) -> list[int]:
-        """Start a script `count` times, as torchrun does on one machine; the pids, by rank."""
+        """Start a script `count` times, as torchrun does on one machine; the pids, by rank, which {rank} stands for."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        env |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [self.start(command, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(count)]
+        env = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)} | env
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
+        return [
+            self.start(command.replace("{rank}", str(rank)), RANK=str(rank), LOCAL_RANK=str(rank), **env)
+            for rank in range(count)
+        ]
 
     def code(self, pid: int) -> int | None:
         """How a script ended, or None while it runs."""

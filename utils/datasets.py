@@ -21,7 +21,9 @@ from utils.toy_churches import write_toy_churches
 
 Split = Literal["train", "val", "all"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 # Errors of a file that was removed, or is not for this user; others may pass.
 _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -39,6 +41,8 @@ class _Store(Protocol):
     def in_reach(self) -> bool: ...
 
     def identity(self) -> Iterator[str]: ...
+
+    def listing(self) -> Iterator[bytes]: ...
 
 
 class ImageData:
@@ -93,6 +97,21 @@ class ImageData:
             digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
+    @cached_property
+    def listing(self) -> str:
+        """Hash of the images' names (below the data set's folder; of an LMDB: its keys) and sizes in bytes, in order.
+
+        Copies of a data set have equal ones, wherever they lie and whenever they were made. Of an LMDB this lists its
+        entries, 2 s a million, which reading images needs as well.
+
+        Raises:
+            UserError: the LMDB is damaged.
+        """
+        digest = hashlib.sha256()
+        for part in self._store.listing():
+            digest.update(part)
+        return digest.hexdigest()
+
 
 class _FirstOf:
     def __init__(self, store: _Store, n: int) -> None:
@@ -114,6 +133,10 @@ class _FirstOf:
     def identity(self) -> Iterator[str]:
         yield f"the first {self._n} of"
         yield from self._all.identity()
+
+    def listing(self) -> Iterator[bytes]:
+        yield b"%d\0" % self._n
+        yield from self._all.listing()
 
 
 class _LMDBStore:
@@ -142,8 +165,14 @@ class _LMDBStore:
         part = f"\0from {self._first}" if self._first else ""
         yield f"{path}\0{len(self)}\0{stat.st_size}\0{stat.st_mtime_ns}{part}"
 
+    def listing(self) -> Iterator[bytes]:
+        yield b"%d\0%d\0" % (self._first, self._count)
+        yield from self._images.listing()
+
 
 class _FolderStore:
+    """Files below a folder."""
+
     def __init__(self, folder: Path, files: list[Path]) -> None:
         self._folder = folder
         self._files = files
@@ -182,6 +211,14 @@ class _FolderStore:
                 continue
             path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
             yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+    def listing(self) -> Iterator[bytes]:
+        for file in self._files:
+            try:
+                size = file.stat().st_size
+            except OSError:  # a link to nowhere
+                size = -1
+            yield b"%s\0%d\0" % (os.fsencode(file.relative_to(self._folder)), size)
 
 
 def open_images(
@@ -270,23 +307,31 @@ def list_images(folder: Path) -> list[Path]:
 
     Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
     `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out, and links to a
-    folder above.
+    folder above. Each folder is entered once, whatever links lead to it: by its own name if it lies below `folder`,
+    else by the link that comes first by name (links of linked folders come after all others).
 
     Raises:
         UserError: a folder that cannot be read.
     """
     found: list[tuple[str, list[str]]] = []
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(root, name)]
-        found.append((root, sorted(name for name in names if _is_image(name))))
+    entered, links = set(folder.resolve().parents), [folder]
+    while links:
+        starts, links = sorted(links), []
+        for start in starts:
+            real_start = start.resolve()
+            for root, folders, names in os.walk(start, onerror=_refuse):
+                real = real_start / Path(root).relative_to(start)
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                linked = [path for name in folders if (path := Path(root, name)).is_symlink()]
+                links += [path for path in linked if not real.is_relative_to(path.resolve())]
+                found.append((root, sorted(name for name in names if _is_image(name))))
     own, nested = found[0], found[1:]
     nested.sort(key=lambda walked: (Path(walked[0]).relative_to(folder).parts[0], walked[0]))
     return [Path(root, name) for root, names in [*nested, own] for name in names]
-
-
-def _leads_back(root: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
-    return Path(root, name).is_symlink() and Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
 def _is_image(name: str) -> bool:

@@ -10,20 +10,23 @@ import torch
 from hparams.saved import save
 from hparams.settings import RunSettings, Stage
 from utils.bad_images import STANDS_IN, BadImages, Report
+from utils.datasets import ImageData
 from utils.distributed import Ranks, joined
 from utils.files import sole_writer
 from utils.progress import say
 from utils.run_folder import RunFolder
-from utils.same_settings import require_as_many_images, require_same_settings
+from utils.same_settings import require_same_images, require_same_settings
 
 
 @contextmanager
-def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> Iterator[Ranks]:
+def experiment_run(
+    settings: Stage, device: torch.device, *splits: ImageData, fake_images: ImageData | None = None
+) -> Iterator[Ranks]:
     """A block that the processes which torchrun started run together; without torchrun there is one.
 
     All share the work; the first alone writes, and nothing else may write to the run folder meanwhile. Long work of the
-    first one only belongs behind the block, where the others need not wait for it. images: how many this process found
-    in the data set, 0 if it reads none.
+    first one only belongs behind the block, where the others need not wait for it. splits: what it reads of the data
+    set. fake_images: what it reads of --fake_images_path.
 
     Raises:
         UserError: another run writes to the folder, or the processes have different settings or images.
@@ -31,7 +34,8 @@ def experiment_run(settings: Stage, device: torch.device, images: int = 0) -> It
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     with joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout) as ranks:
         require_same_settings(settings, ranks)
-        require_as_many_images(run.dataset, images, ranks)
+        require_same_images(f"--dataset {run.dataset}", splits, ranks)
+        require_same_images("--fake_images_path", [fake_images] if fake_images else [], ranks)
         with sole_writer(folder.path) if ranks.first else nullcontext():
             if ranks.first:
                 save(settings, folder.hparams)

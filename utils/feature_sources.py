@@ -49,7 +49,7 @@ class FeatureSource:
         compute: gives them, [n,d] float32. Processes share the work; the other argument is told of images that cannot
             be read.
         statistics_file: where their statistics are kept; None: nowhere.
-        available: images of the data set that they are of, n or more; 0: they are of none.
+        data: the images that they are of, n or more, where these are read.
     """
 
     n: int
@@ -58,7 +58,7 @@ class FeatureSource:
     conditions: Mapping[str, Value]
     compute: Callable[[Ranks, Report], np.ndarray]
     statistics_file: Path | None = None
-    available: int = 0
+    data: ImageData | None = None
 
     def statistics(self, ranks: Ranks, bad: Report, *, quiet: bool) -> FeatureStatistics:
         """Their mean and covariance, for which they are computed only where these are not kept."""
@@ -133,7 +133,7 @@ def real_source(
         {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
         lambda ranks, bad: _of_data(DATA_FEATURES, run, extractor, data, what, ranks, bad, most),
         statistics_file(DATA_FEATURES, extractor, data, most),
-        len(data),
+        data,
     )
 
 
@@ -161,6 +161,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             lambda ranks, bad: _of_data(
                 folder.features, run, extractor, data, f"{extractor.name} of {path}", ranks, bad
             ),
+            data=data,
         )
     if source == "latents":
         path = str(generated.latents_path)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import stat
 import struct
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from hparams.errors import UserError
+from utils.png_metadata import SIGNATURE, without_large_metadata
 
 _MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to decode one
 
-_BROKEN = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    RuntimeError,  # of AVIF's decoder, and of kinds that are known and not decoded
-    TypeError,  # of numbers in a TIFF's header, as is the next
-    OverflowError,
-)
+# The formats that are decoded, by Pillow's names. Pillow has more, and picks one by the content alone: some start
+# programs (EPS: Ghostscript), some are hardly tested. Phones' MPO files come as JPEG, DIB without a file header never.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
 
 
 class BadImageError(UserError):
@@ -34,10 +34,11 @@ class BadImageError(UserError):
 
 
 def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = False) -> Image.Image:
-    """Decodes an image of any common kind to upright RGB, 8 bits a channel.
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF, PPM or AVIF image to upright RGB, 8 bits a channel. Runs no other program.
 
-    Grey is repeated, palettes are looked up, CMYK is converted, 16-bit samples are scaled to 8 bits. Transparent
-    pixels are laid over white. The EXIF orientation is applied. Of an animation the first frame counts.
+    The content tells the format, whatever the file is called. Grey is repeated, palettes are looked up, CMYK is
+    converted, samples of 12 and 16 bits are scaled to 8. Transparent pixels are laid over white. The EXIF orientation
+    is applied. Of an animation the first frame counts.
 
     Args:
         source: the encoded bytes, or the path of a file.
@@ -45,25 +46,28 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
         opaque: refuse transparent pixels.
 
     Raises:
-        BadImageError: not an image, truncated, too large, of a kind without a defined range (32-bit floats), or
-            transparent where it should be `opaque`.
+        BadImageError: of another format, damaged, truncated, too large, with samples of no defined range (floats,
+            signed or 32-bit integers), or transparent where it should be `opaque`.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
+    _silence_libtiff()
     try:
+        content = source if isinstance(source, bytes) else read_regular(source, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large panoramas and odd metadata, which are read all the same
-            content = source if isinstance(source, bytes) else read_regular(source, name)
-            with Image.open(BytesIO(content)) as image:
-                image.load()
-                if opaque and _is_transparent(image):
-                    raise BadImageError(
-                        f"{name} has transparent pixels, which might mean black or white: save it without"
-                    )
-                return _to_rgb(_upright(image), name)
-    except _BROKEN as error:
+            try:
+                return _decode(content, name, opaque)
+            except ValueError:  # what Pillow raises, among others, of large metadata
+                if not content.startswith(SIGNATURE):
+                    raise
+            return _decode(without_large_metadata(content), name, opaque)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything; MemoryError where a header asks for too much
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
-            reason = "of no known kind"
+            known = (kind for kind in _FORMATS if kind not in ("WEBP", "AVIF") or features.check(kind.lower()))
+            reason = f"damaged, or of none of the kinds {', '.join(known)}"
         raise BadImageError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
 
 
@@ -77,6 +81,39 @@ def read_regular(file: Path, name: str) -> bytes:
     if not stat.S_ISREG(file.stat().st_mode):
         raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
     return file.read_bytes()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Stops libtiff from writing to stderr about each odd file: what keeps an image from being read, Pillow raises.
+
+    Does nothing where the functions of Pillow's libtiff cannot be called, as where it is linked statically.
+    """
+    with suppress(AttributeError, OSError):
+        pillow = ctypes.CDLL(Image.core.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
+
+
+def _decode(content: bytes, name: str, opaque: bool) -> Image.Image:
+    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+        image.load()
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        _check_range(image, tags, name)
+        if opaque and _is_transparent(image):
+            raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
+        return _to_rgb(_upright(image), tags)
+
+
+def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None:
+    """BadImageError if nothing says which samples are black and which are white."""
+    samples = "32-bit floats" if image.mode == "F" else None
+    if _SIGNED in tags.get(SAMPLEFORMAT, ()):
+        samples = "signed integers"
+    elif tags and image.mode == "I":  # of other formats, samples of 16 bits have this mode
+        samples = "32-bit integers"
+    if samples:
+        raise BadImageError(f"{name} holds {samples}, which have no defined range: save it with 8 or 16 unsigned bits")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -93,11 +130,9 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F":
-        raise BadImageError(f"{name} holds 32-bit floats, which have no defined range: save it with 8 or 16 bits")
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode.startswith("I"):
-        return _sixteen_bit_grey_to_rgb(image)
+        return _deep_grey_to_rgb(image, tags)
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
@@ -105,10 +140,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _sixteen_bit_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion clips at 255 instead of scaling."""
+def _deep_grey_to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Grey of 16 bits, or of a TIFF's 12. Pillow's own conversion clips at 255 instead of scaling."""
     samples = np.asarray(image).astype(np.float64)
-    grey = np.clip(np.rint(samples / 257), 0, 255).astype(np.uint8)
+    most = 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
+    grey = np.clip(np.rint(samples / (most / 255)), 0, 255).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[samples == transparent] = 255

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -94,6 +94,17 @@ class LMDBImages:
                 return bool(file.read(1))
         except OSError:
             return False
+
+    def listing(self) -> Iterator[bytes]:
+        """All keys and all sizes of values, in a few large pieces.
+
+        Raises:
+            UserError: the LMDB is damaged.
+        """
+        self._list_entries()
+        yield self._keys
+        yield self._ends.tobytes()
+        yield self._sizes.tobytes()
 
     def _list_entries(self) -> None:
         if self._ends:

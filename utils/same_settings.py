@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from typing import Any
 
 from hparams.errors import UserError
 from hparams.fields import as_text, settings_of
 from hparams.saved import to_flat
 from hparams.settings import Stage
+from utils.datasets import ImageData
 from utils.distributed import Ranks
 
 # A matter of each machine, as are places of files.
@@ -34,12 +37,21 @@ def _common(settings: Stage) -> dict[str, Any]:
     return to_flat(settings) | {"dist_backend": settings.run.dist_backend}
 
 
-def require_as_many_images(dataset: str, count: int, ranks: Ranks) -> None:
-    """UserError, on every process, unless all find as many images of a data set as the first one."""
-    first, *others = ranks.gather_objects(count)
-    for rank, found in enumerate(others, start=1):
-        if found != first:
-            raise UserError(
-                f"--dataset {dataset}: rank {rank} finds {found} images, and rank 0 {first}: "
-                "give all machines the same data"
-            )
+def require_same_images(flag: str, splits: Sequence[ImageData], ranks: Ranks) -> None:
+    """UserError, on every process, unless all find images of the same names and sizes; see `ImageData.listing`.
+
+    splits: what is read of a data set, which `flag` names.
+    """
+    if ranks.count == 1:
+        return
+    own = (socket.gethostname(), sum(map(len, splits)), [images.listing for images in splits])
+    (first_host, number, listing), *others = ranks.gather_objects(own)
+    differ: dict[str, str] = {}  # a process of each host will do
+    for rank, (host, count, theirs) in enumerate(others, start=1):
+        if theirs != listing:
+            differ.setdefault(host, f"rank {rank} on {host} ({count} images)")
+    if differ:
+        raise UserError(
+            f"{flag}: other names or sizes of files on {', '.join(differ.values())} than on rank 0 on {first_host} "
+            f"({number} images): give all machines the same data"
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import itertools
 import math
 import os
@@ -21,10 +20,10 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from hparams.errors import UserError
 from utils.files import whole_file
+from utils.images import decode_rgb
 from utils.panes import Message, read_panes
 
 COLUMNS = 4
@@ -179,7 +178,7 @@ def _plot(axes, message: Message) -> None:  # type: ignore[no-untyped-def]  # ma
 
 def _newest_picture(message: Message) -> np.ndarray:
     source = message["data"][-1]["content"]["src"].split(",", 1)[1]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB"))
+    return np.asarray(decode_rgb(base64.b64decode(source), "a picture of the dashboard"))
 
 
 def _height(message: Message) -> float:

@@ -47,7 +47,7 @@ def test_an_unreadable_image_whose_name_is_no_utf8_is_listed_once(tiny) -> None:
     (tiny.folder / "photos" / os.fsdecode(name)).write_bytes(b"no image at all")
     out = tiny.ok(f"{tiny.stage_1} --dataset custom --max_bad_images 0.05 --train_steps 6 --log_dir run")
     out += tiny.ok("train_vqgan.py --resume --train_steps 12 --log_dir run")
-    assert out.count("caf\\udce9.png as an image (of no known kind)") == 1
+    assert out.count("caf\\udce9.png as an image (damaged, or of none of the kinds JPEG,") == 1
     assert "caf\\udce9.png as an image" in (tiny.folder / "logs/run/log.txt").read_text(encoding="utf-8")
     listed = (tiny.folder / "logs/run/bad_images.txt").read_bytes()
     assert listed.startswith(b"photos/" + name + b"\t")

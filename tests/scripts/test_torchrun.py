@@ -233,3 +233,29 @@ def test_images_that_any_process_cannot_read_are_listed_and_counted(tiny: Any) -
     assert sorted(one.code for one in ended) == [1, 2]
     (line,) = [line for one in ended for line in one.err.splitlines()]
     assert "3 of 24 images cannot be read" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "command"),
+    [
+        ("--dataset custom", "STAGE_1 --dataset custom --train_steps 4 --custom_dataset_path copy{rank}"),
+        ("--dataset custom", f"experiments/calc_VQGAN_FID.py {RUN} {R64} --custom_dataset_path copy{{rank}}"),
+        ("--fake_images_path", f"experiments/calc_FID.py {RUN} {R64} --fake_images_path copy{{rank}}"),
+    ],
+)
+def test_copies_of_the_data_that_differ_by_a_name_end_it_before_it_writes(tiny: Any, flag: str, command: str) -> None:
+    for rank in range(2):
+        shutil.copytree(tiny.folder / "photos", tiny.folder / f"copy{rank}")
+    (tiny.folder / "copy1/03.png").rename(tiny.folder / "copy1/99.png")
+    command = f"{command.replace('STAGE_1', tiny.stage_1)} --log_dir new"
+    store = torch.distributed.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # as torchrun's agent has
+    agent = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ended = list(map(tiny.wait, tiny.start_together(command, 2, **ENV, **agent)))
+    assert sorted(one.code for one in ended) == [1, 2]
+    (line,) = [line for one in ended for line in one.err.splitlines()]
+    host = re.escape(socket.gethostname())
+    told = rf": {flag}: .+ on rank 1 on {host} \(24 images\) than on rank 0 on {host} \(24 images\): give all"
+    assert re.search(told, line)
+    assert not (tiny.folder / "logs/new").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
-from utils.datasets import ImageData, Split, check_images, list_images, open_images
+from utils.datasets import IMAGE_SUFFIXES, ImageData, Split, check_images, list_images, open_images
 from utils.images import BadImageError, resize_and_crop
 from utils.lmdb_images import LMDBImages, write_lmdb
 
@@ -101,6 +103,17 @@ def test_flat_folders_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert [f.name for f in list_images(tmp_path)] == ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]
 
 
+def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
+    """`list_images` and the README name the same ones."""
+    for number, suffix in enumerate(sorted(IMAGE_SUFFIXES)):
+        picture(number).save(tmp_path / f"{number}{suffix}", "JPEG" if suffix == ".jfif" else None)
+    data = open_custom(tmp_path, "all")
+    assert [data[i].shape for i in range(len(data))] == [(3, 16, 16)] * len(IMAGE_SUFFIXES)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"files that end in (.+?) are read", readme)
+    assert set(named.split()) == IMAGE_SUFFIXES
+
+
 def test_a_folders_own_files_come_after_its_subfolders(tmp_path: Path) -> None:
     save_pictures(tmp_path, ["a.png", "z/b.png"])
     assert [f.name for f in list_images(tmp_path)] == ["b.png", "a.png"]
@@ -123,6 +136,37 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     save_pictures(tmp_path / "set", ["a.png", "nested/b.png"])
     (tmp_path / "set/nested/up").symlink_to(tmp_path / "set")
     assert [f.name for f in list_images(tmp_path / "set")] == ["b.png", "a.png"]
+
+
+def names_below(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in list_images(folder)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_of_folders_that_link_to_each_other_each_is_entered_once(count: int, tmp_path: Path) -> None:
+    """Followed wherever they lead, three would give more paths than can be listed."""
+    folders = [f"{number:02}" for number in range(count)]
+    save_pictures(tmp_path, [f"{folder}/a.png" for folder in folders])
+    for folder in folders:
+        for other in folders:
+            (tmp_path / folder / f"to_{other}").symlink_to(tmp_path / other)
+    assert names_below(tmp_path) == [f"{folder}/a.png" for folder in folders]
+
+
+def test_a_folder_goes_by_its_own_name_before_that_of_a_link(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "set", ["m/0.png", "m/n/1.png"])
+    save_pictures(tmp_path / "elsewhere", ["2.png", "deep/3.png"])
+    for link, target in {"a": "set/m/n", "b": "elsewhere/deep", "c": "elsewhere", "z": "elsewhere"}.items():
+        (tmp_path / "set" / link).symlink_to(tmp_path / target)
+    assert names_below(tmp_path / "set") == ["b/3.png", "c/2.png", "m/0.png", "m/n/1.png"]
+
+
+def test_links_of_linked_folders_lead_to_no_folder_above_either(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["not_of_it.png", "top/set/a.png", "elsewhere/b.png", "further/c.png"])
+    (tmp_path / "top/set/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/link").symlink_to(tmp_path / "further")
+    (tmp_path / "further/link").symlink_to(tmp_path)
+    assert names_below(tmp_path / "top/set") == ["link/b.png", "link/link/c.png", "a.png"]
 
 
 def test_a_pipe_is_an_unreadable_image(tmp_path: Path) -> None:
@@ -230,6 +274,39 @@ def test_fingerprint_of_an_lmdb_tells_its_size_and_change(tmp_path: Path) -> Non
     (file,) = tmp_path.rglob("*_5_*/toy_churches_train_lmdb/data.mdb")
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # other images may take as many pages
     assert small.fingerprint != open_toys(tmp_path, "train", toy_images=5).fingerprint
+
+
+def test_copies_of_a_folder_have_one_listing_unless_a_name_or_a_size_differs(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "a", [f"x/{i}.png" for i in range(20)])
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # with other times
+
+    def equal() -> list[bool]:
+        return [
+            open_custom(tmp_path / "a", split).listing == open_custom(tmp_path / "b", split).listing for split in SPLITS
+        ]
+
+    os.utime(tmp_path / "b/x/3.png", (1, 1))
+    assert equal() == [True] * 3
+    (tmp_path / "b/x/3.png").rename(tmp_path / "b/x/33.png")  # which takes no other place
+    assert equal() == [False, True, False]
+    (tmp_path / "b/x/33.png").rename(tmp_path / "b/x/3.png")
+    with (tmp_path / "b/x/9.png").open("ab") as file:
+        file.write(b"\0")
+    assert equal() == [True, False, False]
+    (tmp_path / "b/x/9.png").unlink()
+    (tmp_path / "b/x/9.png").symlink_to("nowhere")
+    assert equal() == [True, False, False]
+
+
+def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
+    values = {b"a": b"12", b"b": b"345"}
+    others = {"same": values, "key": {b"a": b"12", b"c": b"345"}, "size": {b"a": b"1", b"b": b"2345"}}
+    for name, items in others.items():
+        write_lmdb(tmp_path / name, items.items())
+    write_lmdb(tmp_path / "copy", list(values.items())[::-1])
+    listings = {name: open_custom(tmp_path / name, "all").listing for name in (*others, "copy")}
+    assert listings["copy"] == listings["same"]
+    assert len(set(listings.values())) == 3
 
 
 def test_pickled_copies_are_equal(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from io import BytesIO
@@ -10,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision import transforms
 
 from hparams.errors import UserError
-from utils.images import decode_rgb, resize_and_crop
+from utils.images import BadImageError, decode_rgb, resize_and_crop
+from utils.lmdb_images import write_lmdb
 
 ORANGE = (240, 130, 40)
 
@@ -42,7 +47,29 @@ def png_of(colour_type: int, depth: int, row: bytes, width: int, height: int, *e
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(*e) for e in extra) + pixels + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def tiff_of(samples: np.ndarray, bits: int, sample_format: int, photometric: int = 1, width: int = 4) -> bytes:
+    """An uncompressed grey TIFF of one row, of kinds that Pillow reads but does not write."""
+    order, data = (">", b"MM\0*") if samples.dtype.byteorder == ">" else ("<", b"II*\0")
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: samples.nbytes}
+    tags[339] = sample_format
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    return data + struct.pack(f"{order}I", 8 + samples.nbytes) + samples.tobytes() + directory
+
+
+FORMATS = [
+    ("JPEG", {"quality": 95}),
+    ("MPO", {"quality": 95, "save_all": True, "append_images": [Image.new("RGB", (16, 16))]}),
+    ("PNG", {}),
+    ("WEBP", {"lossless": True}),
+    ("BMP", {}),
+    ("TIFF", {}),
+    ("PPM", {}),
+    ("AVIF", {"quality": 95}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), FORMATS)
 def test_rgb_of_each_format(kind: str, options: dict[str, object]) -> None:
     data = encode(Image.new("RGB", (16, 16), ORANGE), kind, **options)
     np.testing.assert_allclose(mean_colour(data), ORANGE, atol=3)
@@ -218,6 +245,172 @@ def test_unreadable_bytes_go_by_their_name() -> None:
 def test_float_images_are_refused() -> None:
     with pytest.raises(UserError, match="floats"):
         decode_rgb(encode(Image.new("F", (4, 4), 0.5), "TIFF"), "scan.tif")
+
+
+RAMP = np.array([0, 257, 32896, 65535])
+
+
+@pytest.mark.parametrize(
+    ("samples", "bits", "sample_format", "told"),
+    [
+        (RAMP.astype("<i2"), 16, 2, "signed integers"),
+        (RAMP.astype(">i2"), 16, 2, "signed integers"),
+        (RAMP.astype("i1"), 8, 2, "signed integers"),
+        (RAMP.astype("<i4"), 32, 2, "signed integers"),
+        (RAMP.astype("<u4"), 32, 1, "32-bit integers"),
+    ],
+)
+def test_so_are_integers_that_do_not_say_what_is_white(
+    samples: np.ndarray, bits: int, sample_format: int, told: str
+) -> None:
+    with pytest.raises(BadImageError, match=rf"^scan\.tif holds {told}, .* 8 or 16 unsigned bits"):
+        decode_rgb(tiff_of(samples, bits, sample_format), "scan.tif")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(tiff_of(RAMP.astype("<u2"), 16, 1), id="16 bits"),
+        pytest.param(tiff_of(RAMP.astype(">u2"), 16, 1), id="16 bits, big-endian"),
+        pytest.param(tiff_of(65535 - RAMP.astype("<u2"), 16, 1, photometric=0), id="16 bits, white is 0"),
+        pytest.param(tiff_of(np.frombuffer(b"\0\0\x10\x80\x8f\xff", "u1"), 12, 1), id="12 bits"),
+        pytest.param(b"P5 4 1 65535\n" + RAMP.astype(">u2").tobytes(), id="PGM"),
+        pytest.param(b"P5 4 1 510\n" + np.array([0, 2, 256, 510], ">u2").tobytes(), id="PGM of 9 bits"),
+        pytest.param(b"P2 4 1 510 0 2 256 510", id="plain PGM of 9 bits"),
+    ],
+)
+def test_unsigned_samples_of_up_to_16_bits_are_scaled(content: bytes) -> None:
+    np.testing.assert_array_equal(np.asarray(decode_rgb(content))[0, :, 1], (0, 1, 128, 255))
+
+
+DOORS = """
+import sys
+from pathlib import Path
+from hparams.errors import UserError
+from hparams.experiments import InpaintingSettings
+from utils.datasets import open_folder, open_images
+from utils.masks import painted_pixels
+
+(name,) = sys.argv[1:]
+for read in (
+    lambda: open_images("custom", split="all", img_size=8, custom_dataset_path="photos", hold_out=False)[0],
+    lambda: open_images("custom", split="all", img_size=8, custom_dataset_path="packed", hold_out=False)[0],
+    lambda: open_folder(Path("photos"), img_size=8, flag="--fake_images_path")[0],
+    lambda: painted_pixels(InpaintingSettings(mask_path=f"photos/{name}"), 8),
+):
+    try:
+        read()
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n"),
+        ("a.png", struct.pack(">27f", *[1] * 27) + bytes(4000)),  # as SPIDER's files begin
+    ],
+)
+def test_no_file_chooses_a_decoder_that_is_not_meant_for_images(name: str, content: bytes, tmp_path: Path) -> None:
+    """A folder's images, an LMDB's values, given images and masks all come through one door; `gs` would be started."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / name).write_bytes(content)
+    write_lmdb(tmp_path / "packed", [(name.encode(), content)])
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
+    (tmp_path / "gs").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", DOORS, name],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, len(lines)) == (0, "", 4)
+    assert all(f"{name} as an image (damaged, or of none of the kinds JPEG" in line for line in lines), lines
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_a_decoder_raises_makes_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: BaseException) -> bytes:
+        def load(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+        return encode(quarters(), "PNG")
+
+    for error in (AttributeError("no such thing"), ZeroDivisionError(), MemoryError(), AssertionError("odd")):
+        with pytest.raises(BadImageError, match=rf"a\.png as an image \({str(error) or type(error).__name__}\)"):
+            decode_rgb(fails(error), "a.png")
+    with pytest.raises(KeyboardInterrupt):
+        decode_rgb(fails(KeyboardInterrupt()), "a.png")
+
+
+def with_text(text: bytes | str, *, zip: bool, keyword: str = "XML:com.adobe.xmp") -> dict[str, object]:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(keyword, text, zip=zip) if keyword.startswith("XML") else chunks.add_text(keyword, text, zip=zip)
+    return {"pnginfo": chunks}
+
+
+LARGE = 3 << 20
+SIDEWAYS = '<x tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param({"icc_profile": np.random.default_rng(0).bytes(LARGE)}, id="profile"),
+        pytest.param({"icc_profile": bytes(1 << 25)}, id="profile, a bomb"),
+        pytest.param(with_text("x" * LARGE, zip=True), id="XMP"),
+        pytest.param(with_text("x" * LARGE, zip=True, keyword="Comment"), id="text"),
+    ],
+)
+def test_metadata_however_large_is_no_reason_to_refuse(metadata: dict[str, object]) -> None:
+    decoded = decode_rgb(encode(quarters(), "PNG", **metadata))
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(quarters()))
+
+
+def test_nor_is_text_of_more_than_pillow_keeps() -> None:
+    assert decode_rgb(png_of(0, 8, bytes(4), 4, 4, (b"tEXt", b"a\0" + bytes(65 << 20)))).size == (4, 4)
+
+
+def test_an_image_with_a_large_profile_is_turned_upright_all_the_same() -> None:
+    stored = quarters().transpose(Image.Transpose.ROTATE_90)
+    for turned in (with_text(SIDEWAYS, zip=True), with_text(SIDEWAYS + " " * LARGE, zip=False)):
+        content = encode(stored, "PNG", icc_profile=bytes(LARGE), **turned)
+        np.testing.assert_array_equal(np.asarray(decode_rgb(content)), np.asarray(quarters()))
+
+
+def test_a_large_profile_hides_no_damage() -> None:
+    content = encode(Image.effect_noise((64, 64), 90), "PNG", icc_profile=bytes(LARGE))
+    with pytest.raises(BadImageError, match="truncated"):
+        decode_rgb(content[:-200])
+
+
+def test_many_bombs_take_little_memory() -> None:
+    bomb = png_of(0, 8, bytes(4), 4, 4, *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))] * 40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert decode_rgb(bomb).size == (4, 4)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB; they hold 2.6 GB
+
+
+def test_libtiff_says_nothing_by_itself(tmp_path: Path) -> None:
+    content = bytearray(encode(Image.effect_noise((64, 64), 90), "TIFF", compression="tiff_lzw"))
+    content[300:3000:97] = b"\xff" * len(range(300, 3000, 97))
+    (tmp_path / "odd.tif").write_bytes(content)
+    code = """if True:
+        from pathlib import Path
+        from utils.images import BadImageError, decode_rgb
+        try:
+            decode_rgb(Path("odd.tif"))
+        except BadImageError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("cannot read odd.tif as an image")
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])

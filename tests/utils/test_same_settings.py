@@ -16,8 +16,9 @@ from hparams.errors import UserError
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
 from utils import distributed, experiment_run
+from utils.datasets import ImageData, open_images
 from utils.distributed import Ranks
-from utils.same_settings import _common, require_as_many_images, require_same_settings
+from utils.same_settings import _common, require_same_images, require_same_settings
 
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
 
@@ -54,19 +55,34 @@ def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
 
 
 class Two(Ranks):
-    """Of which the other one has the same settings, and an image less."""
+    """Of which the other one, on another machine, has the same settings, and files of other names or sizes."""
 
     def gather_objects(self, thing: Any) -> list[Any]:
-        return [thing, thing - 1 if isinstance(thing, int) else thing]
+        return [thing, ("there", thing[1], [f"{each}?" for each in thing[2]]) if isinstance(thing, tuple) else thing]
 
 
-def test_an_experiment_asks_for_both_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def photos(folder: Path) -> ImageData:
+    (folder / "photos").mkdir()
+    for number in range(41):
+        (folder / f"photos/{number}.png").touch()
+    return open_images("custom", split="all", img_size=8, custom_dataset_path=folder / "photos", hold_out=False)
+
+
+OTHER = r"other names or sizes of files on rank 1 on there \(41 images\) than on rank 0 on .+ \(41 images\): give all"
+
+
+@pytest.mark.parametrize("flag", ["--dataset custom", "--fake_images_path"])
+def test_an_experiment_asks_for_both_before_it_writes(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment_run, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
     settings = resolve(VQGANStage, TYPED | {"log_dir": "run"})
+    splits, fake = ((), images) if flag == "--fake_images_path" else ((images,), None)
     with (
-        pytest.raises(UserError, match="--dataset custom: rank 1 finds 22 images, and rank 0 23"),
-        experiment_run.experiment_run(settings, torch.device("cpu"), 23),
+        pytest.raises(UserError, match=f"^{flag}: {OTHER}"),
+        experiment_run.experiment_run(settings, torch.device("cpu"), *splits, fake_images=fake),
     ):
         pytest.fail("it goes on")
     assert not (tmp_path / "logs").exists()
@@ -81,24 +97,29 @@ def test_training_asks_for_all_images_before_it_writes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Held-out ones count: of 40 images and of 41, as many train."""
-    (tmp_path / "photos").mkdir()
-    for number in range(41):
-        (tmp_path / f"photos/{number}.png").touch()
+    """Held-out ones count."""
+    photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distributed, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
     source = {"ae_load_dir": "ae"} if stage is PriorStage else {}
     settings = resolve(stage, TYPED | source | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
-    with pytest.raises(UserError, match="--dataset custom: rank 1 finds 40 images, and rank 0 41"):
+    with pytest.raises(UserError, match=f"^--dataset custom: {OTHER}"):
         train(settings)
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_copy_of_the_data_that_is_not_whole_is_named() -> None:
-    class Three(Ranks):
+def test_a_copy_of_the_data_that_is_another_is_named_by_its_machine(tmp_path: Path) -> None:
+    class Five(Ranks):
         def gather_objects(self, thing: Any) -> list[Any]:
-            return [thing, thing, thing - 1]
+            return [thing, thing, ("b", 40, ["x"]), ("b", 40, ["x"]), ("c", 41, ["y"])]
 
-    with pytest.raises(UserError, match="--dataset ffhq: rank 2 finds 22 images, and rank 0 23: give all"):
-        require_as_many_images("ffhq", 23, Three(1, 3))
-    require_as_many_images("ffhq", 23, Ranks())
+    images = photos(tmp_path)
+    told = (
+        r"--dataset ffhq: .* on rank 2 on b \(40 images\), rank 4 on c \(41 images\) than on rank 0 on .* \(41 images\)"
+    )
+    with pytest.raises(UserError, match=told):
+        require_same_images("--dataset ffhq", [images], Five(1, 5))
+
+
+def test_one_process_lists_nothing() -> None:
+    require_same_images("--dataset ffhq", [object()], Ranks())  # type: ignore[list-item]
