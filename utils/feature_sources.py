@@ -247,7 +247,7 @@ class _Decoder:
     def features(self, ids: np.ndarray, ranks: Ranks) -> np.ndarray:
         """Of codes [n,N]."""
         run, extractor, size = self.settings.run, self.extractor, asdict(self.settings.autoencoder)
-        made_from = (sha256_of(self.ae_file), size, content_key(ids.tobytes()), self.amp_dtype)
+        made_from = (sha256_of(self.ae_file), size, content_key(ids), self.amp_dtype)
         path = self.folder.features / f"{content_key('decoded 2', *made_from, extractor.name, extractor.weights)}.npy"
         if self.settings.generated.save_images:
             self._save(ids, ranks)
