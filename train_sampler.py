@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from hparams.cli import parse, run_script
+from hparams.errors import NotFiniteError
 from hparams.saved import describe
 from hparams.settings import PriorStage
 from utils.preflight import check_autoencoder, check_data
@@ -83,15 +84,14 @@ def train(settings: PriorStage) -> None:
                 if held_out is not None and run.due(training.steps_per_eval, done):
                     run.validated(done, trainer.validate(held_out, run_settings.batch_size))
                 if run.picture_due(done):
-                    samples = draw_images(
-                        trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype, ranks
-                    )
-                    run.picture(done, "samples", samples)
-                    if ranks.first and isinstance(trainer.averaged, AbsorbingDiffusion):
-                        strip = unmasking_strip(
-                            trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype
-                        )
-                        run.picture(done, "unmasking", strip, columns=len(strip) // 2)
+                    model, drawn_by = trainer.averaged, (autoencoder, settings.sampling, run_settings, amp_dtype)
+                    try:
+                        run.picture(done, "samples", draw_images(model, *drawn_by, ranks))
+                        if ranks.first and isinstance(model, AbsorbingDiffusion):
+                            strip = unmasking_strip(model, *drawn_by)
+                            run.picture(done, "unmasking", strip, columns=len(strip) // 2)
+                    except NotFiniteError as error:  # a training step that overflows is skipped, too
+                        run.warn(f"WARNING: no picture of samples after step {done}: {error}; training goes on")
                 run.save_if_due(done, trainer)
 
 
