@@ -34,7 +34,7 @@ from utils.sample_files import SampleFiles
 from utils.sampled_ids import sampled_ids
 from utils.sampling import decode_images, sampling_conditions
 from utils.shared_batches import in_order, own_indices
-from utils.trained_models import load_trained_models
+from utils.trained_models import load_trained_models, note_averages
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             ema=settings.checkpoint.ema is not False,
             device=extractor.device,
         )
+        note_averages(ae_file)
         h, w = autoencoder.latent_size
         ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=settings.autoencoder.codebook_size)
         decoder = _Decoder(settings, extractor, folder, autoencoder, ae_file)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hparams import launch
 from hparams.errors import RunError, UserError
+from hparams.lengths import notes_on_length
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
@@ -83,7 +84,7 @@ class TrainingRun:
         self._resumed = settings.training.resume and bool(self.folder.state_steps(kind))
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
-        self._notes: list[str] = []
+        self._notes = [f"note: {line}" for line in notes_on_length(settings)]
         self._data: DataNote | None = None
         self._autoencoder: str | None = None
         self._restore(trainer)
