@@ -6,7 +6,9 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
-from hparams.cli import parse, run_script
+from hparams.cli import note, parse, run_script
+from hparams.errors import NotFiniteError
+from hparams.lengths import notes_on_length
 from hparams.saved import describe
 from hparams.settings import PriorStage
 from utils.preflight import check_autoencoder, check_data
@@ -26,6 +28,7 @@ def main() -> None:
     first_step(settings, settings.prior.sampler)
     if settings.run.dry_run:
         print(describe(settings))
+        note(notes_on_length(settings))
         return
     train(settings)
 
@@ -40,7 +43,7 @@ def train(settings: PriorStage) -> None:
     from utils.distributed import joined
     from utils.latents import code_statistics, resident_codes
     from utils.prior_trainer import PriorTrainer
-    from utils.runs import restore_autoencoder
+    from utils.runs import note_of_average, restore_autoencoder
     from utils.same_settings import require_same_images, require_same_settings
     from utils.sampling import draw_images
     from utils.seeding import seed_global
@@ -66,6 +69,8 @@ def train(settings: PriorStage) -> None:
 
         with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
             run.say(f"autoencoder from {ae_file}")
+            if line := note_of_average(ae_file):
+                run.say(f"note: {line}: train it on, or anew with --ema_warmup")
             run.compare_autoencoder(ae_file)
             run.compare_data(images)
             bad, check = run.bad_images.report, run.stop_if_asked
@@ -84,15 +89,14 @@ def train(settings: PriorStage) -> None:
                 if held_out is not None and run.due(training.steps_per_eval, done):
                     run.validated(done, trainer.validate(held_out, run_settings.batch_size))
                 if run.picture_due(done):
-                    samples = draw_images(
-                        trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype, ranks
-                    )
-                    run.picture(done, "samples", samples)
-                    if ranks.first and isinstance(trainer.averaged, AbsorbingDiffusion):
-                        strip = unmasking_strip(
-                            trainer.averaged, autoencoder, settings.sampling, run_settings, amp_dtype
-                        )
-                        run.picture(done, "unmasking", strip, columns=len(strip) // 2)
+                    model, drawn_by = trainer.averaged, (autoencoder, settings.sampling, run_settings, amp_dtype)
+                    try:
+                        run.picture(done, "samples", draw_images(model, *drawn_by, ranks))
+                        if ranks.first and isinstance(model, AbsorbingDiffusion):
+                            strip = unmasking_strip(model, *drawn_by)
+                            run.picture(done, "unmasking", strip, columns=len(strip) // 2)
+                    except NotFiniteError as error:  # a training step that overflows is skipped, too
+                        run.warn(f"WARNING: no picture of samples after step {done}: {error}; training goes on")
                 run.save_if_due(done)
 
 

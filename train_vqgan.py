@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hparams.cli import parse, run_script
+from hparams.cli import note, parse, run_script
+from hparams.lengths import notes_on_length
 from hparams.saved import describe
 from hparams.settings import VQGANStage
 from utils.preflight import check_data
@@ -18,6 +19,7 @@ def main() -> None:
     first_step(settings, VQGAN)
     if settings.run.dry_run:
         print(describe(settings))
+        note(notes_on_length(settings))
         return
     train(settings)
 

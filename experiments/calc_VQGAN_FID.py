@@ -46,6 +46,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
     from utils.reconstructions import Reconstructions, lpips_if_there
     from utils.results import record_result
     from utils.runs import restore_autoencoder
+    from utils.trained_models import note_averages
 
     run, source, sizes = settings.run, settings.source, settings.autoencoder
     device, folder, split = pick_device(run.device), RunFolder(run.log_dir), settings.real.split
@@ -53,6 +54,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
     autoencoder, ae_file = restore_autoencoder(
         sizes, str(source.ae_load_dir), source.ae_load_step, ema=settings.weights.ema is not False, device=device
     )
+    note_averages(ae_file)
     data, most = open_split(run, split, sizes.img_size), settings.reconstruction.n_samples
     real = real_source(run, extractor, data, split, most)
     check_image_count(settings, real.n, real.where)

@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,9 +69,14 @@ def parse(
     typed = resume_after_restart(stage_class, typed, logs=logs)
     stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
     values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}
-    for line in idle_flags(typed, values) if launch.rank() == 0 else ():
-        print(f"{prog or Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
+    note(idle_flags(typed, values), prog)
     return stage
+
+
+def note(lines: Iterable[str], prog: str | None = None) -> None:
+    """Print notes on stderr; of several processes the first alone does."""
+    for line in lines if launch.rank() == 0 else ():
+        print(f"{prog or Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
 
 
 def parse_plain(

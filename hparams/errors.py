@@ -13,3 +13,7 @@ class RunError(Exception):
 
     Scripts print it to stderr without a traceback and exit with status 1.
     """
+
+
+class NotFiniteError(RunError):
+    """A network computed NaN or infinity from weights that are finite."""

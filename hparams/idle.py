@@ -31,7 +31,7 @@ CONDITIONS = (
     Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
     Condition(("sample_steps",), "order", ("random",)),
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
-    Condition(("ema_beta", "steps_per_update_ema"), "ema", (True,)),
+    Condition(("ema_beta", "ema_warmup", "steps_per_update_ema"), "ema", (True,)),
     Condition(("amp_dtype",), "amp", (True,)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
     *(Condition(("save_images",), given, (None,)) for given in ("fake_images_path", "fake_feats")),

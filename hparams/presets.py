@@ -17,6 +17,10 @@ Row = Mapping[str, Any]
 DATASETS: tuple[str, ...] = settings_of(VQGANStage)["dataset"].choices
 FOLDERS: tuple[str, ...] = get_args(FolderDataset)
 
+# Training settings that presets named only after runs had been made with them. A run whose file lacks one had its
+# default, and keeps it when it is resumed.
+ADDED_TO_PRESETS = ("ema_warmup",)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -46,6 +50,7 @@ _TOY_TRAINING: Row = {
     "steps_per_display_output": 550,
     "steps_per_save_output": 550,
     "steps_per_update_ema": 1,
+    "ema_warmup": True,
     "lr": 1e-3,
 }
 _TOY_VQGAN_TRAINING: Row = {

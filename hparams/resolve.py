@@ -24,7 +24,7 @@ from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
 from hparams.fields import Setting, from_yaml, groups_of, settings_of
 from hparams.model_settings import AutoencoderSettings, PriorSettings
-from hparams.presets import DATASETS, preset
+from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
 from hparams.settings import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
 
 PlainT = TypeVar("PlainT", bound=Plain)
@@ -156,6 +156,8 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
         if not values and "dataset" not in typed:
             raise UserError(f"--resume: {logs / folder} has no {saved.FILE_NAME}: give all flags of the run again")
+        if values:
+            values = {name: settings_of(stage_class)[name].default for name in ADDED_TO_PRESETS} | values
         values.pop("log_dir", None)  # the folder may have been renamed since
     elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
         if not (typed.get("ae_load_dir") and typed.get("dataset")):

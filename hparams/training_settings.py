@@ -42,6 +42,12 @@ class TrainingSettings:
     ema_beta: float = setting(
         0.995, help="decay of the moving average", unit="beta", minimum=0, below=1, subject="moving average"
     )
+    ema_warmup: bool = setting(
+        False,
+        help="let the average's memory grow with its updates n, so that it forgets its start: decay "
+        "min(ema_beta, (1 + n)/(10 + n))",
+        subject="moving average",
+    )
     steps_per_update_ema: int = setting(
         10,
         help="training steps between two updates of the moving average",

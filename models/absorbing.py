@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.categorical import check_temperature, image_generators
+from models.categorical import check_sampling, image_generators, stack_samples
 from models.diffusion import DiffusionLoss, masked_cross_entropy, objective
 from models.events import Image, diffusion_image, mlm_image, remask_times, sample_images
 from models.parts import Wrap, as_it_is
@@ -79,18 +79,19 @@ class AbsorbingDiffusion(nn.Module):
         starts: Iterable[Tensor] | None = None,
         n: int | None = None,
         wrap: Wrap = as_it_is,
+        invalid: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` images are evaluated
         together. `sample_steps` None means T. starts: what is given of each sample, ids [N] int64 on the CPU, K where
         it is to be drawn; `diffusion` keeps it. n: how many generators there are, where that is known, which saves
-        evaluations on CUDA; for this and `wrap` see `sample_images`.
+        evaluations on CUDA; for this, `wrap` and `invalid` see `sample_images`.
         """
         steps = self.total_steps if sample_steps is None else sample_steps
         if not 1 <= steps <= self.total_steps:
             raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {steps}")
-        check_temperature(temp)
+        check_sampling(temp, batch_size)
         if sample_type == "diffusion":
             begin = partial(diffusion_image, steps=steps)
         elif sample_type == "mlm":
@@ -116,6 +117,7 @@ class AbsorbingDiffusion(nn.Module):
             n=n,
             static=self._denoise_fn.pos_emb.is_cuda,
             wrap=wrap,
+            invalid=invalid,
         )
 
     def sample(
@@ -131,19 +133,21 @@ class AbsorbingDiffusion(nn.Module):
         """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
 
         Without a `generator` the draws follow torch's global stream. `sample_steps` None means T.
+
+        Raises:
+            FloatingPointError: logits are not finite.
         """
-        return torch.stack(
-            list(
-                self.samples(
-                    image_generators(n, generator),
-                    batch_size=batch_size,
-                    temp=temp,
-                    sample_steps=sample_steps,
-                    sample_type=sample_type,
-                    n=n,
-                )
-            )
+        invalid = torch.zeros((), dtype=torch.int64, device=self._denoise_fn.pos_emb.device)
+        samples = self.samples(
+            image_generators(n, generator),
+            batch_size=batch_size,
+            temp=temp,
+            sample_steps=sample_steps,
+            sample_type=sample_type,
+            invalid=invalid,
+            n=n,
         )
+        return stack_samples(samples, self.tokens, invalid)
 
     def idle_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that training never uses: the start token, which published files hold."""

@@ -13,6 +13,8 @@ from models.layers import ResBlock
 from models.parts import WHOLE, BatchPart
 from models.quantizers import QUANTIZERS, GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
 
+_ROUNDING = 1e-3  # by which images may leave [0,1]
+
 
 class VQAutoEncoder(nn.Module):
     """Encoder, quantiser and generator. Its two public verbs are `encode` and `decode`."""
@@ -71,14 +73,24 @@ class VQAutoEncoder(nn.Module):
                 yield from module.conv_out.parameters()
         yield from self.generator.logsigma.parameters()
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] → ids [B,N] int64 in 0..K-1, N = h·w in raster order."""
+    def encode(self, images: Tensor, *, check_range: bool = True) -> Tensor:
+        """Images [B,C,H,W] in [0,1] → ids [B,N] int64 in 0..K-1, N = h·w in raster order.
+
+        check_range: look at the values, for which the host waits; False for images that were made of uint8.
+
+        Raises:
+            ValueError: images of another shape, that are no floats, or not in [0,1].
+        """
         if images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"images must have shape [B, {', '.join(map(str, self.image_shape))}], not {list(images.shape)}"
             )
         if not images.is_floating_point():
             raise ValueError(f"images must be floating-point numbers in [0,1], not {images.dtype}")
+        if check_range and images.numel():
+            low, high = (bound.item() for bound in images.aminmax())
+            if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # nor with NaN
+                raise ValueError(f"images must be in [0,1], not within {low:.4g}..{high:.4g}: scale or clamp them")
         return self.quantize.ids(self.encoder(images))
 
     def decode(self, ids: Tensor, size: Sequence[int] | None = None) -> Tensor:

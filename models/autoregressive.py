@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.categorical import check_temperature, image_generators
+from models.categorical import check_sampling, image_generators, stack_samples
 from models.parts import Wrap, as_it_is
 from models.samplers import sample_autoregressive
 from models.transformer import Transformer
@@ -44,18 +44,26 @@ class AutoregressivePrior(nn.Module):
         return iter(())
 
     def samples(
-        self, generators: Iterable[torch.Generator], *, batch_size: int, temp: float = 1.0, wrap: Wrap = as_it_is
+        self,
+        generators: Iterable[torch.Generator],
+        *,
+        batch_size: int,
+        temp: float = 1.0,
+        wrap: Wrap = as_it_is,
+        invalid: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are drawn together.
-        `wrap`: see `sample_autoregressive`.
+        `wrap`, `invalid`: see `sample_autoregressive`.
         """
-        check_temperature(temp)
+        check_sampling(temp, batch_size)
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
         while batch := list(itertools.islice(numbers, batch_size)):
             uniforms = torch.stack(batch).to(self.net.pos_emb.device)
-            yield from sample_autoregressive(self.net, uniforms, temp=temp, static=uniforms.is_cuda, wrap=wrap)
+            yield from sample_autoregressive(
+                self.net, uniforms, temp=temp, static=uniforms.is_cuda, wrap=wrap, invalid=invalid
+            )
 
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, batch_size: int = 64
@@ -63,5 +71,11 @@ class AutoregressivePrior(nn.Module):
         """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
 
         Without a `generator` the draws follow torch's global stream.
+
+        Raises:
+            FloatingPointError: logits are not finite.
         """
-        return torch.stack(list(self.samples(image_generators(n, generator), batch_size=batch_size, temp=temp)))
+        invalid = torch.zeros((), dtype=torch.int64, device=self.net.pos_emb.device)
+        generators = image_generators(n, generator)
+        samples = self.samples(generators, batch_size=batch_size, temp=temp, invalid=invalid)
+        return stack_samples(samples, self.tokens, invalid)

@@ -89,20 +89,22 @@ def sample_images(
     n: int | None = None,
     static: bool = False,
     wrap: Wrap = as_it_is,
+    invalid: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The samples of `images`, in their order: ids [N] int64 on `device`.
 
     At most `batch_size` images are under way, and as many as that while there are more to begin. What an image becomes
     depends on the images beside it only as far as the network's arithmetic does. static: few shapes, for code that is
     compiled for them: places per image in steps of `WIDTH`, and a batch that is halved as images run out. It begins
-    with `even_rows`, if `n` says how many images there are. `wrap` is given what a round does.
+    with `even_rows`, if `n` says how many images there are. `wrap` is given what a round does. invalid:
+    see `invert_cdf`; what a round does adds to it in place.
     """
     if static and n:
         batch_size = even_rows(n, batch_size)
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
         x = x.scatter(1, places, mask_id)
-        return x.scatter(1, places, invert_cdf(logits_at(x, places), temp, uniforms))
+        return x.scatter(1, places, invert_cdf(logits_at(x, places), temp, uniforms, invalid))
 
     waiting: dict[int, Tensor] = {}  # finished before an earlier one
     upcoming = 0

@@ -94,7 +94,7 @@ class VectorQuantizer(nn.Module):
 
     def ids(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → nearest codes [B,N] int64."""
-        return nearest_ids(flatten_places(z), self.codebook).view(z.shape[0], -1)
+        return nearest_ids(flatten_places(z), self.codebook).view(len(z), z.shape[2] * z.shape[3])
 
     def lookup(self, ids: Tensor, size: Sequence[int]) -> Tensor:
         """ids [B,N] → their embeddings [B,D,h,w], with (h, w) = `size`."""

@@ -19,12 +19,19 @@ from models.transformer import Transformer
 
 @torch.no_grad()
 def diffusion_trajectory(
-    logits_fn: LogitsFn, x_T: Tensor, *, mask_id: int, steps: int, temp: float, generator: torch.Generator
+    logits_fn: LogitsFn,
+    x_T: Tensor,
+    *,
+    mask_id: int,
+    steps: int,
+    temp: float,
+    generator: torch.Generator,
+    invalid: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Ancestral sampling: for s = steps … 1, reveal each masked token with probability 1/s, drawn from p(x_0 | x_t).
 
     x_T: [B,N] int64 start tokens; those that are not `mask_id` stay as they are. Yields x_T itself, then the tokens
-    after each of the steps, each [B,N]; the last one is the sample.
+    after each of the steps, each [B,N]; the last one is the sample. `invalid`: see `invert_cdf`.
     """
     x = x_T.clone()
     yield x.clone()
@@ -34,18 +41,25 @@ def diffusion_trajectory(
         # The network does not see the time: an image of which nothing is due needs no evaluation.
         if len(rows):
             logits = logits_fn(x[rows])
-            x[due] = draw_categorical(logits[due[rows]], temp, generator)
+            x[due] = draw_categorical(logits[due[rows]], temp, generator, invalid)
         yield x.clone()
 
 
 @torch.no_grad()
 def sample_autoregressive(
-    net: Transformer, uniforms: Tensor, *, temp: float, static: bool = False, wrap: Wrap = as_it_is
+    net: Transformer,
+    uniforms: Tensor,
+    *,
+    temp: float,
+    static: bool = False,
+    wrap: Wrap = as_it_is,
+    invalid: Tensor | None = None,
 ) -> Tensor:
     """Draw the tokens one by one in raster order, keeping keys and values of those before.
 
     uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. `static`: with the same
-    shapes at every place, for compiled code; `wrap` is given what then gives a place's logits. Returns [B,N] int64.
+    shapes at every place, for compiled code; `wrap` is given what then gives a place's logits. `invalid`: see
+    `invert_cdf`. Returns [B,N] int64.
     """
     batch, tokens = uniforms.shape
     ids = torch.empty((batch, tokens), dtype=torch.int64, device=uniforms.device)
@@ -53,7 +67,7 @@ def sample_autoregressive(
     logits = net.next_logits(ids[:, :0], cache)
     following = wrap(partial(net.following_logits, cache=cache))
     for place in range(tokens):
-        ids[:, place] = invert_cdf(logits[:, -1], temp, uniforms[:, place])
+        ids[:, place] = invert_cdf(logits[:, -1], temp, uniforms[:, place], invalid)
         if place + 1 == tokens:
             break
         new = ids[:, place : place + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ READ_OVER = ("perceptual.",)
 
 # A head that only the likelihood estimate uses; older checkpoints lack it.
 LOGSIGMA = ("ae.generator.logsigma.",)
+
+# Statistics of a prior's training, which nothing but pictures depends on. The published code enters losses that are not
+# finite, too.
+HISTORIES = ("loss_history", "Lt_history", "Lt_count")
 
 
 def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
@@ -141,7 +145,7 @@ def load_into(
     are other parts. All names are the file's.
 
     Raises:
-        UserError: names are missing or not known, or shapes differ; the line lists them.
+        UserError: names are missing or not known, shapes differ, or values are not finite; the line lists them.
     """
     given = {name: value for name, value in state_dict.items() if not name.startswith((*READ_OVER, *beside))}
     own = {prefix + name: value for name, value in module.state_dict().items()}
@@ -162,6 +166,39 @@ def load_into(
             f"{source} does not fit these settings ({'; '.join(problems)}): check the flags of the model's sizes"
         )
     module.load_state_dict(part_of(given, prefix), strict=False)
+    loaded = {prefix + name: value for name, value in module.state_dict().items()}
+    # In the module's own types, in which a value of the file may overflow.
+    require_finite({name: value for name, value in loaded.items() if name in given}, source)
+
+
+def require_finite(
+    content: Any, source: Path | str, advice: str = "use the file of an earlier step, or a fresh copy of this one"
+) -> None:
+    """Look at the tensors in nested dicts and lists that came from a file; `HISTORIES` are passed over.
+
+    Raises:
+        UserError: floating-point values are NaN or infinite; the line lists where they are.
+    """
+    floats = {
+        name: value for name, value in _tensors(content) if value.is_floating_point() and not name.endswith(HISTORIES)
+    }
+    if not floats:
+        return
+    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()  # waits once
+    if broken := [name for name, good in zip(floats, finite, strict=True) if not good]:
+        raise UserError(
+            f"{source} holds values that are not finite (in {_listed(broken)}): its training had diverged, or it is "
+            f"damaged; {advice}"
+        )
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts and lists, with where they are: `absorbing.state.3.exp_avg`."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, (Mapping, list)):
+        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+            yield from _tensors(value, f"{name}.{key}".lstrip("."))
 
 
 def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Generic, TypeVar
 
 import torch
@@ -11,20 +12,46 @@ from torch import Tensor, nn
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
+def decay_of(n: int, beta: float, *, warmup: bool) -> float:
+    """Decay of the update after n others: β, or with warm-up min(β, (1 + n)/(10 + n)), so that the start is forgotten.
+
+    With warm-up the average's memory grows with its updates until it is as long as β makes it.
+    """
+    return min(beta, (1 + n) / (10 + n)) if warmup else beta
+
+
+def updates_before(step: int, every: int) -> int:
+    """How many updates an average has had before training step `step`, counted from 0: at every, 2 · every, …"""
+    return max(0, step - 1) // every
+
+
+def share_of_start(updates: int, beta: float, *, warmup: bool) -> float:
+    """What the start still weighs in an average after so many updates, in [0,1]."""
+    return math.prod(decay_of(n, beta, warmup=warmup) for n in range(updates)) if warmup else beta**updates
+
+
 class EMA(Generic[ModelT]):
     """Keeps `model`, a frozen copy in evaluation mode whose parameters follow those of the trained one.
 
     Departure from the published code, whose average keeps the buffers of the start: buffers are copied.
     """
 
-    def __init__(self, model: ModelT, beta: float) -> None:
-        self.beta = beta
+    def __init__(self, model: ModelT, beta: float, *, every: int = 1, warmup: bool = False) -> None:
+        """every: training steps from one update to the next. beta, warmup: see `decay_of`."""
+        self._beta = beta
+        self._every = every
+        self._warmup = warmup
         self.model: ModelT = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def follow(self, model: ModelT, step: int) -> None:
+        """Update the average after training step `step`, counted from 0, if it is due: as published, not at step 0."""
+        if step > 0 and step % self._every == 0:
+            self._update(model, decay_of(updates_before(step, self._every), self._beta, warmup=self._warmup))
+
     @torch.no_grad()
-    def update(self, model: ModelT) -> None:
-        """average ← β · average + (1 − β) · weight, for every parameter; buffers are copied."""
+    def _update(self, model: ModelT, decay: float) -> None:
+        """average ← decay · average + (1 − decay) · weight, for every parameter; buffers are copied."""
         averages: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(averages, list(model.parameters()), 1 - self.beta)
+        torch._foreach_lerp_(averages, list(model.parameters()), 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

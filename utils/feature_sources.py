@@ -34,7 +34,7 @@ from utils.sample_files import SampleFiles
 from utils.sampled_ids import sampled_ids
 from utils.sampling import decode_images, sampling_conditions
 from utils.shared_batches import in_order, own_indices
-from utils.trained_models import load_trained_models
+from utils.trained_models import load_trained_models, note_averages
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ def _generated(settings: FeatureExperiment, extractor: FeatureExtractor, folder:
             ema=settings.checkpoint.ema is not False,
             device=extractor.device,
         )
+        note_averages(ae_file)
         h, w = autoencoder.latent_size
         ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=settings.autoencoder.codebook_size)
         decoder = _Decoder(settings, extractor, folder, autoencoder, ae_file)
@@ -248,7 +249,7 @@ class _Decoder:
     def features(self, ids: np.ndarray, ranks: Ranks) -> np.ndarray:
         """Of codes [n,N]."""
         run, extractor, size = self.settings.run, self.extractor, asdict(self.settings.autoencoder)
-        made_from = (sha256_of(self.ae_file), size, content_key(ids.tobytes()), self.amp_dtype)
+        made_from = (sha256_of(self.ae_file), size, content_key(ids), self.amp_dtype)
         path = self.folder.features / f"{content_key('decoded 2', *made_from, extractor.name, extractor.weights)}.npy"
         if self.settings.generated.save_images:
             self._save(ids, ranks)

@@ -21,7 +21,7 @@ from torchvision.models import VGG16_Weights
 from hparams.errors import UserError
 from hparams.experiments import FeatureSettings
 from models.r64 import R64
-from utils.checkpoints import load_into, load_state_dict
+from utils.checkpoints import load_into, load_state_dict, require_finite
 from utils.devices import without_tf32
 from utils.files import sha256_of
 from utils.weights import pretrained_file
@@ -115,10 +115,12 @@ def _loaded(extractor: type[FeatureExtractorBase], name: str, layer: str, file: 
     torch.save(load_state_dict(file), checked)
     checked.seek(0)
     try:
-        return extractor(name, [layer], feature_extractor_weights_path=checked)
+        network = extractor(name, [layer], feature_extractor_weights_path=checked)
     except RuntimeError as error:  # names or shapes differ
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{file} does not hold the weights of {name} ({reason} …): name another file") from None
+    require_finite(network.state_dict(), file)
+    return network
 
 
 class _DINOv2(FeatureExtractorDinoV2):

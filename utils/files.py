@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from hparams.errors import UserError
 from utils.progress import say
 
@@ -167,5 +169,12 @@ def sha256_of(path: Path) -> str:
 
 
 def content_key(*parts: object) -> str:
-    """A name for what is made from all of `parts`."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
+    """A name for what is made from all of `parts`: arrays by type, shape and values, others by their printed form."""
+    return hashlib.sha256("\0".join(map(_in_key, parts)).encode()).hexdigest()[:24]
+
+
+def _in_key(part: object) -> str:
+    if not hasattr(part, "__array__"):  # which torch's tensors have, too
+        return str(part)
+    array = np.asarray(part)
+    return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

@@ -17,6 +17,7 @@ from utils.evaluation import evaluating
 from utils.files import sha256_of
 from utils.partial import Partial
 from utils.progress import Progress
+from utils.sampling import require_finite_draws, require_finite_images
 from utils.seeding import make_generator
 from utils.shared_batches import in_order, own_indices
 from utils.trained_models import TrainedModels
@@ -29,6 +30,9 @@ def larger_ids(
 
     An image is a function of weights, settings, seed and its number. A drawing of the same goes on from the file
     `partial`, which keeps the codes when all are drawn. Of several `ranks` each draws its share.
+
+    Raises:
+        NotFiniteError: the prior's predictions are not finite; what was kept before stays.
     """
     run, larger, prior = settings.run, settings.larger, models.prior
     assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
@@ -42,6 +46,7 @@ def larger_ids(
     most = -(-larger.n_samples // ranks.count)
     mine = own_indices(range(larger.n_samples), most, ranks)
     x = torch.full_like(reveal[mine], prior.mask_id)
+    invalid = torch.zeros((), dtype=torch.int64, device=models.device)
 
     def logits_at(windows: Tensor, places: Tensor) -> Tensor:
         nonlocal evaluations
@@ -78,8 +83,10 @@ def larger_ids(
                 batch_size=run.batch_size,
                 start=done,
                 stop=steps,
+                invalid=invalid,
             )
             for x in states:  # noqa: B007 (the last one is the result)
+                require_finite_draws(invalid, models.amp_dtype)
                 done += 1
                 progress.update()
                 work.keep(state)
@@ -101,7 +108,8 @@ def decode_larger(models: TrainedModels, ids: Tensor, *, quiet: bool, ranks: Ran
     def own() -> Iterator[list[Tensor]]:
         for image in ids[own_indices(range(len(ids)), 1, ranks)]:
             with evaluating(models.autoencoder), models.autocast():
-                yield [models.autoencoder.decode(image.view(1, -1), size=image.shape)]
+                decoded = models.autoencoder.decode(image.view(1, -1), size=image.shape)
+            yield [require_finite_images(decoded, models.amp_dtype)]
 
     channels, *sides = models.autoencoder.image_shape
     axes = zip(sides, ids.shape[1:], models.autoencoder.latent_size, strict=True)

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,11 +104,12 @@ def _encode(
     ):
         done, report = ranks.from_first(lambda: codes.done if codes else 0), SharedReport(bad, ranks)
         mine = own_indices(range(done, n), batch_size, ranks)
+        encode = partial(autoencoder.encode, check_range=False)
         batches = (
             images.to(device).float() / 255
             for images in eval_batches(data, batch_size, num_workers, indices=mine, bad=report)
         )
-        own = ([autoencoder.encode(images.flip(-1) if turn else images) for turn in turns] for images in batches)
+        own = ([encode(images.flip(-1) if turn else images) for turn in turns] for images in batches)
         none = [torch.empty((0, places), dtype=torch.int64, device=device)] * len(turns)
         with Progress("encoding", n, "image", done=done, quiet=quiet, say=say) as progress:
             for parts in in_order(own, n - done, batch_size, none, ranks):

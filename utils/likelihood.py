@@ -177,7 +177,7 @@ def pixel_term(
         levels = reduce_bits(pixels, likelihood.bits)
         seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, generator, part)
     with torch.no_grad():
-        ids = models.autoencoder.encode(seen)  # in float32, as for the prior's training
+        ids = models.autoencoder.encode(seen, check_range=False)  # in float32, as for the prior's training
     with models.autocast():
         mean, logsigma = models.autoencoder.distribution(ids)
     return ids, level_nll_nats(x, mean, logsigma, likelihood.bits)

@@ -10,6 +10,7 @@ from hparams.experiments import LikelihoodExperiment
 from utils.averages import Averages
 from utils.bad_images import Report, SharedReport
 from utils.batches import BatchOrder, train_batches
+from utils.checkpoints import require_finite
 from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.experiment_panes import open_dashboard
@@ -62,9 +63,11 @@ def train_head(
     def state() -> dict[str, Any]:
         return {"step": done, "trainer": trainer.state_dict()}
 
-    with Partial(folder.path / "logsigma.th", key, ranks) as work, ExitStack() as opened:
+    file = folder.path / "logsigma.th"
+    with Partial(file, key, ranks) as work, ExitStack() as opened:
         if (saved := work.load()) and saved["step"] <= end:
             trainer.load_state_dict(saved["trainer"])
+            require_finite(trainer.state_dict(), file, "delete it, and the head is trained anew")
             done = saved["step"]
         log: RunLog | None = None
         if ranks.first:

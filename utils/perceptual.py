@@ -129,8 +129,8 @@ def digest_of(network: torch.nn.Module) -> str:
 
 
 def untrained_lpips(net: str) -> lpips.LPIPS:
-    """LPIPS with a trunk of random weights: alex, vgg or squeeze."""
-    with _quiet():
+    """LPIPS with a trunk of random weights: alex, vgg or squeeze. The global random stream stays as it is."""
+    with _quiet(), torch.random.fork_rng(devices=[]):
         return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
 

@@ -84,10 +84,13 @@ class PriorTrainer:
         self.ranks = ranks
         self.micro_batches = settings.training.accumulate_steps
         self.seed = settings.run.seed
-        self.ema = EMA(prior, settings.training.ema_beta) if settings.training.ema else None
+        training = settings.training
+        self.ema: EMA[Prior] | None = None
+        if training.ema:
+            every, warmup = training.steps_per_update_ema, training.ema_warmup
+            self.ema = EMA(prior, training.ema_beta, every=every, warmup=warmup)
         for model in self.models().values():
             compile_prior(model, settings.run.compile, device)
-        self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.settings = settings.prior
         self.lr = settings.training.lr
         self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
@@ -125,8 +128,8 @@ class PriorTrainer:
         lr = warmed_up(self.lr, step, self.settings.warmup_iters)
         self.optimiser.set_rate(lr)
         metrics = self._update(ids.long())
-        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
-            self.ema.update(self.prior)
+        if self.ema:
+            self.ema.follow(self.prior, step)
         return {**metrics, "lr": torch.tensor(lr)}
 
     def _update_weights(self, ids: Tensor) -> dict[str, Tensor]:

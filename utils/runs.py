@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import torch
 
 from hparams import checks, saved
 from hparams.errors import UserError
+from hparams.fields import settings_of
 from hparams.model_settings import AutoencoderSettings, PriorSettings
 from hparams.resolve import LOGS, resolve_run
-from hparams.settings import PriorStage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 from models.autoencoder import VQAutoEncoder
 from utils.building import Prior, build_autoencoder, build_prior
 from utils.checkpoints import LOGSIGMA, load_into, load_state_dict
 from utils.devices import pick_device
-from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, Flags, RunFolder
+from utils.ema import share_of_start, updates_before
+from utils.run_folder import ABSORBING, AUTOREGRESSIVE, KINDS, VQGAN, Flags, RunFolder
+
+_MOST_OF_START = 0.05  # that an average may hold without a word
 
 _ARGUMENTS = ("log_dir", "step")  # what flags are called here
 
@@ -49,9 +55,11 @@ def load_autoencoder(
     """
     folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
     stage = resolve_run(VQGANStage, folder.path, settings)
-    return restore_autoencoder(
+    autoencoder, file = restore_autoencoder(
         stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flags=_ARGUMENTS
-    )[0]
+    )
+    _warn_of_average(file)
+    return autoencoder
 
 
 def load_prior(
@@ -73,7 +81,7 @@ def load_prior(
     if "sampler" not in settings and "sampler" not in saved.load(folder.hparams, PriorStage):
         settings["sampler"] = _only_kind(folder)
     stage = resolve_run(PriorStage, folder.path, settings)
-    return restore_prior(
+    prior, file = restore_prior(
         stage.prior,
         stage.autoencoder.codebook_size,
         folder.name,
@@ -82,7 +90,9 @@ def load_prior(
         device=_device(device),
         root=Path(root),
         flags=_ARGUMENTS,
-    )[0]
+    )
+    _warn_of_average(file)
+    return prior
 
 
 def restore_autoencoder(
@@ -130,11 +140,36 @@ def restore_prior(
     return prior.to(device).eval().requires_grad_(False), path
 
 
+def note_of_average(file: Path) -> str | None:
+    """What to say of a model file that a `RunFolder` picked: that its average still holds much of its random start.
+
+    None where it does not, where the file holds no average, and where no settings say how it was made.
+    """
+    name = re.fullmatch(rf"({'|'.join(KINDS)})_ema_(\d+)\.th", file.name)
+    if not name:
+        return None
+    stage_class: type[Stage] = VQGANStage if name[1] == VQGAN else PriorStage
+    defaults = {name: setting.default for name, setting in settings_of(stage_class).items()}
+    made_by = defaults | saved.load(file.parents[1] / saved.FILE_NAME, stage_class)
+    if not made_by["ema"] or made_by["load_step"]:  # then it began with trained weights
+        return None
+    updates = updates_before(int(name[2]), made_by["steps_per_update_ema"])
+    share = share_of_start(updates, made_by["ema_beta"], warmup=made_by["ema_warmup"])
+    if share < _MOST_OF_START:
+        return None
+    return f"{share:.0%} of {file} is still the random start of its moving average, as it was trained for too few steps"
+
+
 def _only_kind(folder: RunFolder) -> str:
     kinds = [kind for kind in (ABSORBING, AUTOREGRESSIVE) if folder.model_steps(kind)]
     if len(kinds) == 2:
         raise UserError(f"{folder.path} holds priors of both kinds: say which, by sampler={kinds[0]!r} or {kinds[1]!r}")
     return kinds[0] if kinds else ABSORBING
+
+
+def _warn_of_average(file: Path) -> None:
+    if line := note_of_average(file):
+        warnings.warn(f"{line}: ema=False takes the raw weights", stacklevel=3)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

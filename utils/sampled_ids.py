@@ -36,7 +36,7 @@ def sampled_ids(
     run = settings.run
     made_from = [sha256_of(models.prior_file), asdict(settings.prior), asdict(sampling), run.seed, models.amp_dtype]
     if starts is not None:
-        made_from.append(starts.tolist())
+        made_from.append(starts)
     key = content_key("samples 1", *made_from)
     path = folder.samples / f"{key}.npy"
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hparams.errors import NotFiniteError
 from hparams.settings import RunSettings, SamplingSettings
 from models.absorbing import AbsorbingDiffusion
 from models.autoencoder import VQAutoEncoder
@@ -17,7 +18,7 @@ from models.parts import as_it_is
 from utils.building import Prior
 from utils.compiling import captures_graphs
 from utils.cuda_graphs import Captured
-from utils.devices import autocast
+from utils.devices import autocast, precision_name
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.pictures import to_uint8
@@ -55,11 +56,15 @@ def id_batches(
     whatever is drawn beside it, but for what the size of a batch does to the network's rounding. So range(done,
     n_samples) goes on with an interrupted sampling, and `own_indices` are one process's share. starts: what an
     absorbing prior is given of each image, [n_samples,N] int64, with its mask id where it is to draw.
+
+    Raises:
+        NotFiniteError: the prior's predictions for a batch are not finite; the batch is not given.
     """
     indices = range(sampling.n_samples) if indices is None else indices
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
     device = next(prior.parameters()).device
     wrap = Captured if captures_graphs(run.compile, device) else as_it_is
+    invalid = torch.zeros((), dtype=torch.int64, device=device)
     if isinstance(prior, AbsorbingDiffusion):
         samples = prior.samples(
             generators,
@@ -70,14 +75,16 @@ def id_batches(
             starts=None if starts is None else starts[list(indices)],
             n=len(indices),
             wrap=wrap,
+            invalid=invalid,
         )
     else:
-        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp, wrap=wrap)
+        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp, wrap=wrap, invalid=invalid)
     while True:
         with evaluating(prior), autocast(device, amp_dtype):
             batch = list(itertools.islice(samples, run.batch_size))
         if not batch:
             return
+        require_finite_draws(invalid, amp_dtype)
         yield torch.stack(batch)
 
 
@@ -95,34 +102,19 @@ def image_batches(
 
 
 def decode_images(autoencoder: VQAutoEncoder, ids: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
-    """ids [b,N] → images [b,C,H,W] float32 in [0,1], a few at a time."""
+    """ids [b,N] → images [b,C,H,W] float32 in [0,1], a few at a time.
+
+    Raises:
+        NotFiniteError: pixels are not finite.
+    """
     with evaluating(autoencoder), autocast(ids.device, amp_dtype):
-        return torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
+        images = torch.cat([autoencoder.decode(part) for part in ids.split(DECODE_BATCH)])
+    return require_finite_images(images, amp_dtype)
 
 
 def batch_for_all(n: int, run: RunSettings, ranks: Ranks) -> int:
     """Size of the batches in which the `ranks` share n images: `batch_size`, or less, so that all have some."""
     return min(run.batch_size, -(-n // ranks.count))
-
-
-def shared_image_batches(
-    prior: Prior,
-    autoencoder: VQAutoEncoder,
-    sampling: SamplingSettings,
-    run: RunSettings,
-    amp_dtype: torch.dtype | None,
-    ranks: Ranks,
-) -> Iterator[Tensor]:
-    """All images in their order, some at a time, on every one of the `ranks`.
-
-    Each draws its share. An image is the same with any number of processes, but for rounding.
-    """
-    n, device = sampling.n_samples, next(autoencoder.parameters()).device
-    size = batch_for_all(n, run, ranks)
-    own = image_batches(prior, autoencoder, sampling, run, amp_dtype, own_indices(range(n), size, ranks).tolist())
-    none = torch.empty((0, *autoencoder.image_shape), device=device)
-    for (images,) in in_order(((images,) for images in own), n, size, [none], ranks):
-        yield images
 
 
 def shared_decoding(
@@ -159,6 +151,52 @@ def draw_images(
     amp_dtype: torch.dtype | None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """All images at once, on the CPU: [n_samples,C,H,W]. Each of the `ranks` draws its share."""
-    batches = shared_image_batches(prior, autoencoder, sampling, run, amp_dtype, ranks)
-    return torch.cat([images.cpu() for images in batches])
+    """All images at once, in their order, on the CPU of every one of the `ranks`: [n_samples,C,H,W].
+
+    Each draws its share. An image is the same with any number of processes, but for rounding.
+
+    Raises:
+        NotFiniteError: on all of the `ranks`, if predictions or images of one are not finite.
+    """
+    n, device = sampling.n_samples, next(autoencoder.parameters()).device
+    size = batch_for_all(n, run, ranks)
+    mine, own, problem = own_indices(range(n), size, ranks).tolist(), [], ""
+    try:
+        own = [(images,) for images in image_batches(prior, autoencoder, sampling, run, amp_dtype, mine)]
+    except NotFiniteError as error:
+        problem = str(error)
+    if problems := list(filter(None, ranks.gather_objects(problem))):
+        raise NotFiniteError(problems[0])
+    none = torch.empty((0, *autoencoder.image_shape), device=device)
+    return torch.cat([images.cpu() for (images,) in in_order(own, n, size, [none], ranks)])
+
+
+def require_finite_draws(invalid: Tensor, amp_dtype: torch.dtype | None) -> None:
+    """Wait for `invalid`, which counted the draws from logits that are not finite.
+
+    Raises:
+        NotFiniteError: there are some.
+    """
+    if invalid:
+        raise NotFiniteError(_not_finite("the prior's predictions", amp_dtype))
+
+
+def require_finite_images(images: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
+    """Decoded images of any shape, once the device has computed them.
+
+    Raises:
+        NotFiniteError: pixels are not finite.
+    """
+    if not images.isfinite().all():
+        raise NotFiniteError(_not_finite("decoded images", amp_dtype))
+    return images
+
+
+def _not_finite(what: str, amp_dtype: torch.dtype | None) -> str:
+    if amp_dtype is None:
+        advice = "take the weights of another step"
+    elif amp_dtype is torch.float16:
+        advice = "use --no_amp, or --amp_dtype bfloat16"
+    else:
+        advice = "use --no_amp"
+    return f"{what} are not finite in {precision_name(amp_dtype)}: {advice}"

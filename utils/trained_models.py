@@ -23,7 +23,7 @@ from utils.files import sha256_of
 from utils.introduction import tell_parameters
 from utils.results import Value
 from utils.run_folder import VQGAN, RunFolder
-from utils.runs import restore_autoencoder, restore_prior
+from utils.runs import note_of_average, restore_autoencoder, restore_prior
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
     if launch.rank() == 0:
         for line in _doubts(settings, prior_file, ae_file):
             print(line, file=sys.stderr)
+    note_averages(ae_file, prior_file)
     compile_prior(prior, run.compile, device)
     if run.compile == "on":  # longer than most decodings take
         compile_autoencoder(autoencoder, run.compile, device)
@@ -104,6 +105,12 @@ def note_if_seen(settings: PriorExperiment) -> None:
             f"note: {who} learnt from the images to evaluate, too: training with --steps_per_eval holds them out",
             file=sys.stderr,
         )
+
+
+def note_averages(*files: Path) -> None:
+    """Say on stderr which of some model files hold an average that is still much like its random start."""
+    for line in filter(None, map(note_of_average, files)) if launch.rank() == 0 else ():
+        print(f"note: {line}: --no_ema takes the raw weights", file=sys.stderr)
 
 
 def _doubts(settings: PriorExperiment, prior_file: Path, ae_file: Path) -> Iterator[str]:

@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from hparams import launch
 from hparams.errors import RunError, UserError
+from hparams.lengths import notes_on_length
 from hparams.saved import describe, save
 from hparams.settings import PriorStage, VQGANStage
 from utils.averages import Averages
 from utils.bad_images import BadImages, SharedReport
-from utils.checkpoints import LOGSIGMA, load_file, load_into, load_state, load_state_dict, save_step
+from utils.checkpoints import (
+    LOGSIGMA,
+    load_file,
+    load_into,
+    load_state,
+    load_state_dict,
+    require_finite,
+    save_step,
+)
 from utils.datasets import ImageData
 from utils.disk_space import space_notes
 from utils.distributed import ALONE, Ranks
@@ -76,7 +85,7 @@ class TrainingRun:
         self._trainer = trainer
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
-        self._notes: list[str] = []
+        self._notes = [f"note: {line}" for line in notes_on_length(settings)]
         self._data: DataNote | None = None
         self._autoencoder: str | None = None
         self._restore(trainer)
@@ -100,7 +109,8 @@ class TrainingRun:
             self._report = TrainingReport(
                 settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
             )
-        self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
+        self.say, self.warn = self._report.say, self._report.warn
+        self.validated, self.baselines = self._report.validated, self._report.baselines
         launchers = ranks.gather_objects(launch.launcher())
         if ranks.first:
             save(settings, self.folder.hparams)
@@ -178,12 +188,12 @@ class TrainingRun:
         if training.resume and not self._resumed:
             self._notes.append("this run was interrupted before it saved a step: it starts again")
         if self._resumed:
-            state = self._newest_whole_state()
+            state, file = self._newest_whole_state(), self.folder.state_file(self.kind, self.start)
             for ema, model in trainer.models().items():
-                file = self.folder.model_file(self.kind, self.start, ema=ema)
-                if file.name not in state["siblings"]:
-                    raise UserError(f"--ema: step {self.start} was saved without {file.name}: resume with --no_ema")
-                load_into(model, load_state_dict(file), file)
+                sibling = self.folder.model_file(self.kind, self.start, ema=ema)
+                if sibling.name not in state["siblings"]:
+                    raise UserError(f"--ema: step {self.start} was saved without {sibling.name}: resume with --no_ema")
+                load_into(model, load_state_dict(sibling), sibling)
             try:
                 trainer.load_state_dict(state["trainer"])
                 self._averages.load_state_dict(state["averages"], trainer.device)
@@ -191,9 +201,9 @@ class TrainingRun:
                 self._data = state.get("data")
                 self._autoencoder = state.get("autoencoder")
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                file = self.folder.state_file(self.kind, self.start)
                 reason = " ".join(str(error).split())[:120]
                 raise UserError(f"{file} does not fit these settings ({reason}): check the flags") from None
+            require_finite(trainer.state_dict()["optimisers"], file)
         elif training.load_step:
             source = RunFolder(training.load_dir or self.settings.run.log_dir)
             for ema, model in trainer.models().items():
@@ -386,4 +396,5 @@ class TrainingRun:
             file, state = states[name]
             own = [names[parameter] for parameter in optimiser.adam.param_groups[0]["params"]]
             load_moments(optimiser.adam, own, state, f"--load_optim: {file}", may_lack=LOGSIGMA)
+            require_finite(optimiser.adam.state_dict(), f"--load_optim: {file}")
             self._notes.append(f"{name} optimiser from {file}")

@@ -11,6 +11,7 @@ from models.autoencoder import VQAutoEncoder
 from models.samplers import diffusion_trajectory
 from utils.devices import autocast
 from utils.evaluation import evaluating
+from utils.sampling import require_finite_draws, require_finite_images
 from utils.seeding import make_generator
 
 MOMENTS = 10  # states that are shown
@@ -29,24 +30,36 @@ def unmasking_strip(
 
     First the tokens, a colour per code and grey where masked; then, in the same order, the images that come of filling
     each masked place with its most probable code. Changes nothing about the models.
+
+    Raises:
+        NotFiniteError: predictions or images are not finite.
     """
     device = next(prior.parameters()).device
     steps = min(sampling.sample_steps or prior.total_steps, MOST_STEPS)
     start = torch.full((1, prior.tokens), prior.mask_id, device=device)
     generator = make_generator(device, run.seed, "unmasking")
+    invalid = torch.zeros((), dtype=torch.int64, device=device)
     with (
         evaluating(prior, autoencoder),
         autocast(device, amp_dtype),
     ):
         states = list(
             diffusion_trajectory(
-                prior.logits, start, mask_id=prior.mask_id, steps=steps, temp=sampling.temp, generator=generator
+                prior.logits,
+                start,
+                mask_id=prior.mask_id,
+                steps=steps,
+                temp=sampling.temp,
+                generator=generator,
+                invalid=invalid,
             )
         )
         shown = torch.linspace(0, steps, MOMENTS).round().long().tolist()
         x = torch.cat([states[number] for number in shown])
         guess = torch.where(x == prior.mask_id, prior.logits(x).argmax(-1), x)
-        images = autoencoder.decode(guess).float().clamp(0, 1).cpu()
+        images = autoencoder.decode(guess).float().clamp(0, 1)
+    require_finite_draws(invalid, amp_dtype)
+    images = require_finite_images(images, amp_dtype).cpu()
     return torch.cat([_coloured(x.cpu(), prior.mask_id, autoencoder.latent_size, images.shape), images])
 
 

@@ -56,9 +56,12 @@ class VQGANTrainer:
         self.amp_dtype = amp_dtype
         self.seed = settings.run.seed
         self.horizontal_flip = settings.training.horizontal_flip
-        self.ema = EMA(vqgan, settings.training.ema_beta) if settings.training.ema else None
+        training = settings.training
+        self.ema: EMA[VQGAN] | None = None
+        if training.ema:
+            every, warmup = training.steps_per_update_ema, training.ema_warmup
+            self.ema = EMA(vqgan, training.ema_beta, every=every, warmup=warmup)
         compile_autoencoder(vqgan, settings.run.compile, device)
-        self.steps_per_update_ema = settings.training.steps_per_update_ema
         self.care = settings.vqgan
         # Only there is a code a place among the encoder's outputs.
         self.nearest = settings.autoencoder.quantizer == "nearest"
@@ -109,8 +112,8 @@ class VQGANTrainer:
 
         terms, counts, z, finite = self._update(step)(x)
         self._care_for_codes(counts, z, step, generator)
-        if self.ema and step > 0 and step % self.steps_per_update_ema == 0:
-            self.ema.update(self.vqgan)
+        if self.ema:
+            self.ema.follow(self.vqgan, step)
         return {
             **terms,
             "batch_perplexity": perplexity(counts),

@@ -57,8 +57,8 @@ def test_moving_average(reference: Any) -> None:
 
     expected = reference.expected
     ema = EMA(Weights(expected["ema_start"]), beta=0.995)
-    for weights in expected["ema_inputs"]:
-        ema.update(Weights(weights))
+    for step, weights in enumerate(expected["ema_inputs"], start=1):
+        ema.follow(Weights(weights), step)
     reference.check({"ema_end": ema.model.weight})
 
 

@@ -25,6 +25,7 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
         (VQGANStage, "--dataset custom --custom_dataset_path x", ""),
         (VQGANStage, "--dataset churches --ema_beta 0.9", "--ema_beta does nothing with --no_ema"),
         (VQGANStage, "--dataset churches --ema_beta 0.9 --ema", ""),
+        (VQGANStage, "--dataset churches --ema_warmup", "--ema_warmup does nothing with --no_ema"),
         (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --amp_dtype float16", "with --no_amp"),
         (PriorStage, "--dataset churches --ae_load_dir v --loss_type mlm --reweighting paper", "with --loss_type mlm"),
         (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3", ""),

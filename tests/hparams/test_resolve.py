@@ -13,7 +13,7 @@ from hparams.experiments import FIDExperiment, PriorExperiment, ReconstructionEx
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve, resume_after_restart
 from hparams.saved import save, to_flat
-from hparams.settings import PriorStage, VQGANStage
+from hparams.settings import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
 
@@ -48,6 +48,22 @@ def test_default_below_preset_below_saved_below_typed(
     run(logs, "mine", dataset="churches", **saved)
     stage = resolve(VQGANStage, {"log_dir": "mine", "resume": True, **typed}, logs=logs)
     assert stage.run.batch_size == expected
+
+
+@pytest.mark.parametrize("stage_class", [VQGANStage, PriorStage])
+@pytest.mark.parametrize(("saved", "expected"), [({}, False), ({"ema_warmup": True}, True), (None, True)])
+def test_a_run_from_before_a_flag_of_its_preset_goes_on_without_it(
+    stage_class: type[Stage], saved: dict[str, bool] | None, expected: bool, logs: Path
+) -> None:
+    """None: a new run."""
+    if saved is not None:
+        run(logs, "mine", dataset="toy_churches", ae_load_dir="ae", ema=True, **saved)
+    typed = {"log_dir": "mine", "dataset": "toy_churches", "resume": saved is not None}
+    if stage_class is PriorStage:
+        typed["ae_load_dir"] = "ae"
+    elif saved is not None:
+        (logs / "mine/hparams.yaml").write_text((logs / "mine/hparams.yaml").read_text().replace("ae_load_dir: ae", ""))
+    assert resolve(stage_class, typed, logs=logs).training.ema_warmup == expected
 
 
 @pytest.mark.parametrize(

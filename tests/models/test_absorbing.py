@@ -109,6 +109,7 @@ def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
     [
         ({"temp": 0.0}, "temp must be a number above 0, not 0"),
         ({"temp": -1.0}, "temp"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"sample_steps": 0}, "sample_steps must be within 1"),
         ({"sample_steps": 10**6}, "sample_steps"),
         ({"sample_type": "dream"}, "sample_type"),
@@ -117,7 +118,7 @@ def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
 )
 def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        prior.samples([], batch_size=1, **arguments)
+        prior.samples([], **{"batch_size": 1, **arguments})
 
 
 def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:

@@ -108,6 +108,25 @@ def test_wrong_shapes_are_reported() -> None:
         small(quantizer="fuzzy")
 
 
+def test_images_outside_their_range_are_refused() -> None:
+    autoencoder, x = small(), images()
+    for wrong, message in (
+        (2 * x - 1, r"images must be in \[0,1\], not within -0\.\d+\.\.0\.\d+"),
+        (255 * x, r"\[0,1\], not within .*\.\.25\d"),
+        (torch.full_like(x, torch.nan), r"\[0,1\]"),
+        ((255 * x).to(torch.uint8), "floating-point numbers in .* not torch.uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            autoencoder.encode(wrong)
+    with torch.no_grad():
+        rounded = autoencoder.encode(x * (1 + 2e-4) - 1e-4)
+        assert torch.equal(
+            autoencoder.encode(2 * x - 1, check_range=False), autoencoder.quantize.ids(autoencoder.encoder(2 * x - 1))
+        )
+        assert rounded.shape == (2, 64)
+        assert autoencoder.encode(x[:0]).shape == (0, 64)
+
+
 def test_attention_stands_where_it_was_asked_for() -> None:
     def count(part: nn.Module) -> int:
         return sum(isinstance(module, AttnBlock) for module in part.modules())

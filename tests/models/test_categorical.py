@@ -98,3 +98,16 @@ def test_images_have_streams_of_their_own() -> None:
     first = [torch.rand((), generator=generator).item() for generator in image_generators(2, None)]
     torch.manual_seed(3)
     assert first == [torch.rand((), generator=generator).item() for generator in image_generators(2, None)]
+
+
+@pytest.mark.parametrize("bad", [[0.0, torch.nan, 1.0], [torch.inf, 0.0, 1.0], [-torch.inf] * 3])
+def test_logits_that_are_no_distribution_draw_a_code_and_are_counted(bad: list[float]) -> None:
+    """Id K would be the mask, or lie outside an embedding."""
+    logits = torch.tensor([[1.0, -torch.inf, 0.5], bad, [0.5, 0.5, 0.0], bad], dtype=torch.float16)
+    uniforms = torch.rand(4, dtype=torch.float64, generator=seeded())
+    invalid = torch.tensor(5)
+    ids = invert_cdf(logits, 0.9, uniforms, invalid)
+    assert ids.max() < 3
+    assert invalid.item() == 5 + 2
+    assert torch.equal(ids[::2], invert_cdf(logits[::2], 0.9, uniforms[::2], invalid))  # the others are as they were
+    assert invalid.item() == 5 + 2

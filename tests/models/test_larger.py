@@ -192,3 +192,15 @@ def test_windows_cover_the_grid() -> None:
 def test_unknown_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="order"):
         reveal_plan((3, 4), "spiral", 8, seeded())
+
+
+def test_predictions_that_are_not_finite_draw_codes_only_and_are_counted() -> None:
+    x, invalid = torch.full((1, 4, 6), MASK), torch.tensor(0)
+    reveal, uniforms = plans(x.shape, "random")
+    model = FakeModel(3 * 4)
+    *_, last = larger_trajectory(
+        lambda windows, places: model.logits_at(windows, places) * torch.nan, x, reveal, uniforms, mask_id=MASK,
+        window=(3, 4), stride=1, temp=0.8, batch_size=64, invalid=invalid,
+    )  # fmt: skip
+    assert last.max() < MASK
+    assert invalid.item() == 24

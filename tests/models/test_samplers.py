@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.absorbing import AbsorbingDiffusion
 from models.autoregressive import AutoregressivePrior
 from models.categorical import image_generators, invert_cdf
 from models.samplers import diffusion_trajectory, sample_autoregressive
@@ -67,11 +68,11 @@ def test_a_trajectory_is_a_function_of_the_generator(exact_model: Any) -> None:
 # --- autoregressive -----------------------------------------------------------------------------------------------
 
 
-def small_transformer() -> Transformer:
+def small_transformer(*, causal: bool = True) -> Transformer:
     torch.manual_seed(0)
     net = Transformer(
         codebook_size=7,
-        vocab_size=7,
+        vocab_size=7 if causal else 8,
         n_emb=16,
         n_head=2,
         n_layers=2,
@@ -79,7 +80,7 @@ def small_transformer() -> Transformer:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         resid_pdrop=0.0,
-        causal=True,
+        causal=causal,
     )
     for parameter in net.parameters():  # far from uniform, so that a wrong cache shows
         torch.nn.init.normal_(parameter, std=0.5)
@@ -157,3 +158,42 @@ def test_autoregressive_sampling_draws_from_the_product_of_its_conditionals(p_va
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
     ids = prior.sample(20_000, generator=seeded(), batch_size=5000)
     assert p_value(torch.bincount(ids[:, 0] * 7 + ids[:, 1], minlength=49), p / p.sum()) > CHANCE
+
+
+# --- both priors --------------------------------------------------------------------------------------------------
+
+
+def small_prior(kind: str) -> AbsorbingDiffusion | AutoregressivePrior:
+    if kind == "autoregressive":
+        return AutoregressivePrior(small_transformer())
+    return AbsorbingDiffusion(small_transformer(causal=False), mask_id=7, total_steps=5)
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_no_samples_are_an_empty_batch(kind: str) -> None:
+    none = small_prior(kind).sample(0)
+    assert (none.shape, none.dtype) == ((0, 6), torch.int64)
+    with pytest.raises(ValueError, match="the number of samples must be at least 0, not -1"):
+        small_prior(kind).sample(-1)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        small_prior(kind).sample(2, batch_size=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_type": "mlm"}, {"kind": "autoregressive"}])
+def test_a_prior_without_finite_logits_draws_codes_only_and_says_so(options: dict[str, Any]) -> None:
+    options = dict(options)
+    prior = small_prior(options.pop("kind", "absorbing"))
+    for parameter in prior.parameters():
+        parameter.data.fill_(torch.nan)
+    ids = torch.stack(list(prior.samples([seeded(0), seeded(1)], batch_size=2, **options)))
+    assert ids.max() < 7
+    with pytest.raises(FloatingPointError, match="not finite"):
+        prior.sample(2, generator=seeded(), **options)
+
+
+def test_the_lock_step_sampler_draws_codes_only() -> None:
+    x_T, invalid = torch.full((2, 6), 7), torch.tensor(0)
+    options = {"mask_id": 7, "steps": 3, "temp": 1.0, "generator": seeded(), "invalid": invalid}
+    *_, last = diffusion_trajectory(lambda x: torch.full((len(x), 6, 7), torch.nan), x_T, **options)
+    assert last.max() < 7
+    assert invalid.item() == 12

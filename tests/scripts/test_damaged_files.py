@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -247,3 +249,61 @@ def test_settings_cannot_name_runs_elsewhere(tiny) -> None:
         ended = tiny.run(command)
         assert ended.code == 2
         assert "--ae_load_dir '../../ae': give a name below logs/" in told(ended)
+
+
+def rewritten(file: Path, change: Callable[[Any], None]) -> None:
+    """Change what a file holds, and the checksum that its training state notes, as a run that diverged would write."""
+    content = torch.load(file, weights_only=True)
+    change(content)
+    torch.save(content, file)
+    state_file = file.with_name(re.sub(r"_(ema_)?(\d+\.th)", r"_state_\2", file.name))
+    if state_file.exists() and state_file != file:
+        state = torch.load(state_file, weights_only=True)
+        noted = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        state["siblings"][file.name] = noted
+        torch.save(state, state_file)
+
+
+def spoil(content: Any) -> bool:
+    """Make the first weight or moment NaN; whether there was one."""
+    if isinstance(content, torch.Tensor) and content.is_floating_point() and content.dim() > 1:
+        content.flatten()[0] = torch.nan
+        return True
+    return isinstance(content, dict) and any(map(spoil, content.values()))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "weights", "average", "state", "prior's state", "autoencoder of a prior", "prior of an experiment", "optimiser",
+        "head of a likelihood",
+    ],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_refused(tiny, kind: str) -> None:
+    command = command_of(tiny, kind)
+    file = file_of(tiny, kind)
+    if kind == "head of a likelihood":
+        command = command.replace("--train_steps 2", "--train_steps 3")
+    rewritten(file, lambda content: spoil(content["state"]["trainer"]["head"]) if "key" in content else spoil(content))
+    before = {path: path.read_bytes() for path in tiny.folder.rglob("saved_models/*")}
+    ended = tiny.run(command)
+    assert ended.code == 2, told(ended)
+    assert f"{file.relative_to(tiny.folder)} holds values that are not finite (in " in told(ended)
+    assert {path: path.read_bytes() for path in tiny.folder.rglob("saved_models/*")} == before
+
+
+def test_predictions_that_overflow_cost_training_its_pictures_and_end_an_experiment(tiny) -> None:
+    """The average's are too large here, and the trained weights are as they should be."""
+    average = tiny.folder / "logs/prior/saved_models/absorbing_ema_8.th"
+    rewritten(average, lambda content: [value.fill_(3e38) for value in content.values() if value.dim() > 1])
+    pictures = "--steps_per_save_output 1 --steps_per_display_output 0"
+    said = told(tiny.run(f"train_sampler.py --resume --log_dir prior --train_steps 10 {pictures}"))
+    assert said.count("WARNING: no picture of samples after step") == 2
+    assert "after step 9: the prior's predictions are not finite in float32: take the weights of another step" in said
+    assert not list((tiny.folder / "logs/prior/images").glob("samples*10*"))
+    assert (tiny.folder / "logs/prior/saved_models/absorbing_state_10.th").exists()
+    for command in (SAMPLES, LARGER, SAMPLES.replace("n_samples 2", "n_samples 2 --sample_type mlm")):
+        ended = tiny.run(command)
+        assert ended.code == 1
+        assert "error: the prior's predictions are not finite in float32" in told(ended)
+    assert tiny.run(f"{SAMPLES} --no_ema").code == 0

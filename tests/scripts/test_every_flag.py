@@ -45,7 +45,7 @@ PUBLISHED = (
 
 _RUN = "--dataset toy_churches --toy_images 16 --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --no_summary"
 _LOOP = (
-    "--train_steps 1 --no_amp --ema --ema_beta 0.9 --steps_per_update_ema 10 --steps_per_log 1 "
+    "--train_steps 1 --no_amp --ema --ema_beta 0.9 --no_ema_warmup --steps_per_update_ema 10 --steps_per_log 1 "
     "--steps_per_eval 0 --steps_per_checkpoint 0 --steps_per_save_output 0 --steps_per_display_output 0"
 )
 STAGE_1 = (

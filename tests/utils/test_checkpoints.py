@@ -285,3 +285,37 @@ def test_a_part_is_loaded_by_the_names_of_the_file() -> None:
 def test_parts_lose_their_prefix() -> None:
     content = {"ae.weight": torch.zeros(1), "aero": torch.ones(1), "disc.weight": torch.ones(1)}
     assert part_of(content, "ae.") == {"weight": content["ae.weight"]}
+
+
+# --- what is not finite -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_values_that_are_not_finite_are_refused_by_file_and_name(tmp_path: Path, name: str, value: float) -> None:
+    content = dict(network().state_dict())
+    content[name].flatten()[1] = value
+    with pytest.raises(UserError, match=rf"weights\.th holds values that are not finite \(in ae\.{name}\)"):
+        load_into(
+            network(), {f"ae.{key}": value for key, value in content.items()}, tmp_path / "weights.th", prefix="ae."
+        )
+
+
+def test_values_too_large_for_the_networks_type_are_not_finite(tmp_path: Path) -> None:
+    content = {name: value.double() for name, value in network().state_dict().items()}
+    content["0.bias"][0] = 1e300
+    with pytest.raises(UserError, match=r"not finite \(in 0\.bias\)"):
+        load_into(network(), content, tmp_path / "weights.th")
+
+
+def test_parts_that_are_not_loaded_and_loss_histories_may_hold_anything(tmp_path: Path) -> None:
+    """The published code enters a loss of NaN into its histories, and nothing depends on these."""
+    model = network()
+    model.register_buffer("loss_history", torch.zeros(3))
+    content = {
+        **model.state_dict(),
+        "loss_history": torch.full((3,), torch.nan),
+        "disc.weight": torch.tensor(torch.nan),
+    }
+    load_into(model, content, tmp_path / "weights.th", beside=("disc.",))
+    assert model.loss_history.isnan().all()

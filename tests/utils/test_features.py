@@ -152,10 +152,20 @@ def test_a_file_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 def test_features_that_are_not_finite(inception_file: Path, tmp_path: Path) -> None:
     weights = torch.load(inception_file, weights_only=True)
-    weights["Conv2d_1a_3x3.conv.weight"][0, 0, 0, 0] = float("nan")
-    torch.save(weights, tmp_path / "nan.pth")
+    for name in weights:
+        if name.endswith("conv.weight"):
+            weights[name].fill_(1e30)  # finite, unlike what comes of them
+    torch.save(weights, tmp_path / "large.pth")
     with pytest.raises(UserError, match="--features inception gives values that are not finite"):
-        build("inception", tmp_path / "nan.pth")(pictures())
+        build("inception", tmp_path / "large.pth")(pictures())
+
+
+def test_weights_that_are_not_finite_are_refused(inception_file: Path, tmp_path: Path) -> None:
+    weights = torch.load(inception_file, weights_only=True)
+    weights["Conv2d_1a_3x3.conv.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match=r"nan\.pth holds values that are not finite \(in Conv2d_1a_3x3.conv.weight\)"):
+        build("inception", tmp_path / "nan.pth")
 
 
 def test_images_are_uint8() -> None:

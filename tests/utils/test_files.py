@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from hparams import saved
 from hparams.errors import UserError
@@ -64,3 +67,22 @@ def test_a_file_system_that_flushes_no_folders_takes_files(
             write()
         with pytest.raises(OSError, match="hparams"):
             saved._write_whole(tmp_path / "hparams.yaml", "whole")
+
+
+def test_a_key_tells_arrays_apart_by_type_shape_and_every_value() -> None:
+    ids = np.arange(4000, dtype=np.int64).reshape(1000, 4)
+    changed = ids.copy()
+    changed[500] += 1  # printed arrays of this size leave out their middle
+    others = [changed, ids.reshape(4, 1000), ids.view(np.uint64), ids.astype(np.int32), ids.tobytes()]
+    keys = {files.content_key("codes", part) for part in (ids, *others)}
+    assert len(keys) == 6
+    assert files.content_key("codes", torch.from_numpy(ids)) == files.content_key("codes", ids.copy(order="F"))
+
+
+def test_keys_of_text_and_numbers_stay_what_they_were() -> None:
+    """Else what earlier versions kept would be computed again."""
+    parts = ("samples 1", 7, 0.9, None, {"temp": 1.0}, torch.bfloat16)
+    assert (
+        files.content_key(*parts)
+        == hashlib.sha256(b"samples 1\x007\x000.9\0None\0{'temp': 1.0}\0torch.bfloat16").hexdigest()[:24]
+    )

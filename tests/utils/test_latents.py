@@ -112,12 +112,12 @@ class Encoder:
         self._fail_at = fail_at
         self.calls = self.images = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, **options: bool) -> Tensor:
         self.calls += 1
         if self.calls == self._fail_at:
             raise KeyboardInterrupt
         self.images += len(images)
-        return self._encode(images)
+        return self._encode(images, **options)
 
 
 @pytest.mark.parametrize("flip", [False, True])

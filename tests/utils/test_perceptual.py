@@ -16,7 +16,7 @@ from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
 from models.neighbours import NearestNeighbours
 from models.vqgan import VQGAN, PerceptualLoss
-from utils.perceptual import LPIPS, LPIPSEmbedding, build_perceptual, load_lpips
+from utils.perceptual import LPIPS, LPIPSEmbedding, build_perceptual, load_lpips, untrained_lpips
 from utils.weights import NoWeightsError
 
 CPU = torch.device("cpu")
@@ -226,3 +226,13 @@ def test_each_trunk_has_its_own_file(offline: Path, net: str, file: str) -> None
     with pytest.raises(NoWeightsError, match=file) as refusal:
         load_lpips(net, None, what="the weights of LPIPS", instead="use another")
     assert "https://" in str(refusal.value)
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_building_it_draws_nothing_from_the_global_stream(net: str) -> None:
+    """Else a model's first weights would depend on whether it has a perceptual loss."""
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    untrained_lpips(net)
+    assert torch.equal(torch.rand(4), expected)

@@ -153,6 +153,23 @@ def test_the_average_is_updated_every_so_many_steps_but_the_first() -> None:
         torch.testing.assert_close(training.ema.model.state_dict()[weight], expected)
 
 
+def test_a_warmed_up_average_continues_to_the_bit() -> None:
+    whole, first, second = (trainer(ema_warmup=True, ema_beta=0.25, steps_per_update_ema=2) for _ in range(3))
+    run(whole, 0, 9)
+    run(first, 0, 5)
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run(second, 5, 9)
+    assert_same_state(whole, second)
+    plain = trainer(ema_beta=0.25, steps_per_update_ema=2)
+    run(plain, 0, 9)
+    assert plain.ema is not None
+    assert whole.ema is not None
+    weight = "_denoise_fn.head.weight"
+    assert not torch.equal(plain.ema.model.state_dict()[weight], whole.ema.model.state_dict()[weight])
+
+
 def test_without_an_average_the_model_itself_is_shown() -> None:
     training = trainer(ema=False)
     assert training.averaged is training.prior

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from hparams.errors import NotFiniteError
 from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.settings import PriorStage
+from models.absorbing import AbsorbingDiffusion
 from trainers import PRIOR
 from utils.building import build_autoencoder, build_prior
-from utils.sampling import draw_images, id_batches, image_batches, sampling_conditions
+from utils.sampling import decode_images, draw_images, id_batches, image_batches, sampling_conditions
+from utils.unmasking import unmasking_strip
 
 SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "batch_size": 4, "n_samples": 10}
 
@@ -97,3 +100,28 @@ def test_mixed_precision_gives_float32_images() -> None:
     images = draw(torch.bfloat16)
     assert images.dtype == torch.float32
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_predictions_that_are_not_finite_end_the_drawing_in_a_line(sampler: str) -> None:
+    """The weights are, as those are that overflow in float16."""
+    settings = resolve(PriorStage, SMALL | {"sampler": sampler})
+    torch.manual_seed(0)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    for parameter in prior.parameters():
+        parameter.data.fill_(3e38)
+    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in bfloat16: use --no_amp"):
+        next(id_batches(prior, settings.sampling, settings.run, torch.bfloat16))
+    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in float32: take the weights of"):
+        draw_images(prior, autoencoder, settings.sampling, settings.run, None)
+    if isinstance(prior, AbsorbingDiffusion):
+        with pytest.raises(NotFiniteError, match="predictions"):
+            unmasking_strip(prior, autoencoder, settings.sampling, settings.run, None)
+
+
+def test_images_that_are_not_finite_end_the_decoding_in_a_line() -> None:
+    autoencoder = build_autoencoder(resolve(PriorStage, SMALL).autoencoder)
+    for parameter in autoencoder.generator.parameters():
+        parameter.data.fill_(3e38)
+    with pytest.raises(NotFiniteError, match="decoded images are not finite in float32"):
+        decode_images(autoencoder, torch.zeros((2, 64), dtype=torch.int64), None)

@@ -11,6 +11,7 @@ from hparams import saved
 from hparams.experiments import LikelihoodExperiment
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, VQGANStage
+from utils.runs import note_of_average
 from utils.trained_models import note_if_seen
 
 
@@ -46,3 +47,33 @@ def test_models_that_learnt_from_what_is_evaluated(
     for name, value in {"RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     assert told() == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "share"),
+    [
+        (1000, {}, "61%"),  # 0.995 to the power of 99
+        (6000, {}, None),
+        (1000, {"ema_beta": 0.9}, None),
+        (1000, {"ema_warmup": True}, None),
+        (11, {"ema_warmup": True}, "10%"),  # the first update's decay
+        (1000, {"load_step": 5, "load_dir": "other"}, None),  # the start was trained
+        (1000, {"ema": False}, None),
+    ],
+)
+def test_an_average_that_still_holds_much_of_its_start(
+    step: int, changes: dict[str, Any], share: str | None, tmp_path: Path
+) -> None:
+    settings = resolve(VQGANStage, {"dataset": "churches", "ema": True, **changes}, logs=tmp_path)
+    saved.save(settings, tmp_path / "run/hparams.yaml")
+    average = tmp_path / f"run/saved_models/vqgan_ema_{step}.th"
+    said = note_of_average(average)
+    assert said == (
+        share
+        and f"{share} of {average} is still the random start of its moving average, as it was trained for too few steps"
+    )
+    assert note_of_average(average.with_name(f"vqgan_{step}.th")) is None  # raw weights
+
+
+def test_published_averages_are_not_doubted(tmp_path: Path) -> None:
+    assert note_of_average(tmp_path / "run/saved_models/absorbing_ema_20.th") is None
