@@ -100,6 +100,7 @@ class TrainingRun:
                 settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
             )
         self.say, self.validated, self.baselines = self._report.say, self._report.validated, self._report.baselines
+        self.warn = self._report.warn
         launchers = ranks.gather_objects(launch.launcher())
         if ranks.first:
             save(settings, self.folder.hparams)

@@ -78,11 +78,11 @@ def waits(ranks: Ranks) -> None:
             time.sleep(0.01)
     ranks.wait()
 
-    def make() -> None:
+    def make(file: Path) -> None:
         assert (folder / "done").exists()
         if ranks.first:
-            with growing_array(folder / "made.npy", (3,), np.uint8) as growing:
-                growing.values[:] = 7
+            with growing_array(file, (3,), np.uint8) as growing:
+                growing.write(0, np.full(3, 7))
 
     assert made_array(folder / "made.npy", make, ranks)[0].tolist() == [7, 7, 7]
     # Machines with copies of the data of their own, whose files have other times, name what they make otherwise.
