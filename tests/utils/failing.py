@@ -49,6 +49,13 @@ def breaks(ranks: Ranks) -> None:
         raise KeyError("a bug")
 
 
+def two_fail(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise UserError("photos/7.jpg cannot be read")
+    if ranks.rank == 3:
+        raise RunError("its GPU is lost")
+
+
 def all_fail_alike(ranks: Ranks) -> None:
     raise RunError("100 updates in a row had gradients that are not finite")
 
@@ -89,7 +96,7 @@ def waits(ranks: Ranks) -> None:
     assert made_array(folder / ("made.npy" if ranks.first else "other.npy"), make, ranks)[0].tolist() == [7, 7, 7]
 
 
-WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares, waits)
+WAYS = (dies, hangs, meets_bad_data, breaks, two_fail, all_fail_alike, shares, waits)
 
 
 class AskedToEnd(utils.distributed._Board):
