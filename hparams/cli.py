@@ -38,8 +38,15 @@ _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_
 _NO_THREAD, _NO_FILE = "can't start new thread", os.strerror(errno.EMFILE)
 _LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
-_ACCESS_ERRORS = {errno.EACCES, errno.EPERM}
-_PATH_ERRORS = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+# Errors about paths that the user can mend, and how.
+_PATH_FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user access to it, or name another folder"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        "use another --log_dir, or move what is in the way",
+    ),
+    errno.ENOENT: "it was moved or deleted while this ran, or was never there",
+}
 
 
 def parse(
@@ -128,7 +135,8 @@ def _status_of(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        line, status = _as_line(error)
+        line = _as_line(error)
+        status = 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_FIXES else 1
         if together and launch.local_rank() and (line is None or status == 2):
             time.sleep(_LET_OTHERS_SPEAK_S)
         if together and line is None:
@@ -156,16 +164,17 @@ def _print_traceback(error: Exception) -> None:
     traceback.print_exception(error)
 
 
-def _as_line(error: Exception) -> tuple[str | None, int]:
-    """What to say in place of a traceback, None for what only a programmer can mend, and the exit status."""
-    if isinstance(error, UserError):
-        return str(error), 2
+def _as_line(error: Exception) -> str | None:
+    """What to say in place of a traceback; None for what only a programmer can mend."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole", 1
+        return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
     line = _about_machine(error)
     if line is None and isinstance(error, OSError) and (path := _path_of_the_user(error, sys.argv[1:])):
-        return _about_path(path, error)
-    return line, 1
+        fix = _PATH_FIXES.get(error.errno or 0)
+        return f"{path}: {error.strerror}{f': {fix}' if fix else '; what was saved before is whole'}"
+    return line
 
 
 def _path_of_the_user(error: OSError, words: Sequence[str]) -> str | None:
@@ -185,22 +194,8 @@ def _lies_in(path: str, place: str) -> bool:
     return any(Path(way(path)).is_relative_to(way(place)) for way in ways)
 
 
-def _about_path(path: str, error: OSError) -> tuple[str, int]:
-    """The line and the exit status for a path of the user's."""
-    reason = error.strerror or type(error).__name__
-    if error.errno in _ACCESS_ERRORS:
-        return f"{path}: {reason}: give this user access to it, or name another folder", 2
-    if error.errno in _PATH_ERRORS:
-        return f"{path}: {reason}: use another --log_dir, or move what is in the way", 2
-    if error.errno == errno.ENOENT:
-        return f"{path}: {reason}: it was moved or deleted while this ran, or never there", 2
-    return f"{path}: {reason}; what was saved before is whole", 1
-
-
 def _about_machine(error: Exception) -> str | None:
-    """What ended a run which had begun, or what the machine lacks; None for anything else."""
-    if isinstance(error, RunError):
-        return str(error)
+    """What the machine lacks; None for anything else."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # as when a worker cannot start
         return "out of memory: lower --num_workers or --batch_size"
     text = " ".join(str(error).split())
