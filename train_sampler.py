@@ -74,7 +74,9 @@ def train(settings: PriorStage) -> None:
             run.compare_autoencoder(ae_file)
             run.compare_data(images)
             bad, check = run.bad_images.report, run.stop_if_asked
-            encode = partial(resident_codes, settings, autoencoder, ranks=ranks, say=run.say, bad=bad, check=check)
+            encode = partial(
+                resident_codes, settings, autoencoder, ranks=ranks, say=run.say, warn=run.warn, bad=bad, check=check
+            )
             ids = encode(images, flip=training.horizontal_flip)
             held_out = encode(val_images, flip=False) if val_images is not None else None
             order = BatchOrder(len(ids), training.global_batch, run_settings.seed, ranks.part)

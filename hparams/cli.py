@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -37,9 +38,15 @@ _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_
 _NO_THREAD, _NO_FILE = "can't start new thread", os.strerror(errno.EMFILE)
 _LET_OTHERS_SPEAK_S = 3.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
-_ACCESS_ERRORS = {errno.EACCES, errno.EPERM}
-_PATH_ERRORS = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-_USER_ERRORS = _ACCESS_ERRORS | _PATH_ERRORS
+# Errors about paths that the user can mend, and how.
+_PATH_FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user access to it, or name another folder"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        "use another --log_dir, or move what is in the way",
+    ),
+    errno.ENOENT: "it was moved or deleted while this ran, or was never there",
+}
 
 
 def parse(
@@ -108,9 +115,13 @@ def _typed(
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main and exit, with one line on stderr if it failed.
 
-    Status 0; 2 for a UserError or a path that cannot be used; 1 for a RunError, a disk that takes or gives no data, or
-    too little memory; 130 when interrupted. Of several processes, the line names the one that failed; where all of a
-    machine's fail alike, torchrun ends the others while they wait for the first to say so.
+    Status 0; 2 for a UserError or a path that the user named and that cannot be used; 1 for a RunError, a disk that
+    takes or gives no data, too little memory, or a bug, whose traceback is shown; 130 when interrupted. With
+    `--traceback` the traceback of the others is shown above their line.
+
+    Of several processes, the line names the one that failed. Mistakes and bugs mostly fail all processes of a machine
+    alike: torchrun ends the others while they wait for the first to say so. What the machine does to one process, that
+    process says at once.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
     keep_freed_memory()
@@ -120,23 +131,42 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _status_of(main: Callable[[], None]) -> int:
-    name = Path(sys.argv[0]).name
-    prefix = f"{name}: error: {launch.described()}: " if launch.processes() > 1 else f"{name}: error: "
+    prefix, together = f"{Path(sys.argv[0]).name}: error: ", False
     try:
+        launch.check()
+        if together := launch.processes() > 1:
+            prefix += f"{launch.described()}: "
         main()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         line = _as_line(error)
-        if launch.local_rank():
+        status = 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_FIXES else 1
+        if together and launch.local_rank() and (line is None or status == 2):
             time.sleep(_LET_OTHERS_SPEAK_S)
-        if line is None and launch.processes() > 1:
+        if together and line is None:
             print(f"{prefix}{type(error).__name__}", file=sys.stderr)
         if line is None:
             raise
+        if _wants_traceback(sys.argv[1:]):
+            _print_traceback(error)
         print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _USER_ERRORS else 1
+        return status
     return 0
+
+
+def _wants_traceback(words: Sequence[str]) -> bool:
+    """Whether `--traceback` was typed; not by parsing, which may be what failed."""
+    return [word for word in words if word in ("--traceback", "--no_traceback")][-1:] == ["--traceback"]
+
+
+def _print_traceback(error: Exception) -> None:
+    """With the errors that it stands for, which `raise … from None` hides."""
+    link: BaseException | None = error
+    while link:
+        link.__suppress_context__ = False
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(error)
 
 
 def _as_line(error: Exception) -> str | None:
@@ -145,10 +175,32 @@ def _as_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
-    if isinstance(error, OSError) and error.errno in _ACCESS_ERRORS:
-        return f"{error.filename or 'a file'}: {error.strerror}: give this user access to it, or name another folder"
-    if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
-        return f"{error.filename}: {error.strerror}: use another --log_dir, or move what is in the way"
+    line = _about_machine(error)
+    if line is None and isinstance(error, OSError) and (path := _path_of_the_user(error, sys.argv[1:])):
+        fix = _PATH_FIXES.get(error.errno or 0)
+        return f"{path}: {error.strerror}{f': {fix}' if fix else '; what was saved before is whole'}"
+    return line
+
+
+def _path_of_the_user(error: OSError, words: Sequence[str]) -> str | None:
+    """The path that an error is about, if the user named it: run folders, and what was typed, with all below it."""
+    named = [str(LOGS), *(word.partition("=")[2] if word.startswith("-") else word for word in words)]
+    for path in (error.filename, error.filename2):
+        if isinstance(path, str | bytes | os.PathLike):
+            text = os.fsdecode(path)
+            if any(_lies_in(text, place) for place in named if place):
+                return text
+    return None
+
+
+def _lies_in(path: str, place: str) -> bool:
+    """Whether a path is a place or below it, by its name or once links are followed."""
+    ways: tuple[Callable[[str], str], ...] = (os.path.abspath, os.path.realpath)
+    return any(Path(way(path)).is_relative_to(way(place)) for way in ways)
+
+
+def _about_machine(error: Exception) -> str | None:
+    """What the machine lacks; None for anything else."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # as when a worker cannot start
         return "out of memory: lower --num_workers or --batch_size"
     text = " ".join(str(error).split())

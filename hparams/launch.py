@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from hparams.errors import UserError
+
 _MARK = ".torchrun"  # in a run folder: the torchruns, one per machine, that began or resumed the run
+
+
+def check() -> None:
+    """UserError if the environment says that torchrun started this process, and then does not say what it would."""
+    if not launched():
+        return
+    least = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    wrong = {
+        name: f"is {value!r}, which is no number of at least {least[name]}"
+        for name in least
+        if (value := os.environ.get(name)) is not None
+        and not (re.fullmatch("[0-9]+", value) and int(value) >= least[name])
+    }
+    if not os.environ["MASTER_ADDR"]:
+        wrong["MASTER_ADDR"] = "is empty"
+    needed = ("WORLD_SIZE",) if os.environ.get("WORLD_SIZE") == "1" else ("WORLD_SIZE", "MASTER_PORT")
+    wrong |= {name: "is not set" for name in needed if name not in os.environ}
+    if not wrong and rank() >= processes():
+        wrong["RANK"] = f"is {rank()}, but has to be below WORLD_SIZE, {processes()}"
+    for name, what in wrong.items():
+        raise UserError(
+            f"the environment variable {name} {what}, though RANK and MASTER_ADDR are there, as set by torchrun: start "
+            "all processes by torchrun, or `unset RANK` to run one"
+        )
 
 
 def processes() -> int:

@@ -27,6 +27,7 @@ class PackSettings:
     )
     out: str | None = setting(None, help="folder to write; must not exist", unit="folder", none_means="required")
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)
+    traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class ReplaySettings:
     visdom_port: int = setting(8097, help="port of the visdom server", unit="port", minimum=1, maximum=65535)
     summary_only: bool = setting(False, help="only draw summary.png; needs no visdom server")
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)
+    traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
 
 
 @dataclass(frozen=True)

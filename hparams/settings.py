@@ -110,6 +110,7 @@ class RunSettings:
         subject="several processes",
     )
     dry_run: bool = setting(False, help="check the settings, print them, and stop", saved=False)
+    traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class DatasetPaths:
         if not isinstance(self.paths, str):
             raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
         folder = self._resolve(self.paths)
-        if must_exist and not folder.is_dir():
+        if must_exist and not is_there(folder.is_dir):
             raise UserError(f"no folder {folder} for {self.dataset}: {self._remedy}")
         return folder
 
@@ -63,7 +63,7 @@ class DatasetPaths:
         else:
             raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
         for candidate in candidates:
-            if (candidate / "data.mdb").is_file():
+            if is_there((candidate / "data.mdb").is_file):
                 return candidate
         looked = " or ".join(str(c) for c in candidates)
         raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
@@ -118,9 +118,16 @@ def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Pa
         raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
 
 
+def is_there(check: Callable[[], bool]) -> bool:
+    """A path's `is_dir` or `is_file`. False, as from Python 3.14 on, also where this user may not look."""
+    with suppress(PermissionError):
+        return check()
+    return False
+
+
 def _existing_file(file: Path) -> Path | None:
     for candidate in (file, file.with_suffix(".yml")) if file.name else ():
-        if candidate.is_file():
+        if is_there(candidate.is_file):
             return candidate
     return None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
-from utils.dataset_paths import DatasetPaths, custom_paths, find_paths
+from utils.dataset_paths import DatasetPaths, custom_paths, find_paths, is_there
 from utils.images import BadImageError, decode_rgb, read_regular, resize_and_crop
 from utils.lmdb_images import LMDBImages
 from utils.toy_churches import write_toy_churches
@@ -358,7 +358,7 @@ def _toy_folder(datasets_file: str | Path) -> Path:
 def _folder_split(paths: DatasetPaths, split: Split, hold_out: bool) -> _Store:
     """A split of a folder of images, or of the LMDB that `utils.pack_images` made of one."""
     folder = paths.folder()
-    if (folder / "data.mdb").is_file():
+    if is_there((folder / "data.mdb").is_file):
         first, count = _part(len(LMDBImages(folder)), paths, split, hold_out)
         return _LMDBStore(folder, first, count)
     files = list_images(folder)

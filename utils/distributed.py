@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import socket
 import threading
@@ -174,8 +175,8 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others end as soon as they miss it; of those
-    that fail alike, one speaks.
+    timeout_s: how long one process waits for another. When one fails, the others end as soon as they miss it. Each that
+    fails by an error of its own says so; of those that fail alike, one speaks.
 
     Raises:
         UserError: there is no GPU for the backend.
@@ -203,7 +204,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _lost_contact(error):
             raise _told_by_others(board, timeout_s) from None
-        if not board.claim():
+        if not board.claim_line(f"{type(error).__name__}: {error}"):
             raise SystemExit(1) from None
         raise
     board.close()
@@ -306,6 +307,13 @@ class _Board:
         """Whether this process is the first to say what happened."""
         with contextlib.suppress(dist.DistError, RuntimeError):
             return self._store.add("claims", 1) == 1
+        return True
+
+    def claim_line(self, line: str) -> bool:
+        """Whether this process is the first to say this line about an error of its own."""
+        self.claim()  # those that only lost the others are silent then
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            return self._store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
         return True
 
     def silent(self) -> list[str] | None:

@@ -19,7 +19,7 @@ from utils.distributed import ALONE, Ranks
 from utils.features import FeatureExtractor
 from utils.fid import FeatureStatistics, feature_statistics
 from utils.files import content_key
-from utils.growing_array import growing_array, made_array, read_array
+from utils.growing_array import growing_array, made_array, read_array, warn_of_damage
 from utils.shared_batches import fill_array
 
 
@@ -34,18 +34,20 @@ def cached_features(
     quiet: bool,
     bad: Report | None = None,
     ranks: Ranks = ALONE,
+    otherwise: Path | None = None,
 ) -> np.ndarray:
     """Features [n,d] float32 of n images, in order, mapped from the file `path`, which is made if it is missing.
 
     `batches` gives the images with some numbers, uint8 [b,3,H,W], `batch_size` at a time, and says which ones it cannot
     read; `bad` is told of them, also when the features are there already. `what` names the work for the progress bar,
-    and `quiet` shows none. Of several `ranks` each computes its share.
+    and `quiet` shows none. Of several `ranks` each computes its share. They are kept in the folder `otherwise` where
+    that of `path` cannot be written.
 
     Raises:
         UserError: a feature is not finite.
     """
 
-    def make() -> None:
+    def make(path: Path) -> None:
         fill_array(
             path,
             n,
@@ -59,7 +61,7 @@ def cached_features(
             ranks=ranks,
         )
 
-    features, unreadable = made_array(path, make, ranks)
+    features, unreadable = made_array(path, make, ranks, otherwise=otherwise)
     if bad and unreadable:
         bad(unreadable, n)
     return features
@@ -77,6 +79,7 @@ def data_features(
     quiet: bool,
     bad: Report | None = None,
     ranks: Ranks = ALONE,
+    otherwise: Path | None = None,
 ) -> np.ndarray:
     """Features of a data set, or of its first `most` images, as `cached_features`, from a file in `folder`.
 
@@ -91,12 +94,14 @@ def data_features(
         return eval_batches(first, batch_size, num_workers, indices=indices, bad=report)
 
     first = data.first(most)
-    if first is not data and (whole := read_array(path(data), ranks)):
+    if first is not data and (whole := read_array(path(data), ranks, otherwise)):
         features, unreadable = whole
         if bad and unreadable:
             names = {data.source(i) for i in range(len(first))}
             bad({name: reason for name, reason in unreadable.items() if name in names}, len(first))
         return features[: len(first)]
+    if first is not data:
+        warn_of_damage(path(data))
     return cached_features(
         path(first),
         extractor,
@@ -107,6 +112,7 @@ def data_features(
         quiet=quiet,
         bad=bad,
         ranks=ranks,
+        otherwise=otherwise,
     )
 
 
@@ -123,14 +129,16 @@ def cached_statistics(
     quiet: bool,
     bad: Report,
     ranks: Ranks = ALONE,
+    otherwise: Path | None = None,
 ) -> FeatureStatistics:
     """Statistics from the file `path`, [d+1,d] float64, which is made from features [n,d] if it is missing.
 
     Where it is there, `features` are not asked for: their file may be deleted. They take the report of images that
     cannot be read; `bad` is told of these also when the statistics are there already. `quiet` hides the progress. Of
-    several `ranks` each computes its share.
+    several `ranks` each computes its share. They are kept in the folder `otherwise` where that of `path` cannot be
+    written.
     """
-    kept = read_array(path, ranks)
+    kept = read_array(path, ranks, otherwise)
     if not kept:
         unreadable: dict[str, str] = {}
 
@@ -140,14 +148,14 @@ def cached_statistics(
 
         rows = features(report)
 
-        def make() -> None:
+        def make(path: Path) -> None:
             statistics = feature_statistics(rows, quiet=quiet, ranks=ranks)
             if ranks.first:
                 with growing_array(path, (rows.shape[1] + 1, rows.shape[1]), np.float64) as out:
-                    out.values[0], out.values[1:] = statistics.mu, statistics.sigma
+                    out.write(0, np.vstack([statistics.mu, statistics.sigma]))
                     out.bad.update(unreadable)
 
-        kept = made_array(path, make, ranks)
+        kept = made_array(path, make, ranks, otherwise=otherwise)
     values, unreadable = kept
     if unreadable:
         bad(unreadable, n)

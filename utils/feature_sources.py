@@ -49,6 +49,7 @@ class FeatureSource:
         compute: gives them, [n,d] float32. Processes share the work; the other argument is told of images that cannot
             be read.
         statistics_file: where their statistics are kept; None: nowhere.
+        otherwise: the folder for the statistics where that of their file cannot be written.
         data: the images that they are of, n or more, where these are read.
     """
 
@@ -58,6 +59,7 @@ class FeatureSource:
     conditions: Mapping[str, Value]
     compute: Callable[[Ranks, Report], np.ndarray]
     statistics_file: Path | None = None
+    otherwise: Path | None = None
     data: ImageData | None = None
 
     def statistics(self, ranks: Ranks, bad: Report, *, quiet: bool) -> FeatureStatistics:
@@ -71,6 +73,7 @@ class FeatureSource:
             quiet=quiet,
             bad=bad,
             ranks=ranks,
+            otherwise=self.otherwise,
         )
 
 
@@ -125,14 +128,15 @@ def real_source(
     run: RunSettings, extractor: FeatureExtractor, data: ImageData, split: str, most: int | None = None
 ) -> FeatureSource:
     """The images of a data set, or its first `most`; `split` is what it is called."""
-    n, what = len(data.first(most)), f"{extractor.name} of real images"
+    n, what, own = len(data.first(most)), f"{extractor.name} of real images", RunFolder(run.log_dir).features
     return FeatureSource(
         n,
         extractor.width,
         f"the {split} split of {data.name}",
         {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
-        lambda ranks, bad: _of_data(DATA_FEATURES, run, extractor, data, what, ranks, bad, most),
+        lambda ranks, bad: _of_data(DATA_FEATURES, run, extractor, data, what, ranks, bad, most, own),
         statistics_file(DATA_FEATURES, extractor, data, most),
+        own,
         data,
     )
 
@@ -216,6 +220,7 @@ def _of_data(
     ranks: Ranks,
     bad: Report,
     most: int | None = None,
+    otherwise: Path | None = None,
 ) -> np.ndarray:
     return data_features(
         folder,
@@ -228,6 +233,7 @@ def _of_data(
         quiet=run.quiet,
         bad=bad,
         ranks=ranks,
+        otherwise=otherwise,
     )
 
 

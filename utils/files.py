@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from hparams.errors import UserError
 from utils.progress import say
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of NFS without lockd, of Lustre without -o flock
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
@@ -73,6 +75,22 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether this user may make files in a folder, which is made if it is missing. Tried: access bits do not tell all.
+
+    Raises:
+        OSError: of other reasons, such as a full disk.
+    """
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        if error.errno in _NO_ACCESS:
+            return False
+        raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from utils.datasets import ImageData
 from utils.distributed import ALONE, Ranks
 from utils.evaluation import evaluating
 from utils.growing_array import growing_array, made_array
-from utils.progress import Progress
+from utils.progress import Progress, say
 from utils.run_folder import RunFolder
 from utils.shared_batches import in_order, own_indices
 from utils.signals import ending_politely
@@ -52,24 +52,25 @@ def cached_latents(
     bad: Report | None = None,
     check: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
+    otherwise: Path | None = None,
+    warn: Callable[[str], None] = say,
 ) -> np.ndarray:
     """Codes of every image, in order: a read-only memory map [n,N], uint8 where K ≤ 256, else uint16 (or int32).
 
     With `flip` the codes of the flipped images follow, [2n,N]. The file appears when it is complete, with its checksum;
     a damaged one is made again. An interrupted encoding goes on where it stopped, also one that `check`, called after
-    each batch, interrupts by an exception. `quiet` hides its progress. Encoding is done in float32, on the
+    each batch, interrupts by an exception. They are kept in the folder `otherwise` where `folder` cannot be written.
+    `say` takes what is done, `warn` what is wrong; `quiet` hides the progress. Encoding is done in float32, on the
     autoencoder's device. Images that cannot be read are reported to `bad`, by codes that were there already too. Of
     several `ranks`, each encodes its share, and the first writes.
     """
-    path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
 
-    def make() -> None:
-        if path.exists():
-            say(f"WARNING: {path} is damaged (checksum differs): it is made again")
+    def make(path: Path) -> None:
         say(f"encoding {len(data)} images{' and their mirror images' if flip else ''} into {path}")
-        _encode(path, autoencoder, data, flip, batch_size, num_workers, say, quiet, bad, check, ranks)
+        _encode(path, autoencoder, data, flip, batch_size, num_workers, say, quiet, bad, check, ranks, warn)
 
-    ids, unreadable = made_array(path, make, ranks=ranks)
+    path = folder / f"{latents_key(autoencoder, data, flip)}.npy"
+    ids, unreadable = made_array(path, make, ranks, otherwise=otherwise, warn=warn)
     if bad and unreadable:
         bad(unreadable, len(data))
     return ids
@@ -92,6 +93,7 @@ def _encode(
     bad: Report | None,
     check: Callable[[], None],
     ranks: Ranks,
+    warn: Callable[[str], None],
 ) -> None:
     h, w = autoencoder.latent_size
     n, places, dtype = len(data), h * w, ids_dtype(len(autoencoder.quantize.codebook))
@@ -100,7 +102,7 @@ def _encode(
     with (
         evaluating(autoencoder),
         ending_politely(ranks) as stop_if_asked,
-        growing_array(path, (n * len(turns), places), dtype) if ranks.first else nullcontext() as codes,
+        growing_array(path, (n * len(turns), places), dtype, warn) if ranks.first else nullcontext() as codes,
     ):
         done, report = ranks.from_first(lambda: codes.done if codes else 0), SharedReport(bad, ranks)
         mine = own_indices(range(done, n), batch_size, ranks)
@@ -117,7 +119,7 @@ def _encode(
                 size = len(parts[0])
                 if codes:
                     for turn, part in zip(turns, parts, strict=True):
-                        codes.values[turn * n + done : turn * n + done + size] = part.cpu().numpy()
+                        codes.write(turn * n + done, part.cpu().numpy())
                     codes.bad.update(report.found)
                     codes.advance(size)
                 done += size
@@ -158,13 +160,15 @@ def resident_codes(
     *,
     flip: bool,
     say: Callable[[str], None],
+    warn: Callable[[str], None],
     bad: Report | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Codes of a data set, by the cache in the autoencoder's folder, on its device: [n,N], or [2n,N] with `flip`.
 
-    They stay there for the whole run, as uint8 where K ≤ 256, else int16 (K ≤ 32768; 1.5 GB for the 3 million bedrooms)
-    or int32. The arguments are those of `cached_latents`.
+    Where that folder cannot be written, the run's own holds the cache. On the device they stay for the whole run, as
+    uint8 where K ≤ 256, else int16 (K ≤ 32768; 1.5 GB for the 3 million bedrooms) or int32. The arguments are those of
+    `cached_latents`.
     """
     codes = cached_latents(
         RunFolder(str(settings.source.ae_load_dir)).latents,
@@ -178,6 +182,8 @@ def resident_codes(
         bad=bad,
         check=check,
         ranks=ranks,
+        otherwise=RunFolder(settings.run.log_dir).latents,
+        warn=warn,
     )
     largest = len(autoencoder.quantize.codebook) - 1
     dtype = next(dtype for dtype in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(dtype).max)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from signal import Signals as Signal
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Any
 from hparams.errors import UserError
 from utils.checkpoints import load_file, save_file
 from utils.distributed import ALONE, Ranks
+from utils.progress import say
 from utils.signals import Signals, end_politely
 
 SECONDS = 30.0  # between two savings
@@ -23,14 +23,17 @@ SECONDS = 30.0  # between two savings
 class Partial:
     """State of unfinished work in a file, under the name of everything that determines the work.
 
-    State that was saved under another key, or is damaged, is as good as none: the work then begins anew. In a `with`
-    block, a signal to stop ends the process at the next `keep`.
+    State that was saved under another key is as good as none: the work then begins anew. So is damaged state, of which
+    `warn` takes a line. In a `with` block, a signal to stop ends the process at the next `keep`.
 
     Several `ranks` have the same state, and call every method together; the first one reads and writes.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, path: Path, key: Mapping[str, Any], ranks: Ranks = ALONE, warn: Callable[[str], None] = say
+    ) -> None:
         self._path = path
+        self._warn = warn
         self._ranks = ranks
         self._key = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         self._saved = time.monotonic()
@@ -50,12 +53,16 @@ class Partial:
         return self._ranks.from_first(self._load)
 
     def _load(self) -> dict[str, Any] | None:
-        if self._path.exists():
-            with suppress(UserError):
-                content = load_file(self._path)
-                if isinstance(content, dict) and content.get("key") == self._key:
-                    return content["state"]
-        return None
+        if not self._path.exists():
+            return None
+        try:
+            content = load_file(self._path)
+        except UserError:
+            content = None
+        if not isinstance(content, dict) or content.keys() != {"key", "state"}:
+            self._warn(f"WARNING: {self._path} is damaged: what it held is computed anew")
+            return None
+        return content["state"] if content["key"] == self._key else None
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save `state`, whole or not at all."""

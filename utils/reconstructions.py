@@ -62,7 +62,7 @@ class Reconstructions:
         self._amp_dtype = pick_amp_dtype(extractor.device, run.amp, run.amp_dtype)
 
     def codes(self) -> np.ndarray:
-        """[n,N], from the cache in the autoencoder's run folder."""
+        """[n,N], from the cache in the autoencoder's run folder, or in this run's where that cannot be written."""
         run = self._settings.run
         return cached_latents(
             RunFolder(str(self._settings.source.ae_load_dir)).latents,
@@ -75,6 +75,7 @@ class Reconstructions:
             quiet=run.quiet,
             bad=self._bad,
             ranks=self._ranks,
+            otherwise=self._folder.latents,
         )
 
     def compute(self, codes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
@@ -83,7 +84,7 @@ class Reconstructions:
         made_from = (self._data.fingerprint, sha256_of(self._ae_file), self._amp_dtype, lpips)
         key = content_key("reconstructions 5", *made_from, extractor.name, extractor.weights)
         path = self._folder.features / f"{key}.npy"
-        rows, _ = made_array(path, lambda: self._fill(path, codes), self._ranks)
+        rows, _ = made_array(path, lambda file: self._fill(file, codes), self._ranks)
         features, quality = np.split(rows, [extractor.width], axis=1)
         means = quality.mean(0, dtype=np.float64)
         return features, {name: float(mean) for name, mean in zip(QUALITIES, means, strict=True) if not np.isnan(mean)}

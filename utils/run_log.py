@@ -26,14 +26,14 @@ class RunLog:
 
     def __init__(self, log_file: Path, metrics_file: Path, *, resume_step: int | None, quiet: bool = False) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        if metrics_file.exists():
-            with whole_file(metrics_file) as out:
-                if resume_step is not None:
-                    kept = (text for text, line in _lines(metrics_file) if line["step"] <= resume_step)
-                    out.writelines(text.encode() + b"\n" for text in kept)
+        damaged = _keep_metrics(metrics_file, resume_step) if metrics_file.exists() else 0
         self._log = LineFile(log_file, "wb" if resume_step is None else "ab")
         self._metrics = LineFile(metrics_file, "ab")
         self._quiet = quiet
+        if damaged:
+            self.warn(
+                f"WARNING: {metrics_file}: {damaged} damaged lines are left out; curves and logs lack their steps"
+            )
 
     def say(self, text: str) -> None:
         """A line (or several) for people, to terminal and log."""
@@ -113,16 +113,31 @@ class LineFile:
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a `metrics.jsonl`; what is none, such as a last one that was cut off, is passed over."""
-    return [line for _, line in _lines(path)]
+    return [line for _, line in _lines(path) if line]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """Each line as text and read, one at a time: those of a long run take 150 MB."""
+def _keep_metrics(path: Path, last_step: int | None) -> int:
+    """Rewrite a `metrics.jsonl` without the lines after a step (None: without any); how many of those read are damaged.
+
+    A last line that was cut off is none of them: the process was killed as it wrote it.
+    """
+    damaged = 0
+    with whole_file(path) as out:
+        for text, line in _lines(path) if last_step is not None else ():
+            if line is None:
+                damaged += text.endswith("\n")
+            elif line["step"] <= last_step:
+                out.write(text.rstrip("\n").encode() + b"\n")
+    return damaged
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict | None]]:
+    """Each line as text and read, one at a time: those of a long run take 150 MB. None for what is no line of ours."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str):
-                yield text.rstrip("\n"), line
+                line = None
+            whole = isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)
+            yield text, line if whole else None

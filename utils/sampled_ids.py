@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,9 +39,8 @@ def sampled_ids(
     if starts is not None:
         made_from.append(starts)
     key = content_key("samples 1", *made_from)
-    path = folder.samples / f"{key}.npy"
 
-    def make() -> None:
+    def make(path: Path) -> None:
         fill_array(
             path,
             sampling.n_samples,
@@ -53,4 +53,4 @@ def sampled_ids(
             ranks=ranks,
         )
 
-    return made_array(path, make, ranks=ranks)[0]
+    return made_array(folder.samples / f"{key}.npy", make, ranks)[0]

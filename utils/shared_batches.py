@@ -67,7 +67,7 @@ def fill_array(
             for (part,) in in_order(results, n - start, batch_size, [none], ranks):
                 report.exchange()
                 if rows:
-                    rows.values[rows.done : rows.done + len(part)] = part.cpu().numpy()
+                    rows.write(rows.done, part.cpu().numpy())
                     rows.bad.update(report.found)
                     rows.advance(len(part))
                 progress.update(len(part))

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hparams.saved import save
 from hparams.settings import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
+Ended = tuple[int, str]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
 
@@ -312,6 +315,103 @@ def test_a_folder_without_access_is_the_users_to_mend(capsys: pytest.CaptureFixt
         run_script(main)
     line = "logs/a: Permission denied: give this user access to it, or name another folder"
     assert (ended.value.code, capsys.readouterr().err.partition("error: ")[2]) == (2, f"{line}\n")
+
+
+@pytest.fixture
+def ended(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """ended(main, words): exit status and stderr of a script in an empty folder."""
+
+    def run(main: Callable[[], None], *words: str) -> Ended:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["script.py", *words])
+        try:
+            run_script(main)
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        except Exception:  # as the interpreter does
+            return 1, traceback.format_exc()
+
+    return run
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "FileExistsError": lambda folder: folder.mkdir(),
+    "FileNotFoundError": lambda folder: (folder / "no/such").read_bytes(),
+    "IsADirectoryError": lambda folder: folder.read_bytes(),
+    "NotADirectoryError": lambda folder: (folder / "file/below").read_bytes(),
+    "OSError": lambda folder: folder.rename(folder / "within"),  # of two names, and of a number that no list holds
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("place", ["logs/run", "given", "{tmp}/typed"])
+def test_errors_about_paths_are_the_users_where_the_user_named_them(
+    ended: Callable[..., Ended], tmp_path: Path, kind: str, place: str
+) -> None:
+    folder = Path(place.format(tmp=tmp_path))
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "file").touch()
+
+    def main() -> None:
+        FAULTS[kind](folder)
+
+    code, said = ended(main, "--log_dir", "run", "--fake_images_path", "given", f"--out={tmp_path}/typed")
+    assert (code, said.count("\n")) == (2 if kind != "OSError" else 1, 1)
+    assert said.startswith(f"script.py: error: {folder}")
+    if "logs" not in place:  # nor did the user name it
+        code, said = ended(main, "--log_dir", "run")
+        assert code == 1
+        assert f"{kind}: " in said
+        assert "Traceback" in said
+
+
+def test_a_limit_of_open_files_is_no_matter_of_the_path(ended: Callable[..., Ended]) -> None:
+    def main() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "logs/run/a")
+
+    code, said = ended(main)
+    assert code == 1
+    assert "ulimit -n" in said
+
+
+def test_the_traceback_of_a_line_is_shown_when_asked_for(ended: Callable[..., Ended]) -> None:
+    def main() -> None:
+        try:
+            {}["the cause"]
+        except KeyError:
+            raise UserError("--nf: too few") from None
+
+    assert ended(main) == ended(main, "--traceback", "--no_traceback") == (2, "script.py: error: --nf: too few\n")
+    code, said = ended(main, "--traceback")
+    assert code == 2
+    assert said.startswith("Traceback (most recent call last)")
+    assert "KeyError: 'the cause'" in said
+    assert said.endswith("\nscript.py: error: --nf: too few\n")
+
+
+TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in sorted(TORCHRUN.keys() - {"MASTER_ADDR"}) for value in ("", "one", "-1")),
+        ("MASTER_ADDR", ""),
+        ("WORLD_SIZE", None),
+        ("MASTER_PORT", None),
+        ("RANK", "2"),
+        ("LOCAL_WORLD_SIZE", "0"),
+    ],
+)
+def test_what_torchrun_would_not_set_is_refused(
+    ended: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
+) -> None:
+    for each, one in (TORCHRUN | {name: value}).items():
+        monkeypatch.setenv(each, one) if one is not None else monkeypatch.delenv(each, raising=False)
+    code, said = ended(lambda: None)
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"script.py: error: the environment variable {name} ")
+    assert "unset RANK" in said
 
 
 def test_run_script_joins_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,8 @@ def test_file_is_flat_plain_and_readable(tmp_path: Path) -> None:
 
 
 def test_settings_of_one_call_are_not_saved(tmp_path: Path) -> None:
-    stage = build(VQGANStage, dry_run=True)
-    assert {"dry_run", "resume"}.isdisjoint(to_flat(stage))
+    stage = build(VQGANStage, dry_run=True, traceback=True)
+    assert {"dry_run", "traceback", "resume"}.isdisjoint(to_flat(stage))
     (tmp_path / "hparams.yaml").write_text("resume: true\n")
     with pytest.raises(UserError, match="unknown setting 'resume'"):
         load(tmp_path / "hparams.yaml", VQGANStage)

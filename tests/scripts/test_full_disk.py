@@ -1,9 +1,11 @@
-"""Whole runs on a disk that fills up, and on one that takes nothing."""
+"""Whole runs on a disk that fills up, on one that takes nothing, and on one whose files cannot be mapped."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,73 @@ def test_a_read_only_run_folder_is_one_line(small_disk) -> None:
     ended = small_disk.run("train_vqgan.py --resume --log_dir run --train_steps 8")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     small_disk.ok(f"{small_disk.stage_1} --dataset custom --log_dir other --load_dir run --load_step 4 --train_steps 5")
+
+
+@pytest.fixture
+def make_read_only() -> Iterator[Callable[[Path], None]]:
+    """Makes a folder read-only, for root too."""
+    mounted = []
+
+    def make(folder: Path) -> None:
+        if os.getuid():
+            folder.chmod(0o555)
+            return
+        try:
+            for words in (["--bind", folder, folder], ["-o", "remount,bind,ro", folder]):
+                subprocess.run(["mount", *words], check=True, capture_output=True)
+                mounted.append(folder)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("a read-only folder needs a bind mount for root")
+
+    yield make
+    for folder in set(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+STAGE_2 = "--dataset custom --train_steps 2"
+SCORES = (
+    "experiments/calc_VQGAN_FID.py --ae_load_dir ae --features r64 --n_samples 6 --kid_subsets 0 --batch_size 4 "
+    "--device cpu --num_workers 0 --visdom_port 9 --no_summary --log_dir scores"
+)
+
+
+def test_codes_and_features_are_kept_in_the_run_where_their_folders_are_read_only(
+    tiny: Any, make_read_only: Callable[[Path], None]
+) -> None:
+    logs = tiny.folder / "logs"
+    (logs / "features").mkdir()
+    shutil.rmtree(logs / "ae/latents")
+    for name in ("ae", "features"):
+        make_read_only(logs / name)
+    for number in range(2):
+        out = tiny.ok(f"{tiny.stage_2} {STAGE_2} --log_dir new{number}")
+        assert f"logs/ae/latents cannot be written: logs/new{number}/latents is used in its place" in out
+        assert len(list((logs / f"new{number}/latents").glob("*.npy"))) == 1
+    for encodings in (1, 0):
+        ended = tiny.wait(tiny.start(f"{SCORES} --quiet", SIMPLE_FEATURES="1"))
+        assert ended.code == 0, ended.err
+        for name, own in (("ae/latents", "latents"), ("features", "features")):
+            assert (f"logs/{name} cannot be written: logs/scores/{own} is used" in ended.out) == bool(encodings)
+    assert len(list((logs / "scores/features").glob("*.npy"))) == 3  # of both sets, and the statistics of one
+    assert not list((logs / "features").iterdir())
+
+
+def test_codes_that_are_there_are_read_from_a_read_only_folder(
+    tiny: Any, make_read_only: Callable[[Path], None]
+) -> None:
+    tiny.ok(f"{tiny.stage_2} {STAGE_2} --log_dir first")
+    make_read_only(tiny.folder / "logs/ae")
+    assert "cannot be written" not in tiny.ok(f"{tiny.stage_2} {STAGE_2} --log_dir second")
+    assert not (tiny.folder / "logs/second/latents").exists()
+
+
+def test_nothing_needs_files_that_are_mapped_shared(tiny: Any) -> None:
+    """FUSE refuses that for direct I/O. Stage 2 and FID, from the first array to the last."""
+    fid = SCORES.replace("calc_VQGAN_FID", "calc_FID") + " --load_dir prior"
+    for command in (f"{tiny.stage_2} {STAGE_2} --log_dir new", SCORES, fid.replace("scores", "fid")):
+        ended = tiny.wait(tiny.start(f"tests/helpers/without_maps.py {command}", SIMPLE_FEATURES="1"))
+        if ended.code == 77:
+            pytest.skip("this system has no seccomp filters")
+        assert ended.code == 0, ended.err
+    for name in ("ae/latents", "scores/features", "fid/samples", "fid/features", "features"):
+        assert list((tiny.folder / "logs" / name).glob("*.npy")), name

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def newest_child(parent: int) -> int:
     """Process id of the last that a process started; 0 where there is none."""
     tasks = Path(f"/proc/{parent}/task").glob("*/children")
     return max((int(pid) for task in tasks for pid in task.read_text().split()), default=0)
+
+
+def open_files(pid: int) -> set[str]:
+    """Names of the files that a process has open."""
+    names = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed just now
+            names.add(str(descriptor.readlink()))
+    return names
 
 
 def newest(run: Path) -> int:
@@ -177,9 +187,9 @@ def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(
     command = f"experiments/calc_FID.py {PRIOR} {R64} --n_samples {n} --log_dir run"
 
     def sampling() -> list[int]:
-        """Processes that are in the midst of it: the first one has mapped the file that it fills."""
+        """Processes that are in the midst of it: the first one has opened the file that it fills."""
         started = tiny.start_together(command, 2)
-        while ".partial" not in Path(f"/proc/{started[0]}/maps").read_text():
+        while not any(name.endswith(".partial") for name in open_files(started[0])):
             assert tiny.code(started[0]) is None
             time.sleep(0.01)
         time.sleep(0.3)

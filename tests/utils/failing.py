@@ -49,6 +49,13 @@ def breaks(ranks: Ranks) -> None:
         raise KeyError("a bug")
 
 
+def two_fail(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise UserError("photos/7.jpg cannot be read")
+    if ranks.rank == 3:
+        raise RunError("its GPU is lost")
+
+
 def all_fail_alike(ranks: Ranks) -> None:
     raise RunError("100 updates in a row had gradients that are not finite")
 
@@ -78,18 +85,18 @@ def waits(ranks: Ranks) -> None:
             time.sleep(0.01)
     ranks.wait()
 
-    def make() -> None:
+    def make(file: Path) -> None:
         assert (folder / "done").exists()
         if ranks.first:
-            with growing_array(folder / "made.npy", (3,), np.uint8) as growing:
-                growing.values[:] = 7
+            with growing_array(file, (3,), np.uint8) as growing:
+                growing.write(0, np.full(3, 7))
 
     assert made_array(folder / "made.npy", make, ranks)[0].tolist() == [7, 7, 7]
     # Machines with copies of the data of their own, whose files have other times, name what they make otherwise.
     assert made_array(folder / ("made.npy" if ranks.first else "other.npy"), make, ranks)[0].tolist() == [7, 7, 7]
 
 
-WAYS = (dies, hangs, meets_bad_data, breaks, all_fail_alike, shares, waits)
+WAYS = (dies, hangs, meets_bad_data, breaks, two_fail, all_fail_alike, shares, waits)
 
 
 class AskedToEnd(utils.distributed._Board):

@@ -216,7 +216,7 @@ def test_arrays_never_meet_a_full_disk_half_way(disk: Path, monkeypatch: pytest.
     (disk / "filler").unlink()
     with growing_array(disk / "a.npy", (10_000,), np.float32) as rows:
         fill(disk)
-        rows.values[:] = 1
+        rows.write(0, np.ones(10_000))
         (disk / "filler").unlink()
     assert read_array(disk / "a.npy")[0].sum() == 10_000
 

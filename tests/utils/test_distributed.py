@@ -76,6 +76,14 @@ def test_a_bug_shows_where_it_happened(end: End) -> None:
     assert {ends[rank]["said"] for rank in (0, 2, 3)} == {""}
 
 
+def test_a_second_process_with_an_error_of_its_own_says_so_too(end: End) -> None:
+    ends = end("two_fail")
+    assert [one["status"] for one in ends] == [1, 2, 1, 1]
+    assert [one["said"].count("\n") for one in ends] == [0, 1, 0, 1]
+    for rank, said in ((1, "photos/7.jpg cannot be read"), (3, "its GPU is lost")):
+        assert re.fullmatch(rf"train_vqgan.py: error: rank {rank} on \S+: {said}\n", ends[rank]["said"])
+
+
 def test_of_processes_that_fail_alike_one_speaks(end: End) -> None:
     ends = end("all_fail_alike")
     assert [one["status"] for one in ends] == [1, 1, 1, 1]

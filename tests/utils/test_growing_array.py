@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def fill(path: Path, stop: int = N, value: int = 1, shape: tuple[int, int] = (N,
     with growing_array(path, shape, np.int16) as rows:
         began = rows.done
         while rows.done < stop:
-            rows.values[rows.done] = value
+            rows.write(rows.done, np.full((1, shape[1]), value))
             rows.advance(1)
         if stop < N:
             raise KeyboardInterrupt
@@ -32,7 +33,7 @@ def fill(path: Path, stop: int = N, value: int = 1, shape: tuple[int, int] = (N,
 def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "made/on/the/way.npy"
     with growing_array(path, (N, 3), np.int16) as rows:
-        rows.values[:] = 7
+        rows.write(0, np.full((N, 3), 7))
         assert not path.exists()
     assert (np.load(path) == 7).all()
     assert sorted(file.name for file in path.parent.iterdir()) == ["way.json", "way.npy"]
@@ -52,10 +53,10 @@ def test_what_a_killed_process_noted_is_safe(tmp_path: Path, monkeypatch: pytest
     """It notes how far it is every few seconds, not only when an exception ends it."""
     monkeypatch.setattr(module, "SECONDS_PER_NOTE", 0)
     killed = GrowingArray(tmp_path / "a.npy", (N, 3), np.int16)
-    killed.values[:5] = 1
+    killed.write(0, np.ones((5, 3)))
     killed.advance(5)
     monkeypatch.setattr(module, "SECONDS_PER_NOTE", 1e9)
-    killed.values[5:7] = 1
+    killed.write(5, np.ones((2, 3)))
     killed.advance(2)
     del killed
     assert fill(tmp_path / "a.npy") == 5
@@ -68,7 +69,7 @@ def test_a_signal_ends_the_process_and_keeps_what_is_done(
 ) -> None:
     def work() -> None:
         with growing_array(tmp_path / "a.npy", (N, 3), np.int16) as rows:
-            rows.values[:4] = 1
+            rows.write(0, np.ones((4, 3)))
             rows.advance(2)
             os.kill(os.getpid(), number)
             rows.advance(2)
@@ -86,7 +87,7 @@ def test_whoever_waits_for_signals_around_it_gets_them(tmp_path: Path) -> None:
     with Signals() as signals:
         with growing_array(tmp_path / "a.npy", (N, 3), np.int16) as rows:
             os.kill(os.getpid(), signal.SIGTERM)
-            rows.values[:] = 1
+            rows.write(0, np.ones((N, 3)))
             rows.advance(N)
         assert signals.stop is signal.SIGTERM
     assert (tmp_path / "a.npy").exists()
@@ -122,8 +123,8 @@ def test_a_note_that_outlived_its_array_goes(tmp_path: Path) -> None:
 def test_what_several_need_is_made_once_and_again_when_it_is_damaged(tmp_path: Path) -> None:
     path, made = tmp_path / "a.npy", []
 
-    def make() -> None:
-        made.append(fill(path))
+    def make(file: Path) -> None:
+        made.append(fill(file))
 
     with ThreadPoolExecutor(3) as pool:
         arrays = list(pool.map(lambda _: made_array(path, make), range(3)))
@@ -132,5 +133,44 @@ def test_what_several_need_is_made_once_and_again_when_it_is_damaged(tmp_path: P
     with path.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\xff")
-    assert (made_array(path, make)[0] == 1).all()
+    said: list[str] = []
+    assert (made_array(path, make, warn=said.append)[0] == 1).all()
     assert made == [0, 0]
+    path.with_suffix(".json").write_text('{"sha')
+    assert (made_array(path, make, warn=said.append)[0] == 1).all()
+    assert said == [f"WARNING: {path} is damaged, or a.json beside it: it is computed anew"] * 2
+
+
+def cut_off(folder: Path) -> None:
+    os.truncate(folder / "a.partial", 50)
+
+
+def of_another_shape(folder: Path) -> None:
+    np.lib.format.open_memmap(folder / "a.partial", mode="w+", dtype=np.int16, shape=(3, 3))
+
+
+def noted_wrongly(folder: Path) -> None:
+    (folder / "a.progress.json").write_text('{"do')
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [(cut_off, "a.partial"), (of_another_shape, "a.partial"), (noted_wrongly, "a.progress.json")],
+)
+def test_damage_to_what_is_half_done_is_said(
+    tmp_path: Path, harm: Callable[[Path], None], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.npy"
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, 4)
+    harm(tmp_path)
+    assert fill(path) == 0
+    assert capsys.readouterr().out == f"WARNING: {tmp_path / name} is damaged: a is computed anew\n"
+
+
+def test_a_process_that_was_killed_before_its_first_note_is_no_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GrowingArray(tmp_path / "a.npy", (N, 3), np.int16).close()
+    assert fill(tmp_path / "a.npy") == 0
+    assert capsys.readouterr().out == ""

@@ -23,15 +23,19 @@ def test_state_comes_back_under_its_own_key_alone(tmp_path: Path) -> None:
     assert state is not None
     assert torch.equal(state["x"], torch.arange(3))
     assert state["done"] == 2
-    assert Partial(path, {**KEY, "seed": 1}).load() is None
+    said: list[str] = []
+    assert Partial(path, {**KEY, "seed": 1}, warn=said.append).load() is None
+    assert said == []
     Partial(path, KEY).remove()
     assert not path.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04"])
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_as_good_as_none_and_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "work").write_bytes(content)
-    assert Partial(tmp_path / "work", KEY).load() is None
+    said: list[str] = []
+    assert Partial(tmp_path / "work", KEY, warn=said.append).load() is None
+    assert said == [f"WARNING: {tmp_path / 'work'} is damaged: what it held is computed anew"]
 
 
 def test_state_is_kept_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ def test_a_line_that_comes_late_is_passed_over(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_text() == "in time\n"
 
 
-def test_a_resumed_run_keeps_the_metrics_up_to_its_step(tmp_path: Path) -> None:
-    """As they were; what came later or is damaged goes."""
+def test_a_resumed_run_keeps_the_metrics_up_to_its_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they were; what came later or is damaged goes. A last line that was cut off is no damage."""
     metrics = tmp_path / "metrics.jsonl"
     kept = ['{"step": 5, "split": "train", "loss": 0.10}', '{"step": 9,  "split": "val"}']
     lines = [kept[0], "damaged", '{"split": "train"}', kept[1], '{"step": 10, "split": "train"}', '{"step": 4, "sp']
@@ -57,5 +57,7 @@ def test_a_resumed_run_keeps_the_metrics_up_to_its_step(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.txt", metrics, resume_step=9)
     log.record(10, "train", {"loss": float("inf")})
     log.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"WARNING: {metrics}: 2 damaged lines")
     assert metrics.read_text().splitlines() == [*kept, '{"step": 10, "split": "train", "loss": null}']
     assert [line["step"] for line in read_metrics(metrics)] == [5, 9, 10]
