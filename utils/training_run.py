@@ -203,7 +203,7 @@ class TrainingRun:
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:120]
                 raise UserError(f"{file} does not fit these settings ({reason}): check the flags") from None
-            require_finite(trainer.state_dict()["optimisers"], file)
+            require_finite({name: each.adam.state_dict() for name, each in trainer.optimisers.items()}, file)
         elif training.load_step:
             source = RunFolder(training.load_dir or self.settings.run.log_dir)
             for ema, model in trainer.models().items():
