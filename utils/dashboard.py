@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,9 +34,12 @@ SHARE_OF_ATTEMPTS = 0.01  # of a run's time, for attempts to write a log that a 
 def environment(run: str) -> str:
     """Name of a run's visdom environment, and of no other's: slashes become ~.
 
-    visdom itself would make them underscores, and show a/b and a_b on one page.
+    visdom itself would make them underscores, and show a/b and a_b on one page. It takes a plus for two pages beside
+    each other, and puts names into its page's script, which ends at a backslash or a quote: such characters become
+    their number.
     """
-    return run.replace("^", "^^").replace("~", "^~").replace("/", "~")
+    name = run.replace("^", "^^").replace("~", "^~").replace("/", "~")
+    return re.sub(r"""[+'"\\<>&]""", lambda match: f"^{ord(match[0]):x}", name)
 
 
 class Dashboard:

@@ -85,10 +85,11 @@ def picture_of(pane: dict[str, Any]) -> np.ndarray:
 
 
 def test_no_two_runs_share_an_environment() -> None:
-    names = {"".join(letters) for length in range(6) for letters in itertools.product("a/~^_", repeat=length)}
+    names = {"".join(letters) for length in range(6) for letters in itertools.product("a/~^_+", repeat=length)}
     assert len(set(map(environment, names))) == len(names)
     assert not any("/" in environment(name) for name in names)  # visdom would make it an underscore
     assert environment("demo/vqgan_churches") == "demo~vqgan_churches"
+    assert environment("+2b ^2b '\"\\<>&") == "^2b2b ^^2b ^27^22^5c^3c^3e^26"
 
 
 def test_runs_of_like_names_have_pages_of_their_own(server: VisdomServer, tmp_path: Path) -> None:
