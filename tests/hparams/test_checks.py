@@ -226,6 +226,19 @@ def test_addresses_of_a_dashboard(server: str) -> None:
     assert visdom_address(server, 8097) == f"{whole}:8097"
 
 
+@pytest.mark.parametrize("path", ["/lab/visdom", "lab/visdom", "lab/visdom/", "/lab/visdom/"])
+def test_a_dashboard_below_a_path(path: str) -> None:
+    assert visdom_address("localhost", 8097, path) == "http://localhost:8097/lab/visdom"
+    assert visdom_address("localhost", 8097, "/") == visdom_address("localhost", 8097, "") == "http://localhost:8097"
+
+
+@pytest.mark.parametrize("path", ["/a?b", "a#b", "a b", "http://host/a", "//a//b", "../a", "a\\b", "é"])
+@pytest.mark.parametrize("stage_class", [VQGANStage, FIDExperiment])
+def test_what_is_no_path_is_refused_before_any_work(stage_class: type[Stage], path: str) -> None:
+    with pytest.raises(UserError, match=r"--visdom_base_url .*not the path of an address: give it as /visdom"):
+        resolve(stage_class, BASE[stage_class] | {"visdom_base_url": path})
+
+
 @pytest.mark.parametrize(
     "server",
     ["htp:/x", "ftp://localhost", "http://", "http://local host", "", "a:8097", "http://a/b", "a?b", "http://[::1"],
