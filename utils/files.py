@@ -17,7 +17,12 @@ from typing import BinaryIO
 from hparams.errors import UserError
 from utils.progress import say
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of NFS without lockd, of Lustre without -o flock
+_NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+}  # of NFS without lockd, of Lustre without -o flock
 _BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
