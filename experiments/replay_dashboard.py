@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
