@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from hparams.checks import require_whole_links
 from hparams.errors import UserError
 from utils.progress import say
 
@@ -71,8 +72,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably."""
+    """Make a folder and those above it that are missing, durably.
+
+    Raises:
+        UserError: one of them is a link that leads nowhere.
+    """
     if not folder.is_dir():
+        require_whole_links(folder)
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)

@@ -18,6 +18,7 @@ from hparams.experiments import (
 )
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
+from utils.files import make_folder
 
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
@@ -218,6 +219,25 @@ def test_a_run_that_is_not_there_is_told_with_what_to_name(tmp_path: Path, name:
     require_run("--load_dir", logs, "demo/ae")
     with pytest.raises(UserError, match=rf"^--load_dir: there is no run folder .*{name}; {fix}"):
         require_run("--load_dir", logs, name)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    """A disk that is not mounted, maybe. Python says that the file exists."""
+    logs = tmp_path / "logs"
+    logs.symlink_to("/disk/runs")
+    with pytest.raises(UserError, match=rf"^{logs} is a link to /disk/runs, which is not there: make that folder"):
+        resolve(VQGANStage, BASE[VQGANStage], logs=logs)
+    with pytest.raises(UserError, match="is a link to /disk/runs"):
+        require_run("--load_dir", logs, "vqgan")
+    logs.unlink()
+    logs.mkdir()
+    (logs / "a").symlink_to("gone")
+    with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
+        resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
+    with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
+        make_folder(logs / "a/b")
+    (logs / "gone").mkdir()
+    resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
 
 
 @pytest.mark.parametrize("server", ["localhost", "http://10.0.0.7", "https://me:word@visdom.lab", "http://[::1]"])
