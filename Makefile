@@ -12,7 +12,7 @@ UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 .PHONY: help setup test soak soaktorchrun lint lock demo bench bench-full bench-gpu clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the pinned dependencies
 

@@ -187,8 +187,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load_average": _lines("/proc/loadavg")[0].split()[:3] if Path("/proc/loadavg").exists() else None,
-        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_rss_gib": peak_rss_gib(),
     }
+
+
+def peak_rss_gib() -> float:
+    """The most memory that this process has had so far; macOS counts bytes, Linux KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _lines(path: str) -> list[str]:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.measure import environment
+from benchmarks.measure import environment, peak_rss_gib
 from utils.prdc import block_count, compute_prdc
 
 
@@ -44,7 +43,7 @@ def main() -> None:
     with tqdm(total=block_count(args.n, args.n), unit="block") as progress:
         values = vars(compute_prdc(real, fake, args.nearest_k, tick=progress.update))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the package takes its share
+    peak = peak_rss_gib()  # before the package takes its share
 
     few_real, few_fake = real[: args.check_n], fake[: args.check_n]
     ours = vars(compute_prdc(few_real, few_fake, args.nearest_k))

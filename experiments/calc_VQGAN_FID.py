@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import check_image_count
 from hparams.cli import parse, run_script
 from hparams.experiments import ReconstructionExperiment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
 from hparams.experiments import NeighboursExperiment
 from hparams.saved import describe

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from hparams.checks import visdom_address
+from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
+from hparams.checks import require_whole_links
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
 from utils.dashboard import environment, replay
 from utils.run_folder import RunFolder
 from utils.summary import draw_summary
+from utils.visdom_server import Server
 
 EXAMPLE = "python experiments/replay_dashboard.py --log_dir vqgan_churches --visdom_port 8097"
 
@@ -20,16 +22,20 @@ def main() -> None:
     if not settings.log_dir:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
     folder = RunFolder(settings.log_dir)
+    require_whole_links(folder.path)
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
-    env, address = environment(folder.name), visdom_address(settings.visdom_server, settings.visdom_port)
+    env, visdom = (
+        environment(folder.name),
+        Server(settings.visdom_server, settings.visdom_port, settings.visdom_base_url),
+    )
     if settings.dry_run:
-        shown = "" if settings.summary_only else f"shown at {address}, and "
+        shown = "" if settings.summary_only else f"shown at {visdom.address}, and "
         print(f"{folder.dashboard} would be {shown}drawn in {folder.summary}")
         return
     if not settings.summary_only:
-        panes = replay(folder.dashboard, env, settings.visdom_server, settings.visdom_port)
-        print(f"{panes} panes at {address}/env/{env}", flush=True)
+        panes = replay(folder.dashboard, env, visdom)
+        print(f"{panes} panes at {visdom.page(env)}", flush=True)
     try:
         draw_summary(folder.dashboard, folder.summary, title=folder.name)
     except UserError as error:

@@ -98,6 +98,7 @@ def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
     """UserError unless the run that a flag names is there; it says what to name instead, and `by` which other flag."""
     if (logs / folder).is_dir():
         return
+    require_whole_links(logs / folder)
     below = PurePosixPath(folder)
     if not logs.is_dir():
         fix = f"there is no {logs}/ here, run this in the folder that has it"
@@ -106,6 +107,15 @@ def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
     else:
         fix = f"name a folder under {logs}/{by}"
     raise UserError(f"{flag}: there is no run folder {logs / folder}; {fix}")
+
+
+def require_whole_links(folder: Path) -> None:
+    """UserError if a folder, or one above it, is a link that leads nowhere: it can be neither used nor made."""
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"{place} is a link to {place.readlink()}, which is not there: make that folder, or the link anew"
+            )
 
 
 def data_path_of_a_run(name: str, path: str, file: Path, logs: Path) -> None:
@@ -146,14 +156,14 @@ def check_run(run: RunSettings) -> None:
             f"--device {run.device} is one GPU for {launch.local_processes()} processes: use --device cuda for one "
             "each, or --dist_backend gloo to share it"
         )
-    visdom_address(run.visdom_server, run.visdom_port)
+    visdom_address(run.visdom_server, run.visdom_port, run.visdom_base_url)
 
 
-def visdom_address(server: str, port: int) -> str:
-    """Where a visdom server answers, if one runs there.
+def visdom_address(server: str, port: int, base_url: str = "/") -> str:
+    """Where a visdom server answers, if one runs there: without a slash at its end, whatever slashes `base_url` has.
 
     Raises:
-        UserError: server and port make no address.
+        UserError: server, port and path make no address.
     """
     address = f"{server if '://' in server else 'http://' + server}:{port}"
     try:
@@ -163,9 +173,13 @@ def visdom_address(server: str, port: int) -> str:
         whole = False
     if not whole or parts.path or parts.query or parts.fragment or re.search(r"\s", address):
         raise UserError(
-            f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097"
+            f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097, "
+            "and a path below them by --visdom_base_url"
         )
-    return address
+    folders = base_url.strip("/").split("/") if base_url.strip("/") else []
+    if not all(re.fullmatch(r"[\w.~%!$&'()*+,;=@-]+", folder, re.ASCII) and folder.strip(".") for folder in folders):
+        raise UserError(f"--visdom_base_url {base_url}: not the path of an address: give it as /visdom, or / for none")
+    return "/".join([address, *folders])
 
 
 def check_training(training: TrainingSettings) -> None:

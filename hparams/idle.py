@@ -33,6 +33,7 @@ CONDITIONS = (
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
     Condition(("ema_beta", "ema_warmup", "steps_per_update_ema"), "ema", (True,)),
     Condition(("amp_dtype",), "amp", (True,)),
+    Condition(("visdom_server", "visdom_port", "visdom_base_url"), "dashboard", (True,)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
     *(Condition(("save_images",), given, (None,)) for given in ("fake_images_path", "fake_feats")),
     *(

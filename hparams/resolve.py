@@ -76,6 +76,7 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
 
     stage = _build(stage_class, values)
     checks.check(stage)
+    checks.require_whole_links(logs / stage.run.log_dir)
     return stage
 
 

@@ -70,6 +70,12 @@ class RunSettings:
         minimum=1,
         subject="data",
     )
+    dashboard: bool = setting(
+        True,
+        help="show the run on a visdom server; --no_dashboard sends nothing to any server, and the panes are kept in "
+        "dashboard.jsonl all the same, for experiments/replay_dashboard.py",
+        subject="dashboard and terminal",
+    )
     visdom_server: str = setting(
         "http://localhost",
         help="address of the visdom server, without its port",
@@ -82,6 +88,12 @@ class RunSettings:
         unit="port",
         minimum=1,
         maximum=65535,
+        subject="dashboard and terminal",
+    )
+    visdom_base_url: str = setting(
+        "/",
+        help="path below which the visdom server answers, as its own -base_url",
+        unit="path",
         subject="dashboard and terminal",
     )
     summary: bool = setting(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,31 @@ def test_every_package_folder_is_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, *PACKAGES]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [Path(line) for line in run.stdout.splitlines()] == [ROOT / name for name in PACKAGES]
+
+
+@pytest.mark.parametrize("file", ["utils/__init__.py", "models.py", "hparams/without_an_init.py"])
+def test_another_package_of_our_name_that_is_installed_is_refused_with_what_helps(tmp_path: Path, file: str) -> None:
+    """Installed in an environment that has all of this one, too."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python3*/site-packages")
+    (site / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    (site / file).parent.mkdir(exist_ok=True)
+    (site / file).write_text("raise SystemExit('of another project')\n")
+    python, env = tmp_path / "venv/bin/python", {**os.environ, "PYTHONPATH": ""}
+    scripts = sorted(ROOT.glob("experiments/[!_]*.py"))
+    for script in scripts:
+        done = subprocess.run([python, script, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith(
+            f"{script.name}: error: Python takes {Path(file).parts[0].split('.')[0]} from {site}"
+        )
+    path = re.search("`PYTHONPATH=(.*?) python ", done.stderr)[1]
+    module = re.search("`python -m (.*?) …`", done.stderr)[1]
+    helped = [
+        subprocess.run([python, scripts[-1], "--help"], env={**env, "PYTHONPATH": path}, capture_output=True),
+        subprocess.run([python, "-m", module, "--help"], cwd=ROOT, env=env, capture_output=True),
+    ]
+    assert all(done.stdout.startswith(b"usage: ") and done.returncode == 0 for done in helped), helped
 
 
 def test_no_file_touches_the_module_search_path() -> None:

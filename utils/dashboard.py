@@ -3,7 +3,8 @@
 Every event goes first to a log file in visdom's own format, which `visdom.Visdom().replay_log` reads, and then to the
 server from a thread of its own: no other asks it anything. A server that is missing, refuses, hangs, is slow, dies or
 comes back, however often, therefore costs the run one warning per outage and `SECONDS_TO_CLOSE` in all, which `close`
-waits at most for the last panes.
+waits at most for the last panes. Before anything is sent, at the start and after each outage, what answers must have
+shown visdom's page.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TextIO
 import numpy as np
 
 from hparams.errors import UserError
+from hparams.settings import RunSettings
 from utils import panes
 from utils.panes import Event, Message, apply_event, events_of, read_panes
 from utils.visdom_server import Server
@@ -33,9 +36,12 @@ SHARE_OF_ATTEMPTS = 0.01  # of a run's time, for attempts to write a log that a 
 def environment(run: str) -> str:
     """Name of a run's visdom environment, and of no other's: slashes become ~.
 
-    visdom itself would make them underscores, and show a/b and a_b on one page.
+    visdom itself would make them underscores, and show a/b and a_b on one page. It takes a plus for two pages beside
+    each other, and puts names into its page's script and into addresses as they are: characters that mean something
+    there become their number.
     """
-    return run.replace("^", "^^").replace("~", "^~").replace("/", "~")
+    name = run.replace("^", "^^").replace("~", "^~").replace("/", "~")
+    return re.sub(r"""[+'"\\<>&#?%]""", lambda match: f"^{ord(match[0]):x}", name)
 
 
 class Dashboard:
@@ -47,7 +53,7 @@ class Dashboard:
     Args:
         run: name of the run.
         log_file: where events are recorded; its folder must exist.
-        server, port: address of the visdom server.
+        server, port, base_url: address of the visdom server; server None: the log file alone, nothing is sent.
         warn: takes the one line per outage; called from another thread.
         resume_step: step at which the run continues the one that `log_file` records: its curves are cut after that step
             and go on. None: a new run, which replaces the file and the environment's panes.
@@ -62,8 +68,9 @@ class Dashboard:
         self,
         run: str,
         log_file: Path,
-        server: str = "http://localhost",
+        server: str | None = "http://localhost",
         port: int = 8097,
+        base_url: str = "/",
         *,
         warn: Callable[[str], None],
         resume_step: int | None = None,
@@ -71,7 +78,7 @@ class Dashboard:
     ) -> None:
         self._env = environment(run)
         self._log_file = log_file
-        self._server = Server(server, port)
+        self._server = Server(server, port, base_url) if server is not None else None
         self._warn = warn
         self._retry_seconds = retry_seconds
         self._panes: dict[str, Message] = {}
@@ -87,9 +94,11 @@ class Dashboard:
         self._pending: dict[str, list[Event]] = {}  # by window: what the server has not got yet, oldest window first
         self._closing = False
         self._changed = threading.Condition()  # guards _panes, _pending and _closing
-        self._resend_all()
-        self._thread = threading.Thread(target=self._deliver, name="dashboard", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if self._server:
+            self._resend_all()
+            self._thread = threading.Thread(target=self._deliver, args=(self._server,), name="dashboard", daemon=True)
+            self._thread.start()
 
     def __enter__(self) -> Dashboard:
         return self
@@ -181,7 +190,8 @@ class Dashboard:
             self._changed.notify_all()
         if self._log is None:
             self._keep((), last=True)
-        self._thread.join(SECONDS_TO_CLOSE)
+        if self._thread:
+            self._thread.join(SECONDS_TO_CLOSE)
         self._drop_log()
 
     def _show(self, window: str, content: Message) -> None:
@@ -192,11 +202,12 @@ class Dashboard:
         with self._changed:
             # The thread gets copies: this one goes on appending to the curves.
             thinned = apply_event(self._panes, Event(event.endpoint, panes.copy_of(event.message)))
-            backlog = self._pending.setdefault(window, [])
-            backlog.append(event)
-            if event.endpoint == "events" or thinned or len(backlog) > LONGEST_BACKLOG:
-                backlog[:] = events_of(self._panes[window])
-            self._changed.notify_all()
+            if self._thread:
+                backlog = self._pending.setdefault(window, [])
+                backlog.append(event)
+                if event.endpoint == "events" or thinned or len(backlog) > LONGEST_BACKLOG:
+                    backlog[:] = events_of(self._panes[window])
+                self._changed.notify_all()
         self._keep([event])
 
     def _keep(self, events: Sequence[Event], *, last: bool = False) -> None:
@@ -247,9 +258,9 @@ class Dashboard:
         with self._changed:
             self._pending = {window: events_of(message) for window, message in self._panes.items()}
 
-    def _deliver(self) -> None:
+    def _deliver(self, server: Server) -> None:
         """Body of the thread: hand pending events to the server until `close`."""
-        warned = False
+        warned = recognised = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending or self._closing)
@@ -257,34 +268,53 @@ class Dashboard:
                     return
                 events = self._pending.pop(next(iter(self._pending)))
             try:
+                if not recognised:
+                    server.recognise()
+                    recognised = True
                 if self._stale:
-                    self._server.clear(self._env)
+                    server.clear(self._env)
                     self._stale = False
                 # A server that was started anew would make a pane of just the newest points.
-                if events[0].endpoint == "update" and not self._server.has(events[0].message):
+                if events[0].endpoint == "update" and not server.has(events[0].message):
                     self._resend_all()
                     continue
                 for event in events:
-                    self._server.send(event)
+                    server.send(event)
                 warned = warned and bool(self._pending)  # the outage is over when the server has got everything
             except (OSError, ValueError) as error:
                 if not warned:
-                    self._warn(self._outage(error))
-                warned = True
+                    self._warn(self._outage(server, error))
+                warned, recognised = True, False
                 self._resend_all()
                 with self._changed:
                     if self._closing:
                         return
                     self._changed.wait_for(lambda: self._closing, timeout=self._retry_seconds)
 
-    def _outage(self, error: Exception) -> str:
-        return (
-            f"dashboard: {_answering(error)} at {self._server.address}: the plots are kept in {self._log_file}, "
-            f"and appear if `{self._server.command}` starts during the run, or later by experiments/replay_dashboard.py"
-        )
+    def _outage(self, server: Server, error: Exception) -> str:
+        kept = f"dashboard: {_answering(error)} at {server.address}: the plots are kept in {self._log_file}, and appear"
+        later = "later by experiments/replay_dashboard.py"
+        if isinstance(error, OSError):
+            return f"{kept} if `{server.command}` starts during the run, or {later}"
+        return f"{kept} {later}; give visdom another --visdom_port, or use --no_dashboard"
 
 
-def replay(log_file: Path, env: str, server: str = "http://localhost", port: int = 8097) -> int:
+def run_dashboard(
+    run: RunSettings, log_file: Path, *, warn: Callable[[str], None], resume_step: int | None
+) -> Dashboard:
+    """The dashboard that a run's settings ask for; the other arguments are those of `Dashboard`."""
+    return Dashboard(
+        run.log_dir,
+        log_file,
+        run.visdom_server if run.dashboard else None,
+        run.visdom_port,
+        run.visdom_base_url,
+        warn=warn,
+        resume_step=resume_step,
+    )
+
+
+def replay(log_file: Path, env: str, visdom: Server) -> int:
     """Show a recorded run's panes in a visdom server's environment `env`; returns how many.
 
     Raises:
@@ -294,8 +324,8 @@ def replay(log_file: Path, env: str, server: str = "http://localhost", port: int
         recorded = read_panes(log_file)
     except OSError as error:
         raise UserError(f"{log_file}: {error.strerror}: give the dashboard log of a run") from error
-    visdom = Server(server, port)
     try:
+        visdom.recognise()
         visdom.clear(env)
         for message in recorded.values():
             for event in events_of({**message, "eid": env}):  # the folder may have been copied or renamed
@@ -303,7 +333,7 @@ def replay(log_file: Path, env: str, server: str = "http://localhost", port: int
     except (OSError, ValueError) as error:
         fix = f"start one with `{visdom.command}`" if isinstance(error, OSError) else "correct them"
         raise UserError(
-            f"--visdom_server, --visdom_port: {_answering(error)} at {visdom.address}: {fix}, "
+            f"--visdom_server, --visdom_port, --visdom_base_url: {_answering(error)} at {visdom.address}: {fix}, "
             "or draw summary.png alone with --summary_only"
         ) from error
     return len(recorded)

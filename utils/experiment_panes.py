@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hparams.settings import RunSettings
-from utils.dashboard import Dashboard
+from utils.dashboard import Dashboard, run_dashboard
 from utils.progress import say
 from utils.results import read_results
 from utils.run_folder import RunFolder
@@ -31,9 +31,7 @@ def open_dashboard(
     """
     folder = RunFolder(run.log_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with Dashboard(
-        run.log_dir, folder.dashboard, run.visdom_server, run.visdom_port, warn=warn, resume_step=resume_step
-    ) as dashboard:
+    with run_dashboard(run, folder.dashboard, warn=warn, resume_step=resume_step) as dashboard:
         yield dashboard
     if run.summary:
         drawer = SummaryDrawer(folder.dashboard, folder.summary, title=folder.name, warn=warn)

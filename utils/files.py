@@ -17,10 +17,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hparams.checks import require_whole_links
 from hparams.errors import UserError
 from utils.progress import say
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of NFS without lockd, of Lustre without -o flock
+# Of NFS without lockd, of Lustre without -o flock.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
@@ -70,8 +72,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably."""
+    """Make a folder and those above it that are missing, durably.
+
+    Raises:
+        UserError: one of them is a link that leads nowhere.
+    """
     if not folder.is_dir():
+        require_whole_links(folder)
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)

@@ -5,6 +5,7 @@ Beside a finished `<name>.npy`, `<name>.json` holds its checksum and which image
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from utils.progress import say
 from utils.signals import ending_politely
 
 SECONDS_PER_NOTE = 5.0  # between two notes of how far the filling has come
+# Of file systems that cannot, where the C library does not write the zeros itself; macOS lacks the call.
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class GrowingArray:
@@ -249,9 +252,23 @@ def _reserve(path: Path, like: np.ndarray) -> None:
     with naming(path), path.open("wb") as file:
         file.write(_header(like))
         file.flush()
-        if like.nbytes:
-            os.posix_fallocate(file.fileno(), file.tell(), like.nbytes)
+        _take_room(file, like.nbytes)
         os.fsync(file.fileno())
+
+
+def _take_room(file: BinaryIO, size: int) -> None:
+    """Append `size` zeros whose room on the disk is taken."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), file.tell(), size)
+            return
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+    zeros = bytes(1 << 20)
+    while size > 0:
+        size -= file.write(zeros[:size])
+    file.flush()
 
 
 def _forget(progress: Path) -> None:

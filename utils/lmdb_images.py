@@ -16,9 +16,9 @@ from typing import Any
 import lmdb
 
 from hparams.errors import UserError
-from utils.files import sync
+from utils.files import make_folder, sync
 from utils.images import BadImageError
-from utils.lmdb_pages import DamagedLMDBError, Head, entries, read_head, read_value
+from utils.lmdb_pages import DamagedLMDBError, Head, OtherLMDBError, entries, read_head, read_value
 
 _AGAIN = "copy or download data.mdb again"
 
@@ -31,7 +31,7 @@ class LMDBImages:
     and every process opens its own. Nothing that may be in data.mdb ends the process: see `utils.lmdb_pages`.
 
     Raises:
-        UserError: no LMDB there, an empty one, or a truncated one.
+        UserError: no LMDB there, an empty one, a truncated one, or one of another layout.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,7 +47,7 @@ class LMDBImages:
         try:
             self._head = read_head(self._read)
         except (OSError, DamagedLMDBError) as error:
-            raise UserError(f"cannot open the LMDB {self.path} ({_reason(error)}): {_AGAIN}") from error
+            raise UserError(self._refusal("cannot be opened", error)) from error
         finally:
             self._file = None
         if _is_truncated(self._head, self._data.stat().st_size):
@@ -62,7 +62,7 @@ class LMDBImages:
         """Key number i.
 
         Raises:
-            UserError: the LMDB is damaged.
+            UserError: the LMDB is damaged, or of another layout.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
@@ -117,8 +117,13 @@ class LMDBImages:
                 places.append(place)
                 sizes.append(size)
         except (OSError, DamagedLMDBError) as error:
-            raise UserError(f"the LMDB {self.path} is damaged ({_reason(error)}): {_AGAIN}") from error
+            raise UserError(self._refusal("is damaged", error)) from error
         self._keys, self._ends, self._places, self._sizes = bytes(keys), ends, places, sizes
+
+    def _refusal(self, what: str, error: Exception) -> str:
+        if isinstance(error, OtherLMDBError):
+            return f"the LMDB {self.path} is not of LSUN's layout, one encoded image for each key: {error}"
+        return f"the LMDB {self.path} {what} ({_reason(error)}): {_AGAIN}"
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._file is None or self._file_pid != os.getpid():
@@ -158,7 +163,7 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
         return
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             _fill(unfinished, items)
             sync(unfinished)

@@ -45,6 +45,10 @@ class DamagedLMDBError(Exception):
     """What is in the file cannot be what LMDB wrote; the message says where."""
 
 
+class OtherLMDBError(DamagedLMDBError):
+    """The file may be whole, and holds something else than one value for each key."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What the newer head says of the file: sizes, and where the tree begins."""
@@ -75,7 +79,8 @@ def read_head(read: Read) -> Head:
     """The newer one of the file's two heads.
 
     Raises:
-        DamagedLMDBError: not an LMDB file, or not one with a single value for each key.
+        DamagedLMDBError: not an LMDB file.
+        OtherLMDBError: one with several values for a key.
     """
     first, transaction = _head(read, 0)
     second, later = _head(read, first.page_size)
@@ -87,6 +92,7 @@ def entries(read: Read, head: Head) -> Iterator[Entry]:
 
     Raises:
         DamagedLMDBError: a page of the tree is not what it should be.
+        OtherLMDBError: it holds named sub-databases.
     """
     found = 0
     for page in _leaves(read, head):
@@ -94,6 +100,9 @@ def entries(read: Read, head: Head) -> Iterator[Entry]:
         for place in _places(page):
             low, high, flags, key_size = _ENTRY.unpack_from(page, place)
             size, begin = low | high << 16, place + _ENTRY.size + key_size
+            if flags == _TREE and size == _DATABASE.size:
+                name = page[place + _ENTRY.size : begin].decode(errors="replace")
+                raise OtherLMDBError(f"it holds named sub-databases, such as {name!r}; copy the one with the images")
             if flags & (_TREE | _VALUES):
                 raise DamagedLMDBError("it holds more than one value for a key")
             large = flags == _ELSEWHERE
@@ -155,7 +164,7 @@ def _head(read: Read, offset: int) -> tuple[Head, int]:
     ):
         raise DamagedLMDBError("its head is not readable")
     if flags & _SEVERAL_VALUES:
-        raise DamagedLMDBError("it holds more than one value for a key")
+        raise OtherLMDBError("it holds more than one value for a key")
     return Head(page_size, depth, branches, leaves, overflow, count, root, last), transaction
 
 

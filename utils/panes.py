@@ -158,7 +158,7 @@ def text(content: str, title: str, columns: int = 1, rows: int = 1) -> Message:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> Message:
     """Content of a pane with a table; numbers are rounded to four digits, and None is left blank."""
-    cells = [[_escaped(_cell(value)) for value in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     style = "border-bottom:1px solid #ccc;padding:3px 14px 3px 0;font-size:12px;white-space:nowrap"
     lines = ["".join(f'<th style="{style};text-align:left">{html.escape(name)}</th>' for name in columns)]
     lines += ["".join(f'<td style="{style}">{html.escape(cell)}</td>' for cell in row) for row in cells]
@@ -240,9 +240,11 @@ def _encoded(image: Image.Image) -> str:
 
 
 def _cell(value: object) -> str:
+    """A value on one line."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 
 def _escaped(text: str) -> str:

@@ -14,7 +14,9 @@ from utils.datasets import ImageData
 from utils.distributed import Ranks
 
 # A matter of each machine, as are places of files.
-_OF_MACHINES = frozenset({"device", "num_workers", "visdom_server", "visdom_port", "summary"})
+_OF_MACHINES = frozenset(
+    {"device", "num_workers", "dashboard", "visdom_server", "visdom_port", "visdom_base_url", "summary"}
+)
 _PLACES = ("file", "folder")
 
 

@@ -17,6 +17,7 @@ from utils.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVING = signal.SIGUSR1
+SECONDS_AFTER_SIGTERM = 30.0  # that a worker goes on where the system does not say whose SIGTERM it got
 
 
 class Stopped(Exception):  # noqa: N818
@@ -102,14 +103,20 @@ def heed_parent_alone(worker: int) -> None:
     """Let this worker process end on its parent's SIGTERM only; `worker` is its number, as loaders tell it.
 
     Schedulers send SIGTERM to all processes of a job. The parent, which is to finish its step and save, would then find
-    its workers dead.
+    its workers dead. macOS does not say who sent a signal: there the worker goes on for `SECONDS_AFTER_SIGTERM` after
+    anyone's SIGTERM, or until its parent is gone. Ctrl-C, a closed terminal and SIGUSR1 are the parent's too; workers
+    that were spawned, as on macOS, have not inherited a handler that says so.
     """
     parent = multiprocessing.parent_process()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def heed() -> None:
-        while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-            pass
+        if hasattr(signal, "sigwaitinfo"):
+            while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+                pass
+        elif parent:
+            signal.sigwait({signal.SIGTERM})
+            parent.join(SECONDS_AFTER_SIGTERM)
         os._exit(0)
 
     try:
@@ -117,6 +124,8 @@ def heed_parent_alone(worker: int) -> None:
     except RuntimeError:  # no more threads: a worker that nothing ends would be waited for without end
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         raise
+    for number in (signal.SIGINT, signal.SIGHUP, SAVING):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from hparams.errors import UserError
 from utils.files import whole_file
 from utils.images import decode_rgb
 from utils.panes import Message, read_panes
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 COLUMNS = 4
 WIDTH = 16.0  # inches
@@ -46,6 +50,21 @@ def draw_summary(log_file: Path, path: Path, *, title: str) -> None:
     except OSError as error:
         raise UserError(f"{log_file}: {error.strerror}: give the dashboard log of a run") from error
     # Imported late: it takes longer than everything else here.
+    from matplotlib import rc_context
+
+    # Names of runs and files are text, not TeX: whatever dollars they hold, and whatever the user's matplotlibrc says.
+    plain = rc_context({"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False})
+    with plain, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that no font has is drawn as a box
+        canvas = _page(recorded, title)
+        try:
+            with whole_file(path) as file:
+                canvas.print_png(file)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _page(recorded: Mapping[str, Message], title: str) -> FigureCanvasAgg:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,11 +96,7 @@ def draw_summary(log_file: Path, path: Path, *, title: str) -> None:
     for number, message in enumerate(plots):
         row, column = divmod(number, COLUMNS)
         _plot(figure.add_subplot(grid[len(heights) - -(-len(plots) // COLUMNS) + row, column]), message)
-    try:
-        with whole_file(path) as file:
-            canvas.print_png(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    return canvas
 
 
 class SummaryDrawer:

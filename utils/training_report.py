@@ -14,7 +14,7 @@ from torch import Tensor
 from hparams.settings import PriorStage, VQGANStage
 from models.quantizers import perplexity
 from utils import panes
-from utils.dashboard import Dashboard
+from utils.dashboard import run_dashboard
 from utils.pictures import image_grid, save_png
 from utils.progress import Progress, tell, tell_duration
 from utils.run_folder import VQGAN, RunFolder
@@ -58,14 +58,7 @@ class TrainingReport:
         self._log = RunLog(folder.log, folder.metrics, resume_step=resume_step, quiet=self._quiet)
         self.say, self.warn = self._log.say, self._log.warn
         self._progress: Progress | None = None
-        self._dashboard = Dashboard(
-            settings.run.log_dir,
-            folder.dashboard,
-            settings.run.visdom_server,
-            settings.run.visdom_port,
-            warn=self.warn,
-            resume_step=resume_step,
-        )
+        self._dashboard = run_dashboard(settings.run, folder.dashboard, warn=self.warn, resume_step=resume_step)
         self._summary: SummaryDrawer | None = None
         if settings.run.summary:
             self._summary = SummaryDrawer(folder.dashboard, folder.summary, title=folder.name, warn=self.warn)

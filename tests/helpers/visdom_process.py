@@ -1,4 +1,4 @@
-"""A real visdom server on the loopback interface."""
+"""A real visdom server on the loopback interface, and a program that is none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +40,14 @@ def eventually(true: Callable[[], bool]) -> None:
 
 
 class VisdomServer:
-    """A real visdom server on a port of its own."""
+    """A real visdom server on a port of its own, below the path `base_url`, if one is given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, base_url: str = "") -> None:
         self.port = free_port()
+        self._address = f"http://127.0.0.1:{self.port}{base_url}"
         self._output = folder / "visdom.txt"
         self._command = [sys.executable, "-c", VISDOM, "-port", str(self.port), "-bind_local", "-env_path", str(folder)]
+        self._command += ["-base_url", base_url] if base_url else []
         self.start()
 
     def start(self) -> None:
@@ -59,7 +64,7 @@ class VisdomServer:
             return False
 
     def post(self, endpoint: str, message: dict[str, Any]) -> requests.Response:
-        return requests.post(f"http://127.0.0.1:{self.port}/{endpoint}", json=message, timeout=30)
+        return requests.post(f"{self._address}/{endpoint}", json=message, timeout=30)
 
     def panes(self, env: str) -> dict[str, dict[str, Any]]:
         if env not in self.post("env_state", {}).json():
@@ -86,3 +91,31 @@ class VisdomServer:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+@contextmanager
+def other_program(status: int, page: bytes, port: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """A web server that is not visdom: its port, and what it is asked, with the number of bytes that it is sent."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            size = int(self.headers.get("Content-Length", 0))
+            self.rfile.read(size)
+            asked.append(f"{self.command} {self.path} {size}")
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            with suppress(OSError):  # a long page is not read to its end
+                self.wfile.write(page)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", port), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield other.server_port, asked
+        other.shutdown()

@@ -18,6 +18,7 @@ from hparams.experiments import (
 )
 from hparams.resolve import resolve
 from hparams.settings import PriorStage, Stage, VQGANStage
+from utils.files import make_folder
 
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
@@ -220,10 +221,42 @@ def test_a_run_that_is_not_there_is_told_with_what_to_name(tmp_path: Path, name:
         require_run("--load_dir", logs, name)
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    """A disk that is not mounted, maybe. Python says that the file exists."""
+    logs = tmp_path / "logs"
+    logs.symlink_to("/disk/runs")
+    with pytest.raises(UserError, match=rf"^{logs} is a link to /disk/runs, which is not there: make that folder"):
+        resolve(VQGANStage, BASE[VQGANStage], logs=logs)
+    with pytest.raises(UserError, match="is a link to /disk/runs"):
+        require_run("--load_dir", logs, "vqgan")
+    logs.unlink()
+    logs.mkdir()
+    (logs / "a").symlink_to("gone")
+    with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
+        resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
+    with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
+        make_folder(logs / "a/b")
+    (logs / "gone").mkdir()
+    resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
+
+
 @pytest.mark.parametrize("server", ["localhost", "http://10.0.0.7", "https://me:word@visdom.lab", "http://[::1]"])
 def test_addresses_of_a_dashboard(server: str) -> None:
     whole = server if "://" in server else f"http://{server}"
     assert visdom_address(server, 8097) == f"{whole}:8097"
+
+
+@pytest.mark.parametrize("path", ["/lab/visdom", "lab/visdom", "lab/visdom/", "/lab/visdom/"])
+def test_a_dashboard_below_a_path(path: str) -> None:
+    assert visdom_address("localhost", 8097, path) == "http://localhost:8097/lab/visdom"
+    assert visdom_address("localhost", 8097, "/") == visdom_address("localhost", 8097, "") == "http://localhost:8097"
+
+
+@pytest.mark.parametrize("path", ["/a?b", "a#b", "a b", "http://host/a", "//a//b", "../a", "a\\b", "é"])
+@pytest.mark.parametrize("stage_class", [VQGANStage, FIDExperiment])
+def test_what_is_no_path_is_refused_before_any_work(stage_class: type[Stage], path: str) -> None:
+    with pytest.raises(UserError, match=r"--visdom_base_url .*not the path of an address: give it as /visdom"):
+        resolve(stage_class, BASE[stage_class] | {"visdom_base_url": path})
 
 
 @pytest.mark.parametrize(

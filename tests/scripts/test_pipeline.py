@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from PIL import Image
 
 from utils.panes import read_panes
 
+REPO = Path(__file__).parents[2]
 DRAWS = {
     "base": "--load_dir absorbing",
     "same_seed": "--load_dir absorbing --load_step 20 --ema",
@@ -245,3 +249,25 @@ def test_the_first_lines_say_what_runs_where_and_with_which_settings(drawn) -> N
 def test_drawing_without_a_dashboard_warns_once_and_keeps_the_picture(toy, drawn) -> None:
     assert all(out.count("dashboard:") == 1 for out in drawn.printed.values())
     assert list(read_panes(toy.logs / "drawn_cold" / "dashboard.jsonl")) == ["samples"]
+
+
+AS_ON_MACOS = """
+import os, runpy, signal, sys
+del signal.sigwaitinfo, signal.sigtimedwait
+for name in ("posix_fallocate", "posix_fadvise", "fdatasync", "sched_getaffinity", "pidfd_open", "eventfd",
+             "memfd_create", "copy_file_range", "splice"):
+    if hasattr(os, name):
+        delattr(os, name)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_stage_2_calls_nothing_that_macos_lacks(tiny: Any) -> None:
+    shutil.rmtree(tiny.folder / "logs/ae/latents")
+    script, *words = f"{tiny.stage_2} --dataset custom --train_steps 2 --num_workers 1 --log_dir mac".split()
+    command = [sys.executable, "-c", AS_ON_MACOS, REPO / script, *words]
+    done = subprocess.run(command, cwd=tiny.folder, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (tiny.folder / "logs/mac/saved_models/absorbing_2.th").exists()
+    assert list((tiny.folder / "logs/ae/latents").glob("*.npy"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from utils.perceptual import untrained_lpips
 from utils.run_folder import VQGAN, RunFolder
 from utils.training_panes import panes_of
 from utils.training_report import TrainingReport
-from visdom_process import VisdomServer, eventually, free_port
+from visdom_process import VisdomServer, eventually, free_port, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
 LPIPS = "--perceptual lpips --perceptual_weights_file vgg.pth"
@@ -300,35 +299,48 @@ def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda:
     return out + err
 
 
-@pytest.fixture
-def other_program() -> Iterator[int]:
-    """The port of a web server that is not visdom."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Length", "5")
-            self.end_headers()
-            self.wfile.write(b"hello")
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        yield other.server_port
-        other.shutdown()
-
-
 def test_no_server(watched) -> None:
     assert disturbed(watched, "no_server", free_port()).count("dashboard:") == 1
 
 
-def test_another_program_on_the_port(watched, other_program: int) -> None:
-    told = disturbed(watched, "another_program", other_program)
+def test_another_program_on_the_port_is_sent_nothing(watched) -> None:
+    with other_program(200, b"hello") as (port, asked):
+        told = disturbed(watched, "another_program", port)
     assert told.count("dashboard:") == 1
     assert "something other than visdom" in told
+    assert "--no_dashboard" in told
+    assert set(asked) == {"GET / 0"}
+
+
+def test_without_a_dashboard_no_server_is_asked_and_the_run_can_be_replayed(watched, server: VisdomServer) -> None:
+    with other_program(200, b"hello") as (port, asked):
+        off = f"--no_dashboard --visdom_port {port}"
+        said = watched.run(f"{STAGE_2} {off} --train_steps 2 --log_dir silent").err
+        watched.ok(f"{EXPERIMENTS['samples'][0]} {off} --log_dir silent_samples")
+    assert asked == []
+    assert "note: --visdom_port does nothing with --no_dashboard" in said
+    assert "dashboard:" not in said
+    for run in ("silent", "silent_samples"):
+        watched.ok(f"experiments/replay_dashboard.py --log_dir {run} --visdom_port {server.port}")
+        assert server.panes(run).keys() == panes_on_disk(watched.logs / run).keys()
+
+
+def test_a_run_of_an_odd_name(watched, server: VisdomServer, browser: Browser, artefacts: Path) -> None:
+    """Its summary is drawn, and its page opens: in the browser, where it is shown, by the address that is printed."""
+    name = r"a$b$c_$/100%+\'é漢😀#?<b>"
+    port = f"--visdom_port {server.port}"
+    done = watched.run(f"{STAGE_2} {port} --train_steps 4 --summary --log_dir {shlex.quote(name)}")
+    assert (done.code, done.err) == (0, "")
+    (watched.logs / name / "summary.png").unlink()
+    done = watched.run(f"experiments/replay_dashboard.py {port} --log_dir {shlex.quote(name)}")
+    assert (done.code, done.err) == (0, "")
+    assert (watched.logs / name / "summary.png").exists()
+    shown = panes_on_disk(watched.logs / name)
+    page = re.match(rf"{len(shown)} panes at (\S+)\n", done.out)[1]
+    browser.open(page)
+    assert {pane["title"] for pane in browser.panes(len(shown))} == {pane["opts"]["title"] for pane in shown.values()}
+    browser.screenshot(artefacts / "odd_name.png")
+    assert browser.errors == []
 
 
 def test_a_server_that_hangs(watched, server: VisdomServer) -> None:

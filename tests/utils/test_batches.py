@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hparams.errors import RunError, UserError
-from utils import batches
+from utils import batches, signals
 from utils.batches import BatchOrder, eval_batches, stand_in, train_batches
 from utils.datasets import ImageData, open_images
 from utils.signals import Signals, Stopped, heed_parent_alone
@@ -149,6 +149,39 @@ def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
     ours, theirs = (torch.cat(list(eval_batches(toys, 8, workers))) for workers in (1, 0))
     assert torch.equal(ours, theirs)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_signals_to_spawned_workers_are_left_to_the_run(toys: ImageData) -> None:
+    """As a terminal and a scheduler send them, where workers do not inherit the run's handlers: on macOS."""
+    ours = train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=1, start_method="spawn")
+    first = next(ours)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    theirs = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 9)
+    assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+
+
+def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_ends(
+    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS. It starts by fork here, to have the name deleted too."""
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    order = BatchOrder(len(toys), 4, seed=2)
+    for seconds in (3600.0, 0.0):
+        monkeypatch.setattr(signals, "SECONDS_AFTER_SIGTERM", seconds)
+        ours = train_batches(toys, order, 0, num_workers=1, start_method="fork")
+        first = next(ours)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        if seconds:
+            theirs = take(train_batches(toys, order, 0, num_workers=0), 9)
+            assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+        else:
+            worker.join(60)
+            assert worker.exitcode == 0
+        ours.close()
+        worker.join(60)
 
 
 def test_nothing_left_to_evaluate(toys: ImageData) -> None:

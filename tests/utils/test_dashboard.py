@@ -11,7 +11,6 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from hparams.errors import UserError
 from utils import dashboard, panes, visdom_server
 from utils.dashboard import Dashboard, environment, replay
 from utils.panes import read_panes
-from visdom_process import VisdomServer, eventually, free_port
+from utils.visdom_server import Server
+from visdom_process import VisdomServer, eventually, free_port, other_program
 
 ENV = "churches~test"
 
@@ -85,10 +85,11 @@ def picture_of(pane: dict[str, Any]) -> np.ndarray:
 
 
 def test_no_two_runs_share_an_environment() -> None:
-    names = {"".join(letters) for length in range(6) for letters in itertools.product("a/~^_", repeat=length)}
+    names = {"".join(letters) for length in range(6) for letters in itertools.product("a/~^_+", repeat=length)}
     assert len(set(map(environment, names))) == len(names)
     assert not any("/" in environment(name) for name in names)  # visdom would make it an underscore
     assert environment("demo/vqgan_churches") == "demo~vqgan_churches"
+    assert environment("+2b ^2b '\"\\<>&#?%") == "^2b2b ^^2b ^27^22^5c^3c^3e^26^23^3f^25"
 
 
 def test_runs_of_like_names_have_pages_of_their_own(server: VisdomServer, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_without_a_server_the_log_has_everything_and_can_be_replayed(
 
     server = request.getfixturevalue("server")
     for env in (ENV, "copied"):
-        assert replay(tmp_path / "visdom.log", env, port=server.port) == 2
+        assert replay(tmp_path / "visdom.log", env, Server("localhost", server.port)) == 2
         assert server.curves(env, "losses") == expected_losses(*range(201))
         np.testing.assert_array_equal(picture_of(server.panes(env)["samples"]["content"]), grid)
         server.forget(env)
@@ -245,13 +246,13 @@ def test_only_the_end_of_a_run_waits_for_the_server_and_that_within_its_budget(
 ) -> None:
     monkeypatch.setattr(dashboard, "SECONDS_TO_CLOSE", 0.1)
     monkeypatch.setattr(visdom_server, "TIMEOUT", (3600.0, 3600.0))
-    post, asking = requests.Session.post, set()
+    request, asking = requests.Session.request, set()
 
-    def posting(*arguments: Any, **options: Any) -> requests.Response:
+    def requesting(*arguments: Any, **options: Any) -> requests.Response:
         asking.add(threading.current_thread().name)
-        return post(*arguments, **options)
+        return request(*arguments, **options)
 
-    monkeypatch.setattr(requests.Session, "post", posting)
+    monkeypatch.setattr(requests.Session, "request", requesting)
 
     def run() -> None:
         with opened(port) as board:
@@ -282,36 +283,76 @@ def hang_up(listener: socket.socket) -> None:
                 connection.recv(1)
 
 
-@pytest.mark.parametrize("status", [200, 404, 500])
-def test_another_program_on_the_port(
-    tmp_path: Path, opened: Callable[..., Dashboard], warnings: list[str], status: int
+@pytest.mark.parametrize(("status", "page"), [(200, b"hello"), (200, b"[]" * 10**6), (404, b"hello"), (500, b"hello")])
+@pytest.mark.parametrize("resume_step", [None, 0])
+def test_another_program_on_the_port_is_sent_nothing(
+    tmp_path: Path,
+    opened: Callable[..., Dashboard],
+    warnings: list[str],
+    status: int,
+    page: bytes,
+    resume_step: int | None,
 ) -> None:
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(self.path)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Length", "5")
-            self.end_headers()
-            self.wfile.write(b"hello")
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        with opened(other.server_port) as board:
-            losses(board, 0)
-            eventually(lambda: len(asked) > 4)
+    with Dashboard("earlier", tmp_path / "visdom.log", None, warn=print) as board:
+        losses(board, 0)
+    with other_program(status, page) as (port, asked):
+        with opened(port, resume_step=resume_step) as board:
             losses(board, 1)
-        with pytest.raises(UserError, match=r"--visdom_port: something other than visdom.*: correct them"):
-            replay(tmp_path / "visdom.log", ENV, port=other.server_port)
-        other.shutdown()
+            eventually(lambda: len(asked) > 4)
+            losses(board, 2)
+        with pytest.raises(UserError, match=r"--visdom_port.*: something other than visdom.*: correct them"):
+            replay(tmp_path / "visdom.log", ENV, Server("localhost", port))
+    assert set(asked) == {"GET / 0"}
     assert len(warnings) == 1
-    assert "something" in warnings[0]
-    assert logged(tmp_path) == expected_losses(0, 1)
+    assert "something other than visdom" in warnings[0]
+    assert logged(tmp_path) == expected_losses(*range(0 if resume_step == 0 else 1, 3))
+
+
+def test_another_program_that_takes_the_place_of_a_server_is_sent_nothing_after_the_outage(
+    server: VisdomServer, opened: Callable[..., Dashboard], warnings: list[str]
+) -> None:
+    with opened(server.port) as board:
+        losses(board, 0)
+        eventually(lambda: server.curves(ENV, "losses") == expected_losses(0))
+        server.stop()
+        losses(board, 1)
+        eventually(lambda: len(warnings) == 1)
+        with other_program(200, b"hello", server.port) as (_, asked):
+            losses(board, 2)
+            eventually(lambda: len(asked) > 4)
+        server.start()
+    assert set(asked) == {"GET / 0"}
+    assert server.curves(ENV, "losses") == expected_losses(0, 1, 2)
+
+
+def test_without_a_dashboard_nothing_is_sent_and_the_log_has_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("something is asked"))
+    with Dashboard("run", tmp_path / "visdom.log", None, warn=warnings.append) as board:
+        losses(board, *range(200))
+        assert "dashboard" not in {thread.name for thread in threading.enumerate()}
+    assert logged(tmp_path) == expected_losses(*range(200))
+    assert warnings == []
+
+
+@pytest.mark.parametrize("base_url", ["/some/visdom", "some/visdom/"])
+def test_a_server_below_a_path(tmp_path: Path, base_url: str, opened: Callable[..., Dashboard]) -> None:
+    server = VisdomServer(tmp_path, "/some/visdom")
+    try:
+        with opened(server.port, base_url=base_url) as board:
+            losses(board, 0, 1)
+        assert server.curves(ENV, "losses") == expected_losses(0, 1)
+        server.forget(ENV)
+        visdom_there = Server("localhost", server.port, base_url)
+        assert replay(tmp_path / "visdom.log", ENV, visdom_there) == 1
+        assert server.curves(ENV, "losses") == expected_losses(0, 1)
+        assert visdom_there.command == f"visdom -p {server.port} -bind_local -base_url /some/visdom"
+        assert ENV in requests.get(visdom_there.page(ENV), timeout=30).text.split("ACTIVE_ENV")[1]
+        with pytest.raises(UserError, match="something other than visdom"):
+            replay(tmp_path / "visdom.log", ENV, Server("localhost", server.port))
+    finally:
+        server.stop()
 
 
 def test_resumed_run_goes_on_where_it_was(
@@ -351,7 +392,7 @@ def test_a_new_run_replaces_the_panes_of_an_earlier_one_of_its_name(
         losses(board, 1)
     assert list(server.panes(ENV)) == ["losses"]
     server.post("events", {"win": "other", "eid": ENV, "data": [{"type": "text", "content": "old"}], "opts": {}})
-    assert replay(tmp_path / "visdom.log", ENV, port=server.port) == 1
+    assert replay(tmp_path / "visdom.log", ENV, Server("localhost", server.port)) == 1
     assert list(server.panes(ENV)) == ["losses"]
 
 
@@ -434,11 +475,11 @@ def test_user_errors_name_flag_or_file(tmp_path: Path, opened: Callable[..., Das
     with pytest.raises(UserError, match="--visdom_server"):
         opened(8097, server="http://[::")
     with pytest.raises(UserError, match=r"nowhere\.log"):
-        replay(tmp_path / "nowhere.log", ENV)
+        replay(tmp_path / "nowhere.log", ENV, Server("localhost", 9))
     event = ["events", {"win": "w", "eid": "e", "data": [{"type": "text"}]}]
     (tmp_path / "one.log").write_text(json.dumps(event) + "\n")
     with pytest.raises(UserError, match=r"--visdom_port.*`visdom -p \d+ -bind_local`"):
-        replay(tmp_path / "one.log", ENV, port=free_port())
+        replay(tmp_path / "one.log", ENV, Server("localhost", free_port()))
 
 
 def test_browser_draws_the_panes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -37,6 +38,28 @@ def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert (np.load(path) == 7).all()
     assert sorted(file.name for file in path.parent.iterdir()) == ["way.json", "way.npy"]
+
+
+@pytest.mark.parametrize("lacking", ["the call", "the file system's support"])
+def test_room_is_taken_where_it_cannot_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """Else writing to the mapped file on a full disk would end the process. macOS lacks the call."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if lacking == "the call":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    growing = GrowingArray(tmp_path / "a.npy", (3, 500_000), np.int16)
+    assert not growing.values.any()
+    assert (tmp_path / "a.partial").stat().st_blocks * 512 >= growing.values.nbytes
+    growing.values[:] = 7
+    growing.finish(tmp_path / "a.npy")
+    assert (np.load(tmp_path / "a.npy") == 7).all()
+    GrowingArray(tmp_path / "empty.npy", (0, 3), np.int16)
 
 
 def test_an_interrupted_filling_goes_on(tmp_path: Path) -> None:

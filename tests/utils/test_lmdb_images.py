@@ -240,11 +240,14 @@ def test_a_file_that_shrinks_while_it_is_read(sound: Path, tmp_path: Path) -> No
         images.read(0)
 
 
-def test_an_lmdb_of_several_databases_is_refused(tmp_path: Path) -> None:
+def test_an_lmdb_of_named_databases_is_not_called_damaged(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as txn:
         txn.put(b"key", b"value", db=env.open_db(b"inner", txn))
-    with pytest.raises(UserError, match="more than one value"):
+    with pytest.raises(UserError) as refused:
         LMDBImages(tmp_path).read(0)
+    layout = f"the LMDB {tmp_path} is not of LSUN's layout, one encoded image for each key"
+    assert str(refused.value).startswith(f"{layout}: it holds named sub-databases, such as 'inner'")
+    assert "again" not in str(refused.value)
 
 
 def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from utils.panes import (
     table,
     text,
 )
+from utils.summary import plain_text
 from utils.training_panes import Bars, Curves, Pictures, Status, panes_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8)  # as large as pictures get
@@ -122,6 +123,11 @@ def test_names_that_are_no_utf8_are_escaped() -> None:
     """Fonts and visdom's server take no others."""
     for content in (text("caf\udce9", "run"), table(["images"], [["caf\udce9"]], "results")):
         assert "caf\\udce9" in content["data"][0]["content"]
+
+
+def test_a_cell_of_a_table_is_one_line() -> None:
+    content = {**table(["images", "n"], [["two\nlines\tand more", 3]], "results"), "win": "results"}
+    assert plain_text(content).splitlines() == ["images                n", r"two\nlines\tand more  3"]
 
 
 def test_panes_of_cells_stand_in_rows() -> None:

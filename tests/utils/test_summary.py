@@ -44,6 +44,27 @@ def test_a_page_is_drawn_from_the_log_alone(log_file: Path, tmp_path: Path) -> N
     assert list(tmp_path.glob(".summary*")) == []
 
 
+@pytest.mark.parametrize("matplotlibrc", ["", "text.usetex: True\naxes.formatter.use_mathtext: True\n"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, matplotlibrc: str) -> None:
+    """Dollars make no mathematics, whatever the user's settings, and nothing is said of letters that no font has."""
+    (tmp_path / "matplotlibrc").write_text(matplotlibrc)
+    name = r"a$b$c_$x^{é漢😀%\'<b>"
+    with Dashboard(name, tmp_path / "log", port=9, warn=lambda _: None) as board:
+        board.text("run", f"logs/{name}", title=name)
+        for step in range(2):
+            board.line("loss", step, {name: 1.0, "other": 2.0}, title=name, ylabel=name)
+        board.bars("codes", [3, 2, 1], title=name, xlabel=name, ylabel=name)
+        board.table("results", [name], [[name]], title=name)
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.summary", "log", "summary.png", name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "summary.png").exists()
+
+
 def test_columns_of_a_table_stand_below_each_other() -> None:
     content = table(["FID", "<split>"], [[4.068123, "train"], [None, "val"]], "results")
     assert plain_text({**content, "win": "results"}).splitlines() == ["FID    <split>", "4.068  train", "       val"]
