@@ -285,10 +285,11 @@ class Hanging(Unsteady):
 
 def test_a_worker_that_hangs_is_not_waited_for_without_end(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
     hasty.setattr(batches, "LONGEST_WAIT_S", 0.1)
+    before = multiprocessing.active_children()
     loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
     with pytest.raises(RunError, match=r"no batch of images came within .* hang"):
         next(loading)
-    for worker in multiprocessing.active_children():
+    for worker in set(multiprocessing.active_children()) - set(before):
         worker.join(60)
         assert not worker.is_alive()
 

@@ -44,7 +44,7 @@ def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_room_is_taken_where_it_cannot_be_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    """Else writing to the mapped file on a full disk would end the process. macOS lacks the call."""
+    """So that a full disk is met before the work. macOS lacks the call."""
 
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -54,9 +54,9 @@ def test_room_is_taken_where_it_cannot_be_reserved(
     else:
         monkeypatch.setattr(os, "posix_fallocate", refuse)
     growing = GrowingArray(tmp_path / "a.npy", (3, 500_000), np.int16)
-    assert not growing.values.any()
-    assert (tmp_path / "a.partial").stat().st_blocks * 512 >= growing.values.nbytes
-    growing.values[:] = 7
+    rows = np.full((3, 500_000), 7, np.int16)
+    assert (tmp_path / "a.partial").stat().st_blocks * 512 >= rows.nbytes
+    growing.write(0, rows)
     growing.finish(tmp_path / "a.npy")
     assert (np.load(tmp_path / "a.npy") == 7).all()
     GrowingArray(tmp_path / "empty.npy", (0, 3), np.int16)
