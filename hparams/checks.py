@@ -22,6 +22,7 @@ from hparams.experiment_checks import (
 from hparams.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
 from hparams.fields import as_text
 from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.open_files import require_open_files
 from hparams.settings import AutoencoderSource, RunSettings, SamplingSettings, Stage
 from hparams.training_settings import TrainingSettings
 
@@ -148,7 +149,10 @@ def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int
 
 
 def check_run(run: RunSettings) -> None:
-    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address."""
+    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address.
+
+    And the system lets this process open as many files as its workers take.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
     if ":" in run.device and launch.local_processes() > 1 and run.dist_backend != "gloo":
@@ -157,6 +161,7 @@ def check_run(run: RunSettings) -> None:
             "each, or --dist_backend gloo to share it"
         )
     visdom_address(run.visdom_server, run.visdom_port, run.visdom_base_url)
+    require_open_files(run.num_workers)
 
 
 def visdom_address(server: str, port: int, base_url: str = "/") -> str:

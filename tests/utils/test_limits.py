@@ -25,6 +25,8 @@ from utils.batches import eval_batches
 from utils.disk_space import space_notes
 from utils.limits import check_shared_memory, free_space, tell_bytes
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (36_100_000, "36.1 MB"), (5 * 10**16, "5e+04 TB")]
@@ -147,6 +149,27 @@ def test_workers_that_cannot_all_start_leave_one_line_and_none_behind(tmp_path: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "lower --num_workers, or raise the limit (ulimit -n)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "told"),
+    [
+        ("-n 32", 2, "96 files must be open at once, the limit is 32: raise it (ulimit -n)"),
+        ("-n 90", 2, "the limit is 90: use --num_workers 1, or raise it (ulimit -n)"),
+        ("-n 96", 2, ""),
+        ("-Sn 32", 2, ""),  # which a process may raise by itself
+    ],
+)
+def test_too_few_open_files_are_refused_before_anything_starts(
+    tmp_path: Path, limit: str, workers: int, told: str
+) -> None:
+    """torch's threads and workers would print tracebacks without end, and hang."""
+    command = f"ulimit {limit} && exec {sys.executable} {ROOT}/train_vqgan.py --dataset toy_churches --dry_run"
+    command += f" --num_workers {workers}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if told else (0, 0)), done.stderr
+    assert done.stderr.startswith(f"train_vqgan.py: error: --num_workers {workers}: " if told else "")
+    assert told in done.stderr
 
 
 def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
