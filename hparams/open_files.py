@@ -25,5 +25,5 @@ def require_open_files(num_workers: int) -> None:
     fewer = max(0, (hard - ALONE) // OF_A_WORKER)
     fix = f"use --num_workers {fewer}, or raise" if hard >= ALONE else "raise"
     raise UserError(
-        f"--num_workers {num_workers}: {needed} files must be open at once, and the limit is {hard}: {fix} it (ulimit -n)"
+        f"--num_workers {num_workers}: {needed} files must be open at once, the limit is {hard}: {fix} it (ulimit -n)"
     )

@@ -26,7 +26,7 @@ TIED = {
     *("img_size", "ch_mult", "latent_shape", "block_size", "nf", "n_channels", "bert_n_emb", "bert_n_head", "ndf"),
     *("disc_layers", "perceptual", "perceptual_weights_file", "total_steps", "sample_steps", "keep_checkpoints"),
     *("max_bad_images", "sampler", "custom_dataset_path", "datasets_file", "dry_run", "visdom_server"),
-    *("accumulate_steps", "global_batch"),
+    *("accumulate_steps", "global_batch", "num_workers"),
 }
 ROBUST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -122,8 +122,8 @@ def test_workers_that_cannot_all_start_leave_one_line_and_none_behind(tmp_path: 
 @pytest.mark.parametrize(
     ("limit", "workers", "told"),
     [
-        ("-n 32", 2, "96 files must be open at once, and the limit is 32: raise it (ulimit -n)"),
-        ("-n 90", 2, "and the limit is 90: use --num_workers 1, or raise it (ulimit -n)"),
+        ("-n 32", 2, "96 files must be open at once, the limit is 32: raise it (ulimit -n)"),
+        ("-n 90", 2, "the limit is 90: use --num_workers 1, or raise it (ulimit -n)"),
         ("-n 96", 2, ""),
         ("-Sn 32", 2, ""),  # which a process may raise by itself
     ],
