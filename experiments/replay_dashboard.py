@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.checks import require_whole_links
+from hparams.checks import require_possible_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
 from hparams.replay import Replay
@@ -22,7 +22,7 @@ def main() -> None:
     if not settings.log_dir:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
     folder = RunFolder(settings.log_dir)
-    require_whole_links(folder.path)
+    require_possible_folder(folder.path)
     if not folder.dashboard.exists():
         raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
     env, visdom = (

@@ -99,7 +99,7 @@ def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
     """UserError unless the run that a flag names is there; it says what to name instead, and `by` which other flag."""
     if (logs / folder).is_dir():
         return
-    require_whole_links(logs / folder)
+    require_possible_folder(logs / folder)
     below = PurePosixPath(folder)
     if not logs.is_dir():
         fix = f"there is no {logs}/ here, run this in the folder that has it"
@@ -110,9 +110,11 @@ def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
     raise UserError(f"{flag}: there is no run folder {logs / folder}; {fix}")
 
 
-def require_whole_links(folder: Path) -> None:
-    """UserError if a folder, or one above it, is a link that leads nowhere: it can be neither used nor made."""
+def require_possible_folder(folder: Path) -> None:
+    """UserError if a folder, or one above it, is a file, or a link whose target is missing: it cannot be made."""
     for place in (folder, *folder.parents):
+        if place.is_file():
+            raise UserError(f"{place} is a file, where a folder belongs: move it away")
         if place.is_symlink() and not place.exists():
             raise UserError(
                 f"{place} is a link to {place.readlink()}, which is not there: make that folder, or the link anew"

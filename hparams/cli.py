@@ -163,7 +163,9 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 def _print_traceback(error: Exception) -> None:
     """With the errors that it stands for, which `raise … from None` hides."""
     link: BaseException | None = error
-    while link:
+    seen: set[int] = set()
+    while link and id(link) not in seen:
+        seen.add(id(link))
         link.__suppress_context__ = False
         link = link.__cause__ or link.__context__
     traceback.print_exception(error)
@@ -185,7 +187,7 @@ def _as_line(error: Exception) -> str | None:
 def _path_of_the_user(error: OSError, words: Sequence[str]) -> str | None:
     """The path that an error is about, if the user named it: run folders, and what was typed, with all below it."""
     named = [str(LOGS), *(word.partition("=")[2] if word.startswith("-") else word for word in words)]
-    for path in (error.filename, error.filename2):
+    for path in (error.filename2, error.filename):  # of a rename, first the name that was to be
         if isinstance(path, str | bytes | os.PathLike):
             text = os.fsdecode(path)
             if any(_lies_in(text, place) for place in named if place):

@@ -28,6 +28,8 @@ def check() -> None:
         wrong["MASTER_ADDR"] = "is empty"
     needed = ("WORLD_SIZE",) if os.environ.get("WORLD_SIZE") == "1" else ("WORLD_SIZE", "MASTER_PORT")
     wrong |= {name: "is not set" for name in needed if name not in os.environ}
+    if not wrong and int(os.environ.get("MASTER_PORT", "1")) > 65535:
+        wrong["MASTER_PORT"] = f"is {os.environ['MASTER_PORT']}, but ports end at 65535"
     if not wrong and rank() >= processes():
         wrong["RANK"] = f"is {rank()}, but has to be below WORLD_SIZE, {processes()}"
     for name, what in wrong.items():

@@ -76,7 +76,7 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
 
     stage = _build(stage_class, values)
     checks.check(stage)
-    checks.require_whole_links(logs / stage.run.log_dir)
+    checks.require_possible_folder(logs / stage.run.log_dir / "saved_models")
     return stage
 
 

@@ -103,7 +103,7 @@ def test_every_package_folder_is_installed(tmp_path: Path) -> None:
     assert [Path(line) for line in run.stdout.splitlines()] == [ROOT / name for name in PACKAGES]
 
 
-@pytest.mark.parametrize("file", ["utils/__init__.py", "models.py", "hparams/without_an_init.py"])
+@pytest.mark.parametrize("file", ["utils/__init__.py", "models.py", "hparams/fields.py"])
 def test_another_package_of_our_name_that_is_installed_is_refused_with_what_helps(tmp_path: Path, file: str) -> None:
     """Installed in an environment that has all of this one, too."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
@@ -126,6 +126,14 @@ def test_another_package_of_our_name_that_is_installed_is_refused_with_what_help
         subprocess.run([python, "-m", module, "--help"], cwd=ROOT, env=env, capture_output=True),
     ]
     assert all(done.stdout.startswith(b"usage: ") and done.returncode == 0 for done in helped), helped
+
+
+def test_a_folder_of_our_name_that_holds_no_module_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/churches.th").touch()
+    command = [sys.executable, ROOT / "experiments/calc_FID.py", "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_file_touches_the_module_search_path() -> None:

@@ -58,7 +58,7 @@ class Images(Protocol):
 
     def source(self, i: int, /) -> str: ...
 
-    def in_reach(self) -> bool: ...
+    def in_reach(self, i: int, /) -> bool: ...
 
 
 class BatchOrder:
@@ -173,22 +173,30 @@ def stand_in(i: int, attempt: int, n: int) -> int:
     return derive_seed("stand-in", i, attempt) % n if attempt else i
 
 
-# What comes of a batch: its images uint8 [b,3,S,S], or how many there are of them in the batch's slot of shared memory;
-# and what is wrong with those that others stand in for, by name. Or why there is none.
-_Made = tuple[np.ndarray | int, dict[str, str]] | UserError | OSError
+class _Unread(Exception):  # noqa: N818
+    """The file system did not give an image, for now: its name, why, and whether its folder can be read."""
+
+    def __init__(self, name: str, reason: str, in_reach: bool) -> None:
+        super().__init__(name, reason, in_reach)
+        self.name, self.reason, self.in_reach = name, reason, in_reach
 
 
-class _Stacks(Dataset[_Made]):
+# A worker's result: the batch's images uint8 [b,3,S,S], or their number b where the images are in shared memory; and
+# the unreadable images that others stand in for, name → reason. Or the error that left the batch without images.
+_Result = tuple[np.ndarray | int, dict[str, str]] | UserError | _Unread
+
+
+class _Stacks(Dataset[_Result]):
     """Maps a batch's number and indices to its images.
 
-    A worker's exception would reach the main process as a page of traceback, so what users or the file system may
-    cause comes as a value.
+    Errors that users or the file system cause are returned: DataLoader would turn an exception into a page of
+    traceback.
 
     Attributes:
-        slots: uint8 [slots,B,3,S,S], memory that forked workers share with this process: batch k goes to slot k mod
-            slots. Unlike tensors that workers return, it needs no sockets in the temporary folder, whose path may be
-            too long for them, and no room in /dev/shm. None: images are pickled.
-        given_up: names of images that the file system did not give in time.
+        slots: uint8 [slots,B,3,S,S], an anonymous shared mmap that forked workers inherit; batch k is written to slot
+            k mod slots. Tensors would be passed by file descriptor instead, over a socket in the temporary folder,
+            whose path may be too long for one, and would need room in /dev/shm. None: images are pickled.
+        given_up: names of images that the file system did not give within `UNREADABLE_S`.
     """
 
     def __init__(self, data: Images) -> None:
@@ -196,41 +204,48 @@ class _Stacks(Dataset[_Made]):
         self.slots: np.ndarray | None = None
         self.given_up: set[str] = set()
 
-    def __getitem__(self, batch: tuple[int, np.ndarray]) -> _Made:
+    def __getitem__(self, batch: tuple[int, np.ndarray]) -> _Result:
         number, indices = batch
-        made = self.stack(indices)
-        if self.slots is None or not isinstance(made, tuple):
-            return made
-        images, bad = made
+        result = self.stack(indices)
+        if self.slots is None or not isinstance(result, tuple):
+            return result
+        images, bad = result
         self.slots[number % len(self.slots), : len(images)] = images
         return len(images), bad
 
-    def stack(self, indices: np.ndarray) -> tuple[np.ndarray, dict[str, str]] | UserError | OSError:
-        """The batch in this process's own memory."""
+    def stack(self, indices: np.ndarray) -> tuple[np.ndarray, dict[str, str]] | UserError | _Unread:
+        """The batch in this process's private memory."""
         bad: dict[str, str] = {}
         try:
             return np.stack([self._image(int(i), bad) for i in indices]), bad
         except UserError as error:
             return UserError(str(error))
-        except OSError as error:
-            if error.errno in _OUR_LIMITS:
-                raise
+        except _Unread as error:
             return error
 
     def _image(self, i: int, bad: dict[str, str]) -> np.ndarray:
         for attempt in range(ATTEMPTS):
             j = stand_in(i, attempt, len(self.data))
-            name = self.data.source(j)
             try:
                 return self.data[j]
             except BadImageError as error:
-                bad[name] = str(error)
+                bad[self.data.source(j)] = str(error)
             except OSError as error:
-                error.filename = name
-                if name not in self.given_up:
+                if error.errno in _OUR_LIMITS:
                     raise
+                name = self._name(j, error)
+                if name not in self.given_up:
+                    raise _Unread(name, error.strerror or str(error), self.data.in_reach(j)) from None
                 bad[name] = f"cannot read {name} ({error.strerror}): replace or remove it"
         raise UserError(f"hardly any image can be read; {bad[self.data.source(i)]}")
+
+
+    def _name(self, i: int, error: OSError) -> str:
+        """An image's name; the file that the error is about where an LMDB's keys cannot be read either."""
+        try:
+            return self.data.source(i)
+        except OSError:
+            return str(error.filename)
 
 
 def _load(
@@ -248,7 +263,8 @@ def _load(
         # The first image tells the size, and workers inherit the key list that reading it made.
         first = _insist(stacks, np.zeros(1, np.int64))
         if start_method == "fork" and isinstance(first, tuple):
-            # As many as the workers may have at work or ready, and one that this process copies from.
+            # One slot for each batch that DataLoader has handed out, and one that this process copies from: batch
+            # k + slots is handed out after batch k was copied.
             shape = (num_workers * _PREFETCHED + 1, batch_size, *first[0].shape[1:])
             stacks.slots = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
     sent = _Numbered(batches)
@@ -268,17 +284,21 @@ def _load(
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
         )
         iterator = _begun(loader)
+    if stacks.slots is not None:
+        # DataLoader's SIGCHLD handler would raise in the middle of a training step when a worker dies; `_next` notices
+        # it as well. Without shared memory a dying worker may leave half a batch in the pipe, which only it notices.
+        _ignore_deaths(iterator)
     while True:
         try:
-            made = _next(iterator)
+            result = _next(iterator)
         except StopIteration:
             return
         number, indices = sent.waiting.popleft()
-        if isinstance(made, OSError):
-            made = _insist(stacks, indices, made)
-        if isinstance(made, UserError):
-            raise made
-        stacked, unreadable = made
+        if isinstance(result, _Unread):
+            result = _insist(stacks, indices, result)
+        if isinstance(result, UserError):
+            raise result
+        stacked, unreadable = result
         if unreadable:
             if bad is None:
                 raise UserError(next(iter(unreadable.values())))
@@ -293,7 +313,7 @@ def _load(
 
 
 class _Numbered:
-    """The batches' indices with their numbers. `waiting` holds those that were asked for and have not been taken."""
+    """Numbers the batches' indices. `waiting` holds the batches that DataLoader took and has not returned."""
 
     def __init__(self, batches: Iterable[np.ndarray]) -> None:
         self._batches = batches
@@ -305,7 +325,7 @@ class _Numbered:
             yield batch
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[_Made]:
+def _begun(loader: DataLoader[Any]) -> Iterator[_Result]:
     """The loader's iterator, with its workers."""
     try:
         with holding_sigterm():
@@ -317,8 +337,8 @@ def _begun(loader: DataLoader[Any]) -> Iterator[_Made]:
     raise failure
 
 
-def _next(iterator: Iterator[_Made]) -> _Made:
-    """What comes of the next batch, once it is there.
+def _next(iterator: Iterator[_Result]) -> _Result:
+    """Waits for the next batch.
 
     Raises:
         StopIteration: there is none.
@@ -352,17 +372,23 @@ def _next(iterator: Iterator[_Made]) -> _Made:
 
 
 def _kill_workers(iterator: Any) -> None:
-    """End workers that may be deaf to what ends them otherwise: this process would wait for them at its end."""
-    signal_handling._remove_worker_pids(id(iterator))  # or their end would count as an error of the loader
-    iterator._worker_pids_set = False
+    """Kill workers that hang: SIGTERM does not end them, and Python joins them when this process exits."""
+    _ignore_deaths(iterator)
     for worker in iterator._workers:
         worker.kill()
 
 
+def _ignore_deaths(iterator: Any) -> None:
+    """Keep DataLoader's SIGCHLD handler from raising an error when one of these workers dies."""
+    if iterator._worker_pids_set:
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+
 def _insist(
-    stacks: _Stacks, indices: np.ndarray, error: OSError | None = None
+    stacks: _Stacks, indices: np.ndarray, unread: _Unread | None = None
 ) -> tuple[np.ndarray, dict[str, str]] | UserError:
-    """Stack a batch, if need be again and again, until the file system gives the images. error: why it did not so far.
+    """Stack a batch, trying again for a while if the file system does not give an image. unread: the first failure.
 
     Raises:
         RunError: the data stay out of reach for `OUT_OF_REACH_S`.
@@ -370,26 +396,27 @@ def _insist(
     """
     name, began = None, time.monotonic()
     while True:
-        if error:
+        if unread and unread.name not in stacks.given_up:
             raise_if_stopped()
-            reason = f"{error.filename} cannot be read ({error.strerror})"
-            if name != error.filename:
-                name, began = error.filename, time.monotonic()
-                # On stderr, since each of several processes speaks for its own disk.
+            reason = f"{unread.name} cannot be read ({unread.reason})"
+            if name != unread.name:
+                name, began = unread.name, time.monotonic()
+                # On stderr: with several processes, each reports its own disk.
                 print(f"WARNING: {reason}: trying again for a while", file=sys.stderr)
-            waited, in_reach = time.monotonic() - began, stacks.data.in_reach()
-            if in_reach and waited > UNREADABLE_S:
-                stacks.given_up.add(error.filename)
-            if not in_reach and waited > OUT_OF_REACH_S:
+            waited = time.monotonic() - began
+            if unread.in_reach and waited > UNREADABLE_S:
+                stacks.given_up.add(unread.name)
+            elif waited > OUT_OF_REACH_S:
                 raise RunError(
-                    f"{reason}, and none of its data set could for {tell_duration(OUT_OF_REACH_S)}: bring the data "
-                    "back; then --resume, or an experiment's same command, goes on"
+                    f"{reason}, nor could its folder for {tell_duration(OUT_OF_REACH_S)}: bring the data back; then "
+                    "--resume, or an experiment's same command, goes on"
                 )
-            time.sleep(_POLL_S)
-        made = stacks.stack(indices)
-        if not isinstance(made, OSError):
-            return made
-        error = made
+            else:
+                time.sleep(_POLL_S)
+        result = stacks.stack(indices)
+        if not isinstance(result, _Unread):
+            return result
+        unread = result
 
 
 def _dead(iterator: Any) -> str:

@@ -38,7 +38,7 @@ class _Store(Protocol):
 
     def describe(self, i: int) -> str: ...
 
-    def in_reach(self) -> bool: ...
+    def in_reach(self, i: int) -> bool: ...
 
     def identity(self) -> Iterator[str]: ...
 
@@ -82,9 +82,9 @@ class ImageData:
         """Where image i comes from: its file, or its LMDB and key."""
         return self._store.describe(i)
 
-    def in_reach(self) -> bool:
-        """Whether the place where the images lie can be read now: a network disk may be away for a while."""
-        return self._store.in_reach()
+    def in_reach(self, i: int) -> bool:
+        """Whether the place of image i can be read now: a network disk may be away for a while."""
+        return self._store.in_reach(i)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,8 +127,8 @@ class _FirstOf:
     def describe(self, i: int) -> str:
         return self._all.describe(i)
 
-    def in_reach(self) -> bool:
-        return self._all.in_reach()
+    def in_reach(self, i: int) -> bool:
+        return self._all.in_reach(i)
 
     def identity(self) -> Iterator[str]:
         yield f"the first {self._n} of"
@@ -156,7 +156,7 @@ class _LMDBStore:
     def describe(self, i: int) -> str:
         return f"{self._images.path}:{self._images.key(self._first + i).decode(errors='replace')}"
 
-    def in_reach(self) -> bool:
+    def in_reach(self, i: int) -> bool:
         return self._images.in_reach()
 
     def identity(self) -> Iterator[str]:
@@ -185,19 +185,19 @@ class _FolderStore:
         try:
             return read_regular(file, str(file))
         except OSError as error:
-            if error.errno not in _OF_ONE_FILE or not self.in_reach():
+            target = Path(os.path.realpath(file))
+            if error.errno not in _OF_ONE_FILE or not self.in_reach(i) or not _has_entries(target.parent):
                 raise
+        try:
+            return read_regular(file, str(file))  # its disk may have come back since
+        except OSError as error:
             raise BadImageError(f"cannot read {file} as an image ({error.strerror}): replace or remove it") from None
 
     def describe(self, i: int) -> str:
         return str(self._files[i])
 
-    def in_reach(self) -> bool:
-        try:
-            with os.scandir(self._folder) as entries:  # where a disk is not mounted there is an empty folder
-                return any(True for _ in entries)
-        except OSError:
-            return False
+    def in_reach(self, i: int) -> bool:
+        return _has_entries(self._folder) and _has_entries(self._files[i].parent)
 
     def identity(self) -> Iterator[str]:
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
@@ -219,6 +219,15 @@ class _FolderStore:
             except OSError:  # a link to nowhere
                 size = -1
             yield b"%s\0%d\0" % (os.fsencode(file.relative_to(self._folder)), size)
+
+
+def _has_entries(folder: Path) -> bool:
+    """Whether a folder can be read and holds something: where a disk is not mounted there is an empty folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
 
 
 def open_images(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import socket
 import threading
@@ -204,7 +205,9 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _lost_contact(error):
             raise _told_by_others(board, timeout_s) from None
-        if not board.claim_line(f"{type(error).__name__}: {error}"):
+        alone = board.claim_line(f"{type(error).__name__}: {error}")
+        board.leave()
+        if not alone:
             raise SystemExit(1) from None
         raise
     board.close()
@@ -315,6 +318,16 @@ class _Board:
         with contextlib.suppress(dist.DistError, RuntimeError):
             return self._store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
         return True
+
+    def leave(self) -> None:
+        """Say that this process needs the store no more. Rank 0 waits for the others if it hosts the store itself.
+
+        torchrun's agent would host it; without one the store ends with rank 0.
+        """
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            self._store.set(f"left/{self.rank}", "")
+            if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                self._store.wait([f"left/{rank}" for rank in range(self.count)], timedelta(seconds=_GRACE_S))
 
     def silent(self) -> list[str] | None:
         """The processes that give no sign of life within `_GRACE_S`; None where one has said what happened.

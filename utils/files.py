@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hparams.checks import require_whole_links
 from hparams.errors import UserError
 from utils.progress import say
 
@@ -75,10 +74,11 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably.
 
     Raises:
-        UserError: one of them is a link that leads nowhere.
+        OSError: it cannot be made. Of a link whose target is not there the error says so: its disk may be away.
     """
     if not folder.is_dir():
-        require_whole_links(folder)
+        if folder.is_symlink() and not folder.exists():
+            raise FileNotFoundError(errno.ENOENT, f"a link to {folder.readlink()}, which is not there", str(folder))
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)

@@ -54,7 +54,7 @@ class GrowingArray:
         self.done: int = note["done"] if note else 0
         self.bad: dict[str, str] = note["bad"] if note else {}
         if not note:
-            _forget(self._progress)  # or the new file's zeros would pass for what an older one held
+            _forget(self._progress)  # first: it would declare the fresh, zero-filled file partly done
             _reserve(self._partial, like)
         self._dtype, self._row_bytes = like.dtype, math.prod(shape[1:]) * like.itemsize
         self._file = self._partial.open("r+b", buffering=0)

@@ -26,6 +26,7 @@ _MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to deco
 # programs (EPS: Ghostscript), some are hardly tested. Phones' MPO files come as JPEG, DIB without a file header never.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, the last two with 64-bit offsets
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
 
 
@@ -68,6 +69,8 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
         if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
             known = (kind for kind in _FORMATS if kind not in ("WEBP", "AVIF") or features.check(kind.lower()))
             reason = f"damaged, or of none of the kinds {', '.join(known)}"
+            if content.startswith(_TIFF):
+                reason = "a damaged TIFF, or one whose samples are no unsigned integers of at most 16 bits"
         raise BadImageError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
 
 

@@ -221,8 +221,8 @@ def summarise(likelihoods: Likelihoods, dimensions: int, tokens: int) -> dict[st
     """
     if not (likelihoods.pixels + likelihoods.codes).isfinite().all():
         raise RunError(
-            "some images have no finite likelihood: the head's training diverged (lower --lr, or leave out --amp), or "
-            "a checkpoint is damaged"
+            "some images have no finite likelihood: the prior or the head overflows in half precision (use --no_amp), "
+            "or the head's training diverged (lower --lr)"
         )
     values: dict[str, Value] = {}
     for name, nats in (

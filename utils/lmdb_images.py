@@ -46,7 +46,9 @@ class LMDBImages:
             raise UserError(f"no LMDB at {self.path} (it would hold data.mdb): correct its path in datasets.yaml")
         try:
             self._head = read_head(self._read)
-        except (OSError, DamagedLMDBError) as error:
+        except OSError as error:
+            raise UserError(f"{self._data} cannot be read ({error.strerror}): make it readable") from error
+        except DamagedLMDBError as error:
             raise UserError(self._refusal("cannot be opened", error)) from error
         finally:
             self._file = None
@@ -63,6 +65,7 @@ class LMDBImages:
 
         Raises:
             UserError: the LMDB is damaged, or of another layout.
+            OSError: the file system does not give it, which may pass.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
@@ -80,9 +83,6 @@ class LMDBImages:
         key = self.key(i)
         try:
             return read_value(self._read, self._head, self._places[i], self._sizes[i])
-        except OSError:
-            self._file = None  # the next attempt opens the file anew: a handle may be stale
-            raise
         except DamagedLMDBError as error:
             name = f"{self.path}:{key.decode(errors='replace')}"
             raise BadImageError(f"cannot read {name} ({error}): {_AGAIN}") from error
@@ -116,26 +116,27 @@ class LMDBImages:
                 ends.append(len(keys))
                 places.append(place)
                 sizes.append(size)
-        except (OSError, DamagedLMDBError) as error:
+        except DamagedLMDBError as error:
             raise UserError(self._refusal("is damaged", error)) from error
         self._keys, self._ends, self._places, self._sizes = bytes(keys), ends, places, sizes
 
-    def _refusal(self, what: str, error: Exception) -> str:
+    def _refusal(self, what: str, error: DamagedLMDBError) -> str:
         if isinstance(error, OtherLMDBError):
             return f"the LMDB {self.path} is not of LSUN's layout, one encoded image for each key: {error}"
-        return f"the LMDB {self.path} {what} ({_reason(error)}): {_AGAIN}"
+        return f"the LMDB {self.path} {what} ({error}): {_AGAIN}"
 
     def _read(self, offset: int, size: int) -> bytes:
-        if self._file is None or self._file_pid != os.getpid():
-            self._file, self._file_pid = FileIO(self._data), os.getpid()
-        return os.pread(self._file.fileno(), size, offset)
+        try:
+            if self._file is None or self._file_pid != os.getpid():
+                self._file, self._file_pid = FileIO(self._data), os.getpid()
+            return os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            self._file = None  # its handle may be stale: the next attempt opens the file again
+            error.filename = str(self._data)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_file_pid": 0}
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or "it cannot be read" if isinstance(error, OSError) else str(error)
 
 
 def _is_truncated(head: Head, size: int) -> bool:

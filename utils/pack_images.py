@@ -15,6 +15,7 @@ import numpy as np
 
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
+from hparams.open_files import require_open_files
 from hparams.pack import Pack
 from hparams.presets import FOLDERS
 from utils.bad_images import BadImages
@@ -51,6 +52,7 @@ def main() -> None:
         raise UserError(f"--dataset is required: one of {', '.join(FOLDERS)}")
     if not settings.out:
         raise UserError("--out is required: the folder to write, which must not exist")
+    require_open_files(settings.num_workers)
     out = Path(settings.out)
     if out.exists():
         raise UserError(f"--out {out}: exists already: name a new folder, or remove it")

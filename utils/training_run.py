@@ -92,7 +92,8 @@ class TrainingRun:
         if ranks.first:
             self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
         self._open = ExitStack()
-        self._open.callback(trainer.release)  # NCCL does not end while a CUDA graph holds its messages
+        # Release captured CUDA graphs before destroy_process_group(): NCCL hangs while one references its collectives.
+        self._open.callback(trainer.release)
         if ranks.first:
             self._open.enter_context(sole_writer(self.folder.path))
         self._signals = Signals()
@@ -321,14 +322,15 @@ class TrainingRun:
         last = done == self.end or self._stopping is not None
         if not (last or save_asked or self.due(self.settings.training.steps_per_checkpoint, done)):
             return
-        self._saved = done
         if not self.ranks.first:
+            self._saved = done
             return
         try:
             self._save(done)
         except OSError as error:
             problem = f"step {done} could not be saved in {self.folder.saved_models} ({error.strerror})"
             if last:
+                self._saved = done  # no other attempt as this error ends the run
                 raise RunError(
                     f"{problem}: make room there, then --resume goes on from the newest saved step"
                 ) from None
@@ -336,6 +338,7 @@ class TrainingRun:
             if not self.folder.state_file(self.kind, done).exists():
                 drop_weights(self.folder, self.kind, done)  # or they would take the room of the next one
             return
+        self._saved = done
         clean_up(self.folder, self.kind, done, self.settings.training)
 
     def _save(self, done: int) -> None:

@@ -234,10 +234,13 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     (logs / "a").symlink_to("gone")
     with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
         resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
-    with pytest.raises(UserError, match=rf"^{logs}/a is a link to gone"):
+    with pytest.raises(FileNotFoundError, match="a link to gone, which is not there"):  # which may pass in a run
         make_folder(logs / "a/b")
     (logs / "gone").mkdir()
     resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "a/b"}, logs=logs)
+    (logs / "file").touch()
+    with pytest.raises(UserError, match=rf"^{logs}/file is a file, where a folder belongs"):
+        resolve(VQGANStage, BASE[VQGANStage] | {"log_dir": "file/b"}, logs=logs)
 
 
 @pytest.mark.parametrize("server", ["localhost", "http://10.0.0.7", "https://me:word@visdom.lab", "http://[::1]"])

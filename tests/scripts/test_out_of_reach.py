@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,55 @@ def test_a_disk_that_is_away_for_a_moment_changes_nothing(tiny, workers: int) ->
     (tiny.folder / "elsewhere").rename(tiny.folder / "photos")
     assert tiny.wait(pid).code == 0
     ends_alike(tiny)
+
+
+def test_a_part_of_the_data_that_is_away_for_a_moment_changes_nothing_either(tiny) -> None:
+    """As behind a link to a network disk, beside files of the folder itself."""
+    (tiny.folder / "disk").mkdir()
+    for photo in sorted((tiny.folder / "photos").iterdir())[8:]:
+        photo.rename(tiny.folder / "disk" / photo.name)
+    (tiny.folder / "photos/linked").symlink_to("../disk")
+    command = f"{tiny.stage_1} --dataset custom --train_steps {STEPS}"
+    tiny.ok(f"{command} --log_dir undisturbed")
+    (pid,) = away(tiny, f"{command} --log_dir run", photos="disk")
+    (tiny.folder / "elsewhere").rename(tiny.folder / "disk")
+    assert tiny.wait(pid).code == 0
+    ends_alike(tiny)
+
+
+def test_a_worker_that_is_killed_costs_no_step(tiny) -> None:
+    command = f"{tiny.stage_1} --dataset custom --num_workers 2 --steps_per_checkpoint 0"
+    pid = tiny.start(f"{command} --train_steps 100000 --log_dir run")
+    metrics = tiny.folder / "logs/run/metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    ended = tiny.wait(pid)
+    assert ended.code == 1
+    assert f"process {children[-1]}, which read images, exited unexpectedly" in ended.err
+    (state,) = (tiny.folder / "logs/run/saved_models").glob("vqgan_state_*.th")
+    step = int(state.stem.rpartition("_")[2])
+    assert step >= json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert f"continuing after step {step}" in tiny.ok(
+        f"train_vqgan.py --resume --log_dir run --train_steps {step + 2}"
+    )
+
+
+def test_a_logs_folder_that_is_away_for_a_moment_ends_no_run(tiny) -> None:
+    """As a link to a disk; a save that fails is tried again at the next checkpoint."""
+    logs, disk = tiny.folder / "logs", tiny.folder / "disk"
+    logs.rename(disk)
+    logs.symlink_to(disk)
+    pid = tiny.start(f"{tiny.stage_1} --dataset custom --train_steps 100000 --steps_per_checkpoint 5 --log_dir run")
+    saved = disk / "run/saved_models"
+    until(lambda: any(saved.glob("vqgan_state_*.th")))
+    disk.rename(tiny.folder / "elsewhere")
+    until(lambda: "could not be saved" in (tiny.folder / f".{pid}.out").read_text())
+    (tiny.folder / "elsewhere").rename(disk)
+    before = set(saved.glob("vqgan_state_*.th"))
+    until(lambda: bool(set(saved.glob("vqgan_state_*.th")) - before))
+    os.kill(pid, signal.SIGTERM)
+    assert tiny.wait(pid).code == 143
 
 
 @pytest.mark.parametrize("workers", [0, 2])

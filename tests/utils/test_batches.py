@@ -228,7 +228,7 @@ class Unsteady:
     def source(self, i: int) -> str:
         return f"image {i}"
 
-    def in_reach(self) -> bool:
+    def in_reach(self, i: int) -> bool:
         if self.reach:
             return True
         self.away.unlink(missing_ok=True)  # the disk is back, and is looked at once more
@@ -269,7 +269,7 @@ def test_one_image_that_the_file_system_never_gives_is_a_bad_one(workers: int, t
 def test_data_that_stay_out_of_reach_end_the_wait(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
     (tmp_path / "away").mkdir()  # so that it stays
     hasty.setattr(batches, "OUT_OF_REACH_S", 0.01)
-    hasty.setattr(Unsteady, "in_reach", lambda _: False)
+    hasty.setattr(Unsteady, "in_reach", lambda *_: False)
     with pytest.raises(RunError, match=r"image 5 cannot be read .*: bring the data back; then --resume"):
         list(eval_batches(Unsteady(tmp_path / "away"), 4, 0))
 

@@ -98,6 +98,18 @@ def test_a_forked_child_reopens(tmp_path: Path) -> None:
     assert images._file is parent
 
 
+def test_an_lmdb_whose_disk_is_away_is_not_called_damaged(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "a_lmdb", items(40))
+    images = LMDBImages(tmp_path / "a_lmdb")
+    (tmp_path / "a_lmdb").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"data\.mdb"):
+        images.read(7)
+    assert not images.in_reach()
+    (tmp_path / "elsewhere").rename(tmp_path / "a_lmdb")
+    assert images.in_reach()
+    assert images.read(7) == LMDBImages(tmp_path / "a_lmdb").read(7)
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent_lmdb"):
         LMDBImages(tmp_path / "absent_lmdb")
