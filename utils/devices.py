@@ -47,7 +47,10 @@ def pick_amp_dtype(device: torch.device, amp: bool, name: str) -> torch.dtype | 
 
 
 def _cpu_has_bfloat16() -> bool:
-    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    """Whether the processor has it and PyTorch may use it: with ATEN_CPU_CAPABILITY=avx2 it would be emulated."""
+    names = [name for name, has in torch.cpu.get_capabilities().items() if has and name.endswith("bf16")]
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return any(wide or not name.startswith(("avx", "amx")) for name in names)
 
 
 @contextmanager

@@ -127,3 +127,20 @@ def test_the_type_is_one_that_the_device_has_whatever_the_current_one_has(monkey
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[0] == 1)
     found = [pick_amp_dtype(torch.device("cuda", index), True, "auto") for index in (0, 1)]
     assert found == [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("has", "may_use", "expected"),
+    [
+        ("avx512_bf16", "AVX512", torch.bfloat16),
+        ("avx512_bf16", "AVX2", None),  # as ATEN_CPU_CAPABILITY has it
+        ("arm_bf16", "DEFAULT", torch.bfloat16),
+        ("avx512_f", "AVX512", None),
+    ],
+)
+def test_a_cpu_takes_the_bfloat16_that_pytorch_may_use(
+    monkeypatch: pytest.MonkeyPatch, has: str, may_use: str, expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, has: True})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: may_use)
+    assert pick_amp_dtype(CPU, True, "auto") == expected
