@@ -96,8 +96,8 @@ def sample_images(
     At most `batch_size` images are under way, and as many as that while there are more to begin. What an image becomes
     depends on the images beside it only as far as the network's arithmetic does. static: few shapes, for code that is
     compiled for them: places per image in steps of `WIDTH`, and a batch that is halved as images run out. It begins
-    with `even_rows`, if `n` says how many images there are. `wrap` is given what a round does. invalid:
-    see `invert_cdf`; what a round does adds to it in place.
+    with `even_rows`, if `n` says how many images there are. `wrap` is given the function that evaluates a round.
+    invalid: see `invert_cdf`; each round adds to it in place.
     """
     if static and n:
         batch_size = even_rows(n, batch_size)

@@ -17,22 +17,24 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from models.r64 import R64
 
 
+def folder_named_by(variable: str) -> Path:
+    """The folder that an environment variable names; without it the test is skipped."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} names no folder")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """Folder of reference data made by the paper authors' code, named by the environment variable GOLDEN_DIR."""
-    folder = os.environ.get("GOLDEN_DIR")
-    if not folder:
-        pytest.skip("GOLDEN_DIR names no reference data")
-    return Path(folder)
+    """Reference data made by the paper authors' code."""
+    return folder_named_by("GOLDEN_DIR")
 
 
 @pytest.fixture(scope="session")
 def images_dir() -> Path:
-    """Folder of real images, `photos/` and `emoji/`, named by the environment variable IMAGES_DIR."""
-    folder = os.environ.get("IMAGES_DIR")
-    if not folder:
-        pytest.skip("IMAGES_DIR names no real images")
-    return Path(folder)
+    """Real images, in `photos/` and `emoji/`."""
+    return folder_named_by("IMAGES_DIR")
 
 
 class _Unloaded(FeatureExtractorInceptionV3):

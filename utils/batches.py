@@ -38,12 +38,12 @@ START_METHOD = "fork" if sys.platform == "linux" else None
 # Draws of another image before a batch is given up.
 ATTEMPTS = 100
 
-# Seconds. How long an image that the file system does not give is tried again: while its data set is out of reach, as
-# when a network disk comes back after a restart of its server, and while others of it can be read.
+# For how many seconds a failed read is retried: while the image's folder cannot be read, as when the server of its
+# network disk restarts; and while the folder can be read and only the image fails.
 OUT_OF_REACH_S, UNREADABLE_S = 300.0, 10.0
-LONGEST_WAIT_S = 1800.0  # for a batch, before workers count as hanging
+LONGEST_WAIT_S = 1800.0  # for a batch, after which the workers count as hung
 _POLL_S = 1.0
-_STUCK_S = 10.0  # after which a wait is no matter of one slow batch
+_STUCK_S = 10.0  # a longer wait is more than one slow batch
 _PREFETCHED = 2  # batches per worker that wait for the main process
 # Errors that say nothing about the data: too many open files, too little memory.
 _OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -357,7 +357,7 @@ def _next(iterator: Iterator[_Result]) -> _Result:
                 raise
         waited = time.monotonic() - began
         try:
-            # Processes that can still agree on a signal after a step do so: they all save then.
+            # While batches still come, all ranks agree on a signal after a step, and save together.
             if launch.processes() == 1 or waited > _STUCK_S:
                 raise_if_stopped()
             if waited > LONGEST_WAIT_S:

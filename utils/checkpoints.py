@@ -45,7 +45,7 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
         save_file(file, {name: value.contiguous() for name, value in model.state_dict().items()})
         siblings[file.name] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
     save_file(folder.state_file(kind, step), {**state, "step": step, "siblings": siblings})
-    mark.unlink(missing_ok=True)  # of two processes that an error ends at once, one is first
+    mark.unlink(missing_ok=True)  # another rank may have saved the same step before an error ended both
 
 
 def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
