@@ -10,9 +10,9 @@ from hparams.cli import note, parse, run_script
 from hparams.errors import NotFiniteError
 from hparams.lengths import notes_on_length
 from hparams.saved import describe
-from hparams.settings import PriorStage
-from utils.preflight import check_autoencoder, check_data
-from utils.training_start import first_step
+from hparams.settings.stages import PriorStage
+from utils.runs.preflight import check_autoencoder, check_data
+from utils.training.training_start import first_step
 
 EXAMPLE = (
     "python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches "
@@ -36,19 +36,19 @@ def main() -> None:
 def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from models.absorbing import AbsorbingDiffusion
-    from utils.batches import BatchOrder
-    from utils.building import build_prior, open_data
-    from utils.devices import pick_amp_dtype, pick_device, rows
-    from utils.distributed import joined
-    from utils.latents import code_statistics, resident_codes
-    from utils.prior_trainer import PriorTrainer
-    from utils.runs import note_of_average, restore_autoencoder
-    from utils.same_settings import require_same_images, require_same_settings
-    from utils.sampling import draw_images
-    from utils.seeding import seed_global
-    from utils.training_run import TrainingRun
-    from utils.unmasking import unmasking_strip
+    from models.prior.absorbing import AbsorbingDiffusion
+    from utils.data.batches import BatchOrder
+    from utils.machine.devices import pick_amp_dtype, pick_device, rows
+    from utils.machine.distributed import joined
+    from utils.machine.seeding import seed_global
+    from utils.pretrained.building import build_prior, open_data
+    from utils.pretrained.loading import note_of_average, restore_autoencoder
+    from utils.runs.same_settings import require_same_images, require_same_settings
+    from utils.sampling.latents import code_statistics, resident_codes
+    from utils.sampling.sampling import draw_images
+    from utils.sampling.unmasking import unmasking_strip
+    from utils.training.prior_trainer import PriorTrainer
+    from utils.training.training_run import TrainingRun
 
     run_settings, training, source = settings.run, settings.training, settings.source
     codebook_size = settings.autoencoder.codebook_size

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hparams.cli import note, parse, run_script
 from hparams.lengths import notes_on_length
 from hparams.saved import describe
-from hparams.settings import VQGANStage
-from utils.preflight import check_data
-from utils.run_folder import VQGAN
-from utils.training_start import first_step
+from hparams.settings.stages import VQGANStage
+from utils.runs.preflight import check_data
+from utils.runs.run_folder import VQGAN
+from utils.training.training_start import first_step
 
 EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
 
@@ -27,16 +27,16 @@ def main() -> None:
 def train(settings: VQGANStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.batches import BatchOrder, eval_batches, train_batches
-    from utils.building import build_vqgan, open_data
-    from utils.devices import pick_amp_dtype, pick_device
-    from utils.distributed import joined
-    from utils.perceptual import build_perceptual
-    from utils.pictures import comparison_rows
-    from utils.same_settings import require_same_images, require_same_settings
-    from utils.seeding import seed_global
-    from utils.training_run import TrainingRun
-    from utils.vqgan_trainer import VQGANTrainer
+    from utils.data.batches import BatchOrder, eval_batches, train_batches
+    from utils.data.pictures import comparison_rows
+    from utils.machine.devices import pick_amp_dtype, pick_device
+    from utils.machine.distributed import joined
+    from utils.machine.seeding import seed_global
+    from utils.pretrained.building import build_vqgan, open_data
+    from utils.pretrained.perceptual import build_perceptual
+    from utils.runs.same_settings import require_same_images, require_same_settings
+    from utils.training.training_run import TrainingRun
+    from utils.training.vqgan_trainer import VQGANTrainer
 
     run_settings, training = settings.run, settings.training
     device = pick_device(run_settings.device)

@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.measure import Row, interleave
 from benchmarks.scale import Scale
-from utils.images import decode_rgb, resize_and_crop
-from utils.lmdb_images import LMDBImages
-from utils.pack_images import encode_lossless, pack_images
+from utils.data.images import decode_rgb, resize_and_crop
+from utils.data.lmdb_images import LMDBImages
+from utils.data.pack_images import encode_lossless, pack_images
 
 SIZE = 256
 SOURCES = {  # what the published data sets hold: kind, pixels of the source, quality

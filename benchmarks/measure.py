@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from utils.cuda_graphs import EAGER_CALLS
+from utils.machine.cuda_graphs import EAGER_CALLS
 
 Run = Callable[[], Any]
 

@@ -30,10 +30,10 @@ import requests
 import torch
 
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
-from utils.run_folder import ABSORBING, VQGAN, RunFolder
-from utils.summary import draw_summary
-from utils.training_report import TrainingReport
+from hparams.settings.stages import PriorStage, VQGANStage
+from utils.reporting.summary import draw_summary
+from utils.reporting.training_report import TrainingReport
+from utils.runs.run_folder import ABSORBING, VQGAN, RunFolder
 
 STEPS_PER_LOG, STEPS_PER_PICTURE = 10, 5_000  # as published
 VISDOM = """

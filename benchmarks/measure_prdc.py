@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.measure import environment, peak_rss_gib
-from utils.prdc import block_count, compute_prdc
+from utils.metrics.prdc import block_count, compute_prdc
 
 
 def draw(n: int, d: int, seed: int, scale: float) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from benchmarks.measure import Row, interleave
 from benchmarks.scale import Scale
-from models.larger import window_mixture
-from models.neighbours import NearestNeighbours
-from utils.perceptual import LPIPSEmbedding, untrained_lpips
-from utils.prdc import compute_prdc
-from utils.seeding import make_generator, seed_global
+from models.sampling.larger import window_mixture
+from utils.machine.seeding import make_generator, seed_global
+from utils.metrics.nearest import NearestNeighbours
+from utils.metrics.prdc import compute_prdc
+from utils.pretrained.perceptual import LPIPSEmbedding, untrained_lpips
 
 SAMPLES, NEAREST, SIDE = 16, 10, 64  # pixels: LPIPS' cost is proportional to their number in both ways of counting
 

@@ -15,19 +15,19 @@ from benchmarks.baseline import prior as published
 from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave, peak_memory, seconds_of, wait
 from benchmarks.scale import Scale, of_24
 from hparams.resolve import resolve
-from hparams.settings import PriorStage
-from models.absorbing import AbsorbingDiffusion
-from models.autoregressive import AutoregressivePrior
-from models.diffusion import sample_mask, sample_time
-from models.events import diffusion_image
+from hparams.settings.stages import PriorStage
 from models.parts import Wrap, as_it_is
-from utils.building import build_prior
-from utils.compiling import captures_graphs, compile_prior
-from utils.cuda_graphs import EAGER_CALLS, Captured
-from utils.devices import pick_amp_dtype
-from utils.evaluation import evaluating
-from utils.prior_trainer import PriorTrainer
-from utils.seeding import make_generator, seed_global
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from models.prior.diffusion import sample_mask, sample_time
+from models.sampling.events import diffusion_image
+from utils.machine.compiling import captures_graphs, compile_prior
+from utils.machine.cuda_graphs import EAGER_CALLS, Captured
+from utils.machine.devices import pick_amp_dtype
+from utils.machine.evaluation import evaluating
+from utils.machine.seeding import make_generator, seed_global
+from utils.pretrained.building import build_prior
+from utils.training.prior_trainer import PriorTrainer
 
 K, N, T, WIDTH, HEADS = 1024, 256, 256, 512, 8
 

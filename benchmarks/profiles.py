@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import prior, vqgan
 from benchmarks.baseline import prior as published
 from benchmarks.scale import Scale
-from utils.compiling import compile_prior
-from utils.cuda_graphs import EAGER_CALLS
-from utils.seeding import make_generator
+from utils.machine.compiling import compile_prior
+from utils.machine.cuda_graphs import EAGER_CALLS
+from utils.machine.seeding import make_generator
 
 LARGEST = 8
 

@@ -21,7 +21,7 @@ from benchmarks.measure import environment
 from benchmarks.report import write_report
 from benchmarks.scale import SCALES
 from hparams.memory import keep_freed_memory
-from utils.devices import pick_device
+from utils.machine.devices import pick_device
 
 ROWS = {
     "sampling": prior.sampling,

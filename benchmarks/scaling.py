@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
-from utils.building import build_prior, build_vqgan
+from hparams.settings.stages import PriorStage, VQGANStage
+from utils.pretrained.building import build_prior, build_vqgan
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = 8  # GPUs of a machine

@@ -12,12 +12,12 @@ from benchmarks.baseline import vqgan as published
 from benchmarks.measure import Row, flops, gemm_rate, interleave, peak_memory
 from benchmarks.scale import Scale
 from hparams.resolve import resolve
-from hparams.settings import VQGANStage
-from utils.building import build_vqgan
-from utils.devices import pick_amp_dtype
-from utils.perceptual import LPIPS, untrained_lpips
-from utils.seeding import make_generator, seed_global
-from utils.vqgan_trainer import VQGANTrainer
+from hparams.settings.stages import VQGANStage
+from utils.machine.devices import pick_amp_dtype
+from utils.machine.seeding import make_generator, seed_global
+from utils.pretrained.building import build_vqgan
+from utils.pretrained.perceptual import LPIPS, untrained_lpips
+from utils.training.vqgan_trainer import VQGANTrainer
 
 
 def random_lpips(device: torch.device) -> LPIPS:

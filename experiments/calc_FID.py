@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import FIDExperiment
 from hparams.saved import describe
-from utils.preflight import check_comparison
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import FIDExperiment
+from utils.runs.preflight import check_comparison
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log "
@@ -28,13 +28,13 @@ def main() -> None:
 def calculate(settings: FIDExperiment) -> None:
     """Compute features of both sets, going on with what an earlier call left unfinished, and their distances."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.devices import pick_device
-    from utils.experiment_panes import open_dashboard, show_results
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.feature_sources import facts_of, open_sources
-    from utils.fid import distances
-    from utils.introduction import introduce
-    from utils.results import record_result
+    from utils.machine.devices import pick_device
+    from utils.metrics.feature_sources import facts_of, open_sources
+    from utils.metrics.fid import distances
+    from utils.reporting.experiment_panes import open_dashboard, show_results
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce
+    from utils.runs.results import record_result
 
     run, folder = settings.run, RunFolder(settings.run.log_dir)
     device = pick_device(run.device)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import PRDCExperiment
 from hparams.saved import describe
-from utils.preflight import check_comparison
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import PRDCExperiment
+from utils.runs.preflight import check_comparison
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log "
@@ -28,13 +28,13 @@ def main() -> None:
 def calculate(settings: PRDCExperiment) -> None:
     """Compare generated images with as many real ones, the first of the split."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.devices import pick_device
-    from utils.experiment_panes import open_dashboard, show_results
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.feature_sources import facts_of, open_sources
-    from utils.introduction import introduce
-    from utils.prdc import prdc_of_arrays
-    from utils.results import record_result
+    from utils.machine.devices import pick_device
+    from utils.metrics.feature_sources import facts_of, open_sources
+    from utils.metrics.prdc import prdc_of_arrays
+    from utils.reporting.experiment_panes import open_dashboard, show_results
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce
+    from utils.runs.results import record_result
 
     run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
     device = pick_device(run.device)

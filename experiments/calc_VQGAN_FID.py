@@ -7,10 +7,10 @@ from dataclasses import replace
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import check_image_count
 from hparams.cli import parse, run_script
-from hparams.experiments import ReconstructionExperiment
 from hparams.saved import describe
-from utils.preflight import check_autoencoder, check_file, check_output, check_split
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import ReconstructionExperiment
+from utils.runs.preflight import check_autoencoder, check_file, check_output, check_split
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/calc_VQGAN_FID.py --dataset churches --log_dir VQGAN_FID_log --ae_load_dir vqgan_churches "
@@ -35,19 +35,19 @@ def main() -> None:
 def calculate(settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.devices import pick_amp_dtype, pick_device, precision_name
-    from utils.experiment_panes import open_dashboard, show_picture, show_results
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.feature_sources import open_split, real_source
-    from utils.features import build_features
-    from utils.fid import distances
-    from utils.introduction import introduce, tell_parameters
-    from utils.latents import codes_in_use
-    from utils.progress import say
-    from utils.reconstructions import Reconstructions, lpips_if_there
-    from utils.results import record_result
-    from utils.runs import restore_autoencoder
-    from utils.trained_models import note_averages
+    from utils.machine.devices import pick_amp_dtype, pick_device, precision_name
+    from utils.machine.progress import say
+    from utils.metrics.feature_sources import open_split, real_source
+    from utils.metrics.features import build_features
+    from utils.metrics.fid import distances
+    from utils.metrics.reconstructions import Reconstructions, lpips_if_there
+    from utils.pretrained.loading import restore_autoencoder
+    from utils.pretrained.trained_models import note_averages
+    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce, tell_parameters
+    from utils.runs.results import record_result
+    from utils.sampling.latents import codes_in_use
 
     run, source, sizes = settings.run, settings.source, settings.autoencoder
     device, folder, split = pick_device(run.device), RunFolder(run.log_dir), settings.real.split

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import LikelihoodExperiment
 from hparams.saved import describe
-from utils.preflight import check_data, check_experiment
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import LikelihoodExperiment
+from utils.runs.preflight import check_data, check_experiment
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_ffhq "
@@ -29,15 +29,15 @@ def main() -> None:
 def calculate(settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.building import open_data
-    from utils.experiment_panes import ALL, open_dashboard, show_results
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.introduction import introduce
-    from utils.likelihood import describe_code_term, summarise
-    from utils.likelihood_run import evaluate, train_head
-    from utils.results import record_result
-    from utils.seeding import seed_global
-    from utils.trained_models import load_trained_models, note_if_seen
+    from utils.machine.seeding import seed_global
+    from utils.metrics.likelihood import describe_code_term, summarise
+    from utils.metrics.likelihood_run import evaluate, train_head
+    from utils.pretrained.building import open_data
+    from utils.pretrained.trained_models import load_trained_models, note_if_seen
+    from utils.reporting.experiment_panes import ALL, open_dashboard, show_results
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce
+    from utils.runs.results import record_result
 
     run, likelihood = settings.run, settings.likelihood
     seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import NeighboursExperiment
 from hparams.saved import describe
-from utils.preflight import check_data, check_experiment, check_file
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import NeighboursExperiment
+from utils.runs.preflight import check_data, check_experiment, check_file
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
@@ -33,18 +33,18 @@ def find(settings: NeighboursExperiment) -> None:
     Codes of samples are kept as they are drawn, and so is how far the comparison is: an interrupted call goes on.
     """
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.building import open_data
-    from utils.experiment_panes import open_dashboard, show_picture, show_results
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.introduction import introduce
-    from utils.neighbour_files import write_neighbours
-    from utils.neighbour_search import build_embedding, images_to_compare, search
-    from utils.progress import say
-    from utils.results import record_result
-    from utils.sample_files import SampleFiles
-    from utils.sampled_ids import sampled_ids
-    from utils.sampling import decode_all, sampling_conditions
-    from utils.trained_models import load_trained_models
+    from utils.machine.progress import say
+    from utils.metrics.neighbour_files import write_neighbours
+    from utils.metrics.neighbour_search import build_embedding, images_to_compare, search
+    from utils.pretrained.building import open_data
+    from utils.pretrained.trained_models import load_trained_models
+    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce
+    from utils.runs.results import record_result
+    from utils.sampling.sample_files import SampleFiles
+    from utils.sampling.sampled_ids import sampled_ids
+    from utils.sampling.sampling import decode_all, sampling_conditions
 
     run, neighbours, sampling = settings.run, settings.neighbours, settings.sampling
     models = load_trained_models(settings)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import LargerExperiment
 from hparams.saved import describe
-from utils.preflight import check_experiment
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import LargerExperiment
+from utils.runs.preflight import check_experiment
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
@@ -28,13 +28,13 @@ def main() -> None:
 def draw(settings: LargerExperiment) -> None:
     """Draw exactly `n_samples` images, and write each by itself and all in one picture."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.experiment_panes import open_dashboard, show_picture, show_results
-    from utils.experiment_run import experiment_run
-    from utils.introduction import introduce
-    from utils.larger_images import decode_larger, larger_ids
-    from utils.results import record_result
-    from utils.sample_files import SampleFiles
-    from utils.trained_models import load_trained_models
+    from utils.pretrained.trained_models import load_trained_models
+    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.runs.experiment_run import experiment_run
+    from utils.runs.introduction import introduce
+    from utils.runs.results import record_result
+    from utils.sampling.larger_images import decode_larger, larger_ids
+    from utils.sampling.sample_files import SampleFiles
 
     run, larger = settings.run, settings.larger
     models = load_trained_models(settings)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import SamplesExperiment
 from hparams.saved import describe
-from utils.preflight import check_experiment
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import SamplesExperiment
+from utils.runs.preflight import check_experiment
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples_churches "
@@ -31,13 +31,13 @@ def sample(settings: SamplesExperiment) -> None:
     Their codes are drawn first, and kept: an interrupted call goes on from them.
     """
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.experiment_panes import open_dashboard, show_picture
-    from utils.experiment_run import experiment_run
-    from utils.introduction import introduce
-    from utils.sample_files import SampleFiles
-    from utils.sampled_ids import sampled_ids
-    from utils.sampling import shared_decoding
-    from utils.trained_models import load_trained_models
+    from utils.pretrained.trained_models import load_trained_models
+    from utils.reporting.experiment_panes import open_dashboard, show_picture
+    from utils.runs.experiment_run import experiment_run
+    from utils.runs.introduction import introduce
+    from utils.sampling.sample_files import SampleFiles
+    from utils.sampling.sampled_ids import sampled_ids
+    from utils.sampling.sampling import shared_decoding
 
     run, models = settings.run, load_trained_models(settings)
     folder = RunFolder(run.log_dir)

@@ -6,11 +6,11 @@ import numpy as np
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse, run_script
-from hparams.experiments import InpaintingExperiment
 from hparams.saved import describe
-from utils.masks import painted_pixels
-from utils.preflight import check_experiment, check_file, check_split
-from utils.run_folder import RunFolder
+from hparams.settings.experiments import InpaintingExperiment
+from utils.data.masks import painted_pixels
+from utils.runs.preflight import check_experiment, check_file, check_split
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = (
     "python experiments/inpaint.py --sampler absorbing --dataset churches --log_dir inpainted_churches "
@@ -40,21 +40,21 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     import torch
 
-    from hparams.settings import SamplingSettings
-    from models.inpainting import codes_of
-    from utils.batches import eval_batches
-    from utils.experiment_panes import open_dashboard, show_picture
-    from utils.experiment_run import experiment_run, list_bad_images
-    from utils.feature_sources import open_split
-    from utils.inpainting import CompletionsPicture, given_codes
-    from utils.introduction import introduce
-    from utils.latents import cached_latents
-    from utils.pictures import save_png, to_uint8
-    from utils.progress import say
-    from utils.sample_files import SampleFiles
-    from utils.sampled_ids import sampled_ids
-    from utils.sampling import shared_decoding
-    from utils.trained_models import load_trained_models
+    from hparams.settings.stages import SamplingSettings
+    from models.sampling.inpainting import codes_of
+    from utils.data.batches import eval_batches
+    from utils.data.pictures import save_png, to_uint8
+    from utils.machine.progress import say
+    from utils.metrics.feature_sources import open_split
+    from utils.pretrained.trained_models import load_trained_models
+    from utils.reporting.experiment_panes import open_dashboard, show_picture
+    from utils.runs.experiment_run import experiment_run, list_bad_images
+    from utils.runs.introduction import introduce
+    from utils.sampling.inpainting import CompletionsPicture, given_codes
+    from utils.sampling.latents import cached_latents
+    from utils.sampling.sample_files import SampleFiles
+    from utils.sampling.sampled_ids import sampled_ids
+    from utils.sampling.sampling import shared_decoding
 
     run, inpainting = settings.run, settings.inpainting
     models = load_trained_models(settings)

@@ -8,11 +8,11 @@ from experiments import _packages  # noqa: F401 - first: it refuses packages tha
 from hparams.checks import require_possible_folder
 from hparams.cli import parse_plain, run_script
 from hparams.errors import UserError
-from hparams.replay import Replay
-from utils.dashboard import environment, replay
-from utils.run_folder import RunFolder
-from utils.summary import draw_summary
-from utils.visdom_server import Server
+from hparams.settings.replay import Replay
+from utils.reporting.dashboard import environment, replay
+from utils.reporting.summary import draw_summary
+from utils.reporting.visdom_server import Server
+from utils.runs.run_folder import RunFolder
 
 EXAMPLE = "python experiments/replay_dashboard.py --log_dir vqgan_churches --visdom_port 8097"
 

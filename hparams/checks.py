@@ -19,12 +19,12 @@ from hparams.experiment_checks import (
     check_likelihood,
     check_neighbours,
 )
-from hparams.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
 from hparams.fields import as_text
-from hparams.model_settings import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.open_files import require_open_files
-from hparams.settings import AutoencoderSource, RunSettings, SamplingSettings, Stage
-from hparams.training_settings import TrainingSettings
+from hparams.settings.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings.stages import AutoencoderSource, RunSettings, SamplingSettings, Stage
+from hparams.settings.training import TrainingSettings
 
 _LONGEST_NAME = 255  # bytes, of most file systems
 _GROUPS = 32  # of every GroupNorm

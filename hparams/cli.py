@@ -26,7 +26,7 @@ from hparams.memory import keep_freed_memory
 from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
-from hparams.settings import Plain, Stage
+from hparams.settings.stages import Plain, Stage
 from hparams.user import name_nameless_user
 
 PlainT = TypeVar("PlainT", bound=Plain)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hparams import launch
 from hparams.errors import UserError
-from hparams.experiments import InpaintingSettings, LargerSettings, LikelihoodSettings, NeighbourSettings
 from hparams.fields import as_text
-from hparams.model_settings import AutoencoderSettings, PriorSettings
+from hparams.settings.experiments import InpaintingSettings, LargerSettings, LikelihoodSettings, NeighbourSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings
 
 LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
 

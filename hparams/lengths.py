@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hparams.settings import PriorStage, VQGANStage
-from hparams.training_settings import TrainingSettings
+from hparams.settings.stages import PriorStage, VQGANStage
+from hparams.settings.training import TrainingSettings
 
 TIME_CONSTANTS = 5  # of its average that a run should last: e⁻⁵ of the start is left then
 

@@ -1,4 +1,4 @@
-"""What differs from the defaults of ``hparams.settings``, by stage and data set.
+"""What differs from the defaults of ``hparams.settings.stages``, by stage and data set.
 
 Each table has a base row for every data set and further rows only where a data set differs. A stage names its tables,
 and a later one wins. Sizes of networks stand apart from how they are trained, because experiments need only the sizes.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hparams.fields import settings_of
-from hparams.settings import FolderDataset, VQGANStage
+from hparams.settings.stages import FolderDataset, VQGANStage
 
 Row = Mapping[str, Any]
 DATASETS: tuple[str, ...] = settings_of(VQGANStage)["dataset"].choices

@@ -23,9 +23,9 @@ from hparams.batch import divide_batch
 from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
 from hparams.fields import Setting, from_yaml, groups_of, settings_of
-from hparams.model_settings import AutoencoderSettings, PriorSettings
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
-from hparams.settings import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
+from hparams.settings.models import AutoencoderSettings, PriorSettings
+from hparams.settings.stages import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)

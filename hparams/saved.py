@@ -11,7 +11,7 @@ from typing import Any
 
 from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 FILE_NAME = "hparams.yaml"
 _SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "train_sampler.py"}

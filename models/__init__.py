@@ -1,1 +1,5 @@
-"""Networks, quantisers, losses, diffusion and samplers: mathematics only, no files, flags or devices."""
+"""What the paper says: networks, objectives and samplers. No files, flags or devices.
+
+`vqgan`: images to codes and back (section 3.1). `prior`: p(codes) (section 3.2). `sampling`: drawing codes
+(section 3.3). `parts`: how a batch is cut into parts. `ema`: a moving average of weights.
+"""

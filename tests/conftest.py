@@ -14,7 +14,7 @@ import torch_fidelity
 from emulated_cuda import emulated_cuda
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from models.r64 import R64
+from utils.metrics.r64 import R64
 
 
 def folder_named_by(variable: str) -> Path:
@@ -66,7 +66,7 @@ def registered_r64() -> str:
 @pytest.fixture
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """--compile on needs no C++ compiler: for tests in which it generates no code."""
-    monkeypatch.setattr("utils.compiling._missing", lambda _: None)
+    monkeypatch.setattr("utils.machine.compiling._missing", lambda _: None)
 
 
 @pytest.fixture

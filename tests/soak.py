@@ -35,12 +35,12 @@ from soak_compare import same_files
 from soak_experiments import EXPERIMENTS, Experiments
 from warm import REPO, Warm
 
-from utils.checkpoints import load_state
-from utils.dashboard import read_panes
-from utils.files import sha256_of
-from utils.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
-from utils.run_log import read_metrics
-from utils.training_report import TIMINGS
+from utils.machine.files import sha256_of
+from utils.reporting.dashboard import read_panes
+from utils.reporting.training_report import TIMINGS
+from utils.runs.checkpoints import load_state
+from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
+from utils.runs.run_log import read_metrics
 
 ABOUT_THE_MACHINE = ("run", "images_per_second", "milliseconds")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.files import sha256_of
+from utils.machine.files import sha256_of
 
 
 def same(a: Any, b: Any) -> bool:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import trainers
-from models.gelu import GELU
-from utils.cuda_graphs import EAGER_CALLS, Captured
-from utils.devices import rows
-from utils.evaluation import evaluating
-from utils.prior_trainer import PriorTrainer
-from utils.run_log import read_metrics
-from utils.seeding import make_generator
-from utils.vqgan_trainer import VQGANTrainer
+from models.prior.gelu import GELU
+from utils.machine.cuda_graphs import EAGER_CALLS, Captured
+from utils.machine.devices import rows
+from utils.machine.evaluation import evaluating
+from utils.machine.seeding import make_generator
+from utils.runs.run_log import read_metrics
+from utils.training.prior_trainer import PriorTrainer
+from utils.training.vqgan_trainer import VQGANTrainer
 
 AVAILABLE = torch.cuda.is_available()
 needs_cuda = pytest.mark.skipif(not AVAILABLE, reason="needs a CUDA device")
@@ -62,8 +62,8 @@ def device(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def not_compiled(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """--compile on captures graphs; here of the layers as they are."""
-    monkeypatch.setattr("utils.prior_trainer.compile_prior", lambda *_: None)
-    monkeypatch.setattr("utils.vqgan_trainer.compile_autoencoder", lambda *_: None)
+    monkeypatch.setattr("utils.training.prior_trainer.compile_prior", lambda *_: None)
+    monkeypatch.setattr("utils.training.vqgan_trainer.compile_autoencoder", lambda *_: None)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from utils.lmdb_images import write_lmdb
+from utils.data.lmdb_images import write_lmdb
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

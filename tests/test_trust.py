@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 SOURCES = sorted(
     file
-    for place in ("*.py", "experiments/*.py", "hparams/*.py", "models/*.py", "utils/*.py", "benchmarks/*.py")
+    for place in ("*.py", "experiments/*.py", "hparams/**/*.py", "models/**/*.py", "utils/**/*.py", "benchmarks/*.py")
     for file in REPO.glob(place)
 )
 

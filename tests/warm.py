@@ -25,7 +25,7 @@ from typing import Any
 REPO = Path(__file__).parents[1]
 # Everything heavy that a script imports late.
 LIBRARIES = ("torch", "torchvision", "lpips", "lmdb", "yaml", "requests", "tqdm", "torch._dynamo", "torch_fidelity")
-MODULES = (*LIBRARIES, "utils.training_run", "utils.feature_sources", "utils.neighbour_search")
+MODULES = (*LIBRARIES, "utils.training.training_run", "utils.metrics.feature_sources", "utils.metrics.neighbour_search")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def serve() -> None:
     for module in MODULES:
         __import__(module)
     if "often" in sys.argv[1:]:
-        from utils import growing_array, partial
+        from utils.runs import growing_array, partial
 
         growing_array.SECONDS_PER_NOTE = partial.SECONDS = 0.0
     codes: dict[int, int | None] = {}
@@ -200,7 +200,7 @@ def _take_simple_features() -> None:
     """Let the mean colours of an image's quarters stand in for R64, which takes a second to build."""
     import torch
 
-    from utils import features
+    from utils.metrics import features
 
     class Quarters(torch.nn.Module):
         def __init__(self) -> None:

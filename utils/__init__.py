@@ -1,0 +1,3 @@
+"""All that runs around the models, by floor: `machine`, `data`, `runs`, `pretrained` and `reporting`, `training` and
+`sampling`, `metrics`. A package imports those of lower floors only.
+"""

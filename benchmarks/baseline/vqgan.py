@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.discriminator import Discriminator
-from models.encoder import Encoder
-from models.generator import Generator
-from models.layers import AttnBlock, Upsample
-from models.vqgan import VQGAN
+from models.vqgan.discriminator import Discriminator
+from models.vqgan.encoder import Encoder
+from models.vqgan.generator import Generator
+from models.vqgan.layers import AttnBlock, Upsample
+from models.vqgan.vqgan import VQGAN
 
 
 class ExplicitAttention(nn.Module):

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
-from models.absorbing import AbsorbingDiffusion
-from models.autoregressive import AutoregressivePrior
-from models.vqgan import VQGAN
-from utils.building import build_prior, build_vqgan
-from utils.checkpoints import load_into, load_state_dict
-from utils.run_folder import ABSORBING, AUTOREGRESSIVE, RunFolder
-from utils.run_folder import VQGAN as VQGAN_KIND
+from hparams.settings.stages import PriorStage, VQGANStage
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from models.vqgan.vqgan import VQGAN
+from utils.pretrained.building import build_prior, build_vqgan
+from utils.runs.checkpoints import load_into, load_state_dict
+from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, RunFolder
+from utils.runs.run_folder import VQGAN as VQGAN_KIND
 
 
 class Reference:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.adversarial import hinge_discriminator_loss
-from models.gaussian import gaussian_nll_nats
-from models.quantizers import GumbelQuantizer, VectorQuantizer, id_counts, perplexity
+from models.vqgan.adversarial import hinge_discriminator_loss
+from models.vqgan.gaussian import gaussian_nll_nats
+from models.vqgan.quantizers import GumbelQuantizer, VectorQuantizer, id_counts, perplexity
 
 
 def test_encoder_and_quantiser(reference: Any) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.diffusion import LOSS_TYPES, bound_nats
-from models.larger import window_mixture
-from utils.ema import EMA
+from models.ema import EMA
+from models.prior.diffusion import LOSS_TYPES, bound_nats
+from models.sampling.larger import window_mixture
 
 
 def test_denoiser(reference: Any) -> None:

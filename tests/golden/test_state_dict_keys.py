@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
-from utils.building import build_prior, build_vqgan
+from hparams.settings.stages import PriorStage, VQGANStage
+from utils.pretrained.building import build_prior, build_vqgan
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils import prior_trainer
-from utils.prior_trainer import PriorTrainer
-from utils.vqgan_trainer import VQGANTrainer
+from utils.training import prior_trainer
+from utils.training.prior_trainer import PriorTrainer
+from utils.training.vqgan_trainer import VQGANTrainer
 
 STEPS = 8
 EMA = {"ema": True, "ema_beta": 0.995, "steps_per_update_ema": 2}

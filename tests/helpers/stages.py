@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hparams.experiments import (
+from hparams.settings.experiments import (
     FIDExperiment,
     InpaintingExperiment,
     LargerExperiment,
@@ -12,7 +12,7 @@ from hparams.experiments import (
     ReconstructionExperiment,
     SamplesExperiment,
 )
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 STAGES: dict[str, type[Stage]] = {
     "train_vqgan.py": VQGANStage,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
-from models.vqgan import PerceptualLoss
-from utils.building import build_prior, build_vqgan
-from utils.prior_trainer import PriorTrainer
-from utils.vqgan_trainer import VQGANTrainer
+from hparams.settings.stages import PriorStage, VQGANStage
+from models.vqgan.vqgan import PerceptualLoss
+from utils.pretrained.building import build_prior, build_vqgan
+from utils.training.prior_trainer import PriorTrainer
+from utils.training.vqgan_trainer import VQGANTrainer
 
 _BOTH = {"dataset": "churches", "nf": 32, "ch_mult": (1, 2), "ema": True, "ema_beta": 0.9, "steps_per_update_ema": 1}
 PRIOR: dict[str, Any] = _BOTH | {

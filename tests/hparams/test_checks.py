@@ -7,7 +7,8 @@ import pytest
 
 from hparams.checks import latent_shape, require_run, run_folder, visdom_address
 from hparams.errors import UserError
-from hparams.experiments import (
+from hparams.resolve import resolve
+from hparams.settings.experiments import (
     FIDExperiment,
     LargerExperiment,
     LikelihoodExperiment,
@@ -16,9 +17,8 @@ from hparams.experiments import (
     ReconstructionExperiment,
     SamplesExperiment,
 )
-from hparams.resolve import resolve
-from hparams.settings import PriorStage, Stage, VQGANStage
-from utils.files import make_folder
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from utils.machine.files import make_folder
 
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from hparams.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.fields import settings_of
-from hparams.settings import PriorStage, Stage, VQGANStage
-from models.absorbing import SAMPLE_TYPES
-from models.bounds import CODE_BOUNDS
-from models.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
-from models.larger import ORDERS
-from models.quantizers import BETA_TERMS, QUANTIZERS
-from utils.run_folder import KINDS, VQGAN
+from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from models.prior.absorbing import SAMPLE_TYPES
+from models.prior.bounds import CODE_BOUNDS
+from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
+from models.sampling.larger import ORDERS
+from models.vqgan.quantizers import BETA_TERMS, QUANTIZERS
+from utils.runs.run_folder import KINDS, VQGAN
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 
 from hparams.cli import parse, run_script
 from hparams.errors import UserError
-from hparams.experiments import SamplesExperiment
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
 from hparams.saved import save
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.experiments import SamplesExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
 Ended = tuple[int, str]
@@ -206,7 +206,7 @@ import signal
 import sys
 from hparams.cli import parse, run_script
 from hparams.saved import describe
-from hparams.settings import VQGANStage
+from hparams.settings.stages import VQGANStage
 
 def main():
     stage = parse(VQGANStage, description="About.", example="python train.py --dataset churches")

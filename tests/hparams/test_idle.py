@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from hparams.cli import parse
-from hparams.experiments import LargerExperiment, PRDCExperiment, SamplesExperiment
 from hparams.fields import settings_of
 from hparams.idle import CONDITIONS
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.experiments import LargerExperiment, PRDCExperiment, SamplesExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExperiment, LargerExperiment]
 

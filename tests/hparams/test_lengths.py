@@ -10,7 +10,7 @@ import pytest
 from hparams.lengths import notes_on_length
 from hparams.presets import DATASETS
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, VQGANStage
+from hparams.settings.stages import PriorStage, VQGANStage
 
 STAGE_1 = {"dataset": "churches", "ema": True, "disc_start_step": 5}
 STAGE_2 = {"dataset": "churches", "ema": True, "warmup_iters": 5, "ae_load_dir": "ae"}

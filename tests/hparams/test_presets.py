@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hparams.experiments import SamplesExperiment
 from hparams.fields import Setting, as_text, from_text, settings_of
 from hparams.presets import DATASETS, TABLES, preset
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.experiments import SamplesExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
 

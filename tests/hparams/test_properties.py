@@ -17,7 +17,7 @@ from hparams.errors import UserError
 from hparams.fields import Setting, settings_of
 from hparams.presets import DATASETS
 from hparams.resolve import resolve
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 STAGES = {"vqgan": (VQGANStage, {}), "prior": (PriorStage, {"ae_load_dir": "vqgan"})}
 # Those that must fit to each other are drawn by other tests.

@@ -9,11 +9,11 @@ import yaml
 
 from hparams import launch
 from hparams.errors import UserError
-from hparams.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve, resume_after_restart
 from hparams.saved import save, to_flat
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
 

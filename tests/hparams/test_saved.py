@@ -10,11 +10,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from hparams.errors import UserError
-from hparams.experiments import SamplesExperiment
 from hparams.fields import Setting, settings_of
 from hparams.resolve import resolve
 from hparams.saved import describe, load, save, to_flat
-from hparams.settings import PriorStage, Stage, VQGANStage
+from hparams.settings.experiments import SamplesExperiment
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 
 def build(stage_class: type[Stage], **typed: object) -> Stage:

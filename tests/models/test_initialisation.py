@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.autoencoder import VQAutoEncoder
-from models.discriminator import Discriminator
-from models.transformer import Transformer
+from models.prior.transformer import Transformer
+from models.vqgan.autoencoder import VQAutoEncoder
+from models.vqgan.discriminator import Discriminator
 
 
 def autoencoder() -> nn.Module:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.pack_images import pack_images
+from utils.data.pack_images import pack_images
 
 
 def spoil(tiny, count: int) -> None:

@@ -30,7 +30,7 @@ from prdc import compute_prdc
 from torch import Tensor
 
 from hparams.errors import UserError
-from utils.runs import load_autoencoder
+from utils.pretrained.loading import load_autoencoder
 
 REPO = Path(__file__).parents[2]
 PUBLISHED = (

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from hparams.errors import UserError
-from models.absorbing import AbsorbingDiffusion
-from models.autoregressive import AutoregressivePrior
-from utils.runs import load_autoencoder, load_prior
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from utils.pretrained.loading import load_autoencoder, load_prior
 
 README = Path(__file__).parents[2] / "README.md"
 K, N = 32, 64  # of the runs of `toy`

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hparams.fields import settings_of
-from hparams.replay import Replay
+from hparams.settings.replay import Replay
 from stages import STAGES
-from utils.lmdb_images import write_lmdb
+from utils.data.lmdb_images import write_lmdb
 
 REPO = Path(__file__).parents[2]
 SCRIPTS = {**STAGES, "experiments/replay_dashboard.py": Replay}

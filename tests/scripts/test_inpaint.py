@@ -12,13 +12,13 @@ from PIL import Image
 
 from experiments import inpaint
 from hparams.cli import parse
-from hparams.experiments import InpaintingExperiment
 from hparams.resolve import resolve
-from utils.batches import eval_batches
-from utils.building import open_data
-from utils.masks import painted_pixels
-from utils.panes import read_panes
-from utils.trained_models import load_trained_models
+from hparams.settings.experiments import InpaintingExperiment
+from utils.data.batches import eval_batches
+from utils.data.masks import painted_pixels
+from utils.pretrained.building import open_data
+from utils.pretrained.trained_models import load_trained_models
+from utils.reporting.panes import read_panes
 
 INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing --n_images 3 --n_samples 2"
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from utils.files import sole_writer
-from utils.signals import SAVING, STOPPING
-from utils.training_report import TIMINGS
+from utils.machine.files import sole_writer
+from utils.machine.signals import SAVING, STOPPING
+from utils.reporting.training_report import TIMINGS
 
 REPO = Path(__file__).parents[2]
 STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --no_amp --ema --steps_per_log 5 --log_dir run"
@@ -147,7 +147,7 @@ def test_one_run_folder_has_one_writer(toy_copy) -> None:
 def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
     """Locks belong to processes: another one has to try."""
     code = (
-        "from pathlib import Path\nfrom utils.files import sole_writer\n"
+        "from pathlib import Path\nfrom utils.machine.files import sole_writer\n"
         f"with sole_writer(Path({str(tmp_path)!r})): pass"
     )
 

@@ -15,16 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hparams.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.resolve import resolve
-from models.diffusion import bound_nats
-from models.gaussian import dequantise
-from models.transformer import SelfAttention
-from utils.building import open_data
-from utils.checkpoints import load_file
-from utils.devices import pick_amp_dtype, precision_name
-from utils.larger_images import decode_larger, larger_ids
-from utils.likelihood import (
+from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
+from models.prior.diffusion import bound_nats
+from models.prior.transformer import SelfAttention
+from models.vqgan.gaussian import dequantise
+from utils.machine.devices import pick_amp_dtype, precision_name
+from utils.machine.seeding import make_generator, seed_global
+from utils.metrics.likelihood import (
     HeadTrainer,
     code_term,
     evaluate_batch,
@@ -32,13 +30,15 @@ from utils.likelihood import (
     pixel_term,
     validation_batches,
 )
-from utils.likelihood_run import evaluate, train_head
-from utils.panes import read_panes
-from utils.partial import Partial
-from utils.run_folder import RunFolder
-from utils.run_log import read_metrics
-from utils.seeding import make_generator, seed_global
-from utils.trained_models import load_trained_models
+from utils.metrics.likelihood_run import evaluate, train_head
+from utils.pretrained.building import open_data
+from utils.pretrained.trained_models import load_trained_models
+from utils.reporting.panes import read_panes
+from utils.runs.checkpoints import load_file
+from utils.runs.partial import Partial
+from utils.runs.run_folder import RunFolder
+from utils.runs.run_log import read_metrics
+from utils.sampling.larger_images import decode_larger, larger_ids
 
 RUN: dict[str, Any] = {
     "dataset": "toy_churches",
@@ -117,7 +117,7 @@ def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
     train_head(settings, none, *data, RunFolder("whole", tmp_path))
     assert all(torch.equal(value, before[name]) for name, value in none.autoencoder.state_dict().items())
     settings, kept, data = likelihood_of()  # a finished head is taken as it is
-    monkeypatch.setattr("utils.likelihood.HeadTrainer.step", pytest.fail)
+    monkeypatch.setattr("utils.metrics.likelihood.HeadTrainer.step", pytest.fail)
     train_head(settings, kept, *data, RunFolder("whole", tmp_path))
     assert all(torch.equal(value, after[name]) for name, value in kept.autoencoder.state_dict().items())
 
@@ -172,7 +172,8 @@ def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(
     settings, models, (train, _) = likelihood_of(lr=1e-30)  # nothing moves
     trainer, pixels = HeadTrainer(settings, models), torch.from_numpy(np.stack([train[i] for i in range(8)]))
     noisy: list[torch.Tensor] = []  # the noise moves the loss by less than it may round
-    monkeypatch.setattr("utils.likelihood.dequantise", lambda *given: noisy.append(dequantise(*given)) or noisy[-1])
+    record = "utils.metrics.likelihood.dequantise"
+    monkeypatch.setattr(record, lambda *given: noisy.append(dequantise(*given)) or noisy[-1])
     for step in (0, 1, 2, 0):
         trainer.step(pixels, step)
     for i, j in ((0, 1), (1, 2), (2, 0)):
@@ -201,7 +202,7 @@ def test_the_evaluation_covers_every_validation_image_and_goes_on(
         evaluate(settings, models, val, RunFolder("parts", tmp_path))
     seen = []
     monkeypatch.setattr(
-        "utils.likelihood_run.evaluate_batch", lambda *given: seen.append(given[2]) or evaluate_batch(*given)
+        "utils.metrics.likelihood_run.evaluate_batch", lambda *given: seen.append(given[2]) or evaluate_batch(*given)
     )
     parts = evaluate(settings, models, val, RunFolder("parts", tmp_path))
     assert seen == [2]

@@ -14,18 +14,18 @@ import torch_fidelity
 from PIL import Image
 from torch import Tensor, nn
 
-import utils.feature_sources as sources
-import utils.sampled_ids as sampled_ids
+import utils.metrics.feature_sources as sources
+import utils.sampling.sampled_ids as sampled_ids
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
-from hparams.experiments import FeatureSettings, FIDExperiment, PRDCExperiment, ReconstructionExperiment
-from utils.datasets import open_images
-from utils.devices import pick_amp_dtype, precision_name
-from utils.features import FeatureExtractor, build_features
-from utils.files import sha256_of
-from utils.panes import read_panes
-from utils.perceptual import untrained_lpips
-from utils.pictures import save_png
+from hparams.settings.experiments import FeatureSettings, FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from utils.data.datasets import open_images
+from utils.data.pictures import save_png
+from utils.machine.devices import pick_amp_dtype, precision_name
+from utils.machine.files import sha256_of
+from utils.metrics.features import FeatureExtractor, build_features
+from utils.pretrained.perceptual import untrained_lpips
+from utils.reporting.panes import read_panes
 
 CPU = torch.device("cpu")
 N = 12

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from utils.panes import read_panes
+from utils.reporting.panes import read_panes
 
 REPO = Path(__file__).parents[2]
 DRAWS = {

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.panes import read_panes
-from utils.training_report import TIMINGS
+from utils.reporting.panes import read_panes
+from utils.reporting.training_report import TIMINGS
 
 ABOUT_THE_MACHINE = ("run", "images_per_second", "milliseconds")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils.runs import load_autoencoder, load_prior
+from utils.pretrained.loading import load_autoencoder, load_prior
 
 AVERAGE = "note: --train_steps 8 is short for the moving average"
 START = "100% of logs/{}_ema_8.th is still the random start of its moving average"

@@ -21,11 +21,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hparams.experiments import FIDExperiment
 from hparams.resolve import resolve
-from utils.run_folder import RunFolder
-from utils.sampled_ids import sampled_ids
-from utils.trained_models import load_trained_models
+from hparams.settings.experiments import FIDExperiment
+from utils.pretrained.trained_models import load_trained_models
+from utils.runs.run_folder import RunFolder
+from utils.sampling.sampled_ids import sampled_ids
 
 REPO = Path(__file__).parents[2]
 RUN = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --ae_load_dir ae"

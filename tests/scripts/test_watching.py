@@ -17,13 +17,13 @@ from PIL import Image
 
 from browser import Browser
 from hparams.resolve import resolve
-from hparams.settings import VQGANStage
-from utils.dashboard import Dashboard
-from utils.panes import read_panes
-from utils.perceptual import untrained_lpips
-from utils.run_folder import VQGAN, RunFolder
-from utils.training_panes import panes_of
-from utils.training_report import TrainingReport
+from hparams.settings.stages import VQGANStage
+from utils.pretrained.perceptual import untrained_lpips
+from utils.reporting.dashboard import Dashboard
+from utils.reporting.panes import read_panes
+from utils.reporting.training_panes import panes_of
+from utils.reporting.training_report import TrainingReport
+from utils.runs.run_folder import VQGAN, RunFolder
 from visdom_process import VisdomServer, eventually, free_port, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"

@@ -1,0 +1,109 @@
+"""Absorbing-state diffusion over codes: the forward process, the objectives and the bound (paper, section 3.2).
+
+The forward process replaces each token by the mask id, and keeps it there: after t of T steps a token is masked with
+probability t/T. The network predicts every token at once from what is left; it does not see t. Everything here is
+computed in nats and works with any function from tokens to logits.
+
+The rate t/T is also in the weights of the bound (`objective`, `bound_nats`, `models.prior.bounds`), and in when
+samplers reveal a token (`models.sampling`): a schedule of another rate changes them too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LogitsFn = Callable[[Tensor], Tensor]  # x_t [B,N] int64 → logits [B,N,K] float
+
+LOSS_TYPES = ("reweighted_elbo", "elbo", "mlm")
+REWEIGHTINGS = ("published", "paper")
+MASK_SCHEDULES = ("random", "fixed")
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """The objective and the bound, one value per image."""
+
+    loss: Tensor  # [B], the training objective: bits per token, but nats per masked token for `mlm`
+    vb_loss: Tensor  # [B], one-sample estimate of a bound on −log p(x_0), bits per token; which: see `objective`
+    cross_entropy: Tensor  # [B], summed over the masked places, nats
+
+
+def sample_time(batch: int, total_steps: int, generator: torch.Generator) -> Tensor:
+    """t uniform on 1..T: [batch] int64 on the generator's device."""
+    return torch.randint(1, total_steps + 1, (batch,), generator=generator, device=generator.device)
+
+
+def sample_mask(t: Tensor, total_steps: int, tokens: int, schedule: str, generator: torch.Generator) -> Tensor:
+    """Draw which places are masked at time t, q(x_t | x_0).
+
+    t: [B] int64 in 1..T. Returns [B,tokens] bool. `random`: each place with probability t/T; `fixed`: exactly
+    round(t/T · tokens) places, at least one, uniformly chosen.
+    """
+    noise = torch.rand((len(t), tokens), generator=generator, device=t.device)
+    fraction = t.to(torch.float64).unsqueeze(1) / total_steps
+    if schedule == "random":
+        return noise < fraction
+    if schedule == "fixed":
+        count = (fraction * tokens).round().clamp(min=1)
+        return noise.argsort(dim=1).argsort(dim=1) < count
+    raise ValueError(f"schedule must be one of {MASK_SCHEDULES}, not {schedule!r}")
+
+
+def masked_cross_entropy(logits: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
+    """−log p(x_0 | x_t) summed over the masked places: [B,N,K], [B,N], [B,N] bool → [B] nats."""
+    target = x_0.masked_fill(~mask, -1).flatten()
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), target, ignore_index=-1, reduction="none")
+    return nats.view(x_0.shape).sum(1)
+
+
+def objective(
+    cross_entropy: Tensor, t: Tensor, mask: Tensor, *, total_steps: int, loss_type: str, reweighting: str = "published"
+) -> DiffusionLoss:
+    """Objective (paper, equations 5 to 8) and bound at given times and masks.
+
+    cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for
+    `reweighted_elbo` alone.
+
+    With `random` masks the bound is the T-step one. With `fixed` ones it is, where T = N, that of continuous time (see
+    `models.prior.bounds`); where T is not N, rounding t/T · N leaves an approximation, which may lie a little below it.
+    """
+    per_token = cross_entropy / (math.log(2) * mask.shape[1])
+    vb_loss = per_token * total_steps / t
+    if loss_type == "elbo":
+        loss = vb_loss
+    elif loss_type == "reweighted_elbo":
+        loss = reweighted(t, total_steps, reweighting) * per_token
+    elif loss_type == "mlm":
+        loss = cross_entropy / mask.sum(1).clamp(min=1)
+    else:
+        raise ValueError(f"loss_type must be one of {LOSS_TYPES}, not {loss_type!r}")
+    return DiffusionLoss(loss, vb_loss, cross_entropy)
+
+
+def reweighted(t: Tensor, total_steps: int, reweighting: str) -> Tensor:
+    """Weight of time t [B] in the reweighted bound, [B] in 0..1.
+
+    `paper`: (T − t + 1) / T. `published`: 1 − t/T, what the paper's models were trained with; no gradient at t = T.
+    """
+    if reweighting not in REWEIGHTINGS:
+        raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
+    return (total_steps - t + (reweighting == "paper")) / total_steps
+
+
+def bound_nats(logits_fn: LogitsFn, x_0: Tensor, uniforms: Tensor, *, mask_id: int) -> Tensor:
+    """One-draw estimate of the T-step bound on −log p(x_0), Σ_t CE_t / t: [B] float64, nats.
+
+    x_0: [B,N] int64; uniforms: [T,B,N] in [0,1): place j of image b is masked at step t where uniforms[t−1,b,j] < t/T.
+    """
+    total_steps = len(uniforms)
+    bound = torch.zeros(x_0.shape[0], dtype=torch.float64, device=x_0.device)
+    for t, noise in enumerate(uniforms, start=1):
+        mask = noise < t / total_steps
+        bound += masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask).double() / t
+    return bound

@@ -1,0 +1,105 @@
+"""The vector-quantised autoencoder: images to ids and back (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.parts import WHOLE, BatchPart
+from models.vqgan.encoder import Encoder
+from models.vqgan.generator import Generator
+from models.vqgan.layers import ResBlock
+from models.vqgan.quantizers import QUANTIZERS, GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
+
+_ROUNDING = 1e-3  # by which images may leave [0,1]
+
+
+class VQAutoEncoder(nn.Module):
+    """Encoder, quantiser and generator. Its two public verbs are `encode` and `decode`."""
+
+    def __init__(
+        self,
+        *,
+        n_channels: int,  # image channels
+        img_size: int,  # height = width of the images, pixels
+        nf: int,  # width of the highest-resolution level
+        ch_mult: Sequence[int],  # width of each level, in units of nf
+        res_blocks: int,  # residual blocks per level
+        attn_resolutions: Sequence[int],  # resolutions with attention
+        codebook_size: int,  # K
+        emb_dim: int,  # D, width of the latents
+        quantizer: str,  # "nearest" or "gumbel"
+        beta: float,  # weight of one term of the quantiser's loss (nearest)
+        beta_term: str = "codebook",  # which one: "codebook" or "commitment"
+        gumbel_kl_weight: float,  # weight of the KL term (gumbel)
+        gumbel_straight_through: bool,  # hard codes while training (gumbel)
+    ) -> None:
+        super().__init__()
+        trunk = (n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions)
+        self.encoder = Encoder(*trunk)
+        self.quantize: Quantizer
+        if quantizer == "nearest":
+            self.quantize = VectorQuantizer(codebook_size, emb_dim, beta, beta_term)
+        elif quantizer == "gumbel":
+            self.quantize = GumbelQuantizer(codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through)
+        else:
+            raise ValueError(f"quantizer must be one of {QUANTIZERS}, not {quantizer!r}")
+        self.generator = Generator(*trunk)
+        self.image_shape = (n_channels, img_size, img_size)
+        side = img_size // 2 ** (len(ch_mult) - 1)
+        self.latent_size = (side, side)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        part: BatchPart = WHOLE,
+    ) -> tuple[Tensor, Quantized]:
+        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them.
+
+        temperature, generator, part: of the Gumbel quantiser while it trains; part: which part of the batch x is.
+        """
+        quantized = self.quantize(self.encoder(x), temperature=temperature, generator=generator, part=part)
+        return self.generator(quantized.z_q), quantized
+
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that training never uses: published files hold a projection of every skip, and the σ head."""
+        for module in self.modules():
+            if isinstance(module, ResBlock) and not module.project_skip:
+                yield from module.conv_out.parameters()
+        yield from self.generator.logsigma.parameters()
+
+    def encode(self, images: Tensor, *, check_range: bool = True) -> Tensor:
+        """Images [B,C,H,W] in [0,1] → ids [B,N] int64 in 0..K-1, N = h·w in raster order.
+
+        check_range: look at the values, for which the host waits; False for images that were made of uint8.
+
+        Raises:
+            ValueError: images of another shape, that are no floats, or not in [0,1].
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images must have shape [B, {', '.join(map(str, self.image_shape))}], not {list(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating-point numbers in [0,1], not {images.dtype}")
+        if check_range and images.numel():
+            low, high = (bound.item() for bound in images.aminmax())
+            if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # nor with NaN
+                raise ValueError(f"images must be in [0,1], not within {low:.4g}..{high:.4g}: scale or clamp them")
+        return self.quantize.ids(self.encoder(images))
+
+    def decode(self, ids: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """ids [B,N] int → images [B,C,H,W] float32 in [0,1]; `size` (h, w) where it differs from the training size."""
+        size = self.latent_size if size is None else tuple(size)
+        if ids.ndim != 2 or ids.shape[1] != size[0] * size[1]:
+            raise ValueError(f"ids must have shape [B, {size[0] * size[1]}], not {list(ids.shape)}")
+        return self.generator(self.quantize.lookup(ids.long(), size)).float().clamp(0, 1)
+
+    def distribution(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids [B,N] int → mean and log standard deviation of the pixels, each [B,C,H,W]; the mean is not clipped."""
+        return self.generator.distribution(self.quantize.lookup(ids.long(), self.latent_size))

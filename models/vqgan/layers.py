@@ -1,0 +1,95 @@
+"""Convolutional building blocks of the VQGAN's encoder and generator (Esser et al. 2021, arXiv 2012.09841)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.prior.attention import attention
+
+
+def normalize(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups; `channels` must be a multiple of 32."""
+    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6, affine=True)
+
+
+class Downsample(nn.Module):
+    """Halve height and width: pad right and bottom by one, then a 3×3 convolution with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,H/2,W/2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,2H,2W]."""
+        if x.is_cuda:  # where the other way has not been timed
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.conv_transpose2d(x, self._kernel(), self.conv.bias, stride=2, padding=1)
+
+    def _kernel(self) -> Tensor:
+        """What the convolution is on the smaller map: 4×4, transposed, 16 products for each place in place of 36.
+
+        A place stands for 2×2 equal ones, so that each of its products has the sum of the weights that meet them.
+        """
+        weight = self.conv.weight.flip(2, 3).transpose(0, 1)
+        return torch.stack([F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]).sum(0)
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block; the skip goes through a 1×1 convolution where the widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = normalize(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = normalize(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        # Published checkpoints hold this convolution in every block, also where it is never applied.
+        self.conv_out = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.project_skip = in_channels != out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C_in,H,W] → [B,C_out,H,W]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.conv_out(x) if self.project_skip else x)
+
+
+class AttnBlock(nn.Module):
+    """Residual self-attention over all places of a feature map: one head, scale C^-½."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = normalize(channels)
+        self.q = nn.Conv2d(channels, channels, kernel_size=1)
+        self.k = nn.Conv2d(channels, channels, kernel_size=1)
+        self.v = nn.Conv2d(channels, channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]."""
+        b, c, h, w = x.shape
+        normed = self.norm(x)
+        q, k, v = (conv(normed).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
+        attended = attention(q, k, v)  # [B,1,HW,C]
+        return x + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(b, c, h, w))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    """Apply `blocks` in order."""
+    for block in blocks:
+        x = block(x)
+    return x

@@ -1,0 +1,136 @@
+"""The absorbing prior's running histories, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.diffusion import LOSS_TYPES
+from models.prior.transformer import Transformer
+
+
+@pytest.fixture
+def prior() -> AbsorbingDiffusion:
+    torch.manual_seed(0)
+    net = Transformer(
+        codebook_size=5,
+        vocab_size=6,
+        n_emb=8,
+        n_head=2,
+        n_layers=1,
+        block_size=4,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        causal=False,
+    )
+    return AbsorbingDiffusion(net, mask_id=5, total_steps=10)
+
+
+@pytest.mark.parametrize("t", [[3, 7, 10], [4, 4, 4, 4], [2, 9, 2, 9, 9, 1]])
+def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) -> None:
+    """As a plain loop does, also where images of a batch share a time."""
+    generator = torch.Generator().manual_seed(2)
+    loss_history, Lt_history = torch.rand(11, generator=generator), torch.rand(11, generator=generator)
+    prior.loss_history.copy_(loss_history)
+    prior.Lt_history.copy_(Lt_history)
+    counts = torch.zeros(11)
+    for _ in range(3):
+        loss, vb_loss = torch.rand((2, len(t)), generator=generator) * 5
+        prior.record(torch.tensor(t), loss, vb_loss)
+        for time, one_loss, one_bound in zip(t, loss, vb_loss, strict=True):
+            loss_history[time] = 0.9 * loss_history[time] + 0.1 * one_loss
+            Lt_history[time] = 0.9 * Lt_history[time] + 0.1 * one_bound**2
+            counts[time] += 1
+    torch.testing.assert_close(prior.loss_history, loss_history)
+    torch.testing.assert_close(prior.Lt_history, Lt_history)
+    assert torch.equal(prior.Lt_count, counts)
+
+
+def test_losses_that_are_not_finite_leave_no_trace_and_the_start_at_0_none_in_the_average(
+    prior: AbsorbingDiffusion,
+) -> None:
+    prior.record(torch.tensor([3, 3, 4]), torch.tensor([2.0, torch.nan, 1.0]), torch.tensor([1.0, 1.0, torch.inf]))
+    assert prior.Lt_count.nonzero().tolist() == [[3]]
+    expected = torch.full((10,), torch.nan)  # t = 1..10
+    expected[2] = 2
+    torch.testing.assert_close(prior.loss_by_time(), expected, equal_nan=True)
+
+
+def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
+    t = torch.tensor([3, 6])
+    losses = prior.losses(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]), t, torch.ones((2, 4), dtype=torch.bool), "elbo")
+    assert losses.loss.requires_grad
+    prior.record(t, losses.loss, losses.vb_loss)
+    assert not prior.loss_history.requires_grad
+    assert prior.loss_history[3] == pytest.approx(0.1 * losses.loss[0].item())
+
+
+def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
+    """What is masked is hidden: the loss depends on a masked token as a target, never as an input."""
+    x_0, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([5])
+    mask = torch.tensor([[False, True, False, False]])
+    log_p = prior.logits(torch.tensor([[0, 5, 2, 3]])).log_softmax(-1)
+    for code in range(5):
+        x_0[0, 1] = code
+        losses = prior.losses(x_0, t, mask, "mlm")
+        torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_losses_are_the_same_by_the_way_of_every_device(cuda: None, prior: AbsorbingDiffusion, loss_type: str) -> None:
+    """On CUDA all places are predicted, elsewhere the masked ones alone; an image without any is among these."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, t = torch.randint(5, (6, 4), generator=generator), torch.tensor([1, 3, 5, 7, 9, 10])
+    mask = torch.rand((6, 4), generator=generator) < t[:, None] / 10
+    mask[0] = False
+
+    def outcome(device: str) -> list[torch.Tensor]:
+        prior.to(device)
+        parameters = [parameter for name, parameter in prior.named_parameters() if "start_tok" not in name]
+        losses = prior.losses(x_0.to(device), t.to(device), mask.to(device), loss_type)
+        found = [losses.loss, losses.vb_loss, *torch.autograd.grad(losses.loss.mean(), parameters)]
+        return [value.cpu() for value in found]
+
+    elsewhere = outcome("cpu")
+    assert elsewhere[0][0] == 0
+    torch.testing.assert_close(outcome("cuda"), elsewhere)
+
+
+def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
+    assert prior.tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temp": 0.0}, "temp must be a number above 0, not 0"),
+        ({"temp": -1.0}, "temp"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"sample_steps": 0}, "sample_steps must be within 1"),
+        ({"sample_steps": 10**6}, "sample_steps"),
+        ({"sample_type": "dream"}, "sample_type"),
+        ({"sample_type": "mlm", "starts": [torch.full((4,), 5)]}, "sample_type 'mlm' would draw given tokens anew"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prior.samples([], **{"batch_size": 1, **arguments})
+
+
+def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:
+    with pytest.raises(ValueError, match=r"x_t must have shape \[B, \d+\], not \[2, 3\]"):
+        prior.logits(torch.zeros((2, 3), dtype=torch.int64))
+
+
+def test_what_is_given_of_a_sample_stays(prior: AbsorbingDiffusion) -> None:
+    starts = torch.tensor([[5, 5, 5, 5], [0, 5, 5, 3], [1, 2, 3, 4], [5, 4, 5, 5]])
+    generators = [torch.Generator().manual_seed(number) for number in range(4)]
+    with torch.no_grad():
+        samples = torch.stack(list(prior.samples(generators, batch_size=3, starts=starts)))
+    given = starts != 5
+    assert torch.equal(samples[given], starts[given])
+    assert (samples < 5).all()

@@ -1,0 +1,132 @@
+"""Estimates of the code bounds against their values by enumeration, on a model whose likelihood is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.prior.bounds import BoundEstimate, bound_levels, estimate_bound
+
+DRAWS = 3000
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def estimates(model: Any, bound: str, total_steps: int, evaluations: int) -> BoundEstimate:
+    """`DRAWS` estimates of each outcome, [outcomes,DRAWS]."""
+    x_0 = torch.tensor(model.outcomes).repeat_interleave(DRAWS, 0)
+    estimate = estimate_bound(
+        model,
+        x_0,
+        bound,
+        total_steps=total_steps,
+        mask_id=model.mask_id,
+        evaluations=evaluations,
+        generator=seeded(),
+    )
+    assert estimate.nats.dtype == estimate.variance.dtype == torch.float64
+    return BoundEstimate(estimate.nats.view(-1, DRAWS), estimate.variance.view(-1, DRAWS))
+
+
+CASES = [("t_step", 1, 2), ("t_step", 8, 2), ("t_step", 8, 5), ("t_step", 8, 16), ("t_step", 7, 6)]
+CASES += [("continuous", 8, evaluations) for evaluations in (2, 3, 6)]
+
+
+@pytest.mark.parametrize(("bound", "total_steps", "evaluations"), CASES)
+def test_estimates_agree_with_enumeration_within_their_stated_error(
+    exact_model: Any, bound: str, total_steps: int, evaluations: int
+) -> None:
+    estimate = estimates(exact_model, bound, total_steps, evaluations)
+    assert exact_model.calls == [len(exact_model.outcomes) * DRAWS] * evaluations
+    error = (estimate.variance.sum(1)).sqrt() / DRAWS
+    # One step masks everything: no draw differs, and only the rounding of float32 remains.
+    assert (
+        (estimate.nats.mean(1) - exact_model.bound(total_steps if bound == "t_step" else None)).abs() < 5 * error + 1e-5
+    ).all()
+
+
+@pytest.mark.parametrize(("bound", "evaluations"), [("t_step", 2), ("t_step", 7), ("continuous", 2), ("continuous", 5)])
+def test_the_stated_variance_is_the_estimates_own(exact_model: Any, bound: str, evaluations: int) -> None:
+    estimate = estimates(exact_model, bound, 16, evaluations)
+    assert estimate.variance.mean(1).sum().item() == pytest.approx(estimate.nats.var(1).sum().item(), rel=0.08)
+
+
+def test_the_bounds_are_in_order_and_the_continuous_one_is_tight(exact_model: Any) -> None:
+    """T-step ≥ continuous-time = −log p where the conditionals are those of one distribution."""
+    truth = -exact_model.p.flatten().log()
+    torch.testing.assert_close(exact_model.bound(None), truth)
+    gaps = [exact_model.bound(steps) - truth for steps in (1, 4, 64)]
+    mean_gaps = [(exact_model.p.flatten() * gap).sum() for gap in gaps]
+    assert mean_gaps == sorted(mean_gaps, reverse=True)
+    assert mean_gaps[-1] > 0
+
+
+def test_with_all_levels_in_each_half_only_the_masks_vary(exact_model: Any) -> None:
+    """All tokens masked or one of one: with N = 1 nothing is left to chance in continuous time."""
+    x_0 = torch.tensor([[0], [2]])
+    estimate = estimate_bound(
+        lambda x: torch.log(torch.tensor([0.5, 0.2, 0.3])).expand(len(x), 1, 3),
+        x_0,
+        "continuous",
+        total_steps=4,
+        mask_id=3,
+        evaluations=2,
+        generator=seeded(),
+    )
+    torch.testing.assert_close(estimate.nats, -torch.tensor([0.5, 0.3], dtype=torch.float64).log())
+    assert estimate.variance.tolist() == [0, 0]
+
+
+def test_stratifying_and_continuous_time_lower_the_variance() -> None:
+    """A model whose loss grows with the number of masked tokens, as trained ones' do."""
+    tokens, images = 64, 500
+
+    def model(x: Tensor) -> Tensor:
+        masked = (x == 2).double().mean(1)
+        return torch.stack([-masked, masked], dim=1)[:, None].expand(-1, tokens, 2) + torch.zeros(2)
+
+    x_0 = torch.zeros((images, tokens), dtype=torch.int64)
+
+    def spread(bound: str, evaluations: int) -> float:
+        estimate = estimate_bound(
+            model, x_0, bound, total_steps=256, mask_id=2, evaluations=evaluations, generator=seeded()
+        )
+        return estimate.variance.mean().item()
+
+    assert spread("t_step", 16) < spread("t_step", 2) / 16  # more than the 1/8 of independent draws
+    assert spread("continuous", 16) < spread("t_step", 16) / 4
+
+
+def test_estimates_are_a_function_of_the_generator(exact_model: Any) -> None:
+    def nats(seed: int) -> Tensor:
+        x_0 = torch.tensor(exact_model.outcomes)
+        return estimate_bound(
+            exact_model, x_0, "t_step", total_steps=8, mask_id=3, evaluations=4, generator=seeded(seed)
+        ).nats
+
+    assert torch.equal(nats(0), nats(0))
+    assert not torch.equal(nats(0), nats(1))
+
+
+@pytest.mark.parametrize(("bound", "evaluations"), [("t_step", 1), ("t_step", 17), ("continuous", 7), ("exact", 2)])
+def test_what_cannot_be_estimated_is_refused(exact_model: Any, bound: str, evaluations: int) -> None:
+    with pytest.raises(ValueError, match=r"evaluations|terms|bound"):
+        estimate_bound(
+            exact_model,
+            torch.zeros((2, exact_model.N), dtype=torch.int64),
+            bound,
+            total_steps=8,
+            mask_id=3,
+            evaluations=evaluations,
+            generator=seeded(),
+        )
+
+
+def test_number_of_terms() -> None:
+    assert bound_levels("t_step", 256, 64) == 256
+    assert bound_levels("continuous", 256, 64) == 64

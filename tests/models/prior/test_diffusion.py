@@ -1,0 +1,260 @@
+"""The forward process, the objectives and the bound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare
+from torch import Tensor
+
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.diffusion import (
+    LOSS_TYPES,
+    MASK_SCHEDULES,
+    DiffusionLoss,
+    LogitsFn,
+    bound_nats,
+    masked_cross_entropy,
+    objective,
+    reweighted,
+    sample_mask,
+    sample_time,
+)
+from models.prior.transformer import Transformer
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- times and masks ----------------------------------------------------------------------------------------------
+
+
+def test_times_are_uniform_from_1_on() -> None:
+    t = sample_time(50_000, 7, seeded())
+    counts = torch.bincount(t, minlength=8)
+    assert t.dtype == torch.int64
+    assert counts[0] == 0
+    assert len(counts) == 8
+    assert chisquare(counts[1:].numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("t", [1, 3, 5, 8])
+def test_random_schedule_masks_each_place_independently(t: int) -> None:
+    mask = sample_mask(torch.full((4000,), t), 8, 20, "random", seeded())
+    assert mask.dtype == torch.bool
+    assert binomtest(int(mask.sum()), mask.numel(), t / 8).pvalue > 1e-4
+    if t < 8:  # independent places: the number masked is binomial, not fixed
+        variance = mask.sum(1).double().var().item()
+        assert variance == pytest.approx(20 * t / 8 * (1 - t / 8), rel=0.15)
+    else:
+        assert mask.all()
+
+
+def test_each_image_is_masked_by_its_own_time() -> None:
+    t = torch.tensor([1, 100] * 500)
+    fractions = sample_mask(t, 100, 64, "random", seeded()).double().mean(1)
+    assert (fractions[1::2] == 1).all()
+    assert fractions[::2].mean().item() == pytest.approx(0.01, abs=0.003)
+
+
+@pytest.mark.parametrize(("t", "count"), [(1, 1), (2, 1), (32, 2), (128, 8), (129, 8), (200, 12), (256, 16)])
+def test_fixed_schedule_masks_an_exact_number_and_at_least_one(t: int, count: int) -> None:
+    mask = sample_mask(torch.full((2000,), t), 256, 16, "fixed", seeded())
+    assert (mask.sum(1) == count).all()
+    if count < 16:  # every place is as likely
+        assert chisquare(mask.sum(0).numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+def test_masks_are_a_function_of_the_generator(schedule: str) -> None:
+    t = torch.arange(1, 9)
+    first, again, other = (sample_mask(t, 8, 32, schedule, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_unknown_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match="schedule"):
+        sample_mask(torch.tensor([1]), 8, 4, "no such", seeded())
+
+
+# --- objectives, by hand ------------------------------------------------------------------------------------------
+
+
+def diffusion_loss(
+    logits_fn: LogitsFn, x_0: Tensor, t: Tensor, mask: Tensor, *, mask_id: int, **options: Any
+) -> DiffusionLoss:
+    """The objective of what a model predicts for masked codes."""
+    return objective(masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask), t, mask, **options)
+
+
+# Two images of four tokens. The model gives 3/4 to code 1 and 1/4 to code 0 wherever a token is masked.
+X_0 = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]])
+MASK = torch.tensor([[True, True, False, False], [False, False, False, True]])
+T_OF_IMAGE = torch.tensor([4, 2])
+CROSS_ENTROPY = [math.log(4 / 3) + math.log(4), math.log(4)]  # nats
+
+
+def hand_model(x_t: Tensor) -> Tensor:
+    assert torch.equal(x_t, torch.tensor([[2, 2, 1, 1], [0, 0, 1, 2]]))  # masked by id 2, the rest untouched
+    logits = torch.tensor([0.0, math.log(3)]).expand(2, 4, 2).clone()
+    logits[~MASK] = torch.tensor([100.0, -100.0])  # visible places do not count
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "expected"),
+    [
+        ("elbo", [CROSS_ENTROPY[0] * 8 / 4 / (4 * math.log(2)), CROSS_ENTROPY[1] * 8 / 2 / (4 * math.log(2))]),
+        (
+            "reweighted_elbo",
+            [CROSS_ENTROPY[0] * (1 - 4 / 8) / (4 * math.log(2)), CROSS_ENTROPY[1] * (1 - 2 / 8) / (4 * math.log(2))],
+        ),
+        ("mlm", [CROSS_ENTROPY[0] / 2, CROSS_ENTROPY[1]]),
+    ],
+)
+def test_objectives_by_hand(loss_type: str, expected: list[float]) -> None:
+    losses = diffusion_loss(hand_model, X_0, T_OF_IMAGE, MASK, total_steps=8, mask_id=2, loss_type=loss_type)
+    bound = [CROSS_ENTROPY[0] * 8 / 4 / (4 * math.log(2)), CROSS_ENTROPY[1] * 8 / 2 / (4 * math.log(2))]
+    torch.testing.assert_close(losses.loss, torch.tensor(expected))
+    torch.testing.assert_close(losses.vb_loss, torch.tensor(bound))
+    torch.testing.assert_close(losses.cross_entropy, torch.tensor(CROSS_ENTROPY))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nothing_masked_costs_nothing(loss_type: str) -> None:
+    mask = torch.zeros((2, 4), dtype=torch.bool)
+    losses = diffusion_loss(
+        lambda x: torch.zeros((2, 4, 2)), X_0, T_OF_IMAGE, mask, total_steps=8, mask_id=2, loss_type=loss_type
+    )
+    assert losses.loss.tolist() == losses.vb_loss.tolist() == [0, 0]
+
+
+def test_reweighting_as_published_and_as_in_the_paper() -> None:
+    t = torch.tensor([1, 4, 8])
+    torch.testing.assert_close(reweighted(t, 8, "published"), torch.tensor([7 / 8, 4 / 8, 0]))
+    torch.testing.assert_close(reweighted(t, 8, "paper"), torch.tensor([1, 5 / 8, 1 / 8]))
+    with pytest.raises(ValueError, match="reweighting"):
+        reweighted(t, 8, "none")
+
+
+@pytest.mark.parametrize(("reweighting", "learns"), [("published", False), ("paper", True)])
+def test_only_the_papers_weights_learn_from_fully_masked_images(reweighting: str, learns: bool) -> None:
+    logits = torch.zeros((2, 4, 2), requires_grad=True)
+    t, mask = torch.full((2,), 8), torch.ones((2, 4), dtype=torch.bool)
+    losses = diffusion_loss(
+        lambda x: logits,
+        X_0,
+        t,
+        mask,
+        total_steps=8,
+        mask_id=2,
+        loss_type="reweighted_elbo",
+        reweighting=reweighting,
+    )
+    losses.loss.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum() > 0) == learns
+    torch.testing.assert_close(losses.loss, torch.full((2,), 1 / 8 if learns else 0.0))
+
+
+def test_unknown_objectives_are_refused() -> None:
+    with pytest.raises(ValueError, match="loss_type"):
+        diffusion_loss(hand_model, X_0, T_OF_IMAGE, MASK, total_steps=8, mask_id=2, loss_type="vae")
+
+
+def test_only_masked_places_have_gradients() -> None:
+    logits = torch.randn((2, 4, 2), generator=seeded(), requires_grad=True)
+    masked_cross_entropy(logits, X_0, MASK).sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad[~MASK] == 0).all()
+    assert (logits.grad[MASK] != 0).all()
+
+
+# --- the bound, by enumeration ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_the_bound_estimate_has_the_enumerated_mean(exact_model: Any, steps: int) -> None:
+    draws = 4000
+    x_0 = torch.tensor(exact_model.outcomes)
+    uniforms = torch.rand((steps, len(x_0) * draws, exact_model.N), generator=seeded())
+    estimates = bound_nats(exact_model, x_0.repeat_interleave(draws, 0), uniforms, mask_id=exact_model.mask_id)
+    estimates = estimates.view(len(x_0), draws)
+    expected = exact_model.bound(steps)
+    assert estimates.dtype == torch.float64
+    # One step masks everything: no draw differs, and only the rounding of float32 remains.
+    error = 5 * estimates.std(1) / draws**0.5 + 1e-5
+    assert ((estimates.mean(1) - expected).abs() < error).all()
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("random", 8), ("fixed", 3)])
+def test_the_elbo_objective_averages_to_the_bound(exact_model: Any, schedule: str, steps: int) -> None:
+    """That of T steps; masks of exactly t of N = T places give that of continuous time."""
+    draws = 100_000
+    x_0 = torch.tensor([[0, 2, 1]]).expand(draws, -1)
+    generator = seeded()
+    t = sample_time(draws, steps, generator)
+    mask = sample_mask(t, steps, exact_model.N, schedule, generator)
+    bits = diffusion_loss(
+        exact_model, x_0, t, mask, total_steps=steps, mask_id=exact_model.mask_id, loss_type="elbo"
+    ).loss.double()
+    nats = bits * math.log(2) * exact_model.N
+    expected = exact_model.bound(steps if schedule == "random" else None)[exact_model.outcomes.index((0, 2, 1))]
+    assert abs(nats.mean() - expected) < 5 * nats.std() / draws**0.5
+
+
+def test_the_elbo_objective_of_a_transformer_averages_to_its_bound() -> None:
+    """Through the model's own method: the mean over t of the objective is the whole T-step bound of these weights."""
+    torch.manual_seed(0)
+    net = Transformer(
+        codebook_size=4, vocab_size=5, n_emb=16, n_head=2, n_layers=1, block_size=5,
+        embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, causal=False,
+    )  # fmt: skip
+    torch.nn.init.normal_(net.head.weight, std=2)  # far from uniform, so that masks matter
+    model, steps, draws = AbsorbingDiffusion(net, mask_id=4, total_steps=6), 6, 3000
+    x_0 = torch.tensor([[3, 0, 1, 1, 2]])
+
+    def bits(t: int) -> Tensor:
+        times = torch.full((draws,), t)
+        mask = sample_mask(times, steps, 5, "random", seeded(t))
+        return model.losses(x_0.expand(draws, -1), times, mask, "elbo").loss.double()
+
+    exact = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        for places in itertools.product([False, True], repeat=5):
+            mask, m = torch.tensor([places]), sum(places)
+            cross_entropy = masked_cross_entropy(model.logits(x_0.masked_fill(mask, 4)), x_0, mask).double()
+            for t in range(1, steps + 1):
+                exact += (t / steps) ** m * (1 - t / steps) ** (5 - m) * cross_entropy / t
+        estimates = torch.stack([bits(t) for t in range(1, steps + 1)]) * math.log(2) * 5  # [T,draws] nats
+    error = (estimates.var(1) / draws).sum().sqrt() / steps
+    assert 0 < error < 0.02 * exact
+    assert abs(estimates.mean() - exact) < 5 * error
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_the_bound_is_above_what_the_sampler_draws(exact_model: Any, steps: int) -> None:
+    """Sampler and bound belong together: bound(x) ≥ −log p_T(x), p_T the T-step sampler's exact distribution."""
+    gap = exact_model.bound(steps) + exact_model.ancestral(steps, 1.0).log()
+    assert (gap > -1e-9).all()
+    if steps == 1:  # all tokens at once: one path leads to each outcome, and the bound is tight
+        assert gap.abs().max() < 1e-9
+    else:
+        assert gap.max() > 1e-3
+
+
+def test_the_bound_converges_to_the_likelihood_of_an_exact_model(exact_model: Any) -> None:
+    truth = -exact_model.p.flatten().log()
+    mean_gaps = [
+        (exact_model.p.flatten() * (exact_model.bound(steps) - truth)).sum().item() for steps in (1, 4, 16, 256)
+    ]
+    assert mean_gaps == sorted(mean_gaps, reverse=True)
+    assert min(mean_gaps) > 0
+    assert mean_gaps[-1] < 0.02 * mean_gaps[0]
+    assert (exact_model.bound(2048) - truth).abs().max() < 0.01

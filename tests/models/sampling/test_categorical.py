@@ -1,0 +1,113 @@
+"""Single draws against the distribution that they are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.sampling.categorical import draw_categorical, image_generators, invert_cdf
+
+CHANCE = 1e-4  # a right draw fails a test this seldom; the seeds are fixed, so in fact never
+PValue = Callable[[Tensor, Tensor], float]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("temp", [0.5, 1.0, 2.0])
+def test_categorical_follows_the_tempered_softmax(p_value: PValue, temp: float) -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -3.0])
+    ids = draw_categorical(logits.expand(200_000, 5), temp, seeded())
+    assert ids.dtype == torch.int64
+    assert p_value(torch.bincount(ids, minlength=5), (logits.double() / temp).softmax(0)) > CHANCE
+
+
+@pytest.mark.parametrize("temp", [5e-324, 1e-308, 1e-200, 1e-6])
+def test_as_the_temperature_falls_to_nothing_only_the_most_likely_codes_are_drawn(temp: float) -> None:
+    logits = torch.tensor([3e38, 1.0, 3e38, -3e38])
+    assert draw_categorical(logits.expand(100, 4), temp, seeded()).unique().tolist() == [0, 2]
+    near = torch.tensor([0.5, 0.5, 0.5 + 2**-24], dtype=torch.float64).log()
+    drawn = draw_categorical(near.expand(100, 3), temp, seeded()).unique().tolist()
+    assert drawn == ([2] if temp < 1e-6 else [0, 1, 2])
+
+
+def test_categorical_keeps_rare_events(p_value: PValue) -> None:
+    p = torch.tensor([1e-5, 3e-5, 1e-4, 1e-3, 0.0], dtype=torch.float64)
+    p[-1] = 1 - p.sum()
+    counts = torch.zeros(5, dtype=torch.int64)
+    generator = seeded()
+    for _ in range(8):
+        counts += torch.bincount(draw_categorical(p.log().expand(500_000, 5), 1.0, generator), minlength=5)
+    assert p_value(counts, p) > CHANCE
+
+
+def test_categorical_does_not_mind_a_large_common_offset(p_value: PValue) -> None:
+    """In float32 scores this large would be rounded to sixteenths, and ties would go to the first code."""
+    logits = torch.tensor([1e6, 1e6, 1e6, 1e6 + 1])
+    counts = torch.bincount(draw_categorical(logits.expand(500_000, 4), 1.0, seeded()), minlength=4)
+    assert p_value(counts, logits.double().softmax(0)) > CHANCE
+
+
+def test_categorical_never_draws_what_has_no_probability() -> None:
+    logits = torch.tensor([float("-inf"), 0.0, float("-inf")])
+    assert draw_categorical(logits.expand(10_000, 3), 1.0, seeded()).unique().tolist() == [1]
+
+
+def test_categorical_keeps_leading_shape_and_repeats_with_its_generator() -> None:
+    logits = torch.randn((2, 5, 7), generator=seeded(3))
+    first, again, other = (draw_categorical(logits, 1.0, seeded(seed)) for seed in (0, 0, 1))
+    assert first.shape == (2, 5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_each_code_owns_an_interval_as_long_as_its_probability() -> None:
+    logits = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).log()
+    below = 1 - 2.0**-53  # the largest number that torch.rand gives
+    uniforms = torch.tensor([0.0, 0.25, 0.5, 0.7, 0.75, below], dtype=torch.float64)
+    assert invert_cdf(logits.expand(6, 5), 1.0, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("size", [2, 1000, 16384])
+def test_the_largest_uniform_draws_the_last_possible_code(size: int) -> None:
+    """Rounding leaves the sum of many probabilities a little off 1."""
+    logits = torch.randn((50, size), generator=seeded())
+    logits[:, -1] = -torch.inf
+    assert (invert_cdf(logits, 1.0, torch.full((50,), 1 - 2.0**-53, dtype=torch.float64)) == size - 2).all()
+
+
+def test_the_precision_does_not_follow_autocast() -> None:
+    logits = torch.tensor([0.0, 20.0])
+    chance = logits.double().softmax(0)[0].item()  # about 2e-9: nothing in bfloat16 or float32 sums
+    uniforms = torch.tensor([chance * 0.999, chance * 1.001], dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert invert_cdf(logits.expand(2, 2), 1.0, uniforms).tolist() == [0, 1]
+
+
+def test_images_have_streams_of_their_own() -> None:
+    def numbers(n: int, seed: int) -> list[float]:
+        return [torch.rand((), generator=generator).item() for generator in image_generators(n, seeded(seed))]
+
+    assert numbers(5, 0) == numbers(5, 0)
+    assert len(set(numbers(5, 0) + numbers(5, 1))) == 10
+    torch.manual_seed(3)
+    first = [torch.rand((), generator=generator).item() for generator in image_generators(2, None)]
+    torch.manual_seed(3)
+    assert first == [torch.rand((), generator=generator).item() for generator in image_generators(2, None)]
+
+
+@pytest.mark.parametrize("bad", [[0.0, torch.nan, 1.0], [torch.inf, 0.0, 1.0], [-torch.inf] * 3])
+def test_logits_that_are_no_distribution_draw_a_code_and_are_counted(bad: list[float]) -> None:
+    """Id K would be the mask, or lie outside an embedding."""
+    logits = torch.tensor([[1.0, -torch.inf, 0.5], bad, [0.5, 0.5, 0.0], bad], dtype=torch.float16)
+    uniforms = torch.rand(4, dtype=torch.float64, generator=seeded())
+    invalid = torch.tensor(5)
+    ids = invert_cdf(logits, 0.9, uniforms, invalid)
+    assert ids.max() < 3
+    assert invalid.item() == 5 + 2
+    assert torch.equal(ids[::2], invert_cdf(logits[::2], 0.9, uniforms[::2], invalid))  # the others are as they were
+    assert invalid.item() == 5 + 2

@@ -1,0 +1,188 @@
+"""Encoder, generator, discriminator and their layers: shapes, sizes and the two public verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.vqgan.autoencoder import VQAutoEncoder
+from models.vqgan.discriminator import Discriminator
+from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample
+from models.vqgan.quantizers import QUANTIZERS
+
+PUBLISHED: dict[str, Any] = {
+    "n_channels": 3,
+    "img_size": 256,
+    "nf": 128,
+    "ch_mult": (1, 1, 2, 2, 4),
+    "res_blocks": 2,
+    "attn_resolutions": (16,),
+    "codebook_size": 1024,
+    "emb_dim": 256,
+    "quantizer": "nearest",
+    "beta": 0.25,
+    "gumbel_kl_weight": 1e-8,
+    "gumbel_straight_through": False,
+}
+SMALL = PUBLISHED | {"img_size": 16, "nf": 32, "ch_mult": (1, 2), "res_blocks": 1, "codebook_size": 16, "emb_dim": 8}
+
+
+def small(**changes: Any) -> VQAutoEncoder:
+    torch.manual_seed(0)
+    return VQAutoEncoder(**SMALL | changes).eval()
+
+
+def images(n: int = 2, channels: int = 3, size: int = 16) -> torch.Tensor:
+    return torch.rand((n, channels, size, size), generator=torch.Generator().manual_seed(0))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_published_sizes() -> None:
+    with torch.device("meta"):
+        autoencoder = VQAutoEncoder(**PUBLISHED)
+        discriminator = Discriminator(3, 64, 3)
+        assert autoencoder.encoder(torch.empty(1, 3, 256, 256)).shape == (1, 256, 16, 16)
+        assert autoencoder.generator(torch.empty(1, 256, 16, 16)).shape == (1, 3, 256, 256)
+        assert discriminator(torch.empty(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+    assert parameters(autoencoder) == 65_779_974
+    assert parameters(discriminator) == 2_765_633
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({}, 8), ({"ch_mult": (1, 2, 2)}, 4), ({"n_channels": 1}, 8), ({"res_blocks": 2, "attn_resolutions": (8,)}, 8)],
+)
+def test_images_to_ids_and_back(quantizer: str, changes: dict[str, Any], side: int) -> None:
+    autoencoder = small(quantizer=quantizer, **changes)
+    x = images(channels=autoencoder.image_shape[0])
+    with torch.no_grad():
+        ids = autoencoder.encode(x)
+        decoded = autoencoder.decode(ids)
+        reconstructed, quantized = autoencoder(x)
+    assert autoencoder.latent_size == (side, side)
+    assert ids.shape == (2, side * side)
+    assert ids.dtype == torch.int64
+    assert ids.min() >= 0
+    assert ids.max() < 16
+    assert torch.equal(ids, quantized.ids)
+    assert decoded.shape == x.shape
+    torch.testing.assert_close(decoded, reconstructed.clamp(0, 1), rtol=0, atol=1e-4)  # z + (z_q − z) is rounded
+
+
+def test_decoding_clips_to_the_range_of_images() -> None:
+    autoencoder = small()
+    nn.init.normal_(autoencoder.generator.last_conv.bias, std=5.0)
+    with torch.no_grad():
+        decoded = autoencoder.decode(torch.zeros((1, 64), dtype=torch.int64))
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+    assert decoded.dtype == torch.float32
+
+
+def test_codes_of_small_integer_types_decode() -> None:
+    autoencoder = small()
+    ids = torch.randint(16, (1, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(autoencoder.decode(ids), autoencoder.decode(ids.long()))
+
+
+def test_larger_grids_decode_to_larger_images() -> None:
+    with torch.no_grad():
+        assert small().decode(torch.zeros((1, 12 * 10), dtype=torch.int64), size=(12, 10)).shape == (1, 3, 24, 20)
+
+
+def test_wrong_shapes_are_reported() -> None:
+    autoencoder = small()
+    with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\], not \[2, 3, 8, 8\]"):
+        autoencoder.encode(images(size=8))
+    with pytest.raises(ValueError, match=r"\[B, 64\], not \[1, 60\]"):
+        autoencoder.decode(torch.zeros((1, 60), dtype=torch.int64))
+    with pytest.raises(ValueError, match="quantizer"):
+        small(quantizer="fuzzy")
+
+
+def test_images_outside_their_range_are_refused() -> None:
+    autoencoder, x = small(), images()
+    for wrong, message in (
+        (2 * x - 1, r"images must be in \[0,1\], not within -0\.\d+\.\.0\.\d+"),
+        (255 * x, r"\[0,1\], not within .*\.\.25\d"),
+        (torch.full_like(x, torch.nan), r"\[0,1\]"),
+        ((255 * x).to(torch.uint8), "floating-point numbers in .* not torch.uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            autoencoder.encode(wrong)
+    with torch.no_grad():
+        rounded = autoencoder.encode(x * (1 + 2e-4) - 1e-4)
+        assert torch.equal(
+            autoencoder.encode(2 * x - 1, check_range=False), autoencoder.quantize.ids(autoencoder.encoder(2 * x - 1))
+        )
+        assert rounded.shape == (2, 64)
+        assert autoencoder.encode(x[:0]).shape == (0, 64)
+
+
+def test_attention_stands_where_it_was_asked_for() -> None:
+    def count(part: nn.Module) -> int:
+        return sum(isinstance(module, AttnBlock) for module in part.modules())
+
+    middle_only, both = small(attn_resolutions=()), small(attn_resolutions=(16, 8))
+    assert count(middle_only.encoder) == count(middle_only.generator) == 1
+    assert count(both.encoder) == count(both.generator) == 3
+
+
+def test_the_mean_of_the_distribution_is_the_image() -> None:
+    generator = small().generator
+    z_q = torch.randn(2, 8, 8, 8)
+    mean, logsigma = generator.distribution(z_q)
+    torch.testing.assert_close(mean, generator(z_q))
+    assert logsigma.shape == mean.shape
+    torch.testing.assert_close(logsigma, generator.logsigma(generator.features(z_q)))
+
+
+def test_downsampling_pads_right_and_bottom() -> None:
+    layer = Downsample(1)
+    nn.init.ones_(layer.conv.weight)
+    nn.init.zeros_(layer.conv.bias)
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    # 3×3 sums that start at even places; what reaches over the lower or right edge counts nothing.
+    expected = [[x[0, 0, y : y + 3, column : column + 3].sum() for column in (0, 2)] for y in (0, 2)]
+    torch.testing.assert_close(layer(x)[0, 0], torch.tensor(expected))
+
+
+def test_upsampling_repeats_pixels() -> None:
+    layer = Upsample(1)
+    nn.init.dirac_(layer.conv.weight)
+    nn.init.zeros_(layer.conv.bias)
+    x = torch.arange(4.0).view(1, 1, 2, 2)
+    torch.testing.assert_close(layer(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("widths", [(32, 32), (32, 64)])
+def test_residual_blocks_project_the_skip_where_widths_differ(widths: tuple[int, int]) -> None:
+    block = ResBlock(*widths)
+    nn.init.zeros_(block.conv2.weight)
+    nn.init.zeros_(block.conv2.bias)
+    x = torch.randn(1, widths[0], 4, 4)
+    torch.testing.assert_close(block(x), x if widths[0] == widths[1] else block.conv_out(x))
+
+
+def test_attention_by_hand() -> None:
+    torch.manual_seed(0)
+    block, x = AttnBlock(32), torch.randn(2, 32, 3, 4)
+    q, k, v = (conv(block.norm(x)).flatten(2) for conv in (block.q, block.k, block.v))
+    weights = torch.einsum("bci,bcj->bij", q, k).mul(32**-0.5).softmax(-1)
+    expected = x + block.proj_out(torch.einsum("bij,bcj->bci", weights, v).view(2, 32, 3, 4))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize(("layers", "widths"), [(1, [8, 16]), (3, [8, 16, 32, 64]), (5, [8, 16, 32, 64, 64, 64])])
+def test_discriminator_doubles_its_width_up_to_eightfold(layers: int, widths: list[int]) -> None:
+    convolutions = [module for module in Discriminator(3, 8, layers).main if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convolutions] == [*widths, 1]
+    assert [conv.stride[0] for conv in convolutions] == [2] * layers + [1, 1]

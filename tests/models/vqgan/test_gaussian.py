@@ -1,0 +1,94 @@
+"""The Gaussian density of pixels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from models.vqgan.gaussian import dequantise, gaussian_nll_nats, level_images, level_nll_nats, reduce_bits
+
+
+def normal(seed: int) -> torch.Tensor:
+    return torch.randn((3, 3, 4, 5), generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_is_the_density_of_the_normal_distribution() -> None:
+    x, mean, logsigma = normal(0), normal(1), normal(2)
+    expected = -torch.distributions.Normal(mean.double(), logsigma.double().exp()).log_prob(x.double())
+    torch.testing.assert_close(gaussian_nll_nats(x, mean, logsigma), expected.sum((1, 2, 3)).float())
+
+
+def test_at_the_mean_the_gradient_is_finite() -> None:
+    mean, logsigma = normal(0).requires_grad_(), normal(1).requires_grad_()
+    gaussian_nll_nats(mean.detach(), mean, logsigma).sum().backward()
+    assert mean.grad is not None
+    assert logsigma.grad is not None
+    assert (mean.grad == 0).all()
+    torch.testing.assert_close(logsigma.grad, torch.ones_like(logsigma))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_inputs_neither_overflow_nor_lose_the_sum(dtype: torch.dtype) -> None:
+    x, mean, logsigma = torch.full((1, 3, 32, 32), 100.0), torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), -4.0)
+    nats = gaussian_nll_nats(x.to(dtype), mean.to(dtype), logsigma.to(dtype))
+    per_pixel = 0.5 * 100**2 * math.exp(8) - 4 + 0.5 * math.log(2 * math.pi)
+    assert nats.dtype == torch.float32
+    assert nats.item() == pytest.approx(3 * 32 * 32 * per_pixel, rel=1e-4)
+
+
+# --- images of b bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_pixels_are_really_reduced(bits: int) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    levels = reduce_bits(pixels, bits)
+    width = 256 // 2**bits
+    assert levels.unique().tolist() == list(range(2**bits))
+    assert (levels.bincount() == width).all()
+    images = level_images(levels, bits)
+    for level in range(2**bits):
+        inside = levels == level
+        torch.testing.assert_close(images[inside], (pixels[inside].float().mean() / 255).expand(width))
+    with pytest.raises(ValueError, match="bits"):
+        reduce_bits(pixels, 9)
+
+
+def test_dequantised_values_are_uniform_within_their_level() -> None:
+    levels = torch.tensor([0, 7, 31]).repeat_interleave(20_000)
+    y = dequantise(levels, 5, torch.Generator().manual_seed(0)) * 32
+    assert torch.equal(y.floor().long(), levels)
+    fractions = y - levels
+    assert chisquare(torch.histc(fractions, 20, 0, 1).numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("bits", "sigma", "gap"), [(8, 0.1, 1e-3), (5, 0.1, 0.05), (5, 0.05, 0.5)])
+def test_the_bound_on_the_levels_of_a_known_gaussian(bits: int, sigma: float, gap: float) -> None:
+    """The mean over the noise is at least −log P(level), and near it where σ is many levels wide."""
+    draws, mean = 20_000, 0.47
+    levels = torch.arange(2**bits // 3, 2**bits // 3 * 2, 2**bits // 16)
+    edges = torch.stack([levels, levels + 1]).double() / 2**bits
+    normal = torch.distributions.Normal(mean, torch.tensor(sigma, dtype=torch.float64))
+    exact = -(normal.cdf(edges[1]) - normal.cdf(edges[0])).log()
+
+    images = levels.expand(draws, -1).reshape(-1, 1, 1, 1)
+    y = dequantise(images, bits, torch.Generator().manual_seed(0))
+    nats = level_nll_nats(y, torch.full_like(y, mean), torch.full_like(y, math.log(sigma)), bits).double()
+    nats = nats.view(draws, -1)
+    error = 5 * nats.std(0) / draws**0.5
+    assert (nats.mean(0) > exact - error).all()
+    assert ((nats.mean(0) - exact).abs() < gap + error).all()
+
+
+def test_the_mean_code_length_of_gaussian_data_is_its_entropy() -> None:
+    """Data that the model fits: bits per dimension are the differential entropy plus the bits of a level."""
+    sigma, bits = 0.08, 8
+    x = 0.5 + sigma * torch.randn((200, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    levels = reduce_bits((x * 256).floor().clamp(0, 255).to(torch.uint8), bits)
+    y = dequantise(levels, bits, torch.Generator().manual_seed(1))
+    nats = level_nll_nats(y, torch.full_like(y, 0.5), torch.full_like(y, math.log(sigma)), bits)
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * sigma**2) + bits
+    assert (nats.mean() / (3 * 16 * 16 * math.log(2))).item() == pytest.approx(entropy, abs=0.01)

@@ -1,0 +1,240 @@
+"""Both quantisers and the functions they share."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.vqgan.quantizers import (
+    GumbelQuantizer,
+    VectorQuantizer,
+    gumbel_temperature,
+    id_counts,
+    nearest_ids,
+    perplexity,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gumbel(*, straight_through: bool = False) -> GumbelQuantizer:
+    torch.manual_seed(0)
+    return GumbelQuantizer(12, 5, kl_weight=0.5, straight_through=straight_through)
+
+
+# --- nearest ------------------------------------------------------------------------------------------------------
+
+
+def test_nearest_ids_equal_brute_force_in_float64() -> None:
+    z, codebook = normal(500, 16), normal(64, 16, seed=1)
+    distances = (z.double()[:, None] - codebook.double()[None]).square().sum(-1)
+    assert torch.equal(nearest_ids(z, codebook), distances.argmin(1))
+
+
+def test_nearest_ids_stay_in_float32_under_autocast() -> None:
+    z, codebook = normal(500, 16), normal(64, 16, seed=1)
+    expected = nearest_ids(z, codebook)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_ids(z, codebook), expected)
+        rough = (codebook.square().sum(1) - 2 * z @ codebook.t()).argmin(1)
+    assert not torch.equal(rough, expected)  # bfloat16 would have shown
+
+
+@pytest.fixture
+def nearest() -> VectorQuantizer:
+    quantizer = VectorQuantizer(20, 6, beta=0.25)
+    with torch.no_grad():
+        quantizer.codebook.copy_(normal(20, 6, seed=3))
+    return quantizer
+
+
+def test_codebook_starts_small_and_uniform() -> None:
+    torch.manual_seed(0)
+    codebook = VectorQuantizer(1000, 50, beta=0.25).codebook
+    assert codebook.abs().max() <= 1 / 1000
+    assert codebook.std().item() == pytest.approx(2 / 1000 / math.sqrt(12), rel=0.02)
+
+
+def test_shapes_and_raster_order(nearest: VectorQuantizer) -> None:
+    z = normal(2, 6, 3, 4)
+    quantized = nearest(z)
+    assert quantized.z_q.shape == z.shape
+    assert quantized.ids.shape == (2, 12)
+    for b, y, x in ((0, 0, 1), (1, 2, 3), (0, 1, 0)):
+        place = quantized.ids[b, y * 4 + x]
+        assert place == nearest_ids(z[b : b + 1, :, y, x], nearest.codebook)
+        torch.testing.assert_close(quantized.z_q[b, :, y, x], nearest.codebook[place])
+
+
+def test_ids_and_lookup_agree_with_forward(nearest: VectorQuantizer) -> None:
+    z = normal(2, 6, 3, 4)
+    quantized = nearest(z)
+    assert torch.equal(nearest.ids(z), quantized.ids)
+    torch.testing.assert_close(nearest.lookup(quantized.ids, (3, 4)), quantized.z_q)
+
+
+def test_nearest_gradient_is_straight_through(nearest: VectorQuantizer) -> None:
+    z, downstream = normal(2, 6, 3, 4).requires_grad_(), normal(2, 6, 3, 4, seed=5)
+    (nearest(z).z_q * downstream).sum().backward()
+    torch.testing.assert_close(z.grad, downstream)
+    assert nearest.codebook.grad is None
+
+
+def test_the_loss_pulls_latents_fully_and_codes_by_beta(nearest: VectorQuantizer) -> None:
+    z = normal(2, 6, 3, 4).requires_grad_()
+    quantized = nearest(z)
+    error = z.detach() - nearest.lookup(quantized.ids, (3, 4)).detach()
+    assert quantized.loss.item() == pytest.approx(1.25 * error.square().mean().item())
+    quantized.loss.backward()
+    torch.testing.assert_close(z.grad, 2 * error / error.numel())
+    code = int(quantized.ids[0, 0])
+    chosen = (quantized.ids == code).view(2, 1, 3, 4)
+    assert nearest.codebook.grad is not None
+    torch.testing.assert_close(nearest.codebook.grad[code], -0.25 * 2 * (error * chosen).sum((0, 2, 3)) / error.numel())
+    unused = id_counts(quantized.ids, 20) == 0
+    assert unused.any()
+    assert (nearest.codebook.grad[unused] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("beta_term", "latent_factor", "code_factor"), [("codebook", 1, 0.25), ("commitment", 0.25, 1)]
+)
+def test_beta_weighs_the_term_that_is_named(beta_term: str, latent_factor: float, code_factor: float) -> None:
+    """Same value, other gradients: as published codes move slowly, corrected they move fully and latents slowly."""
+    quantizer = VectorQuantizer(20, 6, beta=0.25, beta_term=beta_term)
+    z = normal(2, 6, 3, 4).requires_grad_()
+    quantized = quantizer(z)
+    error = z.detach() - quantizer.lookup(quantized.ids, (3, 4)).detach()
+    assert quantized.loss.item() == pytest.approx(1.25 * error.square().mean().item())
+    quantized.loss.backward()
+    torch.testing.assert_close(z.grad, latent_factor * 2 * error / error.numel())
+    assert quantizer.codebook.grad is not None
+    code_grad = -code_factor * 2 * error.sum((0, 2, 3)) / error.numel()
+    torch.testing.assert_close(quantizer.codebook.grad.sum(0), code_grad)
+
+
+def test_unknown_terms_are_refused() -> None:
+    with pytest.raises(ValueError, match="beta_term"):
+        VectorQuantizer(20, 6, beta=0.25, beta_term="both")
+
+
+def test_mean_distance_is_over_all_pairs(nearest: VectorQuantizer) -> None:
+    z = normal(2, 6, 3, 4)
+    flat = z.permute(0, 2, 3, 1).reshape(-1, 6)
+    expected = torch.cdist(flat.double(), nearest.codebook.double()).square().mean()
+    assert nearest.mean_distance(z).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- gumbel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_gumbel_evaluation_is_the_argmax_without_noise(straight_through: bool) -> None:
+    quantizer, z = gumbel(straight_through=straight_through).eval(), normal(2, 5, 3, 4)
+    quantized = quantizer(z, temperature=0.3, generator=torch.Generator().manual_seed(1))
+    again = quantizer(z, generator=torch.Generator().manual_seed(2))
+    expected = quantizer.logits(z).argmax(1).flatten(1)
+    assert torch.equal(quantized.ids, expected)
+    assert torch.equal(again.ids, expected)
+    assert torch.equal(quantizer.ids(z), expected)
+    torch.testing.assert_close(quantized.z_q, quantizer.lookup(expected, (3, 4)))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_gumbel_ids_never_have_noise(mode: bool) -> None:
+    quantizer, z = gumbel().train(mode), normal(2, 5, 3, 4)
+    assert torch.equal(quantizer.ids(z), quantizer.logits(z).argmax(1).flatten(1))
+
+
+def test_gumbel_noise_of_training_depends_on_the_generator_alone() -> None:
+    quantizer, z = gumbel().train(), normal(2, 5, 3, 4)
+
+    def run(seed: int) -> Tensor:
+        return quantizer(z, temperature=0.7, generator=torch.Generator().manual_seed(seed)).z_q
+
+    torch.manual_seed(0)
+    first = run(1)
+    torch.manual_seed(123)
+    assert torch.equal(first, run(1))
+    assert not torch.equal(first, run(2))
+    before = torch.get_rng_state()
+    run(3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_gumbel_training_draws_codes_from_the_softmax() -> None:
+    quantizer = gumbel().train()
+    z = normal(1, 5, 1, 1).mul(2).expand(1, 5, 100, 100)
+    ids = quantizer(z, generator=torch.Generator().manual_seed(0)).ids
+    expected = quantizer.logits(z)[0, :, 0, 0].softmax(0)
+    error = (id_counts(ids, 12) / 10_000 - expected).abs()
+    assert (error < 5 * (expected * (1 - expected) / 10_000).sqrt()).all()
+
+
+def test_gumbel_training_is_soft_and_straight_through_is_hard() -> None:
+    z = normal(2, 5, 3, 4)
+    soft = gumbel().train()(z, generator=torch.Generator().manual_seed(1))
+    quantizer = gumbel(straight_through=True).train()
+    hard = quantizer(z, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(soft.ids, hard.ids)
+    torch.testing.assert_close(hard.z_q, quantizer.lookup(hard.ids, (3, 4)))
+    assert (soft.z_q - hard.z_q).abs().max() > 0.1
+
+
+def test_gumbel_straight_through_has_the_soft_gradient() -> None:
+    grads = []
+    for straight_through in (False, True):
+        z = normal(2, 5, 3, 4).requires_grad_()
+        quantizer = gumbel(straight_through=straight_through).train()
+        quantizer(z, generator=torch.Generator().manual_seed(1)).z_q.mul(normal(2, 5, 3, 4, seed=9)).sum().backward()
+        grads.append(z.grad)
+    assert grads[0] is not None
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_gumbel_temperature_sharpens_the_mixture() -> None:
+    quantizer, z = gumbel().train(), normal(2, 5, 3, 4)
+    cold = quantizer(z, temperature=1e-3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(cold.z_q, quantizer.lookup(cold.ids, (3, 4)), rtol=1e-2, atol=1e-2)
+
+
+def test_gumbel_codes_are_not_rounded_under_autocast() -> None:
+    quantizer, z = gumbel().eval(), normal(2, 5, 3, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer(z)
+    assert torch.equal(found.ids, quantizer.ids(z))
+    torch.testing.assert_close(found.z_q, quantizer.lookup(found.ids, (3, 4)))
+
+
+def test_gumbel_loss_is_the_divergence_from_uniform() -> None:
+    quantizer, z = gumbel().eval(), normal(2, 5, 3, 4)
+    log_q = F.log_softmax(quantizer.logits(z), dim=1).permute(0, 2, 3, 1)
+    uniform = torch.full_like(log_q, 1 / 12).log()
+    expected = 0.5 * F.kl_div(uniform, log_q, reduction="none", log_target=True).sum(-1).mean()
+    torch.testing.assert_close(quantizer(z).loss, expected)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (80_000, 0.5), (150_000, 1 / 16), (10**7, 1 / 16)])
+def test_gumbel_temperature_falls_linearly_to_a_sixteenth(step: int, expected: float) -> None:
+    assert gumbel_temperature(step) == pytest.approx(expected)
+
+
+# --- statistics of codes ------------------------------------------------------------------------------------------
+
+
+def test_counts_cover_the_whole_codebook() -> None:
+    assert id_counts(torch.tensor([[1, 1], [4, 1]]), 6).tolist() == [0, 3, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([5, 5, 5, 5], 4.0), ([9, 0, 0], 1.0), ([1, 1, 2], math.exp(1.5 * math.log(2)))]
+)
+def test_perplexity(counts: list[int], expected: float) -> None:
+    assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected)

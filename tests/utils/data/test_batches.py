@@ -1,0 +1,304 @@
+"""The order of the data, and loaders that follow it with any number of workers."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hparams.errors import RunError, UserError
+from utils.data import batches
+from utils.data.batches import BatchOrder, eval_batches, stand_in, train_batches
+from utils.data.datasets import ImageData, open_images
+from utils.machine import signals
+from utils.machine.signals import Signals, Stopped, heed_parent_alone
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    file = tmp_path_factory.mktemp("toys") / "datasets.yaml"
+    return open_images("toy_churches", split="train", img_size=8, toy_images=30, datasets_file=file, hold_out=False)
+
+
+def take(batches: object, n: int) -> torch.Tensor:
+    return torch.stack(list(islice(batches, n)))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(30, 4), (32, 8), (5, 5), (7, 1)])
+def test_an_epoch_sees_each_image_at_most_once(n: int, batch_size: int) -> None:
+    order = BatchOrder(n, batch_size, seed=1)
+    per_epoch = n // batch_size
+    assert order.batches_per_epoch == per_epoch
+    for epoch in range(3):
+        seen = np.concatenate([order.indices(epoch * per_epoch + i) for i in range(per_epoch)])
+        assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size
+        assert seen.min() >= 0
+        assert seen.max() < n
+
+
+def test_left_out_images_come_in_other_epochs() -> None:
+    order = BatchOrder(10, 4, seed=0)
+    assert {int(i) for step in range(20) for i in order.indices(step)} == set(range(10))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = BatchOrder(50, 50, seed=0)
+    orders = [first.indices(0), first.indices(1), BatchOrder(50, 50, seed=1).indices(0)]
+    assert len({o.tobytes() for o in orders}) == 3
+
+
+def test_a_step_has_the_same_batch_however_it_is_reached() -> None:
+    straight = BatchOrder(23, 5, seed=7)
+    expected = [straight.indices(step) for step in range(40)]
+    jumping = BatchOrder(23, 5, seed=7)
+    for step in (39, 0, 17, 4, 16, 38):
+        np.testing.assert_array_equal(jumping.indices(step), expected[step])
+        np.testing.assert_array_equal(BatchOrder(23, 5, seed=7).indices(step), expected[step])
+
+
+def test_fewer_images_than_a_batch() -> None:
+    order = BatchOrder(3, 8, seed=0)
+    batch = order.indices(5)
+    assert sorted(np.bincount(batch).tolist()) == [2, 3, 3]
+
+
+def test_changing_a_batch_changes_no_other() -> None:
+    order = BatchOrder(6, 6, seed=0)
+    expected = order.indices(0).copy()
+    order.indices(0)[:] = 0
+    np.testing.assert_array_equal(order.indices(0), expected)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 0), (5, 0, 0), (5, 1, -1)])
+def test_order_refuses(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        BatchOrder(*arguments)
+
+
+def test_order_refuses_negative_steps() -> None:
+    with pytest.raises(ValueError, match="step"):
+        BatchOrder(5, 2, 0).indices(-1)
+
+
+def test_train_batches_follow_the_order(toys: ImageData) -> None:
+    order = BatchOrder(len(toys), 4, seed=2)
+    batches = take(train_batches(toys, order, 0, num_workers=0), 10)
+    assert batches.dtype == torch.uint8
+    assert batches.shape == (10, 4, 3, 8, 8)
+    for step in range(10):
+        expected = np.stack([toys[int(i)] for i in order.indices(step)])
+        np.testing.assert_array_equal(batches[step].numpy(), expected)
+
+
+@pytest.mark.parametrize(("workers", "start_method"), [(0, None), (1, None), (2, "fork"), (2, "spawn")])
+def test_workers_and_resuming_change_no_batch(workers: int, start_method: str | None, toys: ImageData) -> None:
+    whole = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 20)
+    order = BatchOrder(len(toys), 4, seed=2)
+    resumed = take(train_batches(toys, order, 9, num_workers=workers, start_method=start_method), 11)
+    assert torch.equal(resumed, whole[9:])
+
+
+def test_the_global_random_stream_is_left_alone(toys: ImageData) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 2)
+    list(eval_batches(toys, 8, num_workers=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_order_of_another_size_is_refused(toys: ImageData) -> None:
+    with pytest.raises(ValueError, match="31"):
+        train_batches(toys, BatchOrder(31, 4, seed=0), 0, num_workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("batch_size", "start", "sizes"), [(8, 0, [8, 8, 8, 6]), (8, 16, [8, 6]), (15, 0, [15, 15]), (64, 0, [30])]
+)
+def test_eval_batches_are_in_order_and_whole(
+    batch_size: int, start: int, sizes: list[int], workers: int, toys: ImageData
+) -> None:
+    batches = list(eval_batches(toys, batch_size, num_workers=workers, indices=range(start, len(toys))))
+    assert [len(batch) for batch in batches] == sizes
+    expected = np.stack([toys[i] for i in range(start, len(toys))])
+    np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
+
+
+def test_more_workers_than_processors_are_no_warning(toys: ImageData, recwarn: pytest.WarningsRecorder) -> None:
+    assert len(list(eval_batches(toys, 4, (os.cpu_count() or 1) + 1))) == -(-len(toys) // 4)
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
+    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent, which gets one too, is to save first."""
+
+    def hit(worker: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        heed_parent_alone(worker)
+
+    monkeypatch.setattr(batches, "heed_parent_alone", hit)
+    ours, theirs = (torch.cat(list(eval_batches(toys, 8, workers))) for workers in (1, 0))
+    assert torch.equal(ours, theirs)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_signals_to_spawned_workers_are_left_to_the_run(toys: ImageData) -> None:
+    """As a terminal and a scheduler send them, where workers do not inherit the run's handlers: on macOS."""
+    ours = train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=1, start_method="spawn")
+    first = next(ours)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    theirs = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 9)
+    assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+
+
+def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_ends(
+    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS. It starts by fork here, to have the name deleted too."""
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    order = BatchOrder(len(toys), 4, seed=2)
+    for seconds in (3600.0, 0.0):
+        monkeypatch.setattr(signals, "SECONDS_AFTER_SIGTERM", seconds)
+        ours = train_batches(toys, order, 0, num_workers=1, start_method="fork")
+        first = next(ours)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        if seconds:
+            theirs = take(train_batches(toys, order, 0, num_workers=0), 9)
+            assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+        else:
+            worker.join(60)
+            assert worker.exitcode == 0
+        ours.close()
+        worker.join(60)
+
+
+def test_nothing_left_to_evaluate(toys: ImageData) -> None:
+    assert list(eval_batches(toys, 8, num_workers=0, indices=[])) == []
+
+
+def test_eval_batches_refuse_no_batch_size(toys: ImageData) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        eval_batches(toys, 0, num_workers=0)
+
+
+def test_stand_ins_are_spread_over_the_images() -> None:
+    assert [stand_in(i, 0, 1000) for i in range(20)] == list(range(20))
+    for others in ({stand_in(i, 1, 1000) for i in range(20)}, {stand_in(7, attempt, 1000) for attempt in range(20)}):
+        assert len(others) > 15
+        assert others <= set(range(1000))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_line_from_a_worker_too(workers: int, tmp_path: Path) -> None:
+    for i in range(8):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    data = open_images("custom", split="all", img_size=8, custom_dataset_path=tmp_path, hold_out=False)
+    with pytest.raises(UserError, match=r"5\.png") as caught:
+        list(eval_batches(data, 2, num_workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+class Unsteady:
+    """Twelve images; reading number 5 fails while the file `away` is there. The data are in reach unless told."""
+
+    def __init__(self, away: Path, in_reach: bool = True) -> None:
+        self.away, self.reach = away, in_reach
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i == 5 and self.away.exists():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return np.full((3, 4, 4), i, np.uint8)
+
+    def source(self, i: int) -> str:
+        return f"image {i}"
+
+    def in_reach(self, i: int) -> bool:
+        if self.reach:
+            return True
+        self.away.unlink(missing_ok=True)  # the disk is back, and is looked at once more
+        return False
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No attempt is waited for."""
+    for name in ("_POLL_S", "UNREADABLE_S"):
+        monkeypatch.setattr(batches, name, 0.01)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_file_system_does_not_give_is_tried_again(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "away").touch()
+    data = Unsteady(tmp_path / "away", in_reach=False)
+    loaded = list(eval_batches(data, 4, num_workers=workers))
+    assert torch.equal(torch.cat(loaded)[:, 0, 0, 0], torch.arange(12, dtype=torch.uint8))
+    assert "image 5 cannot be read (Stale file handle): trying again" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_image_that_the_file_system_never_gives_is_a_bad_one(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "away").touch()
+    found: dict[str, str] = {}
+    data = Unsteady(tmp_path / "away")
+    loaded = torch.cat(list(eval_batches(data, 4, workers, bad=lambda bad, _: found.update(bad))))
+    assert list(found) == ["image 5"]
+    assert loaded[5, 0, 0, 0] == next(j for j in (stand_in(5, k, 12) for k in range(1, 99)) if j != 5)
+
+
+def test_data_that_stay_out_of_reach_end_the_wait(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
+    (tmp_path / "away").mkdir()  # so that it stays
+    hasty.setattr(batches, "OUT_OF_REACH_S", 0.01)
+    hasty.setattr(Unsteady, "in_reach", lambda *_: False)
+    with pytest.raises(RunError, match=r"image 5 cannot be read .*: bring the data back; then --resume"):
+        list(eval_batches(Unsteady(tmp_path / "away"), 4, 0))
+
+
+class Hanging(Unsteady):
+    """A worker that reads number 5 stands still, and its process is deaf to all but SIGKILL."""
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__getitem__(i)
+
+
+def test_a_worker_that_hangs_is_not_waited_for_without_end(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
+    hasty.setattr(batches, "LONGEST_WAIT_S", 0.1)
+    before = multiprocessing.active_children()
+    loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
+    with pytest.raises(RunError, match=r"no batch of images came within .* hang"):
+        next(loading)
+    for worker in set(multiprocessing.active_children()) - set(before):
+        worker.join(60)
+        assert not worker.is_alive()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path) -> None:
+    loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            next(loading)

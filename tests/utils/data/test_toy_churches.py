@@ -1,0 +1,91 @@
+"""The procedural scenes: pure, the same at every size, varied, and written in LSUN's layout."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.data.lmdb_images import LMDBImages
+from utils.data.toy_churches import draw_church, write_toy_churches
+
+
+def pixels(seed: int, index: int, size: int) -> np.ndarray:
+    return np.asarray(draw_church(seed, index, size)).astype(np.float64)
+
+
+@pytest.mark.parametrize("size", [1, 8, 32, 33, 100, 256])
+def test_size_and_mode(size: int) -> None:
+    image = draw_church(0, 0, size)
+    assert image.mode == "RGB"
+    assert image.size == (size, size)
+
+
+def test_a_scene_is_a_function_of_seed_and_index() -> None:
+    drawing = "from utils.data.toy_churches import draw_church; scene = draw_church(5, 9, 32).tobytes()"
+    script = f"import sys; {drawing}; sys.stdout.buffer.write(scene)"
+    elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    draw_church(1, 1, 32)
+    assert draw_church(5, 9, 32).tobytes() == elsewhere.stdout
+
+
+def test_seeds_and_indices_differ() -> None:
+    scenes = {draw_church(seed, index, 32).tobytes() for seed in (0, 1, 10) for index in range(100)}
+    assert len(scenes) == 300
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_the_same_scene_at_every_size(index: int) -> None:
+    large = draw_church(3, index, 256).resize((32, 32), Image.Resampling.BOX)
+    difference = np.asarray(large).astype(np.float64) - pixels(3, index, 32)
+    assert np.sqrt((difference**2).mean()) < 8
+
+
+def test_scenes_are_varied() -> None:
+    scenes = np.stack([pixels(0, i, 16) for i in range(200)])
+    spread = scenes.std(0).mean((0, 1))
+    assert spread.min() > 35
+    brightness = scenes.mean((1, 2, 3))
+    assert brightness.min() < 70
+    assert brightness.max() > 170
+
+
+def test_edges_are_smooth() -> None:
+    """Averaging down leaves more shades than a scene has flat colours."""
+    assert len(np.unique(pixels(0, 0, 32).reshape(-1, 3), axis=0)) > 80
+
+
+def test_size_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="size"):
+        draw_church(0, 0, 0)
+
+
+def test_written_as_lsun_lays_it_out(tmp_path: Path) -> None:
+    write_toy_churches(tmp_path / "a", size=24, train_images=30, val_images=8, seed=4)
+    train = LMDBImages(tmp_path / "a" / "toy_churches_train_lmdb")
+    val = LMDBImages(tmp_path / "a" / "toy_churches_val_lmdb")
+    assert (len(train), len(val)) == (30, 8)
+    keys = [images.key(i).decode() for images in (train, val) for i in range(len(images))]
+    assert len(set(keys)) == 38
+    assert all(re.fullmatch("[0-9a-f]{40}", key) for key in keys)
+    expected = {draw_church(4, i, 24).tobytes() for i in range(38)}
+    stored = set()
+    for images in (train, val):
+        for i in range(len(images)):
+            image = Image.open(BytesIO(images.read(i)))
+            assert image.format == "WEBP"
+            stored.add(image.convert("RGB").tobytes())
+    assert stored == expected
+
+
+def test_writing_again_changes_nothing(tmp_path: Path) -> None:
+    write_toy_churches(tmp_path, size=8, train_images=5, val_images=2, seed=0)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    write_toy_churches(tmp_path, size=8, train_images=5, val_images=2, seed=0)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before

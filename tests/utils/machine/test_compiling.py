@@ -1,0 +1,160 @@
+"""Compiled layers compute what they did before, under the same names."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from functools import partialmethod
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import nn
+
+from hparams.errors import UserError
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from models.prior.transformer import Block, Transformer
+from models.sampling.samplers import sample_autoregressive
+from utils.machine import compiling
+from utils.machine.compiling import capture_stream, compile_autoencoder, compile_prior
+from utils.machine.cuda_graphs import Captured
+from utils.machine.distributed import ALONE, Ranks
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NCCL = Ranks(0, 2, cast(Any, "gloo"))  # whose other group is gloo's
+
+
+@pytest.fixture
+def traced_only(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that --compile does but generating code, which takes a minute on a CPU."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+
+
+def transformer(causal: bool) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(
+        codebook_size=7,
+        vocab_size=7 if causal else 8,
+        n_emb=16,
+        n_head=2,
+        n_layers=2,
+        block_size=6,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        causal=causal,
+    )
+
+
+def compiled(module: nn.Module) -> list[bool]:
+    return [block._compiled_call_impl is not None for block in module.modules() if isinstance(block, Block)]
+
+
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_on_a_cpu_nothing_is_compiled_unless_asked_for(choice: str) -> None:
+    net = transformer(causal=False)
+    compile_prior(net, choice, CPU)
+    compile_autoencoder(net, choice, CPU)
+    assert compiled(net) == [False, False]
+
+
+def test_auto_compiles_on_cuda_where_the_compiler_is_whole(monkeypatch: pytest.MonkeyPatch, traced_only: None) -> None:
+    cuda = torch.device("cuda")
+    for missing, expected in (("the package triton is missing", False), (None, True)):
+        monkeypatch.setattr(compiling, "_missing", lambda device, missing=missing: missing)
+        net = transformer(causal=False)
+        compile_prior(net, "auto", cuda)
+        assert compiled(net) == [expected] * 2
+
+
+def test_on_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="--compile on: there is no C\\+\\+ compiler"):
+        compile_prior(transformer(causal=False), "on", CPU)
+
+
+def test_on_without_headers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Generated code includes Python's, which Debian packs apart."""
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda *_: str(tmp_path))
+    with pytest.raises(UserError, match=r"--compile on: there is no Python\.h, .* python3-dev\): install it, or use"):
+        compile_prior(transformer(causal=False), "on", CPU)
+
+
+def test_a_compiled_prior_trains_as_before(traced_only: None) -> None:
+    eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8)
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    assert compiled(prior) == [True, True]
+    assert prior.state_dict().keys() == eager.state_dict().keys()
+    assert compiled(copy.deepcopy(prior)) == [False, False]  # an average of its own, not the weights of the original
+    generator = torch.Generator().manual_seed(0)
+    ids, t = torch.randint(7, (3, 6), generator=generator), torch.tensor([2, 5, 8])
+    mask = torch.rand((3, 6), generator=generator) < 0.7
+    for model in (eager, prior):
+        model.losses(ids, t, mask, "elbo").loss.sum().backward()
+    for (name, one), other in zip(eager.named_parameters(), prior.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_compiled_priors_sample_as_before(traced_only: None) -> None:
+    eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8).eval()
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    first, second = (m.sample(5, generator=torch.Generator().manual_seed(1), batch_size=2) for m in (eager, prior))
+    assert torch.equal(first, second)
+
+
+def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> None:
+    eager = AutoregressivePrior(transformer(causal=True)).eval()
+    prior = copy.deepcopy(eager)
+    compile_prior(prior, "on", CPU)
+    uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = sample_autoregressive(eager.net, uniforms, temp=1.0)
+    assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=1.0, static=True), expected)
+
+
+def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before graphs are captured, of which a CPU has none."""
+    for name in ("Stream", "current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    graphs = []
+    net = transformer(causal=False).eval()
+    for block in net.blocks:
+        block.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    call = Captured(net.logits_at)
+    with torch.no_grad():
+        for rows, places in ((8, 1), (8, 2), (4, 1), (2, 1), (1, 1), (8, 1)):
+            call(torch.zeros((rows, 6), dtype=torch.int64), torch.zeros((rows, places), dtype=torch.int64))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "amp_dtype", "ranks", "expected"),
+    [
+        ("auto", CUDA, torch.bfloat16, ALONE, True),
+        ("auto", CPU, None, ALONE, False),
+        ("off", CUDA, None, ALONE, False),
+        ("on", CUDA, torch.float16, ALONE, False),
+        ("on", CUDA, None, NCCL, True),
+        ("auto", CUDA, None, NCCL, False),
+        ("on", CUDA, torch.float16, NCCL, False),
+        ("on", CUDA, None, Ranks(0, 2), False),
+    ],
+)
+def test_which_steps_run_beside_the_default_stream(
+    choice: str,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    ranks: Ranks,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are captured, and no others: replicas accumulate their gradients where they were made."""
+    monkeypatch.setattr(compiling, "_missing", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream of its own")
+    assert (capture_stream(choice, device, amp_dtype, ranks) is not None) == expected

@@ -1,0 +1,76 @@
+"""Evaluation without a trace: modes and gradient recording come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from utils.machine.evaluation import evaluating
+
+
+def mixed() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    model[1].eval()
+    return model
+
+
+def modes(module: nn.Module) -> list[bool]:
+    return [part.training for part in module.modules()]
+
+
+def test_modes_come_back_as_they_were() -> None:
+    first, second = mixed(), nn.Linear(2, 2).eval()
+    before = modes(first), modes(second)
+    with evaluating(first, second):
+        assert not any(modes(first) + modes(second))
+        assert not torch.is_grad_enabled()
+    assert (modes(first), modes(second)) == before
+    assert torch.is_grad_enabled()
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = mixed()
+    before = modes(model)
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        _ = 1 / 0
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_evaluations_may_be_nested() -> None:
+    model = mixed()
+    before = modes(model)
+    with evaluating(model):
+        with evaluating(model):
+            pass
+        assert not any(modes(model))
+    assert modes(model) == before
+
+
+class Casts(TorchDispatchMode):
+    """Shapes that were cast to another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_autocast_casts_weights_once(frozen: bool) -> None:
+    """As sampling wants it, which evaluates one network many times."""
+    layer = nn.Linear(3, 2).requires_grad_(not frozen)
+    with Casts() as casts, evaluating(layer), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = [layer(torch.ones(4, 3)) for _ in range(3)]
+    assert casts.shapes.count(layer.weight.shape) == 1
+    assert casts.shapes.count(torch.Size((4, 3))) == 3
+    assert not any(output.requires_grad for output in outputs)
+    assert all(parameter.requires_grad is not frozen for parameter in layer.parameters())

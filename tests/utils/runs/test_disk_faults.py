@@ -1,0 +1,359 @@
+"""Disks that fail, for real (a small tmpfs) and at every single operation: what was saved before stays usable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hparams import saved
+from hparams.cli import parse
+from hparams.errors import UserError
+from hparams.settings.stages import VQGANStage
+from hparams.settings.training import TrainingSettings
+from utils.data.bad_images import BadImages
+from utils.data.lmdb_images import write_lmdb
+from utils.data.pictures import save_png
+from utils.machine.files import sole_writer
+from utils.reporting import dashboard
+from utils.reporting.dashboard import Dashboard, read_panes
+from utils.runs import growing_array as growing
+from utils.runs.checkpoints import load_state, save_step
+from utils.runs.growing_array import growing_array, read_array
+from utils.runs.results import read_results, record_result
+from utils.runs.retention import clean_up
+from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_log import RunLog, read_metrics
+from utils.sampling.sample_files import SampleFiles
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(8, 8)
+
+
+def save(folder: RunFolder, step: int) -> None:
+    save_step(folder, VQGAN, step, {False: network(), True: network()}, {"trainer": torch.arange(step)})
+
+
+class FailingDisk:
+    """Fails one operation on files, and all of the kind that come after it when the disk is full.
+
+    Operations are counted from 0: writing, flushing to disk, making, renaming and deleting.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int | None, number: int) -> None:
+        self.fail_at = fail_at
+        self.number = number
+        self.count = 0
+        opened = Path.open
+
+        def counting(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            file = opened(path, mode, *arguments, **options)
+            return file if "r" in mode else _CountingFile(file, self)
+
+        monkeypatch.setattr(Path, "open", counting)
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir"), (Path, "touch"), (Path, "unlink")):
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def operate(self) -> None:
+        self.count += 1
+        if self.fail_at is not None and self.count > self.fail_at:
+            if self.number != errno.ENOSPC:  # a full disk stays full, an odd error passes
+                self.fail_at = None
+            raise OSError(self.number, os.strerror(self.number))
+
+    def _counted(self, operation: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if operation.__name__ == "unlink":  # frees room: a full disk does not mind
+                return operation(*arguments, **options)
+            self.operate()
+            return None if operation.__name__ == "fsync" else operation(*arguments, **options)
+
+        return counted
+
+
+class _CountingFile:
+    def __init__(self, file: Any, disk: FailingDisk) -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, data: Any) -> int:
+        self._disk.operate()
+        return self._file.write(data)
+
+    def __enter__(self) -> _CountingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def operations(tmp_path: Path) -> int:
+    """How many a second save takes."""
+    save(RunFolder("count", tmp_path), 5)
+    with pytest.MonkeyPatch.context() as patch:
+        disk = FailingDisk(patch, None, 0)
+        save(RunFolder("count", tmp_path), 10)
+    return disk.count
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+def test_a_save_may_fail_at_every_operation(tmp_path: Path, number: int) -> None:
+    total = operations(tmp_path)
+    assert total > 40
+    for fail_at in range(total):
+        folder = RunFolder(f"run_{fail_at}", tmp_path)
+        save(folder, 5)
+        with pytest.MonkeyPatch.context() as patch:
+            FailingDisk(patch, fail_at, number)
+            with pytest.raises(OSError) as failure:
+                save(folder, 10)
+        assert failure.value.errno == number, fail_at
+        newest = folder.state_steps(VQGAN)[-1]
+        assert newest == folder.model_steps(VQGAN)[-1], fail_at
+        for step in folder.state_steps(VQGAN):
+            assert load_state(folder, VQGAN, step)["trainer"].tolist() == list(range(step))
+        assert newest == 5 or folder.unfinished_steps(VQGAN) == []
+        save(folder, 15)
+        clean_up(folder, VQGAN, 15, TrainingSettings())
+        names = {file.name for file in folder.saved_models.iterdir()}
+        kept = {5, 15} if newest == 5 else {5, 10, 15}
+        states = {f"vqgan_state_{step}.th" for step in sorted(kept)[-2:]}
+        assert names == states | {f"vqgan{ema}_{step}.th" for step in kept for ema in ("", "_ema")}, fail_at
+
+
+def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that loses power may leave an empty file under it, or a half step that looks whole."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> None:
+        done.append(f"name {target.name}")
+        replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    save(RunFolder("run", tmp_path), 5)
+    made = [f"sync {folder.name}" for folder in (tmp_path, tmp_path / "run", tmp_path / "run/saved_models")]
+    files = ("vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th")  # the state, which vouches for the others, comes last
+    assert done == made + [
+        act for file in files for act in (f"sync .{file}.{os.getpid()}", f"name {file}", "sync saved_models")
+    ]
+    done.clear()
+    saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
+    assert done == [f"sync .hparams.yaml.{os.getpid()}", "name hparams.yaml", f"sync {tmp_path.name}"]
+    files = SampleFiles(tmp_path / "images", individually=True)
+    list(files.add(torch.rand(2, 3, 8, 8)))
+    done.clear()
+    list(files.finish())
+    *synced, name, last = done
+    assert {"sync 000000.png", "sync 000001.png", "sync samples"} <= set(synced)
+    assert (name, last) == ("name samples", "sync images")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path, leave: int = 0) -> None:
+    """Take the whole disk, then give `leave` bytes back."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+        file.truncate(max(0, file.tell() - leave))
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 8192])  # room for none, one and two of the three files
+def test_a_step_on_a_full_disk(disk: Path, leave: int) -> None:
+    folder = RunFolder("run", disk)
+    save(folder, 5)
+    fill(disk, leave)
+    with pytest.raises(OSError) as failure:
+        save(folder, 10)
+    assert failure.value.errno == errno.ENOSPC
+    assert folder.state_steps(VQGAN) == folder.model_steps(VQGAN) == [5]
+    load_state(folder, VQGAN, 5)
+    (disk / "filler").unlink()
+    save(folder, 10)
+    load_state(folder, VQGAN, 10)
+
+
+def test_arrays_never_meet_a_full_disk_half_way(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to mapped memory without room would kill this process."""
+    fill(disk, 16384)
+    with pytest.raises(UserError, match="40 kB more is needed"), growing_array(disk / "a.npy", (10_000,), np.float32):
+        pass
+    monkeypatch.setattr(growing, "free_space", lambda folder: 10**9)  # as when another takes the room in between
+    with pytest.raises(OSError) as failure, growing_array(disk / "a.npy", (10_000,), np.float32):
+        pass
+    assert failure.value.errno == errno.ENOSPC
+    assert "a.partial" in failure.value.filename
+    (disk / "filler").unlink()
+    with growing_array(disk / "a.npy", (10_000,), np.float32) as rows:
+        fill(disk)
+        rows.write(0, np.ones(10_000))
+        (disk / "filler").unlink()
+    assert read_array(disk / "a.npy")[0].sum() == 10_000
+
+
+def written_whole(disk: Path) -> dict[str, Any]:
+    """By kind of file: how to write it, and how to read what was written before."""
+    stage = parse(VQGANStage, ["--dataset", "churches"], description="", example="")
+    picture = np.zeros((3, 64, 64), np.uint8)
+
+    return {
+        "settings": (
+            lambda: saved.save(stage, disk / "hparams.yaml"),
+            lambda: saved.load(disk / "hparams.yaml", VQGANStage),
+        ),
+        "results": (
+            lambda: record_result(disk / "results.json", {"n": 1}, {"fid": 2.0, "note": "x" * 5000}),
+            lambda: read_results(disk / "results.json"),
+        ),
+        "pictures": (lambda: save_png(disk / "a.png", picture), lambda: (disk / "a.png").read_bytes()),
+        "LMDB": (
+            lambda: write_lmdb(disk / "lmdb", [(b"k", bytes(2000))]),
+            lambda: sorted(f.name for f in disk.glob("*lmdb*")),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["settings", "results", "pictures", "LMDB"])
+def test_files_appear_whole_or_not_at_all_on_a_full_disk(disk: Path, kind: str) -> None:
+    write, read = written_whole(disk)[kind]
+    fill(disk)
+    with pytest.raises((OSError, UserError)) as failure:
+        write()
+    assert "No space left" in str(failure.value)
+    assert str(disk) in str(failure.value)  # which file, or which folder
+    assert {file.name for file in disk.iterdir()} <= {"filler"}
+    (disk / "filler").unlink()
+    write()
+    before = read()
+    fill(disk)
+    if kind != "LMDB":  # which is never written twice
+        with pytest.raises(OSError):
+            write()
+    assert read() == before
+
+
+def test_a_lock_on_a_full_disk_names_its_file(disk: Path) -> None:
+    (disk / "run").mkdir()
+    fill(disk)
+    with pytest.raises(OSError) as failure, sole_writer(disk / "run"):
+        pass
+    assert failure.value.filename == str(disk / "run/.lock")
+    (disk / "filler").unlink()
+    with sole_writer(disk / "run"):
+        assert (disk / "run/.lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("individually", [False, True])
+def test_samples_on_a_full_disk_are_no_set(disk: Path, individually: bool) -> None:
+    images = disk / "images"
+
+    def write() -> None:
+        files = SampleFiles(images, individually=individually)
+        list(files.add(torch.rand(64, 3, 32, 32)))
+        list(files.finish())
+
+    fill(disk, 8192)
+    with pytest.raises(OSError) as failure:
+        write()
+    assert str(failure.value.filename).endswith(".png")
+    assert not list(images.glob("*.png")) + list(images.glob("samples/*"))
+    (disk / "filler").unlink()
+    write()
+    names = [f"samples/{i:06d}.png" for i in range(64)] if individually else ["samples_000.png"]
+    assert sorted(str(file.relative_to(images)) for file in images.rglob("*.png")) == names
+
+
+def test_logs_wait_for_room_and_lose_nothing(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(disk / "log.txt", disk / "metrics.jsonl", resume_step=None)
+    board = Dashboard("run", disk / "dashboard.jsonl", port=9, warn=log.warn)
+    bad = BadImages(disk / "bad_images.txt", 0.9, log.warn, keep=False)
+    fill(disk)
+    for step in range(1, 400):
+        log.record(step, "train", {"loss": 1 / step})
+        board.line("loss", step, {"train": 1 / step}, title="loss", ylabel="loss")
+        log.sync()
+    bad.report({"a.png": "cannot read a.png"}, 10)
+    (disk / "filler").unlink()
+    log.record(400, "train", {"loss": 0.5})
+    board.line("loss", 400, {"train": 0.5}, title="loss", ylabel="loss")
+    bad.report({"b.png": "cannot read b.png"}, 10)
+    board.close()
+    log.close()
+    assert [line["step"] for line in read_metrics(disk / "metrics.jsonl")] == list(range(1, 401))
+    assert read_panes(disk / "dashboard.jsonl")["loss"]["data"][0]["x"] == list(range(1, 401))
+    assert (disk / "bad_images.txt").read_text().count("\n") == 2
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("metrics.jsonl: No space left on device") == 1
+
+
+@pytest.mark.parametrize("room_at_the_end", [True, False])
+def test_attempts_to_write_the_dashboards_log_are_few_and_leave_nothing(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, room_at_the_end: bool
+) -> None:
+    clock, attempts, said, opened = [0.0], [], [], Path.open
+
+    def opening(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "dashboard.jsonl.tmp":
+            attempts.append(clock[0])
+            clock[0] += 1  # what an attempt takes, in seconds
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(dashboard, "monotonic", lambda: clock[0])
+    with Dashboard("run", disk / "dashboard.jsonl", port=9, warn=said.append) as board:
+        board.text("settings", "x" * 9000, title="settings")
+        fill(disk, 4096)
+        monkeypatch.setattr(Path, "open", opening)
+        for step in range(1, 1001):
+            clock[0] += 1
+            board.line("loss", step, {"train": 1 / step}, title="loss", ylabel="loss")
+        assert 5 < len(attempts) < 12  # one in a hundred seconds
+        assert {file.name for file in disk.iterdir()} == {"dashboard.jsonl", "filler"}
+        if room_at_the_end:
+            (disk / "filler").unlink()
+    if room_at_the_end:
+        assert read_panes(disk / "dashboard.jsonl")["loss"]["data"][0]["x"] == list(range(1, 1001))
+    assert not (disk / "dashboard.jsonl.tmp").exists()
+    said = [line.split("device: ")[1] for line in said if "No space left" in line]
+    kept = "plots are kept in memory until it can be written"
+    assert said == ([kept] if room_at_the_end else [kept, "its newest plots are lost"])
+
+
+def test_a_read_only_folder_is_refused_and_read(disk: Path) -> None:
+    folder = RunFolder("run", disk)
+    save(folder, 5)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(OSError) as failure:
+        save(folder, 10)
+    assert failure.value.errno == errno.EROFS
+    assert folder.state_steps(VQGAN) == folder.model_steps(VQGAN) == [5]
+    load_state(folder, VQGAN, 5)

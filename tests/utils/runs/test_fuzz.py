@@ -1,0 +1,300 @@
+"""Loaders on mutated files, and on such as do harm: they load or refuse in one line, run nothing, and never crash."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hparams import saved
+from hparams.cli import parse
+from hparams.errors import UserError
+from hparams.settings.experiments import FeatureSettings
+from hparams.settings.stages import VQGANStage
+from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
+from utils.data.bad_images import BadImages
+from utils.data.dataset_paths import find_paths
+from utils.data.images import decode_rgb
+from utils.data.lmdb_images import LMDBImages, write_lmdb
+from utils.metrics.features import build_features
+from utils.metrics.given_files import read_features, read_latents
+from utils.pretrained.perceptual import load_lpips
+from utils.reporting.dashboard import Dashboard, read_panes
+from utils.runs.checkpoints import load_file, load_state, load_state_dict, save_step
+from utils.runs.growing_array import GrowingArray, growing_array, read_array
+from utils.runs.partial import Partial
+from utils.runs.results import read_results, record_result
+from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_log import RunLog, read_metrics
+
+
+def checkpoint(folder: Path) -> Path:
+    torch.save({"weight": torch.arange(20.0), "bias": torch.ones(3)}, folder / "model.th")
+    return folder / "model.th"
+
+
+def state(folder: Path) -> Path:
+    run = RunFolder("run", folder)
+    save_step(run, VQGAN, 5, {False: torch.nn.Linear(2, 2)}, {"trainer": {"usage": torch.arange(3)}})
+    return run.state_file(VQGAN, 5)
+
+
+def hparams(folder: Path) -> Path:
+    saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), folder / "hparams.yaml")
+    return folder / "hparams.yaml"
+
+
+def metrics(folder: Path) -> Path:
+    log = RunLog(folder / "log.txt", folder / "metrics.jsonl", resume_step=None)
+    for step in range(5):
+        log.record(step, "train", {"loss": 1.5, "l1": float("nan")})
+    log.close()
+    return folder / "metrics.jsonl"
+
+
+def dashboard(folder: Path) -> Path:
+    with Dashboard("run", folder / "dashboard.jsonl", port=9, warn=print) as board:
+        for step in range(4):
+            board.line("loss", step, {"train": 1.0, "val": 2.0}, title="loss", ylabel="loss")
+        board.bars("codes", [1, 2], title="codes", xlabel="x", ylabel="y")
+        board.images("pictures", np.zeros((3, 4, 4), np.uint8), title="pictures")
+    return folder / "dashboard.jsonl"
+
+
+def results(folder: Path) -> Path:
+    record_result(folder / "results.json", {"n": 3, "features": "R64"}, {"fid": 1.5})
+    return folder / "results.json"
+
+
+def datasets(folder: Path) -> Path:
+    (folder / "datasets.yaml").write_text("churches: {paths: {train: a, val: b}}\nffhq: {path: photos}\n")
+    return folder / "datasets.yaml"
+
+
+def image(kind: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"image.{kind}")
+        return folder / f"image.{kind}"
+
+    return make
+
+
+def array(folder: Path) -> Path:
+    with growing_array(folder / "codes.npy", (6, 4), np.uint8) as rows:
+        rows.write(0, np.full((6, 4), 7))
+    return folder / "codes.npy"
+
+
+def bad_images(folder: Path) -> Path:
+    BadImages(folder / "bad.txt", 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10)
+    return folder / "bad.txt"
+
+
+def given_array(values: np.ndarray) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.save(folder / "given.npy", values)
+        return folder / "given.npy"
+
+    return make
+
+
+def given_tensor(folder: Path) -> Path:
+    torch.save(torch.ones(3, 4, dtype=torch.uint8), folder / "given.pt")
+    return folder / "given.pt"
+
+
+def given_safetensors(folder: Path) -> Path:
+    header = json.dumps({"features": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    (folder / "given.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    return folder / "given.safetensors"
+
+
+def half_done(folder: Path) -> Path:
+    Partial(folder / "work.partial", {"seed": 0}).save({"x": torch.arange(9), "done": 3})
+    return folder / "work.partial"
+
+
+def half_filled(folder: Path) -> Path:
+    growing = GrowingArray(folder / "codes.npy", (6, 4), np.uint8)
+    growing.advance(2)
+    growing.note()
+    return folder / "codes.partial"
+
+
+def lmdb(folder: Path) -> Path:
+    write_lmdb(folder / "a_lmdb", [(b"%02d" % number, bytes(number * 400)) for number in range(12)])
+    return folder / "a_lmdb/data.mdb"
+
+
+def read_lmdb(file: Path) -> int:
+    images = LMDBImages(file.parent)
+    return sum(len(images.read(i)) for i in range(len(images)))
+
+
+LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "checkpoint": (checkpoint, load_state_dict),
+    "any torch file": (checkpoint, load_file),
+    "state": (state, lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5)),
+    "settings": (hparams, lambda file: saved.load(file, VQGANStage)),
+    "metrics": (metrics, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
+    "dashboard": (dashboard, lambda file: read_panes(file, last_step=2)),
+    "results": (results, read_results),
+    "data sets": (datasets, lambda file: [find_paths(name, file) for name in ("churches", "ffhq")]),
+    "png": (image("png"), decode_rgb),
+    "jpg": (image("jpg"), decode_rgb),
+    "webp": (image("webp"), decode_rgb),
+    "codes": (array, read_array),
+    "given latents": (
+        given_array(np.ones((3, 4), np.int64)),
+        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+    ),
+    "given latents, a tensor": (
+        given_tensor,
+        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+    ),
+    "given features": (given_array(np.ones((3, 4), np.float32)), lambda file: read_features("--real_feats", file)),
+    "given features, safetensors": (given_safetensors, lambda file: read_features("--fake_feats", file)),
+    "work half done": (half_done, lambda file: Partial(file, {"seed": 0}).load()),
+    "array half filled": (half_filled, lambda file: GrowingArray(file.with_suffix(".npy"), (6, 4), np.uint8).done),
+    "LMDB": (lmdb, read_lmdb),
+    "list of bad images": (bad_images, lambda file: len(BadImages(file, 0.5, print, keep=True))),
+}
+# Where a change of one byte must not go unnoticed.
+CHECKED = {"codes"}
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """Cut, change, insert, repeat or replace some bytes."""
+    where, length = draw(st.floats(0, 1)), draw(st.integers(1, 40))
+    kind, new = draw(st.sampled_from(["cut", "flip", "insert", "repeat", "lose", "all"])), draw(st.binary(max_size=40))
+
+    def mutate(content: bytes) -> bytes:
+        at = int(where * max(0, len(content) - 1))
+        before, after = content[:at], content[at:]
+        return {
+            "cut": before,
+            "flip": before + bytes(byte ^ 0x55 for byte in after[:length]) + after[length:],
+            "insert": before + new + after,
+            "repeat": before + after[:length] + after,
+            "lose": before + after[length:],
+            "all": new,
+        }[kind]
+
+    return mutate
+
+
+@pytest.mark.parametrize("kind", list(LOADERS))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mutate=mutations())
+def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], bytes]) -> None:
+    make, load = LOADERS[kind]
+    original = tmp_path / "original"
+    if not original.exists():
+        original.mkdir()
+        (tmp_path / "name").write_text(str(make(original)))
+    file = Path((tmp_path / "name").read_text())
+    content = (tmp_path / "content").read_bytes() if (tmp_path / "content").exists() else file.read_bytes()
+    (tmp_path / "content").write_bytes(content)
+    file.write_bytes(mutate(content))
+    try:
+        loaded = load(file)
+    except UserError as error:
+        if "\n" in str(error):
+            raise
+    else:
+        if kind in CHECKED and mutate(content) != content:
+            assert loaded is None
+
+
+# Weights of networks, which take too long to build to be mutated often.
+WEIGHTS = {
+    "LPIPS": lambda file: load_lpips("squeeze", str(file), what="it", instead="another"),
+    **{
+        name: lambda file, name=name: build_features(FeatureSettings(name, str(file)), torch.device("cpu"))
+        for name in ("inception", "vgg16")
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form.__name__ for form in FORMS])
+@pytest.mark.parametrize("kind", [*LOADERS, *WEIGHTS])
+def test_no_loader_runs_a_pickle(tmp_path: Path, kind: str, form: Callable[[Path], bytes]) -> None:
+    make, load = LOADERS.get(kind) or (checkpoint, WEIGHTS[kind])
+    file, victim = make(tmp_path), tmp_path / "victim"
+    file.write_bytes(form(victim))
+    with contextlib.suppress(UserError):
+        load(file)
+    assert not victim.exists()
+
+
+def test_these_pickles_would_do_harm(tmp_path: Path) -> None:
+    for form in (as_checkpoint, as_legacy_checkpoint):
+        torch.load(io.BytesIO(form(tmp_path / form.__name__)), weights_only=False)
+    pickle.loads(as_pickle(tmp_path / "as_pickle"))
+    np.load(io.BytesIO(as_array(tmp_path / "as_array")), allow_pickle=True)
+    np.load(io.BytesIO(as_arrays(tmp_path / "as_arrays")), allow_pickle=True)["a"]
+    yaml.unsafe_load(as_yaml(tmp_path / "as_yaml"))
+    assert {folder.name for folder in tmp_path.iterdir()} == {form.__name__ for form in FORMS}
+
+
+HOSTILE_LINES = [
+    "3",
+    "[]",
+    "null",
+    '"text"',
+    "[" * 5000,
+    '{"step": "3", "split": "train"}',
+    '{"step": true, "split": "train"}',
+    '["events", {}]',
+    '["events", {"win": 3, "data": 4, "eid": "run"}]',
+    '["events", {"win": "loss", "data": [3], "eid": "run"}]',
+    '["events", {"win": "loss", "data": [{"type": "scatter", "x": [1], "y": []}], "eid": "run"}]',
+    '["events", {"win": ["loss"], "data": [], "eid": "run"}]',
+    '["update", {"win": "loss", "data": [{"x": 1, "y": 2}], "eid": "run"}]',
+    '["events", {"win": "loss", "data": [{"type": "scatter", "x": ["a"], "y": [1]}], "eid": "run"}]',
+    '["events", {"win": "loss", "data": [{"type": "scatter", "name": "train"}], "eid": "run"}]',
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES)
+@pytest.mark.parametrize("make", [metrics, dashboard])
+def test_lines_that_are_json_but_no_lines_of_ours(tmp_path: Path, make: Callable, line: str) -> None:
+    file = make(tmp_path)
+    whole = file.read_text()
+    file.write_text(f"{whole}{line}\n{whole}{line}\n")
+    if make is metrics:
+        assert [entry["step"] for entry in read_metrics(file)] == [0, 1, 2, 3, 4] * 2
+    else:
+        assert {"loss", "codes", "pictures"} <= read_panes(file, last_step=2).keys()
+        with Dashboard("run", file, port=9, warn=print, resume_step=2) as board:
+            board.line("loss", 3, {"train": 1.0}, title="loss", ylabel="loss")
+
+
+def test_notes_of_another_shape_are_none(tmp_path: Path) -> None:
+    file = array(tmp_path)
+    note = file.with_suffix(".json")
+    text, checksum = note.read_text().splitlines()
+    for other in (json.dumps({"sha256": 3, "bad": {}}), json.dumps([]), text.replace("bad", "sad")):
+        note.write_text(f"{other}\n{checksum}\n")
+        assert read_array(file) is None
+
+
+def test_pickled_arrays_are_no_arrays(tmp_path: Path) -> None:
+    file = array(tmp_path)
+    content = io.BytesIO()
+    np.save(content, np.array([{}], dtype=object), allow_pickle=True)
+    file.write_bytes(content.getvalue())
+    assert read_array(file) is None

@@ -1,0 +1,176 @@
+"""Which files go once a step is whole: never those of a whole step that should stay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hparams.settings.training import TrainingSettings
+from utils.runs.retention import clean_up, drop_weights
+from utils.runs.run_folder import KINDS, VQGAN, RunFolder
+
+DEFAULTS = TrainingSettings()
+STEPS = st.sets(st.integers(1, 30), max_size=6)
+
+
+def make(root: Path, *, whole: set[int] = frozenset(), half: set[int] = frozenset(), marked: set[int] = frozenset()):
+    """A folder with whole steps, steps with weights but neither state nor mark, and marks of steps being saved."""
+    folder = RunFolder("run", root)
+    folder.saved_models.mkdir(parents=True)
+    for step in whole | half:
+        for ema in (False, True):
+            folder.model_file(VQGAN, step, ema=ema).touch()
+    for step in whole:
+        folder.state_file(VQGAN, step).touch()
+    for step in marked:
+        folder.saving_mark(VQGAN, step).touch()
+    return folder
+
+
+def names(folder: RunFolder) -> set[str]:
+    return {file.name for file in folder.saved_models.iterdir()}
+
+
+def test_the_newest_states_stay_and_all_weights(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={5, 10, 15})
+    clean_up(folder, VQGAN, 15, DEFAULTS)
+    assert folder.state_steps(VQGAN) == [10, 15]
+    assert folder.model_steps(VQGAN) == [5, 10, 15]
+
+
+def test_weights_go_where_a_number_says_so_but_not_those_that_were_loaded(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={5, 10, 15, 20})
+    clean_up(folder, VQGAN, 20, replace(DEFAULTS, keep_checkpoints="1", load_step=5))
+    assert folder.state_steps(VQGAN) == [20]
+    assert folder.model_steps(VQGAN) == [5, 20]
+
+
+def test_a_newer_step_that_is_damaged_does_not_count(tmp_path: Path) -> None:
+    """A run resumed at 5, because 10 was damaged, has just saved 7."""
+    folder = make(tmp_path, whole={5, 7, 10})
+    clean_up(folder, VQGAN, 7, replace(DEFAULTS, keep_states=1))
+    assert folder.state_steps(VQGAN) == [7, 10]
+
+
+def test_half_written_steps_go_when_a_newer_one_is_whole(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={5, 15}, half={10, 20}, marked={10, 20})
+    clean_up(folder, VQGAN, 15, DEFAULTS)
+    assert not {name for name in names(folder) if name.endswith(("_10.th", "saving_10"))}
+    assert folder.unfinished_steps(VQGAN) == [20]
+
+
+def test_a_mark_that_outlived_its_saving_costs_no_step(tmp_path: Path) -> None:
+    """Killed between the state and the removal of the mark: later, without its state, the step must not look half."""
+    folder = make(tmp_path, whole={5}, marked={5})
+    assert folder.model_steps(VQGAN) == [5]
+    for step in (10, 15, 20):
+        for ema in (False, True):
+            folder.model_file(VQGAN, step, ema=ema).touch()
+        folder.state_file(VQGAN, step).touch()
+        clean_up(folder, VQGAN, step, DEFAULTS)
+    assert folder.state_steps(VQGAN) == [15, 20]
+    assert folder.model_steps(VQGAN) == [5, 10, 15, 20]
+
+
+def test_what_was_being_written_when_a_run_was_killed_goes(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={5})
+    (folder.saved_models / ".vqgan_10.th.4711").touch()
+    (folder.saved_models / ".mine").touch()
+    folder.images.mkdir()
+    (folder.images / ".samples_10.png.4711").touch()
+    clean_up(folder, VQGAN, 5, DEFAULTS)
+    assert not list(folder.images.iterdir())
+    assert names(folder) == {"vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th", ".mine"}
+
+
+def test_weights_without_a_state_are_dropped_with_their_mark(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={5}, half={10}, marked={10})
+    drop_weights(folder, VQGAN, 10)
+    assert names(folder) == {"vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th"}
+
+
+@pytest.mark.parametrize("deletions", [0, 1, 2])
+def test_a_step_that_is_half_deleted_does_not_pass_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    folder = make(tmp_path, whole={15}, half={10}, marked={10})
+    unlink, left = Path.unlink, iter(range(deletions))
+
+    def killed(file: Path, **more: bool) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        unlink(file, **more)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drop_weights(folder, VQGAN, 10)
+    assert folder.model_steps(VQGAN) == [15]
+    assert folder.unfinished_steps(VQGAN) == [10]
+
+
+def test_what_cannot_be_deleted_is_left_and_the_rest_goes(tmp_path: Path) -> None:
+    folder = make(tmp_path, whole={10, 15, 20})
+    folder.state_file(VQGAN, 5).mkdir()
+    clean_up(folder, VQGAN, 20, DEFAULTS)
+    assert folder.state_steps(VQGAN) == [5, 15, 20]
+
+
+@settings(max_examples=150, deadline=None)
+@given(whole=STEPS, half=STEPS, marked=STEPS, done=st.integers(1, 30), keep=st.integers(1, 3))
+@pytest.mark.parametrize("weights", ["all", "2"])
+def test_properties(tmp_path_factory, weights: str, whole, half, marked, done: int, keep: int) -> None:
+    """For any folder: `done` and newer whole steps stay, nothing half is seen, and cleaning twice is cleaning once."""
+    whole = whole | {done}
+    folder = make(tmp_path_factory.mktemp("run"), whole=whole, half=half - whole, marked=marked)
+    seen = folder.model_steps(VQGAN)
+    assert whole <= set(seen)
+    assert set(seen) <= whole | {step for step in half if step < max(whole) and step not in marked}
+    assert not set(seen) & set(folder.unfinished_steps(VQGAN))
+    clean_up(folder, VQGAN, done, replace(DEFAULTS, keep_states=keep, keep_checkpoints=weights))
+    older = sorted(step for step in whole if step <= done)
+    kept = older[-min(keep, 2 if weights == "2" else keep) :]
+    assert folder.state_steps(VQGAN) == sorted({*kept, *(step for step in whole if step > done)})
+    assert set(kept) <= set(folder.model_steps(VQGAN))
+    assert all(folder.model_file(VQGAN, step, ema=ema).exists() for step in kept for ema in (False, True))
+    if weights == "all":
+        assert whole <= set(folder.model_steps(VQGAN))
+    assert not [step for step in folder.unfinished_steps(VQGAN) if step < done]
+    once = names(folder)
+    clean_up(folder, VQGAN, done, replace(DEFAULTS, keep_states=keep, keep_checkpoints=weights))
+    assert names(folder) == once
+
+
+@settings(max_examples=200, deadline=None)
+@given(step=st.integers(0, 10**12), kind=st.sampled_from(KINDS), ema=st.booleans(), other=st.sampled_from(KINDS))
+def test_names_of_steps_are_found_again(tmp_path_factory, step: int, kind: str, ema: bool, other: str) -> None:
+    folder = RunFolder("run", tmp_path_factory.mktemp("run"))
+    folder.saved_models.mkdir(parents=True)
+    folder.model_file(kind, step, ema=ema).touch()
+    assert folder.model_steps(kind) == [step]
+    assert folder.pick_step(kind, None) == step
+    if other != kind:
+        assert folder.model_steps(other) == []
+    folder.state_file(kind, step).touch()
+    assert folder.state_steps(kind) == folder.optimiser_steps(kind) == [step]
+    assert folder.unfinished_steps(kind) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(min_size=1, max_size=30).filter(
+        lambda name: "/" not in name and "\0" not in name and name not in {".", ".."}
+    )
+)
+def test_other_names_are_no_steps(tmp_path_factory, name: str) -> None:
+    folder = RunFolder("run", tmp_path_factory.mktemp("run"))
+    folder.saved_models.mkdir(parents=True)
+    try:
+        (folder.saved_models / name).touch()
+    except (OSError, ValueError):  # not a name for this file system
+        return
+    for kind in KINDS:
+        assert folder.model_steps(kind) == folder.state_steps(kind) == []

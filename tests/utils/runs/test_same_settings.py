@@ -1,0 +1,127 @@
+"""Machines whose commands or data differ in what matters are told so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_sampler
+import train_vqgan
+from hparams.errors import UserError
+from hparams.resolve import resolve
+from hparams.settings.stages import PriorStage, VQGANStage
+from utils.data.datasets import ImageData, open_images
+from utils.machine import distributed
+from utils.machine.distributed import Ranks
+from utils.runs import experiment_run
+from utils.runs.same_settings import _common, require_same_images, require_same_settings
+
+TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
+
+
+def compare(others: dict[str, Any]) -> None:
+    """Three processes, of which the last one was started by another command."""
+    settings = resolve(VQGANStage, TYPED)
+
+    class Three(Ranks):
+        def gather_objects(self, thing: Any) -> list[Any]:
+            return [thing, thing, _common(resolve(VQGANStage, TYPED | others))]
+
+    require_same_settings(settings, Three(0, 3))
+
+
+def test_what_is_a_machines_own_may_differ() -> None:
+    compare({"custom_dataset_path": "/ssd/photos", "num_workers": 8, "device": "cuda:1", "visdom_port": 9})
+    compare({"dashboard": False, "visdom_base_url": "/visdom"})
+    require_same_settings(resolve(VQGANStage, TYPED), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ({"lr": 0.5}, "--lr: rank 2 has 0.5, and rank 0 1.35e-05: start all"),
+        ({"amp": True}, "--amp: rank 2 has on, and rank 0 off"),
+        ({"batch_size": 4}, "--batch_size: rank 2 has 4, and rank 0 3"),
+        ({"img_size": 128}, "--img_size: rank 2 has 128, and rank 0 256"),
+        ({"dist_backend": "gloo"}, "--dist_backend: rank 2 has gloo, and rank 0 auto"),
+    ],
+)
+def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        compare(others)
+
+
+class Two(Ranks):
+    """Of which the other one, on another machine, has the same settings, and files of other names or sizes."""
+
+    def gather_objects(self, thing: Any) -> list[Any]:
+        return [thing, ("there", thing[1], [f"{each}?" for each in thing[2]]) if isinstance(thing, tuple) else thing]
+
+
+def photos(folder: Path) -> ImageData:
+    (folder / "photos").mkdir()
+    for number in range(41):
+        (folder / f"photos/{number}.png").touch()
+    return open_images("custom", split="all", img_size=8, custom_dataset_path=folder / "photos", hold_out=False)
+
+
+OTHER = r"other names or sizes of files on rank 1 on there \(41 images\) than on rank 0 on .+ \(41 images\): give all"
+
+
+@pytest.mark.parametrize("flag", ["--dataset custom", "--fake_images_path"])
+def test_an_experiment_asks_for_both_before_it_writes(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment_run, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
+    settings = resolve(VQGANStage, TYPED | {"log_dir": "run"})
+    splits, fake = ((), images) if flag == "--fake_images_path" else ((images,), None)
+    with (
+        pytest.raises(UserError, match=f"^{flag}: {OTHER}"),
+        experiment_run.experiment_run(settings, torch.device("cpu"), *splits, fake_images=fake),
+    ):
+        pytest.fail("it goes on")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("held_out", [0, 5])
+@pytest.mark.parametrize(("stage", "train"), [(VQGANStage, train_vqgan.train), (PriorStage, train_sampler.train)])
+def test_training_asks_for_all_images_before_it_writes(
+    stage: type[VQGANStage | PriorStage],
+    train: Callable[[Any], None],
+    held_out: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Held-out ones count."""
+    photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
+    source = {"ae_load_dir": "ae"} if stage is PriorStage else {}
+    settings = resolve(stage, TYPED | source | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
+    with pytest.raises(UserError, match=f"^--dataset custom: {OTHER}"):
+        train(settings)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_copy_of_the_data_that_is_another_is_named_by_its_machine(tmp_path: Path) -> None:
+    class Five(Ranks):
+        def gather_objects(self, thing: Any) -> list[Any]:
+            return [thing, thing, ("b", 40, ["x"]), ("b", 40, ["x"]), ("c", 41, ["y"])]
+
+    images = photos(tmp_path)
+    told = (
+        r"--dataset ffhq: .* on rank 2 on b \(40 images\), rank 4 on c \(41 images\) than on rank 0 on .* \(41 images\)"
+    )
+    with pytest.raises(UserError, match=told):
+        require_same_images("--dataset ffhq", [images], Five(1, 5))
+
+
+def test_one_process_lists_nothing() -> None:
+    require_same_images("--dataset ffhq", [object()], Ranks())  # type: ignore[list-item]

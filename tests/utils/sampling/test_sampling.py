@@ -1,0 +1,127 @@
+"""Drawing images from a prior, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hparams.errors import NotFiniteError
+from hparams.fields import settings_of
+from hparams.resolve import resolve
+from hparams.settings.stages import PriorStage
+from models.prior.absorbing import AbsorbingDiffusion
+from trainers import PRIOR
+from utils.pretrained.building import build_autoencoder, build_prior
+from utils.sampling.sampling import decode_images, draw_images, id_batches, image_batches, sampling_conditions
+from utils.sampling.unmasking import unmasking_strip
+
+SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "batch_size": 4, "n_samples": 10}
+
+
+def draw(amp_dtype: torch.dtype | None = None, **changes: Any) -> torch.Tensor:
+    settings = resolve(PriorStage, SMALL | changes)
+    torch.manual_seed(0)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    torch.nn.init.normal_(autoencoder.quantize.codebook)
+    return draw_images(prior, autoencoder, settings.sampling, settings.run, amp_dtype)
+
+
+def ids(indices: Sequence[int] | None = None, **changes: Any) -> torch.Tensor | None:
+    settings = resolve(PriorStage, SMALL | changes)
+    torch.manual_seed(0)
+    prior = build_prior(settings.prior, 16)
+    batches = list(id_batches(prior, settings.sampling, settings.run, None, indices))
+    return torch.cat(batches) if batches else None
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+@pytest.mark.parametrize("n_samples", [1, 4, 10])
+def test_exactly_as_many_images_as_asked_for(sampler: str, n_samples: int) -> None:
+    images = draw(sampler=sampler, n_samples=n_samples)
+    assert images.shape == (n_samples, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_batches_are_of_the_batch_size_but_for_the_last() -> None:
+    settings = resolve(PriorStage, SMALL)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    prior.train()
+    autoencoder.eval()
+    sizes = []
+    for images in image_batches(prior, autoencoder, settings.sampling, settings.run, None):
+        sizes.append(len(images))
+        assert prior.training  # modes are back whenever the caller has control
+        assert not autoencoder.training
+        assert torch.is_grad_enabled()
+    assert sizes == [4, 4, 2]
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_images_are_a_function_of_the_seed(sampler: str) -> None:
+    first = draw(sampler=sampler)
+    assert torch.equal(first, draw(sampler=sampler))
+    assert not torch.equal(first, draw(sampler=sampler, seed=1))
+    assert not torch.equal(first[:4], first[4:8])
+
+
+@pytest.mark.parametrize("change", [{"sampler": "autoregressive"}, {"sample_type": "mlm"}, {}])
+def test_an_image_depends_on_its_index_alone(change: dict[str, Any]) -> None:
+    whole = ids(**change)
+    assert torch.equal(ids(**change, n_samples=8), whole[:8])
+    for batch_size in (1, 3, 32):
+        assert torch.equal(ids(**change, batch_size=batch_size), whole)
+    assert torch.equal(ids(range(7, 10), **change), whole[7:])  # an interrupted sampling goes on
+    assert torch.equal(ids(range(1, 10, 3), **change), whole[1::3])  # one of three processes
+    assert ids([], **change) is None
+
+
+@pytest.mark.parametrize("change", [{"temp": 0.2}, {"sample_steps": 2}, {"sample_type": "mlm"}])
+def test_settings_of_sampling_count(change: dict[str, Any]) -> None:
+    assert not torch.equal(draw(), draw(**change))
+
+
+def test_a_result_names_each_setting_of_sampling_that_is_another() -> None:
+    """Else the later of two results would take the place of the earlier one."""
+    usual = resolve(PriorStage, SMALL).sampling
+    for name, setting in settings_of(PriorStage).items():
+        if setting.group == "sampling" and name != "n_samples":
+            other = setting.choices[-1] if setting.choices else setting.kind(getattr(usual, name) / 2)
+            assert other != getattr(usual, name)
+            assert sampling_conditions(replace(usual, **{name: other}), "absorbing")[name] == other
+
+
+def test_mixed_precision_gives_float32_images() -> None:
+    images = draw(torch.bfloat16)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_predictions_that_are_not_finite_end_the_drawing_in_a_line(sampler: str) -> None:
+    """The weights are, as those are that overflow in float16."""
+    settings = resolve(PriorStage, SMALL | {"sampler": sampler})
+    torch.manual_seed(0)
+    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    for parameter in prior.parameters():
+        parameter.data.fill_(3e38)
+    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in bfloat16: use --no_amp"):
+        next(id_batches(prior, settings.sampling, settings.run, torch.bfloat16))
+    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in float32: take the weights of"):
+        draw_images(prior, autoencoder, settings.sampling, settings.run, None)
+    if isinstance(prior, AbsorbingDiffusion):
+        with pytest.raises(NotFiniteError, match="predictions"):
+            unmasking_strip(prior, autoencoder, settings.sampling, settings.run, None)
+
+
+def test_images_that_are_not_finite_end_the_decoding_in_a_line() -> None:
+    autoencoder = build_autoencoder(resolve(PriorStage, SMALL).autoencoder)
+    for parameter in autoencoder.generator.parameters():
+        parameter.data.fill_(3e38)
+    with pytest.raises(NotFiniteError, match="decoded images are not finite in float32"):
+        decode_images(autoencoder, torch.zeros((2, 64), dtype=torch.int64), None)

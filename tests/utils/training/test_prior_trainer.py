@@ -1,0 +1,220 @@
+"""Updates of both priors, their validation, and their state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from emulated_cuda import WaitError, without_waiting
+from torch import Tensor
+
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
+from trainers import assert_same_state, state_of
+from trainers import prior_trainer as trainer
+from utils.training.averages import Averages
+from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
+from utils.training.skipped import SkippedUpdates
+
+CPU = torch.device("cpu")
+N = 64
+SAMPLERS = ["absorbing", "autoregressive"]
+
+
+def codes(step: int = 0, n: int = 8) -> Tensor:
+    """Few of the codes, so that there is something to learn."""
+    return torch.randint(4, (n, N), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
+
+
+def run(trainer: PriorTrainer, start: int, stop: int) -> list[dict[str, Tensor]]:
+    return [trainer.step(codes(step), step) for step in range(start, stop)]
+
+
+def test_the_rate_warms_up_linearly() -> None:
+    assert [warmed_up(0.4, step, 4) for step in (0, 1, 2, 4, 100)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+    assert warmed_up(0.4, 0, 0) == 0.4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_float16_never_leaves_a_weight_that_is_not_finite(sampler: str) -> None:
+    """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
+    training = trainer(torch.float16, sampler=sampler)
+    training.optimiser.scaler.load_state_dict(training.optimiser.scaler.state_dict() | {"scale": 2.0**40})
+    losses = []
+    for step in range(300):
+        losses.append(training.step(codes(step), step)["loss"].item())
+        assert all(value.isfinite().all() for value in state_of(training).values()), step
+    assert 1 < training.optimiser.scaler.get_scale() < 2.0**30
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:5]) * 4
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("mask_schedule", MASK_SCHEDULES)
+def test_the_absorbing_prior_learns_the_frequencies(loss_type: str, mask_schedule: str) -> None:
+    training = trainer(loss_type=loss_type, mask_schedule=mask_schedule, ema=False)
+    before = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
+    run(training, 0, 60)
+    after = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
+    assert before > 3.9  # log2 16 and more
+    assert 1.9 < after < 2.5  # log2 4 and more
+
+
+def test_the_autoregressive_prior_learns_the_frequencies() -> None:
+    training = trainer(sampler="autoregressive", ema=False)
+    run(training, 0, 60)
+    assert 1.9 < training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"] < 2.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_metrics_are_scalars(sampler: str) -> None:
+    (metrics,) = run(trainer(sampler=sampler, warmup_iters=10), 5, 6)
+    if sampler == "absorbing":
+        assert metrics.pop("loss_by_time").shape == (8,)
+    assert set(metrics) == {"loss", "elbo_bits_per_token", "lr", "skipped"}
+    assert all(value.shape == () and value.isfinite() for value in metrics.values())
+    assert metrics["lr"].item() == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+def test_a_step_never_waits_for_the_device(cuda: None, sampler: str, amp_dtype: torch.dtype | None) -> None:
+    training, averages = trainer(amp_dtype, device="cuda", compile="off", sampler=sampler), Averages()
+    skipped = SkippedUpdates(torch.device("cuda"), most_in_a_row=10)
+    ids = codes().to("cuda")
+    training.step(ids, 0)  # Adam's moments, and the scale of float16, come with the first step
+    with without_waiting():
+        metrics = training.step(ids, 1)
+        skipped.add(2, metrics.pop("skipped"))
+        averages.add(metrics)
+    with without_waiting(), pytest.raises(WaitError):
+        averages.pop()
+
+
+def test_the_objective_is_weighed_as_the_settings_say() -> None:
+    published, paper = (trainer(reweighting=name).step(codes(), 0) for name in ("published", "paper"))
+    assert paper["loss"] > published["loss"]
+    assert paper["elbo_bits_per_token"] == published["elbo_bits_per_token"]
+
+
+def test_the_first_step_of_a_warm_up_moves_nothing() -> None:
+    training = trainer(warmup_iters=10)
+    before = state_of(training)
+    training.step(codes(), 0)
+    parameters = {f"False {name}" for name, _ in training.prior.named_parameters()}
+    assert all(torch.equal(value, before[name]) for name, value in state_of(training).items() if name in parameters)
+    assert isinstance(training.prior, AbsorbingDiffusion)
+    assert training.prior.Lt_count.sum() == 8
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_updates_are_a_function_of_seed_and_step(sampler: str, amp_dtype: torch.dtype | None) -> None:
+    changes = {"sampler": sampler, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
+    first, second, other = (trainer(amp_dtype, seed=seed, **changes) for seed in (0, 0, 1))
+    run(first, 0, 4)
+    torch.manual_seed(99)  # whatever the global stream did before
+    run(second, 0, 4)
+    assert_same_state(first, second)
+    run(other, 0, 4)
+    assert any(not torch.equal(value, state_of(first)[name]) for name, value in state_of(other).items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampler": "autoregressive", "resid_pdrop": 0.5}], ids=["masks", "dropout"])
+def test_every_step_has_random_numbers_of_its_own(changes: dict[str, Any]) -> None:
+    losses = {trainer(**changes).step(codes(), step)["loss"].item() for step in range(4)}
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_continued_training_equals_an_uninterrupted_one(sampler: str, amp_dtype: torch.dtype | None) -> None:
+    changes = {"sampler": sampler, "resid_pdrop": 0.1, "warmup_iters": 6, "steps_per_update_ema": 2}
+    uninterrupted_and_continued(amp_dtype, **changes)
+
+
+def uninterrupted_and_continued(amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
+    """Train 9 steps, and 5 then 4 from the saved state; both must end alike. Returns the uninterrupted trainer."""
+    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
+    run(whole, 0, 9)
+    run(first, 0, 5)
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run(second, 5, 9)
+    assert_same_state(whole, second)
+    return whole
+
+
+def test_the_average_is_updated_every_so_many_steps_but_the_first() -> None:
+    training = trainer(steps_per_update_ema=2)
+    assert training.ema is not None
+    weight = "_denoise_fn.head.weight"
+    expected = training.prior.state_dict()[weight].clone()
+    for step in range(6):
+        training.step(codes(step), step)
+        if step in (2, 4):
+            expected = 0.9 * expected + 0.1 * training.prior.state_dict()[weight]
+        torch.testing.assert_close(training.ema.model.state_dict()[weight], expected)
+
+
+def test_a_warmed_up_average_continues_to_the_bit() -> None:
+    whole = uninterrupted_and_continued(ema_warmup=True, ema_beta=0.25, steps_per_update_ema=2)
+    plain = trainer(ema_beta=0.25, steps_per_update_ema=2)
+    run(plain, 0, 9)
+    assert plain.ema is not None
+    assert whole.ema is not None
+    weight = "_denoise_fn.head.weight"
+    assert not torch.equal(plain.ema.model.state_dict()[weight], whole.ema.model.state_dict()[weight])
+
+
+def test_without_an_average_the_model_itself_is_shown() -> None:
+    training = trainer(ema=False)
+    assert training.averaged is training.prior
+    assert set(training.models()) == {False}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_validation_changes_nothing_and_repeats(sampler: str) -> None:
+    training = trainer(sampler=sampler, resid_pdrop=0.3)
+    run(training, 0, 3)
+    state, stream = state_of(training), torch.get_rng_state()
+    first = training.validate(codes(99, 20), batch_size=8)
+    assert training.validate(codes(99, 20), batch_size=8) == first
+    assert all(torch.equal(value, state[name]) for name, value in state_of(training).items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert training.prior.training
+    assert not training.averaged.training
+    training.prior.load_state_dict(training.averaged.state_dict())  # whose figures they were
+    training.ema = None
+    assert training.validate(codes(99, 20), batch_size=8) == first
+
+
+def test_validation_is_a_true_mean_over_images_and_passes() -> None:
+    training = trainer(ema=False)
+    run(training, 0, 20)
+    assert isinstance(training.prior, AbsorbingDiffusion)
+    single = [training.validate(codes(99, 20), batch_size=size)["elbo_bits_per_token"] for size in (20, 8, 1)]
+    # Other masks, same mean: a sum of batch means over images would differ by the batch size.
+    assert single[1:] == pytest.approx([single[0]] * 2, rel=0.25)
+    seen: list[int] = []
+    losses = training.prior.losses
+
+    def count(x_0: Tensor, *arguments: Any) -> Any:
+        seen.append(len(x_0))
+        return losses(x_0, *arguments)
+
+    training.prior.losses = count  # type: ignore[method-assign]
+    training.validate(codes(99, 20), batch_size=8)
+    assert seen == [8, 8, 4] * VALIDATION_PASSES
+
+
+def test_autoregressive_validation_is_exact() -> None:
+    training = trainer(sampler="autoregressive", ema=False)
+    run(training, 0, 5)
+    ids = codes(99, 11)
+    with torch.no_grad():
+        expected = training.prior.losses(ids.long()).double().mean().item()  # type: ignore[call-arg, union-attr]
+    metrics = training.validate(ids, batch_size=4)
+    assert metrics["loss"] == metrics["elbo_bits_per_token"] == pytest.approx(expected, rel=1e-5)

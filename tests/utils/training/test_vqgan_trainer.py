@@ -1,0 +1,318 @@
+"""Updates of the VQGAN, its validation, and its state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from emulated_cuda import without_waiting
+from torch import Tensor, nn
+
+from models.vqgan.quantizers import QUANTIZERS
+from trainers import assert_same_state, state_of
+from trainers import vqgan_trainer as trainer
+from utils.training.vqgan_trainer import VQGANTrainer
+
+
+def images(step: int = 0, n: int = 4) -> Tensor:
+    return torch.randint(256, (n, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
+
+
+def run(trainer: VQGANTrainer, start: int, stop: int) -> list[dict[str, Tensor]]:
+    return [trainer.step(images(step), step) for step in range(start, stop)]
+
+
+# --- updates ------------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss() -> None:
+    # Smooth images: noise cannot be coded by so few codes.
+    batch = images(n=8)[:, :, :1, :1].expand(-1, -1, 16, 16)
+    training = trainer(disc_start_step=10**6, codebook_init="encoder", lr=3e-3)
+    losses = [training.step(batch, step)["l1"].item() for step in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_step_never_waits_for_the_device(cuda: None, quantizer: str, amp_dtype: torch.dtype | None) -> None:
+    care = {"diff_aug": True, "disc_start_step": 0, "horizontal_flip": True}
+    training = trainer(amp_dtype, device="cuda", compile="off", quantizer=quantizer, **care)
+    run(training, 0, 2)
+    batch = images(2).pin_memory()
+    with without_waiting():
+        metrics = training.step(batch, 2)
+    assert metrics["d_loss"] > 0
+    assert metrics["skipped"] == 0
+
+
+def test_metrics_are_scalars_named_after_the_terms() -> None:
+    training = trainer()
+    metrics = run(training, 0, 4)
+    terms = {
+        "loss",
+        "l1",
+        "g_loss",
+        "disc_weight",
+        "codebook",
+        "batch_perplexity",
+        "code_counts",
+        "lr",
+        "skipped",
+    }
+    # The weight counts from disc_start_step, the discriminator's own updates from the step after.
+    assert [set(step) for step in metrics] == [terms, terms, terms, terms | {"d_loss"}]
+    assert [bool(step["disc_weight"] > 0) for step in metrics] == [False, False, True, True]
+    for step in metrics:
+        counts = step.pop("code_counts")
+        assert counts.shape == (32,)
+        assert counts.sum() == images().shape[0] * 64
+    assert all(value.shape == () and value.isfinite() for step in metrics for value in step.values())
+    assert 1 <= metrics[0]["batch_perplexity"] <= 32
+
+
+def test_beta_weighs_the_term_that_the_settings_name() -> None:
+    """Both terms have one value, and so has their sum: the gradients of the codes tell."""
+    codes = [trainer(beta_term=term) for term in ("codebook", "commitment")]
+    for training in codes:
+        training.step(images(), 0)
+    first, second = (
+        training.optimisers["ae"].adam.state[training.vqgan.ae.quantize.codebook]["exp_avg"] for training in codes
+    )
+    torch.testing.assert_close(second, 4 * first)
+
+
+def test_each_network_is_moved_by_its_own_loss_only() -> None:
+    training = trainer()
+    for step, moved in enumerate([False, False, False, True]):
+        before = copy.deepcopy(training.vqgan)
+        training.step(images(step), step)
+        pairs = zip(training.vqgan.disc.parameters(), before.disc.parameters(), strict=True)
+        assert any(not torch.equal(now, then) for now, then in pairs) == moved
+        assert not torch.equal(training.vqgan.ae.generator.last_layer, before.ae.generator.last_layer)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torch.dtype | None) -> None:
+    changes = {"quantizer": quantizer, "diff_aug": True, "horizontal_flip": True}
+    first, second, other = (trainer(amp_dtype, seed=seed, **changes) for seed in (0, 0, 1))
+    run(first, 0, 4)
+    torch.manual_seed(99)  # the global stream has no say
+    run(second, 0, 4)
+    assert_same_state(first, second)
+    run(other, 0, 4)
+    assert not torch.equal(first.vqgan.ae.generator.last_layer, other.vqgan.ae.generator.last_layer)
+
+
+def test_every_step_has_random_numbers_of_its_own() -> None:
+    losses = {trainer(diff_aug=True).step(images(), step)["g_loss"].item() for step in range(2, 5)}
+    assert len(losses) == 3
+
+
+def test_float16_never_leaves_a_weight_that_is_not_finite() -> None:
+    """300 steps from a loss scale that overflows: updates are skipped until it has fallen, then training goes on."""
+    training = trainer(
+        torch.float16, img_size=8, disc_start_step=60, diff_aug=True, codebook_init="encoder", restart_dead_codes=20
+    )
+    scalers = [optimiser.scaler for optimiser in training.optimisers.values()]
+    for scaler in scalers:
+        scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
+    overflown, weights = 0, []
+    for step in range(300):
+        before = training.vqgan.ae.generator.last_layer.clone()
+        metrics = training.step(images(step, 2)[:, :, :8, :8], step)
+        overflown += torch.equal(before, training.vqgan.ae.generator.last_layer)
+        weights.append(metrics["disc_weight"].item())
+        assert all(value.isfinite().all() for value in state_of(training).values()), step
+    assert 5 < overflown < 60
+    assert all(scaler.get_scale() < 2.0**30 for scaler in scalers)
+    assert weights[:60] == [0] * 60
+    assert all(0 < weight <= 1 for weight in weights[100:])
+    assert sum(state["step"].item() for state in training.optimisers["ae"].adam.state.values()) > 0
+
+
+def test_whole_batches_are_flipped_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = trainer(horizontal_flip=True)
+    seen: list[Tensor] = []
+
+    class StopError(Exception):
+        """The rest of the step is of no interest."""
+
+    def look(x: Tensor, *_: Any, **__: Any) -> None:
+        seen.append(x)
+        raise StopError
+
+    monkeypatch.setattr(training.vqgan, "generator_backward", look)
+    for step in range(400):
+        with pytest.raises(StopError):
+            training.step(images(), step)
+    plain = images().float() / 255
+    flipped = [torch.equal(x, plain.flip(-1)) for x in seen]
+    assert all(flip or torch.equal(x, plain) for flip, x in zip(flipped, seen, strict=True))
+    assert 150 < sum(flipped) < 250
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_updated_every_so_many_steps_but_the_first(every: int) -> None:
+    training = trainer(steps_per_update_ema=every, disc_start_step=10**6)
+    assert training.ema is not None
+    expected = training.vqgan.ae.generator.last_layer.detach().clone()
+    for step in range(7):
+        training.step(images(step), step)
+        if step > 0 and step % every == 0:
+            expected = 0.9 * expected + 0.1 * training.vqgan.ae.generator.last_layer.detach()
+        torch.testing.assert_close(training.ema.model.ae.generator.last_layer, expected)
+
+
+def test_without_an_average_the_model_itself_is_shown() -> None:
+    training = trainer(ema=False)
+    assert training.averaged is training.vqgan
+    assert set(training.models()) == {False}
+    run(training, 0, 2)
+
+
+# --- codes --------------------------------------------------------------------------------------------------------
+
+
+def test_codes_start_at_encoder_outputs_when_asked() -> None:
+    plain, started = trainer(), trainer(codebook_init="encoder")
+    z = started.vqgan.ae.encoder(images().float() / 255).detach()
+    places = {tuple(row) for row in z.permute(0, 2, 3, 1).reshape(-1, 4).tolist()}
+    x = images().float() / 255
+    started._start_codes(x, torch.Generator().manual_seed(0))
+    codes = [tuple(row) for row in started.vqgan.ae.quantize.codebook.tolist()]
+    assert set(codes) <= places
+    assert len(set(codes)) == 32
+    assert torch.equal(started.averaged.ae.quantize.codebook, started.vqgan.ae.quantize.codebook)
+    assert plain.vqgan.ae.quantize.codebook.abs().max() <= 1 / 32
+    perplexities = [
+        training.step(images(), 0)["batch_perplexity"] for training in (plain, trainer(codebook_init="encoder"))
+    ]
+    assert perplexities[1] > perplexities[0]
+
+
+def test_dead_codes_restart_with_clean_moments_and_average() -> None:
+    training = trainer(restart_dead_codes=3, disc_start_step=10**6, lr=1e-5)
+    codebook = training.vqgan.ae.quantize.codebook
+    run(training, 0, 2)
+    used = training.usage.counts > 0
+    before, moments = codebook.detach().clone(), training.optimisers["ae"].adam.state[codebook]
+    assert 0 < used.sum() < 32
+    for name in ("exp_avg", "exp_avg_sq"):  # as if every code had been in use once
+        moments[name].fill_(1)
+    training.step(images(2), 2)
+    moved = (codebook.detach() - before).abs().amax(1) > 1e-3
+    assert moved.any()
+    assert not moved[used].any()
+    assert training.ema is not None
+    assert torch.equal(training.ema.model.ae.quantize.codebook[moved], codebook[moved])
+    assert not moments["exp_avg"][moved].any()
+    assert not moments["exp_avg_sq"][moved].any()
+    assert moments["exp_avg_sq"][used].any()
+    assert not training.usage.counts.any()
+
+
+def test_restarts_end_when_they_should() -> None:
+    training = trainer(restart_dead_codes=2, restart_dead_codes_until=2, disc_start_step=10**6, lr=1e-5)
+    run(training, 0, 2)
+    before = training.vqgan.ae.quantize.codebook.detach().clone()
+    run(training, 2, 6)
+    assert (training.vqgan.ae.quantize.codebook - before).abs().max() < 1e-3
+
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_continued_training_equals_an_uninterrupted_one(amp_dtype: torch.dtype | None) -> None:
+    changes = {"restart_dead_codes": 4, "diff_aug": True, "horizontal_flip": True, "steps_per_update_ema": 2}
+    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
+    run(whole, 0, 9)
+    run(first, 0, 5)
+    for ema, model in second.models().items():
+        model.load_state_dict(first.models()[ema].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert first.usage.counts.any()
+    assert torch.equal(second.usage.counts, first.usage.counts)
+    run(second, 5, 9)
+    assert_same_state(whole, second)
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+def everything(training: VQGANTrainer) -> tuple[dict[str, Tensor], list[bool], Tensor]:
+    modes = [module.training for model in training.models().values() for module in model.modules()]
+    return state_of(training), modes, training.usage.counts.clone()
+
+
+def test_validation_and_reconstruction_change_nothing() -> None:
+    training = trainer(restart_dead_codes=100)
+    run(training, 0, 2)
+    state, modes, usage = everything(training)
+    stream = torch.get_rng_state()
+    training.validate([images(7), images(8, n=2)])
+    training.reconstruct(images(9))
+    now = everything(training)
+    assert all(torch.equal(value, state[name]) for name, value in now[0].items())
+    assert now[1] == modes
+    assert torch.equal(now[2], usage)
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_a_perceptual_network_adds_its_term() -> None:
+    training = trainer(perceptual=lambda x, y: (x - y).abs().mean((1, 2, 3)))
+    (trained,), validated = run(training, 0, 1), training.validate([images(7)])
+    for metrics in (trained, validated):
+        assert float(metrics["perceptual"]) == pytest.approx(float(metrics["l1"]), rel=1e-5)
+        assert metrics["perceptual"] > 0
+
+
+def test_validation_is_the_mean_over_images_of_the_averaged_model() -> None:
+    training = trainer(ema_beta=0.5)
+    run(training, 0, 3)
+    batches = [images(7), images(8, n=3)]  # of different sizes
+    metrics = training.validate(batches)
+    assert training.ema is not None
+    x = torch.cat(batches).double() / 255
+    with torch.no_grad():
+        x_hat, quantized = training.ema.model.ae(x.float())
+    mse = (x_hat.double().clamp(0, 1) - x).square().mean((1, 2, 3))
+    p = torch.bincount(quantized.ids.flatten(), minlength=32).double() / quantized.ids.numel()
+    assert metrics["l1"] == pytest.approx((x_hat.double() - x).abs().mean().item(), rel=1e-5)
+    assert metrics["psnr_db"] == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
+    assert "perceptual" not in metrics
+    assert metrics["codebook_used"] == (p > 0).double().mean()
+    assert metrics["codebook_perplexity"] == pytest.approx(torch.exp(torch.special.entr(p).sum()).item())
+
+
+def test_reconstructions_are_images_of_the_averaged_model() -> None:
+    training = trainer()
+    nn.init.zeros_(training.vqgan.ae.generator.last_layer)  # the trained model only
+    x_hat = training.reconstruct(images())
+    assert x_hat.shape == (4, 3, 16, 16)
+    assert 0 <= x_hat.min() < x_hat.max() <= 1
+    assert training.ema is not None
+    with torch.no_grad():
+        assert torch.equal(x_hat, training.ema.model.ae(images().float() / 255)[0].clamp(0, 1))
+
+
+def test_a_restored_trainer_keeps_the_rate_of_its_settings() -> None:
+    saved, restored = trainer(), trainer(lr=2e-3)
+    run(saved, 0, 1)
+    restored.load_state_dict(saved.state_dict())
+    assert [optimiser.adam.param_groups[0]["lr"] for optimiser in restored.optimisers.values()] == [2e-3, 2e-3]
+
+
+def test_codes_of_the_gumbel_quantiser_are_left_to_learn() -> None:
+    """Encoder outputs say nothing about which of its codes are used."""
+    plain, cared_for = (
+        trainer(quantizer="gumbel", disc_start_step=10**6, **care)
+        for care in ({}, {"codebook_init": "encoder", "restart_dead_codes": 1})
+    )
+    for training in (plain, cared_for):
+        run(training, 0, 2)
+    assert torch.equal(plain.vqgan.ae.quantize.codebook, cared_for.vqgan.ae.quantize.codebook)

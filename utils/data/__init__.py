@@ -1,0 +1,1 @@
+"""Images: decoding, data sets, LMDBs, batches, images that cannot be read, the toy churches, packing."""

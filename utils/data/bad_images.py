@@ -1,0 +1,126 @@
+"""Images that cannot be read: others stand in for them, and they are counted and listed, up to a share of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hparams.errors import UserError
+from utils.machine.distributed import Ranks
+from utils.machine.files import whole_file
+
+# Takes what a batch met, name of the image → what is wrong with it, and the number of images of the data set.
+Report = Callable[[Mapping[str, str], int], None]
+STANDS_IN = "another image stands in for it"
+
+
+class SharedReport:
+    """The `Report` of each process that shares some work: what one of them meets, all get to know.
+
+    Args:
+        report: told on every process; None stands for one that accepts no unreadable image.
+        ranks: the processes.
+
+    Attributes:
+        found: all that this process knows of, name → what is wrong; the same on every one after an `exchange`.
+    """
+
+    def __init__(self, report: Report | None, ranks: Ranks) -> None:
+        self._report = report
+        self._ranks = ranks
+        self._waiting: list[tuple[dict[str, str], int]] = []
+        self.found: dict[str, str] = {}
+
+    def __call__(self, found: Mapping[str, str], images: int) -> None:
+        """Enter what a batch of this process met, in a data set of `images`; others learn it at the next `exchange`."""
+        if self._report is None:
+            raise UserError(next(iter(found.values())))
+        self.found.update(found)
+        if self._ranks.count == 1:
+            self._report(found, images)
+        else:
+            self._waiting.append((dict(found), images))
+
+    def exchange(self) -> None:
+        """Tell each other what was met; all processes call it together, every now and then."""
+        if not any(self._ranks.agree(len(self._waiting))) or self._report is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        for each in self._ranks.gather_objects(waiting):
+            for found, images in each:
+                self.found.update(found)
+                self._report(found, images)
+
+
+class BadImages:
+    """The images of one run that could not be read. It may read several data sets, which are told apart by their sizes.
+
+    Args:
+        file: where they are listed, a line each: name, what is wrong, size of the data set.
+        share: of a data set, the most that may be unreadable.
+        say: takes a line for each.
+        keep: go on from what the file lists, else remove it.
+        writes: whether this process is the one of several alike that writes the file.
+        until_then: what becomes of an image until it is replaced.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        share: float,
+        say: Callable[[str], None],
+        *,
+        keep: bool,
+        writes: bool = True,
+        until_then: str = STANDS_IN,
+    ) -> None:
+        self._file = file
+        self._share = share
+        self._say = say
+        self._writes = writes
+        self._until_then = until_then
+        self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
+        if keep and file.exists():
+            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            self._found = {name: tuple(rest) for name, *rest in (line.split("\t") for line in lines) if rest}
+        elif writes:
+            file.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def report(self, found: Mapping[str, str], images: int) -> None:
+        """Enter unreadable images of a data set of `images`; those known already are passed over.
+
+        Raises:
+            UserError: there are too many by now.
+        """
+        of = f"of {images} images"
+        new = {_one_line(name): (_one_line(reason), of) for name, reason in found.items()}
+        new = {name: told for name, told in new.items() if name not in self._found}
+        if not new:
+            return
+        self._found |= new
+        if self._writes:
+            self._write()
+        for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
+            self._say(f"WARNING: {reason}; until then {self._until_then} ({number} so far)")
+        # A list that an earlier version left does not say of which data set: those count for each.
+        count = sum(told[1:] in ((), (of,)) for told in self._found.values())
+        if count > self._share * images:
+            raise UserError(
+                f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
+                f"(all are in {self._file}): {next(iter(new.values()))[0]}"
+            )
+
+    def _write(self) -> None:
+        try:
+            with whole_file(self._file) as out:
+                lines = ("\t".join((name, *told)) for name, told in self._found.items())
+                out.writelines(f"{line}\n".encode("utf-8", "surrogateescape") for line in lines)
+        except OSError as error:
+            self._say(f"WARNING: {self._file} not written ({error.strerror})")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,184 @@
+"""From a file's bytes to the network's pixels: upright RGB, shorter side resized, centre cropped."""
+
+from __future__ import annotations
+
+import ctypes
+import stat
+import struct
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
+
+from hparams.errors import UserError
+from utils.data.png_metadata import SIGNATURE, without_large_metadata
+
+_MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to decode one
+
+# The formats that are decoded, by Pillow's names. Pillow has more, and picks one by the content alone: some start
+# programs (EPS: Ghostscript), some are hardly tested. Phones' MPO files come as JPEG, DIB without a file header never.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, the last two with 64-bit offsets
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
+
+
+class BadImageError(UserError):
+    """One image that cannot be read; the others may be fine."""
+
+
+def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = False) -> Image.Image:
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF, PPM or AVIF image to upright RGB, 8 bits a channel. Runs no other program.
+
+    The content tells the format, whatever the file is called. Grey is repeated, palettes are looked up, CMYK is
+    converted, samples of 12 and 16 bits are scaled to 8. Transparent pixels are laid over white. The EXIF orientation
+    is applied. Of an animation the first frame counts.
+
+    Args:
+        source: the encoded bytes, or the path of a file.
+        name: what errors call it (default: the path).
+        opaque: refuse transparent pixels.
+
+    Raises:
+        BadImageError: of another format, damaged, truncated, too large, with samples of no defined range (floats,
+            signed or 32-bit integers), or transparent where it should be `opaque`.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "an image")
+    _silence_libtiff()
+    try:
+        content = source if isinstance(source, bytes) else read_regular(source, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large panoramas and odd metadata, which are read all the same
+            try:
+                return _decode(content, name, opaque)
+            except ValueError:  # what Pillow raises, among others, of large metadata
+                if not content.startswith(SIGNATURE):
+                    raise
+            return _decode(without_large_metadata(content), name, opaque)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything; MemoryError where a header asks for too much
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
+            known = (kind for kind in _FORMATS if kind not in ("WEBP", "AVIF") or features.check(kind.lower()))
+            reason = f"damaged, or of none of the kinds {', '.join(known)}"
+            if content.startswith(_TIFF):
+                reason = "a damaged TIFF, or one whose samples are no unsigned integers of at most 16 bits"
+        raise BadImageError(f"cannot read {name} as an image ({reason}): replace or remove it") from error
+
+
+def read_regular(file: Path, name: str) -> bytes:
+    """A file's content; `name` is what errors call it.
+
+    Raises:
+        BadImageError: no regular file; a pipe would be waited for.
+        OSError: the file system does not give it.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
+    return file.read_bytes()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Stops libtiff from writing to stderr about each odd file: what keeps an image from being read, Pillow raises.
+
+    Does nothing where the functions of Pillow's libtiff cannot be called, as where it is linked statically.
+    """
+    with suppress(AttributeError, OSError):
+        pillow = ctypes.CDLL(Image.core.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
+
+
+def _decode(content: bytes, name: str, opaque: bool) -> Image.Image:
+    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+        image.load()
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        _check_range(image, tags, name)
+        if opaque and _is_transparent(image):
+            raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
+        return _to_rgb(_upright(image), tags)
+
+
+def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None:
+    """BadImageError if nothing says which samples are black and which are white."""
+    samples = "32-bit floats" if image.mode == "F" else None
+    if _SIGNED in tags.get(SAMPLEFORMAT, ()):
+        samples = "signed integers"
+    elif tags and image.mode == "I":  # of other formats, samples of 16 bits have this mode
+        samples = "32-bit integers"
+    if samples:
+        raise BadImageError(f"{name} holds {samples}, which have no defined range: save it with 8 or 16 unsigned bits")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # a broken EXIF block tells no orientation
+        return image
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    # Of 16-bit samples Pillow's conversion compares 8 bits alone.
+    return image.mode.startswith("I") or image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _deep_grey_to_rgb(image, tags)
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey_to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Grey of 16 bits, or of a TIFF's 12. Pillow's own conversion clips at 255 instead of scaling."""
+    samples = np.asarray(image).astype(np.float64)
+    most = 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
+    grey = np.clip(np.rint(samples / (most / 255)), 0, 255).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np.ndarray:
+    """Resizes the shorter side to `size` (Pillow's bilinear, antialiased) and crops the centre.
+
+    Pixel for pixel what torchvision's `Resize(size)` and `CenterCrop(size)` make of a Pillow image, which is what the
+    published models saw.
+
+    Returns:
+        uint8 [3, size, size], values 0..255.
+
+    Raises:
+        BadImageError: it is so narrow that it would take gigabytes; `name` is what the error calls it.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    width, height = image.size
+    short, long = sorted((width, height))
+    scaled = int(size * long / short)
+    if size * scaled > _MOST_PIXELS:
+        raise BadImageError(f"{name} is too narrow to be resized ({width}x{height} pixels): replace or remove it")
+    new_size = (size, scaled) if width <= height else (scaled, size)
+    if new_size != image.size:
+        image = image.resize(new_size, Image.Resampling.BILINEAR)
+    left = round((new_size[0] - size) / 2)
+    top = round((new_size[1] - size) / 2)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

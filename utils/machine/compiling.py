@@ -1,0 +1,96 @@
+"""torch.compile for the layers that repeat, in place: names in files, and copies of a model, stay as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hparams.errors import UserError
+from models.prior.transformer import Block
+from models.vqgan.layers import AttnBlock, ResBlock
+from utils.machine.cuda_graphs import EAGER_CALLS, EAGER_CALLS_OF_REPLICAS, Captured
+from utils.machine.distributed import Ranks
+
+SHAPES = 64  # that one layer's code may be compiled for; PyTorch's own limit of 8 is below a VQGAN's levels
+
+
+def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile the Transformer's blocks; `choice` is that of --compile.
+
+    Raises:
+        UserError: `on`, and this machine has no compiler.
+    """
+    if _wanted(choice, device):
+        for module in prior.modules():
+            if isinstance(module, Block):
+                module.compile()
+
+
+def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile the convolutional blocks, each for its own shape, which takes a minute; `choice` is that of --compile.
+
+    Raises:
+        UserError: `on`, and this machine has no compiler.
+    """
+    if _wanted(choice, device):
+        torch._dynamo.config.recompile_limit = SHAPES
+        for module in autoencoder.modules():
+            if isinstance(module, ResBlock | AttnBlock):
+                module.compile(dynamic=False)
+
+
+def captures_graphs(choice: str, device: torch.device) -> bool:
+    """Whether kernels are to be replayed as CUDA graphs; `choice` is that of --compile."""
+    return device.type == "cuda" and _wanted(choice, device)
+
+
+def capture_stream(
+    choice: str, device: torch.device, amp_dtype: torch.dtype | None, ranks: Ranks
+) -> torch.cuda.Stream | None:
+    """The stream of a training step that can be replayed as a CUDA graph, else None; `choice` is that of --compile.
+
+    float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph, which has not been tried
+    on a GPU: so several processes want `on`.
+    """
+    if not captures_graphs(choice, device) or amp_dtype is torch.float16:
+        return None
+    if ranks.count > 1 and not (ranks.nccl and choice == "on"):
+        return None
+    return torch.cuda.Stream(device)
+
+
+def captured_step(
+    step: Callable[..., Any], generator: torch.Generator, stream: torch.cuda.Stream | None, ranks: Ranks
+) -> Callable[..., Any]:
+    """A training step, replayed as a CUDA graph where it has a `capture_stream`."""
+    if stream is None:
+        return step
+    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS, stream)
+
+
+def _wanted(choice: str, device: torch.device) -> bool:
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+        return False
+    missing = _missing(device)
+    if missing and choice == "on":
+        raise UserError(f"--compile on: {missing}: install it, or use --compile off")
+    return not missing
+
+
+def _missing(device: torch.device) -> str | None:
+    """What PyTorch's compiler lacks for this device, in words."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return "there is no C++ compiler"
+    if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file():
+        return "there is no Python.h, of Python's development files (Debian: python3-dev)"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton is missing"
+    return None

@@ -1,0 +1,1 @@
+"""Metrics: features and their cache, FID, KID, PRDC, likelihood, reconstructions, nearest neighbours."""

@@ -1,0 +1,106 @@
+"""Codes and features that the user gives as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from hparams.errors import UserError
+from utils.runs.checkpoints import load_file
+
+_LARGEST = 1e15  # a feature; sums of squares must be float32 numbers
+_SAFETENSORS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+def read_latents(flag: str, path: Path, *, tokens: int, codebook_size: int) -> np.ndarray:
+    """Codes [n,N] from an `.npy` or from a tensor that `torch.save` wrote: integers in 0..K-1.
+
+    Raises:
+        UserError: missing, not readable, or codes of another autoencoder; `flag` is what to correct.
+    """
+    ids = _read_npy(flag, path) if path.suffix == ".npy" else _read_tensor(flag, path)
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"{flag} {path}: holds {ids.dtype} values, but codes are whole numbers")
+    if ids.ndim != 2 or ids.shape[1] != tokens or not len(ids):
+        raise UserError(f"{flag} {path}: has shape {list(ids.shape)}, codes of this autoencoder have [n, {tokens}]")
+    if ids.min() < 0 or ids.max() >= codebook_size:
+        raise UserError(
+            f"{flag} {path}: codes from {ids.min()} to {ids.max()} are outside 0..{codebook_size - 1}: "
+            "they are of another autoencoder"
+        )
+    return ids
+
+
+def read_features(flag: str, path: Path) -> np.ndarray:
+    """Features [n,d] float32 from an `.npy`, or from an `.safetensors` that holds one tensor.
+
+    Raises:
+        UserError: missing, not readable, of another shape, not finite or too large; `flag` is what to correct.
+    """
+    if path.suffix == ".safetensors":
+        features = _read_safetensors(flag, path)
+    elif path.suffix == ".npy":
+        features = _read_npy(flag, path)
+    else:
+        raise UserError(f"{flag} {path}: features are .npy or .safetensors files")
+    if features.dtype.kind != "f" or features.ndim != 2 or not features.size:
+        raise UserError(f"{flag} {path}: holds {features.dtype} {list(features.shape)}, features are floats [n,d]")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(features, np.float32)
+    if not -_LARGEST < features.min() <= features.max() < _LARGEST:  # nor with NaN
+        raise UserError(
+            f"{flag} {path}: holds values that are not finite, or not within ±{_LARGEST:g}: compute the features again"
+        )
+    return features
+
+
+def _read_npy(flag: str, path: Path) -> np.ndarray:
+    try:
+        content = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file") from None
+    except Exception:  # the bytes of a damaged header lead anywhere
+        content = None
+    if not isinstance(content, np.ndarray):
+        raise UserError(f"{flag} {path}: is damaged, or no plain .npy array")
+    return content
+
+
+def _read_tensor(flag: str, path: Path) -> np.ndarray:
+    try:
+        content = load_file(path)
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
+    if not isinstance(content, Tensor):
+        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not one tensor")
+    try:
+        return content.numpy(force=True)
+    except (RuntimeError, TypeError):  # sparse, without data, or of a type that numpy lacks
+        kind = f"{str(content.layout)[6:]} {str(content.dtype)[6:]}"
+        raise UserError(f"{flag} {path}: holds {kind} values, but codes are a plain tensor of whole numbers") from None
+
+
+def _read_safetensors(flag: str, path: Path) -> np.ndarray:
+    """The format: the length of a JSON header as a little-endian u64, the header, the tensors' bytes."""
+    try:
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        entries = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file") from None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise UserError(f"{flag} {path}: is damaged, or no .safetensors file") from None
+    if len(entries) != 1:
+        raise UserError(f"{flag} {path}: holds {', '.join(entries) or 'nothing'}; it should hold one tensor")
+    try:
+        (entry,) = entries.values()
+        begin, end = entry["data_offsets"]
+        dtype = np.dtype(_SAFETENSORS[entry["dtype"]]).newbyteorder("<")
+        return np.frombuffer(content[start + begin : start + end], dtype).reshape(entry["shape"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{flag} {path}: is damaged, or of another type than {', '.join(_SAFETENSORS)}: save it as one of these"
+        ) from None

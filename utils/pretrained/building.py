@@ -1,0 +1,81 @@
+"""Modules and data from settings: the one place where settings meet plain arguments."""
+
+from __future__ import annotations
+
+from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings.stages import RunSettings
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from models.prior.transformer import Transformer
+from models.vqgan.autoencoder import VQAutoEncoder
+from models.vqgan.discriminator import Discriminator
+from models.vqgan.vqgan import VQGAN, PerceptualLoss
+from utils.data.datasets import ImageData, Split, open_images
+
+Prior = AbsorbingDiffusion | AutoregressivePrior
+
+
+def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
+    """A fresh autoencoder; its weights come from the global random stream."""
+    return VQAutoEncoder(
+        n_channels=settings.n_channels,
+        img_size=settings.img_size,
+        nf=settings.nf,
+        ch_mult=settings.ch_mult,
+        res_blocks=settings.res_blocks,
+        attn_resolutions=settings.attn_resolutions,
+        codebook_size=settings.codebook_size,
+        emb_dim=settings.emb_dim,
+        quantizer=settings.quantizer,
+        beta=settings.beta,
+        beta_term=settings.beta_term,
+        gumbel_kl_weight=settings.gumbel_kl_weight,
+        gumbel_straight_through=settings.gumbel_straight_through,
+    )
+
+
+def build_vqgan(autoencoder: AutoencoderSettings, vqgan: VQGANSettings, perceptual: PerceptualLoss | None) -> VQGAN:
+    """A fresh VQGAN; its weights come from the global random stream."""
+    return VQGAN(
+        build_autoencoder(autoencoder),
+        Discriminator(autoencoder.n_channels, vqgan.ndf, vqgan.disc_layers),
+        perceptual=perceptual,
+        perceptual_weight=vqgan.perceptual_weight,
+        disc_start_step=vqgan.disc_start_step,
+        disc_weight_max=vqgan.disc_weight_max,
+        diff_aug=vqgan.diff_aug,
+    )
+
+
+def build_prior(settings: PriorSettings, codebook_size: int) -> Prior:
+    """A fresh prior over `codebook_size` codes; its weights come from the global random stream."""
+    absorbing = settings.sampler == "absorbing"
+    assert settings.block_size is not None  # resolved settings
+    net = Transformer(
+        codebook_size=codebook_size,
+        vocab_size=codebook_size + 1 if absorbing else codebook_size,
+        n_emb=settings.bert_n_emb,
+        n_head=settings.bert_n_head,
+        n_layers=settings.bert_n_layers,
+        block_size=settings.block_size,
+        embd_pdrop=settings.embd_pdrop,
+        attn_pdrop=settings.attn_pdrop,
+        resid_pdrop=settings.resid_pdrop,
+        causal=not absorbing,
+    )
+    if absorbing:
+        return AbsorbingDiffusion(net, mask_id=codebook_size, total_steps=settings.total_steps)
+    return AutoregressivePrior(net)
+
+
+def open_data(run: RunSettings, *, split: Split, img_size: int, hold_out: bool) -> ImageData:
+    """One split of the run's data set; see `open_images`. Toy scenes are the same whatever the run's seed."""
+    return open_images(
+        run.dataset,
+        split=split,
+        img_size=img_size,
+        custom_dataset_path=run.custom_dataset_path,
+        datasets_file=run.datasets_file,
+        hold_out=hold_out,
+        toy_images=run.toy_images,
+    )

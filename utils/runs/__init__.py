@@ -1,0 +1,1 @@
+"""Run folders: what lies where, checkpoints, long work that goes on after an interruption, results."""

@@ -1,0 +1,1 @@
+"""Sampling: codes and images of trained models, the codes of a data set, larger images, inpainting."""

@@ -1,0 +1,1 @@
+"""Training: the loop's bookkeeping, the two trainers, the optimiser."""

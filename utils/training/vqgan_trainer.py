@@ -1,0 +1,275 @@
+"""One update of the VQGAN, its validation, and all the state that a resumed run needs (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hparams.settings.stages import VQGANStage
+from models.ema import EMA
+from models.parts import rewind
+from models.vqgan.batch_norm import synchronise_batch_norm
+from models.vqgan.codebook import CodeUsage, draw_latents, restart_codes
+from models.vqgan.quantizers import id_counts, perplexity
+from models.vqgan.similarity import psnr
+from models.vqgan.vqgan import VQGAN, Judged
+from utils.machine.compiling import capture_stream, captured_step, compile_autoencoder
+from utils.machine.devices import autocast
+from utils.machine.distributed import ALONE, Ranks, replicate
+from utils.machine.evaluation import evaluating
+from utils.machine.seeding import derive_seed, reseed
+from utils.training.optimiser import Optimiser
+
+_Updated = tuple[
+    dict[str, Tensor],  # terms of the losses, scalars
+    Tensor,  # [K], how often each code was used
+    Tensor,  # [B,D,h,w], the encoder's outputs
+    Tensor,  # bool scalar, whether all gradients were finite
+]
+
+
+class VQGANTrainer:
+    """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far.
+
+    Each of the `ranks` holds all of them, alike, and does its part of every batch.
+    """
+
+    def __init__(
+        self,
+        settings: VQGANStage,
+        vqgan: VQGAN,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        # With channels last tensor cores need no transposing; on CPUs oneDNN picks its own layout either way.
+        self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.vqgan = vqgan.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
+        self.device = device
+        self.ranks = ranks
+        self.micro_batches = settings.training.accumulate_steps
+        self.amp_dtype = amp_dtype
+        self.seed = settings.run.seed
+        self.horizontal_flip = settings.training.horizontal_flip
+        training = settings.training
+        self.ema: EMA[VQGAN] | None = None
+        if training.ema:
+            every, warmup = training.steps_per_update_ema, training.ema_warmup
+            self.ema = EMA(vqgan, training.ema_beta, every=every, warmup=warmup)
+        compile_autoencoder(vqgan, settings.run.compile, device)
+        self.care = settings.vqgan
+        # Only there is a code a place among the encoder's outputs.
+        self.nearest = settings.autoencoder.quantizer == "nearest"
+        self.lr = settings.training.lr
+        self.optimisers = {
+            name: Optimiser(network.parameters(), self.lr, device, amp_dtype)
+            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
+        }
+        self.usage = CodeUsage(settings.autoencoder.codebook_size, device)
+        if ranks.count > 1:
+            for parameter in vqgan.ae.idle_parameters():
+                parameter.requires_grad_(False)  # nothing to send
+            if settings.vqgan.sync_batchnorm:
+                synchronise_batch_norm(vqgan.disc)
+        # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
+        capturable = settings.autoencoder.quantizer != "gumbel" and self.micro_batches == 1
+        self._stream = capture_stream(settings.run.compile, device, amp_dtype, ranks) if capturable else None
+        compress = settings.training.compress_gradients
+        self._replicas = {
+            name: replicate(network, ranks, compress=compress, stream=self._stream)
+            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
+        }
+        self._generator = torch.Generator(device)
+        self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
+
+    @property
+    def averaged(self) -> VQGAN:
+        """The averaged model where there is one, else the trained one."""
+        return self.ema.model if self.ema else self.vqgan
+
+    def models(self) -> Mapping[bool, torch.nn.Module]:
+        """The models to save, by whether they are the average."""
+        return {False: self.vqgan} | ({True: self.ema.model} if self.ema else {})
+
+    def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        """One update of both networks on images uint8 [B,C,H,W], this process's part of the step's batch.
+
+        Returns the terms of the losses, scalars, over the whole batch; `code_counts` [K] says how often each code was
+        used, `lr` is the learning rate. `skipped` is 1 where a network's gradients were not finite: then it stays as it
+        was, its statistics too.
+        """
+        generator = reseed(self._generator, self.seed, "vqgan", step)
+        x = self._prepare(images)
+        if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
+            x = x.flip(-1)
+        if step == 0 and self.nearest and self.care.codebook_init == "encoder":
+            self._start_codes(x, generator)
+
+        terms, counts, z, finite = self._update(step)(x)
+        self._care_for_codes(counts, z, step, generator)
+        if self.ema:
+            self.ema.follow(self.vqgan, step)
+        return {
+            **terms,
+            "batch_perplexity": perplexity(counts),
+            "code_counts": counts,
+            "lr": torch.tensor(self.lr),
+            "skipped": (~finite).float(),
+        }
+
+    def _update(self, step: int) -> Callable[[Tensor], _Updated]:
+        """`_update_weights` at a step, or its CUDA graph: one for each of the phases in which it does the same."""
+        update = partial(self._update_weights, step)
+        if self._stream is None:
+            return update
+        phase = (step >= self.vqgan.disc_start_step, step > self.vqgan.disc_start_step)
+        if self._of_phase is None or self._of_phase[0] != phase:
+            self._of_phase = phase, captured_step(update, self._generator, self._stream, self.ranks)
+        return self._of_phase[1]
+
+    def _update_weights(self, step: int, x: Tensor) -> _Updated:
+        """What an update of both networks on images x [B,C,H,W] does on the device."""
+        buffers = [buffer.clone() for buffer in self.vqgan.buffers()]
+        ae, disc = self.optimisers["ae"], self.optimisers["disc"]
+        ae.zero_grad()
+        scale = ae.scaler.scale(torch.ones((), device=self.device))
+        done = self.vqgan.generator_backward(
+            x,
+            step,
+            generator=self._generator,
+            amp_dtype=self.amp_dtype,
+            scale=scale,
+            part=self.ranks.part,
+            micro_batches=self.micro_batches,
+            replica=self._replicas["ae"],
+            mean=self.ranks.mean,
+        )
+        terms = self._existing(vars(done.terms))
+        # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
+        learns = step > self.vqgan.disc_start_step
+        if learns:
+            disc.zero_grad()
+            terms = terms | {"d_loss": self._discriminator_backward(x, done.judged, self._generator)}
+        terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage.counts)))
+        finite = disc.step() if learns else terms["g_loss"].isfinite()
+        for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
+            now.copy_(torch.where(finite, now, before))
+        return terms, counts, done.z, finite & ae.step()
+
+    def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.
+
+        batches: of this process's share of the images; the means are over those of all.
+        PSNR is the mean over images of that of each.
+        """
+        model, sums, images = self.averaged, torch.zeros(3, dtype=torch.float64), 0
+        usage = CodeUsage(len(self.usage.counts), self.device)
+        with evaluating(model):
+            for batch in batches:
+                x = self._prepare(batch)
+                with autocast(self.device, self.amp_dtype):
+                    x_hat, quantized = model.ae(x)
+                    l1, perceptual = model.reconstruction_terms(x, x_hat.float())
+                quality = psnr(x_hat.float().clamp(0, 1), x).double().sum()
+                sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), quality]).cpu()
+                usage.add(quantized.ids)
+                images += len(x)
+        totals = self.ranks.sum(torch.cat([sums, torch.tensor([images])]).to(self.device))
+        l1_mean, perceptual_mean, psnr_mean = (totals[:3] / totals[3]).tolist()
+        counts = self.ranks.sum(usage.counts)
+        return {
+            **self._existing({"l1": l1_mean, "perceptual": perceptual_mean}),
+            "psnr_db": psnr_mean,
+            "codebook_perplexity": perplexity(counts).item(),
+            "codebook_used": (counts > 0).double().mean().item(),
+        }
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Reconstructions by the averaged model: uint8 [B,C,H,W] → [B,C,H,W] in [0,1]."""
+        model = self.averaged
+        with evaluating(model), autocast(self.device, self.amp_dtype):
+            return model.ae(self._prepare(images))[0].float().clamp(0, 1)
+
+    def release(self) -> None:
+        """Let go of CUDA graphs; steps may follow, which run as they are for a while."""
+        self._of_phase = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the models."""
+        return {
+            "optimisers": {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()},
+            "scalers": {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()},
+            "usage": self.usage.counts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; the models are loaded on their own."""
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_adam(state["optimisers"][name])
+            optimiser.load_scaler(state["scalers"][name])
+        self.usage.counts.copy_(state["usage"])
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        x = images.to(self.device, non_blocking=True).float() / 255
+        return x.contiguous(memory_format=self.memory_format)
+
+    def _existing(self, terms: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a perceptual network there is no such term, rather than one of zeros."""
+        return {name: term for name, term in terms.items() if name != "perceptual" or self.vqgan.perceptual is not None}
+
+    def _discriminator_backward(self, x: Tensor, judged: Sequence[Judged], generator: torch.Generator) -> Tensor:
+        """Add the gradients of the discriminator's loss; returns the loss, scalar."""
+        replica, scaler, losses = self._replicas["disc"], self.optimisers["disc"].scaler, []
+        parameters, count = list(self.vqgan.disc.parameters()), self.micro_batches
+        start = generator.get_state() if count > 1 else None
+        pieces = zip(self.ranks.part.split(count), x.chunk(count), judged, strict=True)
+        for number, (part, real, fake) in enumerate(pieces, start=1):
+            with contextlib.nullcontext() if number == count else replica.no_sync():
+                rewind(generator, start)
+                with autocast(self.device, self.amp_dtype):
+                    loss = self.vqgan.discriminator_loss(real, fake, generator, part, replica)
+                scaler.scale(loss / count).backward(inputs=parameters)
+                losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _over_all(self, terms: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Means of the terms over all processes, and sums of the code counts, in one message."""
+        if self.ranks.count == 1:
+            return dict(terms), counts
+        message = torch.cat([torch.stack(list(terms.values())).double() / self.ranks.count, counts.double()])
+        message = self.ranks.sum(message)
+        means = dict(zip(terms, message[: len(terms)].unbind(), strict=True))
+        return means, message[len(terms) :].round().long()
+
+    @torch.no_grad()
+    def _start_codes(self, x: Tensor, generator: torch.Generator) -> None:
+        codebook = self.vqgan.ae.quantize.codebook
+        z = self.ranks.gather(self.vqgan.ae.encoder(x))
+        codebook.copy_(draw_latents(z, len(codebook), generator))
+        if self.ema:
+            self.ema.model.ae.quantize.codebook.copy_(codebook)
+
+    @torch.no_grad()
+    def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
+        every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
+        if not (self.nearest and every) or (until and step >= until):
+            return
+        self.usage.counts += counts
+        if (step + 1) % every:
+            return
+        z = self.ranks.gather(z)
+        if not z.isfinite().all():
+            return
+        codebook, dead = self.vqgan.ae.quantize.codebook, self.usage.dead()
+        restart_codes(codebook, dead, z, generator)
+        if self.ema:  # an average of a code's old and new place would be neither
+            self.ema.model.ae.quantize.codebook[dead] = codebook[dead]
+        if moments := self.optimisers["ae"].adam.state.get(codebook):  # none while every update was skipped
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name][dead] = 0
+        self.usage.reset()
