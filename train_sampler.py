@@ -38,25 +38,24 @@ def train(settings: PriorStage) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     from models.prior.absorbing import AbsorbingDiffusion
     from utils.data.batches import BatchOrder
-    from utils.machine.devices import pick_amp_dtype, pick_device, rows
-    from utils.machine.distributed import joined
+    from utils.machine.devices import rows
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_prior, open_data
     from utils.pretrained.loading import note_of_average, restore_autoencoder
-    from utils.runs.same_settings import require_same_images, require_same_settings
-    from utils.sampling.latents import code_statistics, resident_codes
-    from utils.sampling.sampling import draw_images
+    from utils.runs.job import open_job
+    from utils.runs.run_folder import RunFolder
+    from utils.runs.same_settings import require_same_images
+    from utils.sampling.drawing import draw_images
+    from utils.sampling.latents import code_statistics, encoded, resident
     from utils.sampling.unmasking import unmasking_strip
     from utils.training.prior_trainer import PriorTrainer
     from utils.training.training_run import TrainingRun
 
     run_settings, training, source = settings.run, settings.training, settings.source
     codebook_size = settings.autoencoder.codebook_size
-    device = pick_device(run_settings.device)
-    amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
     validates = training.steps_per_eval > 0
-    with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
-        require_same_settings(settings, ranks)
+    with open_job(settings) as job:
+        device, ranks, ae_folder = job.device, job.ranks, RunFolder(str(source.ae_load_dir))
         images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
         images, val_images = images_of(split="train"), images_of(split="val") if validates else None
         splits = [images] if val_images is None else [images, val_images]
@@ -65,23 +64,22 @@ def train(settings: PriorStage) -> None:
             settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
         )
         seed_global(run_settings.seed, "prior")
-        trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, amp_dtype, ranks)
+        trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, job.amp_dtype, ranks)
 
-        with TrainingRun(settings, settings.prior.sampler, trainer, ranks) as run:
+        with TrainingRun(settings, settings.prior.sampler, trainer, job) as run:
             run.say(f"autoencoder from {ae_file}")
             if line := note_of_average(ae_file):
                 run.say(f"note: {line}: train it on, or anew with --ema_warmup")
             run.compare_autoencoder(ae_file)
             run.compare_data(images)
-            bad, check = run.bad_images.report, run.stop_if_asked
-            encode = partial(
-                resident_codes, settings, autoencoder, ranks=ranks, say=run.say, warn=run.warn, bad=bad, check=check
-            )
-            ids = encode(images, flip=training.horizontal_flip)
-            held_out = encode(val_images, flip=False) if val_images is not None else None
+            codes = encoded(job, autoencoder, images, ae_folder.latents, flip=training.horizontal_flip)
+            ids = resident(codes, codebook_size, device)
+            held_out = None
+            if val_images is not None:
+                held_out = resident(encoded(job, autoencoder, val_images, ae_folder.latents), codebook_size, device)
             order = BatchOrder(len(ids), training.global_batch, run_settings.seed, ranks.part)
             data = f"{len(ids)} x {ids.shape[1]} codes, {order.batches_per_epoch} steps per epoch"
-            run.introduce(trainer, amp_dtype, data)
+            run.introduce(trainer, data)
             run.baselines(code_statistics(ids, codebook_size))
             batches = (rows(ids, order.indices(step)) for step in itertools.count(run.start))
             for step, batch in run.steps(batches):
@@ -91,11 +89,11 @@ def train(settings: PriorStage) -> None:
                 if held_out is not None and run.due(training.steps_per_eval, done):
                     run.validated(done, trainer.validate(held_out, run_settings.batch_size))
                 if run.picture_due(done):
-                    model, drawn_by = trainer.averaged, (autoencoder, settings.sampling, run_settings, amp_dtype)
+                    model, drawn_by = trainer.averaged, (autoencoder, settings.sampling)
                     try:
-                        run.picture(done, "samples", draw_images(model, *drawn_by, ranks))
+                        run.picture(done, "samples", draw_images(job, model, *drawn_by))
                         if ranks.first and isinstance(model, AbsorbingDiffusion):
-                            strip = unmasking_strip(model, *drawn_by)
+                            strip = unmasking_strip(job, model, *drawn_by)
                             run.picture(done, "unmasking", strip, columns=len(strip) // 2)
                     except NotFiniteError as error:  # a training step that overflows is skipped, too
                         run.warn(f"WARNING: no picture of samples after step {done}: {error}; training goes on")

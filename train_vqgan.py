@@ -29,20 +29,17 @@ def train(settings: VQGANStage) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.data.batches import BatchOrder, eval_batches, train_batches
     from utils.data.pictures import comparison_rows
-    from utils.machine.devices import pick_amp_dtype, pick_device
-    from utils.machine.distributed import joined
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_vqgan, open_data
     from utils.pretrained.perceptual import build_perceptual
-    from utils.runs.same_settings import require_same_images, require_same_settings
+    from utils.runs.job import open_job
+    from utils.runs.same_settings import require_same_images
     from utils.training.training_run import TrainingRun
     from utils.training.vqgan_trainer import VQGANTrainer
 
     run_settings, training = settings.run, settings.training
-    device = pick_device(run_settings.device)
-    amp_dtype = pick_amp_dtype(device, run_settings.amp, run_settings.amp_dtype)
-    with joined(device, backend=run_settings.dist_backend, timeout_s=run_settings.dist_timeout) as ranks:
-        require_same_settings(settings, ranks)
+    with open_job(settings) as job:
+        device, ranks = job.device, job.ranks
         validates = training.steps_per_eval > 0
         batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers
         images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
@@ -53,11 +50,11 @@ def train(settings: VQGANStage) -> None:
 
         seed_global(run_settings.seed, "vqgan")
         vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
-        trainer = VQGANTrainer(settings, vqgan, device, amp_dtype, ranks)
+        trainer = VQGANTrainer(settings, vqgan, device, job.amp_dtype, ranks)
 
-        with TrainingRun(settings, VQGAN, trainer, ranks) as run:
+        with TrainingRun(settings, VQGAN, trainer, job) as run:
             data = f"{len(images)} training images, {order.batches_per_epoch} steps per epoch"
-            run.introduce(trainer, amp_dtype, data)
+            run.introduce(trainer, data)
             run.compare_data(images)
             bad = run.bad_images_met
             batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
-from hparams.saved import describe
+from typing import TYPE_CHECKING
+
+from experiments._experiment import experiment, show
+from hparams.cli import run_script
 from hparams.settings.experiments import FIDExperiment
 from utils.runs.preflight import check_comparison
-from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from utils.runs.job import Job
 
 EXAMPLE = (
     "python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log "
@@ -16,45 +19,22 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    settings = parse(FIDExperiment, description=__doc__, example=EXAMPLE)
-    settings = check_comparison(settings)
-    if settings.run.dry_run:
-        print(describe(settings))
-        return
-    calculate(settings)
-
-
-def calculate(settings: FIDExperiment) -> None:
+def calculate(job: Job, settings: FIDExperiment) -> None:
     """Compute features of both sets, going on with what an earlier call left unfinished, and their distances."""
-    # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.machine.devices import pick_device
-    from utils.metrics.feature_sources import facts_of, open_sources
+    from utils.metrics.feature_sources import facts_of, images_read, open_sources
     from utils.metrics.fid import distances
-    from utils.reporting.experiment_panes import open_dashboard, show_results
-    from utils.runs.experiment_run import experiment_run, list_bad_images
-    from utils.runs.introduction import introduce
-    from utils.runs.results import record_result
 
-    run, folder = settings.run, RunFolder(settings.run.log_dir)
-    device = pick_device(run.device)
-    generated, real = open_sources(settings, folder, device, as_many=False)
-    introduce(settings, "FID and KID", device, facts_of(generated, real))
-    splits = [real.data] if real.data else []
-    with experiment_run(settings, device, *splits, fake_images=generated.data) as ranks:
-        bad = list_bad_images(run, ranks)
-        features = generated.compute(ranks, bad)
-        statistics = real.statistics(ranks, bad, quiet=run.quiet)
-        real_features = real.compute(ranks, bad) if settings.kid.kid_subsets else None
-    if not ranks.first:
-        return
-    values = distances(features, real_features, statistics, real.n, settings.kid, quiet=run.quiet)
-    conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
-    line = record_result(folder.results, conditions, values)
-    with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.results)
-    print(line)
+    generated, real = open_sources(job, settings, as_many=False)
+    job.begin("FID and KID", facts_of(generated, real), data=images_read(generated, real, settings.run.dataset))
+    features, statistics = generated.features(job), real.statistics(job)
+    real_features = real.features(job) if settings.kid.kid_subsets else None
+    if job.go_on_alone():
+        values = distances(job, features, real_features, statistics, real.n, settings.kid)
+        conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
+        show(job, settings, {}, (conditions, values))
 
+
+main = experiment(FIDExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)
 
 if __name__ == "__main__":
     run_script(main)

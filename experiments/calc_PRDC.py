@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
-from hparams.saved import describe
+from typing import TYPE_CHECKING
+
+from experiments._experiment import experiment, show
+from hparams.cli import run_script
 from hparams.settings.experiments import PRDCExperiment
 from utils.runs.preflight import check_comparison
-from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from utils.runs.job import Job
 
 EXAMPLE = (
     "python experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log "
@@ -16,43 +19,22 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    settings = parse(PRDCExperiment, description=__doc__, example=EXAMPLE)
-    settings = check_comparison(settings)
-    if settings.run.dry_run:
-        print(describe(settings))
-        return
-    calculate(settings)
-
-
-def calculate(settings: PRDCExperiment) -> None:
+def calculate(job: Job, settings: PRDCExperiment) -> None:
     """Compare generated images with as many real ones, the first of the split."""
-    # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.machine.devices import pick_device
-    from utils.metrics.feature_sources import facts_of, open_sources
-    from utils.metrics.prdc import prdc_of_arrays
-    from utils.reporting.experiment_panes import open_dashboard, show_results
-    from utils.runs.experiment_run import experiment_run, list_bad_images
-    from utils.runs.introduction import introduce
-    from utils.runs.results import record_result
+    from utils.metrics.feature_sources import facts_of, images_read, open_sources
+    from utils.metrics.prdc import prdc
 
-    run, folder, nearest_k = settings.run, RunFolder(settings.run.log_dir), settings.prdc.nearest_k
-    device = pick_device(run.device)
-    generated, real = open_sources(settings, folder, device, as_many=True)
-    introduce(settings, "precision, recall, density and coverage", device, facts_of(generated, real))
-    splits = [real.data] if real.data else []
-    with experiment_run(settings, device, *splits, fake_images=generated.data) as ranks:
-        bad = list_bad_images(run, ranks)
-        features = real.compute(ranks, bad), generated.compute(ranks, bad)
-        values = prdc_of_arrays(*features, nearest_k, device, quiet=run.quiet, ranks=ranks)
-    if not ranks.first:
-        return
-    conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-    line = record_result(folder.results, {**conditions, "nearest_k": nearest_k}, vars(values))
-    with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.results)
-    print(line)
+    generated, real = open_sources(job, settings, as_many=True)
+    what, data = "precision, recall, density and coverage", images_read(generated, real, settings.run.dataset)
+    job.begin(what, facts_of(generated, real), data=data)
+    nearest_k = settings.prdc.nearest_k
+    values = prdc(job, real.features(job), generated.features(job), nearest_k)
+    if job.go_on_alone():
+        conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
+        show(job, settings, {}, ({**conditions, "nearest_k": nearest_k}, vars(values)))
 
+
+main = experiment(PRDCExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)
 
 if __name__ == "__main__":
     run_script(main)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
-from hparams.saved import describe
+from typing import TYPE_CHECKING
+
+from experiments._experiment import experiment, show
+from hparams.cli import run_script
 from hparams.settings.experiments import LikelihoodExperiment
 from utils.runs.preflight import check_data, check_experiment
-from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from utils.runs.job import Job
 
 EXAMPLE = (
     "python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_ffhq "
@@ -16,64 +19,55 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    settings = parse(LikelihoodExperiment, description=__doc__, example=EXAMPLE)
+def check(settings: LikelihoodExperiment) -> LikelihoodExperiment:
+    """The settings with the steps of what is loaded; UserError if something is not there."""
     settings = check_experiment(settings)
     check_data(settings.run, hold_out=True)
-    if settings.run.dry_run:
-        print(describe(settings))
-        return
-    calculate(settings)
+    return settings
 
 
-def calculate(settings: LikelihoodExperiment) -> None:
+def calculate(job: Job, settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
-    # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.machine.seeding import seed_global
-    from utils.metrics.likelihood import describe_code_term, summarise
-    from utils.metrics.likelihood_run import evaluate, train_head
+    from utils.metrics.head import HeadTrainer
+    from utils.metrics.likelihood import describe_code_term, summarise, terms_of_images
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models, note_if_seen
-    from utils.reporting.experiment_panes import ALL, open_dashboard, show_results
-    from utils.runs.experiment_run import experiment_run, list_bad_images
-    from utils.runs.introduction import introduce
-    from utils.runs.results import record_result
 
     run, likelihood = settings.run, settings.likelihood
     seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none
-    models = load_trained_models(settings)
+    models = load_trained_models(job, settings)
     train_data, val_data = (
         open_data(run, split=split, img_size=settings.autoencoder.img_size, hold_out=True) for split in ("train", "val")
     )
-    folder = RunFolder(run.log_dir)
-    what = f"likelihood of {settings.prior.sampler} on {run.dataset}"
-    data = f"{len(train_data)} training images, {len(val_data)} to evaluate"
-    introduce(settings, what, models.device, models.facts() | {"data": data})
+    head = HeadTrainer(job, models, likelihood, train_data)
+    job.begin(
+        f"likelihood of {settings.prior.sampler} on {run.dataset}",
+        models.facts() | {"data": f"{len(train_data)} training images, {len(val_data)} to evaluate"},
+        data={f"--dataset {run.dataset}": [train_data, val_data]},
+        resume_step=head.done or None,
+    )
     note_if_seen(settings)
-    with experiment_run(settings, models.device, train_data, val_data) as ranks:
-        bad = list_bad_images(run, ranks)
-        train_head(settings, models, train_data, val_data, folder, bad, ranks)
-        likelihoods = evaluate(settings, models, val_data, folder, bad, ranks)
-        if not ranks.first:
-            return
-        conditions = {
-            **models.conditions(run),
-            "images": len(likelihoods),
-            "split": "val",
-            "protocol": likelihood.protocol,
-            "bits": likelihood.bits,
-            "code_term": describe_code_term(models.prior, likelihood),
-            "head_steps": likelihood.train_steps,
-            "head_lr": likelihood.lr,
-            "batch_size": run.batch_size,
-        }
-        c, h, w = models.autoencoder.image_shape
-        values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
-        line = record_result(folder.results, conditions, values)
-        with open_dashboard(run, resume_step=ALL) as dashboard:
-            show_results(dashboard, folder.results)
-    print(line)
+    head.train(val_data)
+    terms = terms_of_images(job, models, likelihood, val_data)
+    if not job.go_on_alone():
+        return
+    conditions = {
+        **models.conditions(job, run.dataset),
+        "images": len(terms),
+        "split": "val",
+        "protocol": likelihood.protocol,
+        "bits": likelihood.bits,
+        "code_term": describe_code_term(models.prior, likelihood),
+        "head_steps": likelihood.train_steps,
+        "head_lr": likelihood.lr,
+        "batch_size": run.batch_size,
+    }
+    c, h, w = models.autoencoder.image_shape
+    show(job, settings, {}, (conditions, summarise(terms, dimensions=c * h * w, tokens=models.prior.tokens)))
 
+
+main = experiment(LikelihoodExperiment, calculate, description=__doc__, example=EXAMPLE, check=check)
 
 if __name__ == "__main__":
     run_script(main)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
-from hparams.saved import describe
+from typing import TYPE_CHECKING
+
+from experiments._experiment import experiment, show
+from hparams.cli import run_script
 from hparams.settings.experiments import SamplesExperiment
 from utils.runs.preflight import check_experiment
-from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from utils.runs.job import Job
 
 EXAMPLE = (
     "python experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples_churches "
@@ -16,49 +19,31 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    settings = parse(SamplesExperiment, description=__doc__, example=EXAMPLE)
-    settings = check_experiment(settings)
-    if settings.run.dry_run:
-        print(describe(settings))
-        return
-    sample(settings)
-
-
-def sample(settings: SamplesExperiment) -> None:
+def sample(job: Job, settings: SamplesExperiment) -> None:
     """Draw exactly `n_samples` images into `images/` of the run folder, in grids or one by one.
 
     Their codes are drawn first, and kept: an interrupted call goes on from them.
     """
-    # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture
-    from utils.runs.experiment_run import experiment_run
-    from utils.runs.introduction import introduce
-    from utils.sampling.sample_files import SampleFiles
-    from utils.sampling.sampled_ids import sampled_ids
-    from utils.sampling.sampling import shared_decoding
+    from utils.sampling.drawing import decoded, sampled_codes
+    from utils.sampling.sample_files import write_samples
 
-    run, models = settings.run, load_trained_models(settings)
-    folder = RunFolder(run.log_dir)
-    what = f"{settings.sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}"
-    introduce(settings, what, models.device, models.facts())
-    with experiment_run(settings, models.device) as ranks:
-        ids = sampled_ids(folder, models, settings, settings.sampling, ranks)
-        batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
-        if not ranks.first:
-            for _ in batches:  # to do its share is all that it does
-                pass
-            return
-        with open_dashboard(run) as dashboard:
-            files = SampleFiles(folder.images, individually=settings.output.save_individually)
-            for images in batches:
-                for grid in files.add(images):
-                    show_picture(dashboard, "samples", grid, title="samples")
-            for grid in files.finish():
-                show_picture(dashboard, "samples", grid, title="samples")
-        print(f"{len(ids)} images in {files.where}")
+    models, n = load_trained_models(job, settings), settings.sampling.n_samples
+    job.begin(f"{n} samples of {settings.prior.sampler} on {settings.run.dataset}", models.facts())
+    ids = sampled_codes(job, models, settings.sampling).ids
+    files = write_samples(
+        job,
+        n,
+        lambda part: decoded(job, models.autoencoder, ids[part.start : part.stop]),
+        job.folder.images,
+        individually=settings.output.save_individually,
+    )
+    if job.go_on_alone():
+        show(job, settings, {"samples": files.first})
+        print(f"{n} images in {files.where}")
 
+
+main = experiment(SamplesExperiment, sample, description=__doc__, example=EXAMPLE, check=check_experiment)
 
 if __name__ == "__main__":
     run_script(main)

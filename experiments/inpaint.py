@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
-from hparams.saved import describe
+from experiments._experiment import experiment, show
+from hparams.cli import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.masks import painted_pixels
 from utils.runs.preflight import check_experiment, check_file, check_split
-from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from utils.runs.job import Job
 
 EXAMPLE = (
     "python experiments/inpaint.py --sampler absorbing --dataset churches --log_dir inpainted_churches "
@@ -19,89 +20,63 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    settings = parse(InpaintingExperiment, description=__doc__, example=EXAMPLE)
+def check(settings: InpaintingExperiment) -> InpaintingExperiment:
+    """The settings with the steps of what is loaded; UserError if something is not there, or there is no region."""
     settings = check_experiment(settings)
     check_split(settings.run, settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
-    painted = painted_pixels(settings.inpainting, settings.autoencoder.img_size)
-    if settings.run.dry_run:
-        print(describe(settings))
-        return
-    paint(settings, painted)
+    painted_pixels(settings.inpainting, settings.autoencoder.img_size)
+    return settings
 
 
-def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
+def paint(job: Job, settings: InpaintingExperiment) -> None:
     """Draw completions of the first images, and write each by itself, and all beside what was given.
 
-    Their codes are drawn first, and kept: an interrupted call goes on from them. painted: the pixels that are not
-    given, bool [img_size,img_size].
+    Their codes are drawn first, and kept: an interrupted call goes on from them.
     """
-    # Imported late, so that --help and a refused flag need not wait for torch.
     import torch
 
     from hparams.settings.stages import SamplingSettings
     from models.sampling.inpainting import codes_of
-    from utils.data.batches import eval_batches
-    from utils.data.pictures import save_png, to_uint8
-    from utils.machine.progress import say
-    from utils.metrics.feature_sources import open_split
+    from utils.data.pictures import save_png
+    from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture
-    from utils.runs.experiment_run import experiment_run, list_bad_images
-    from utils.runs.introduction import introduce
-    from utils.sampling.inpainting import CompletionsPicture, given_codes
-    from utils.sampling.latents import cached_latents
-    from utils.sampling.sample_files import SampleFiles
-    from utils.sampling.sampled_ids import sampled_ids
-    from utils.sampling.sampling import shared_decoding
+    from utils.sampling.drawing import decoded, sampled_codes
+    from utils.sampling.inpainting import completions_picture, given_codes
+    from utils.sampling.latents import encoded
+    from utils.sampling.sample_files import write_samples
 
-    run, inpainting = settings.run, settings.inpainting
-    models = load_trained_models(settings)
-    data = open_split(run, inpainting.split, settings.autoencoder.img_size).first(inpainting.n_images)
-    hidden = codes_of(torch.from_numpy(painted), models.autoencoder.latent_size)
-    folder, n = RunFolder(run.log_dir), len(data) * inpainting.n_samples
-    what = f"{inpainting.n_samples} completions of each of {len(data)} images of {run.dataset}"
-    anew = f"{int(hidden.sum())} of {hidden.numel()} codes"
-    introduce(settings, what, models.device, models.facts() | {"drawn anew": anew})
-    sampling = SamplingSettings(n_samples=n, temp=inpainting.temp, sample_steps=inpainting.sample_steps)
-    with experiment_run(settings, models.device, data) as ranks:
-        bad = list_bad_images(run, ranks)
-        codes = cached_latents(
-            folder.latents,
-            models.autoencoder,
-            data,
-            flip=False,
-            batch_size=run.batch_size,
-            num_workers=run.num_workers,
-            say=say if not run.quiet else lambda _: None,
-            quiet=run.quiet,
-            bad=bad,
-            ranks=ranks,
-        )
-        mask_id = settings.autoencoder.codebook_size
-        starts = given_codes(codes, hidden, mask_id=mask_id, completions=inpainting.n_samples)
-        ids = sampled_ids(folder, models, settings, sampling, ranks, starts)
-        batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
-        if not ranks.first:
-            for _ in batches:  # to do its share is all that it does
-                pass
-            return
-        picture = CompletionsPicture(len(data), inpainting.n_samples)
-        files = SampleFiles(folder.images, individually=True)
-        for images in batches:
-            pixels = to_uint8(images).cpu()
-            picture.add(pixels)
-            list(files.add(pixels))  # each is written
-        list(files.finish())
-        drawn = picture.draw(next(eval_batches(data, picture.rows, 0, bad=bad)), hidden)
-        path = folder.images / "inpainted.png"
-        save_png(path, drawn)
-        with open_dashboard(run) as dashboard:
-            show_picture(dashboard, "inpainted", drawn, title="images, what is given of them, completions")
-    print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
-    print(f"{path}: image, what is given of it, completions ({picture.rows} x {picture.completions})")
+    run, inpainting, img_size = settings.run, settings.inpainting, settings.autoencoder.img_size
+    models = load_trained_models(job, settings)
+    whole = open_data(run, split=inpainting.split, img_size=img_size, hold_out=True)
+    data, each = whole.first(inpainting.n_images), inpainting.n_samples
+    hidden = codes_of(torch.from_numpy(painted_pixels(inpainting, img_size)), models.autoencoder.latent_size)
+    job.begin(
+        f"{each} completions of each of {len(data)} images of {run.dataset}",
+        models.facts() | {"drawn anew": f"{int(hidden.sum())} of {hidden.numel()} codes"},
+        data={f"--dataset {run.dataset}": [data]},
+    )
+    codes = encoded(job, models.autoencoder, data, job.folder.latents)
+    starts = given_codes(codes, hidden, mask_id=settings.autoencoder.codebook_size, completions=each)
+    sampling = SamplingSettings(n_samples=len(starts), temp=inpainting.temp, sample_steps=inpainting.sample_steps)
+    ids = sampled_codes(job, models, sampling, starts).ids
+    files = write_samples(
+        job,
+        len(ids),
+        lambda part: decoded(job, models.autoencoder, ids[part.start : part.stop]),
+        job.folder.images,
+        individually=True,
+    )
+    if not job.go_on_alone():
+        return
+    path, picture = job.folder.images / "inpainted.png", completions_picture(job, models.autoencoder, data, ids, hidden)
+    save_png(path, picture)
+    show(job, settings, {"images, what is given of them, completions": picture})
+    print(f"{len(ids)} images in {files.where}: {each} for each image, one after the other")
+    print(f"{path}: image, what is given of it, completions")
 
+
+main = experiment(InpaintingExperiment, paint, description=__doc__, example=EXAMPLE, check=check)
 
 if __name__ == "__main__":
     run_script(main)

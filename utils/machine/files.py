@@ -51,12 +51,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_remains(folder: Path) -> None:
-    """Delete what `whole_file` left in a folder when its process was killed. Nothing else may be writing there."""
+def remove_remains(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Delete what `whole_file` left in a folder when its process was killed.
+
+    older_than_s: their least age, where others may be writing in the folder.
+    """
     for file in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", file.name):
             with suppress(OSError):
-                file.unlink()
+                if time.time() - file.stat().st_mtime >= older_than_s:
+                    file.unlink()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from torchvision.models import VGG16_Weights
 
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
 from utils.machine.devices import without_tf32
 from utils.machine.files import sha256_of
 from utils.metrics.r64 import R64
@@ -78,27 +77,28 @@ class FeatureExtractor:
         return features.float()
 
 
-def build_features(settings: FeatureSettings, device: torch.device) -> FeatureExtractor:
-    """The extractor that the settings name, on a device. The global random stream stays as it is.
+def build_features(name: str, weights_file: str | None, device: torch.device) -> FeatureExtractor:
+    """The extractor of a name of `--features`, with weights from a file, or downloaded; on a device.
+
+    The global random stream stays as it is.
 
     Raises:
         UserError: its weights can be had neither from disk nor from the network, or are others.
     """
-    name = settings.features
     if name == "r64":
         return FeatureExtractor(name, "fixed", R64().to(device))
     url, build = _TRAINED[name]
     file = (
-        Path(settings.feature_weights)
-        if settings.feature_weights
+        Path(weights_file)
+        if weights_file
         else pretrained_file(
             url, what=f"the weights of --features {name}", instead="name a file by --feature_weights, or use r64"
         )
     )
     with torch.random.fork_rng(devices=[]):  # constructors draw weights, which are then loaded over
         network = build(file)
-    weights = sha256_of(file)[:8] + (f" by code {network.code}" if isinstance(network, _DINOv2) else "")
-    return FeatureExtractor(name, weights, network.to(device))
+    digits = sha256_of(file)[:8] + (f" by code {network.code}" if isinstance(network, _DINOv2) else "")
+    return FeatureExtractor(name, digits, network.to(device))
 
 
 def _inception(file: Path) -> FeatureExtractorBase:

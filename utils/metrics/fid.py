@@ -12,8 +12,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 
 from hparams.settings.experiments import KIDSettings
-from utils.machine.distributed import ALONE, Ranks
-from utils.machine.progress import Progress
+from utils.runs.job import Job
+from utils.runs.shards import Rows
 
 _ROWS = 4096  # features in float64 at a time
 
@@ -27,19 +27,17 @@ class FeatureStatistics:
 
 
 def distances(
-    generated: np.ndarray,
-    real: np.ndarray | None,
+    job: Job,
+    generated: Rows | np.ndarray,
+    real: Rows | np.ndarray | None,
     real_statistics: FeatureStatistics,
     n_real: int,
     kid: KIDSettings,
-    *,
-    quiet: bool,
 ) -> dict[str, float]:
     """FID of features [n,d] and, unless it is left out, KID with its deviation over subsets, by name.
 
-    Of the real features [n_real,d] only KID needs more than their statistics: None without it. `quiet` hides its
-    progress. A note on stderr says when a set has no more than d images: its covariance, of a rank of at most one less
-    than images, then lacks rank, and FID is biased upwards.
+    Of the real features [n_real,d] only KID needs more than their statistics: None without it. A note on stderr says
+    when a set has no more than d images: its covariance then lacks rank, and FID is biased upwards.
     """
     n, d = generated.shape
     if min(n, n_real) <= d:
@@ -48,25 +46,25 @@ def distances(
             f"note: FID of only {few}, by {d} features each, is too high: compare it only with FIDs of as many",
             file=sys.stderr,
         )
-    found = {"fid": frechet_distance(feature_statistics(generated, quiet=quiet), real_statistics)}
+    found = {"fid": frechet_distance(feature_statistics(job, generated), real_statistics)}
     if kid.kid_subsets:
         assert real is not None
         mean, deviation = kernel_distance(
-            generated, real, subsets=kid.kid_subsets, subset_size=kid.kid_subset_size, quiet=quiet
+            job, generated, real, subsets=kid.kid_subsets, subset_size=kid.kid_subset_size
         )
         found |= {"kid": mean, "kid_std": deviation}
     return found
 
 
-def feature_statistics(features: np.ndarray, *, quiet: bool, ranks: Ranks = ALONE) -> FeatureStatistics:
+def feature_statistics(job: Job, features: Rows | np.ndarray) -> FeatureStatistics:
     """Of features [n,d], n ≥ 2, which may be larger than memory: they are read once, part by part.
 
-    `quiet` hides the progress. Several `ranks` have the same features, and each sees to its share.
+    The processes have the same features, and each sees to its share.
     """
-    n, d = features.shape
+    (n, d), ranks = features.shape, job.ranks
     near = features[:_ROWS].mean(0, dtype=np.float64)  # about the mean, so that one pass loses no digits
     total, products = np.zeros(d), np.zeros((d, d))
-    with Progress("mean and covariance", n, "image", quiet=quiet) as progress:
+    with job.progress("mean and covariance", n, "image") as progress:
         for start in range(ranks.rank * _ROWS, n, ranks.count * _ROWS):
             centred = features[start : start + _ROWS] - near
             total += centred.sum(0)
@@ -82,11 +80,11 @@ def frechet_distance(x: FeatureStatistics, y: FeatureStatistics) -> float:
 
 
 def kernel_distance(
-    x: np.ndarray, y: np.ndarray, *, subsets: int, subset_size: int, quiet: bool
+    job: Job, x: Rows | np.ndarray, y: Rows | np.ndarray, *, subsets: int, subset_size: int
 ) -> tuple[float, float]:
     """KID (Bińkowski et al. 2018, arXiv 1801.01401) of features [n,d] and [m,d]: mean and deviation over subsets.
 
-    The random subsets are torch-fidelity's, whatever the seed of a run. `quiet` hides the progress.
+    The random subsets are torch-fidelity's, whatever the seed of a run.
 
     Raises:
         ValueError: a subset would be larger than a set.
@@ -94,7 +92,7 @@ def kernel_distance(
     if subset_size > min(len(x), len(y)):
         raise ValueError(f"subsets of {subset_size} are larger than the sets of {len(x)} and {len(y)}")
     rng, found = np.random.RandomState(DEFAULTS["rng_seed"]), np.zeros(subsets)
-    with Progress("KID", subsets, "subset", quiet=quiet) as progress:
+    with job.progress("KID", subsets, "subset") as progress:
         for i in range(subsets):
             found[i] = kernel_mmd(*(part[rng.choice(len(part), subset_size, replace=False)] for part in (x, y)))
             progress.update()

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from utils.machine.devices import without_tf32
 from utils.machine.distributed import ALONE, Ranks
-from utils.machine.progress import Progress
+from utils.runs.job import Job
+from utils.runs.shards import Rows
 
 BLOCK = 4096  # points along a side of a block of distances
 _SPARE = 5  # candidates for the nearest neighbours beyond those asked for
@@ -36,13 +37,11 @@ class PRDC:
     coverage: float
 
 
-def prdc_of_arrays(
-    real: np.ndarray, fake: np.ndarray, nearest_k: int, device: torch.device, *, quiet: bool, ranks: Ranks = ALONE
-) -> PRDC:
-    """`compute_prdc` of features [n,d] and [m,d] on a device, with a progress bar of this process's share."""
-    reals, fakes = (torch.tensor(features, device=device) for features in (real, fake))  # maps of files are read-only
-    with Progress("PRDC", block_count(len(real), len(fake), ranks=ranks), "block", quiet=quiet) as progress:
-        return compute_prdc(reals, fakes, nearest_k, tick=progress.update, ranks=ranks)
+def prdc(job: Job, real: Rows | np.ndarray, fake: Rows | np.ndarray, nearest_k: int) -> PRDC:
+    """`compute_prdc` of features [n,d] and [m,d] on the job's device, with a progress bar of this process's share."""
+    reals, fakes = (torch.tensor(features[:], device=job.device) for features in (real, fake))
+    with job.progress("PRDC", block_count(len(real), len(fake), ranks=job.ranks), "block") as progress:
+        return compute_prdc(reals, fakes, nearest_k, tick=progress.update, ranks=job.ranks)
 
 
 @without_tf32()

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hparams import launch, saved
 from hparams.presets import FOLDERS
 from hparams.settings.experiments import PriorExperiment
-from hparams.settings.stages import PriorStage, RunSettings, VQGANStage
+from hparams.settings.models import AutoencoderSettings
+from hparams.settings.stages import PriorStage, VQGANStage
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.compiling import compile_autoencoder, compile_prior
-from utils.machine.devices import autocast, pick_amp_dtype, pick_device, precision_name
+from utils.machine.devices import precision_name
 from utils.machine.files import sha256_of
 from utils.pretrained.building import Prior
 from utils.pretrained.loading import note_of_average, restore_autoencoder, restore_prior
 from utils.runs.checkpoints import noted_autoencoder
-from utils.runs.introduction import tell_parameters
+from utils.runs.job import Job, tell_parameters
 from utils.runs.results import Value
 from utils.runs.run_folder import VQGAN, RunFolder
 
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """Frozen modules in evaluation mode on `device`; `amp_dtype` is the type for autocast, or None."""
+    """Frozen modules in evaluation mode, and the files that they came from."""
 
     prior: Prior
     autoencoder: VQAutoEncoder
     prior_file: Path
     ae_file: Path
-    device: torch.device
-    amp_dtype: torch.dtype | None
-
-    def autocast(self) -> torch.autocast:
-        """A block in which the networks run in `amp_dtype`."""
-        return autocast(self.device, self.amp_dtype)
+    prior_key: tuple[object, ...]  # what determines its predictions: weights and sizes
+    ae_key: tuple[object, ...]  # what determines the images that it decodes
 
     def facts(self) -> dict[str, str]:
         """What they are, for the first lines of a run."""
@@ -48,28 +43,27 @@ class TrainedModels:
             "autoencoder": f"{self.ae_file}, {tell_parameters(self.autoencoder)} parameters",
         }
 
-    def conditions(self, run: RunSettings) -> dict[str, Value]:
-        """What every number that comes of these models depends on, for `record_result`."""
+    def conditions(self, job: Job, dataset: str) -> dict[str, Value]:
+        """What every number that comes of these models depends on, for `Job.record`."""
         return {
-            "dataset": run.dataset,
+            "dataset": dataset,
             "prior": str(self.prior_file),
             "autoencoder": str(self.ae_file),
-            "dtype": precision_name(self.amp_dtype),
-            "seed": run.seed,
+            "dtype": precision_name(job.amp_dtype),
+            "seed": job.seed,
         }
 
 
-def load_trained_models(settings: PriorExperiment) -> TrainedModels:
+def load_trained_models(job: Job, settings: PriorExperiment) -> TrainedModels:
     """Load prior and autoencoder of an experiment; lines on stderr say what the prior learnt otherwise.
 
     Raises:
-        UserError: no such run, step or file, a file that does not fit the settings, or no such device.
+        UserError: no such run, step or file, or a file that does not fit the settings.
     """
-    run, source, checkpoint = settings.run, settings.source, settings.checkpoint
-    device = pick_device(run.device)
+    source, checkpoint = settings.source, settings.checkpoint
     ema = checkpoint.ema is not False
     autoencoder, ae_file = restore_autoencoder(
-        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=ema, device=device
+        settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=ema, device=job.device
     )
     prior, prior_file = restore_prior(
         settings.prior,
@@ -77,17 +71,28 @@ def load_trained_models(settings: PriorExperiment) -> TrainedModels:
         str(checkpoint.load_dir),
         checkpoint.load_step,
         ema=ema,
-        device=device,
+        device=job.device,
     )
-    if launch.rank() == 0:
+    if job.ranks.first:
         for line in _doubts(settings, prior_file, ae_file):
             print(line, file=sys.stderr)
     note_averages(ae_file, prior_file)
-    compile_prior(prior, run.compile, device)
-    if run.compile == "on":  # longer than most decodings take
-        compile_autoencoder(autoencoder, run.compile, device)
-    amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
-    return TrainedModels(prior, autoencoder, prior_file, ae_file, device, amp_dtype)
+    compile_prior(prior, job.compile, job.device)
+    if job.compile == "on":  # longer than most decodings take
+        compile_autoencoder(autoencoder, job.compile, job.device)
+    return TrainedModels(
+        prior,
+        autoencoder,
+        prior_file,
+        ae_file,
+        (sha256_of(prior_file), asdict(settings.prior)),
+        ae_key(ae_file, settings.autoencoder),
+    )
+
+
+def ae_key(ae_file: Path, autoencoder: AutoencoderSettings) -> tuple[object, ...]:
+    """What determines the images that an autoencoder decodes."""
+    return (sha256_of(ae_file), asdict(autoencoder))
 
 
 def note_if_seen(settings: PriorExperiment) -> None:

@@ -18,6 +18,7 @@ from hparams.settings.experiments import (
     PRDCExperiment,
     PRDCSettings,
     PriorExperiment,
+    ReconstructionExperiment,
 )
 from hparams.settings.stages import AutoencoderSource, RunSettings
 from utils.data.datasets import Split, check_images, open_folder
@@ -87,6 +88,16 @@ def check_comparison(settings: _Comparison) -> _Comparison:
         check_file(flag, path)
     if not prdc.real_feats:
         check_split(settings.run, settings.real.split)
+    check_output(settings.run)
+    return settings
+
+
+def check_reconstruction(settings: ReconstructionExperiment) -> ReconstructionExperiment:
+    """The settings with the step of what is loaded; UserError if something that is read is not there."""
+    settings = replace(settings, source=check_autoencoder(settings.source, ema=settings.weights.ema is not False))
+    check_file("--feature_weights", settings.features.feature_weights)
+    check_file("--lpips_weights", settings.reconstruction.lpips_weights)
+    check_split(settings.run, settings.real.split)
     check_output(settings.run)
     return settings
 

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor
 
 from models.sampling.inpainting import pixels_of
+from models.vqgan.autoencoder import VQAutoEncoder
+from utils.data.batches import eval_batches
+from utils.data.datasets import ImageData
 from utils.data.pictures import image_grid
+from utils.runs.job import Job
+from utils.runs.shards import Rows
+from utils.sampling.drawing import decoded
 
 _GREY = 128  # of what is painted anew
-_MOST_ROWS = 16
-_MOST_COMPLETIONS = 8  # in a row
+_MOST_ROWS = 16  # of the picture
+_MOST_COMPLETIONS = 8  # in a row of it
 
 
 def given_codes(codes: np.ndarray, hidden: Tensor, *, mask_id: int, completions: int) -> Tensor:
@@ -23,32 +29,17 @@ def given_codes(codes: np.ndarray, hidden: Tensor, *, mask_id: int, completions:
     return given.repeat_interleave(completions, dim=0)
 
 
-class CompletionsPicture:
-    """A row for each of the first images: itself, what is given of it, and its first completions.
+def completions_picture(
+    job: Job, autoencoder: VQAutoEncoder, data: ImageData, ids: Rows, hidden: Tensor
+) -> np.ndarray:
+    """A row for each of the first images: itself, what is given of it, and its first completions. uint8 [3,H',W'].
 
-    Attributes:
-        rows: how many images are shown.
-        completions: how many of each.
+    ids: codes of all completions [n · completions,N], those of an image one after the other; hidden: [h,w] bool.
     """
-
-    def __init__(self, n_images: int, n_samples: int) -> None:
-        self.rows = min(n_images, _MOST_ROWS)
-        self.completions = min(n_samples, _MOST_COMPLETIONS)
-        self._n_samples = n_samples
-        self._taken = 0
-        self._shown: list[Tensor] = []
-
-    def add(self, images: Tensor) -> None:
-        """Take the next completions, uint8 [b,3,S,S]; those of an image come one after the other."""
-        for number, image in enumerate(images, self._taken):
-            row, column = divmod(number, self._n_samples)
-            if row < self.rows and column < self.completions:
-                self._shown.append(image.clone())  # not the batch
-        self._taken += len(images)
-
-    def draw(self, originals: Tensor, hidden: Tensor) -> np.ndarray:
-        """The picture, uint8 [3,H',W'], once all were taken. originals: uint8 [rows,3,S,S]; hidden: [h,w] bool."""
-        given = originals.masked_fill(pixels_of(hidden, (originals.shape[2], originals.shape[3])), _GREY)
-        completed = torch.stack(self._shown).unflatten(0, (self.rows, self.completions))
-        rows = torch.cat([originals[:, None], given[:, None], completed], dim=1)
-        return image_grid(rows.flatten(0, 1), rows.shape[1])
+    each, rows = len(ids) // len(data), min(len(data), _MOST_ROWS)
+    shown = np.arange(rows)[:, None] * each + np.arange(min(each, _MOST_COMPLETIONS))
+    completed = decoded(job, autoencoder, ids[shown.flatten()]).cpu().unflatten(0, shown.shape)
+    originals = next(eval_batches(data, rows, 0, bad=job.bad_images))
+    given = originals.masked_fill(pixels_of(hidden, (originals.shape[2], originals.shape[3])), _GREY)
+    pictures = torch.cat([originals[:, None], given[:, None], completed], dim=1)
+    return image_grid(pictures.flatten(0, 1), pictures.shape[1])

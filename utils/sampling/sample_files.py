@@ -3,89 +3,95 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from utils.data.pictures import image_grid, pil_image, save_png, to_uint8
+from utils.data.pictures import image_grid, pil_image, save_png
 from utils.machine.files import make_folder, naming, sync
+from utils.runs.job import Job
 
 PER_GRID = 64
 COLUMNS = 8
-
-
 UNFINISHED = ".unfinished"
 
 
+@dataclass(frozen=True)
 class SampleFiles:
-    """Takes images as they come and writes them to `folder`, in place of the samples of an earlier call.
+    """Images that were written.
 
-    Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size. Until
-    `finish` they lie in a hidden folder, so that a call that was interrupted leaves no part of a set that looks whole.
+    Attributes:
+        where: the files, in words.
+        first: a grid of the first ones, uint8 [3,H',W']; only the first process has it.
     """
 
-    def __init__(self, folder: Path, *, individually: bool) -> None:
-        self._folder = folder
-        self._individually = individually
-        self._waiting: list[Tensor] = []
-        self._images = self._grids = 0
-        self._unfinished = folder / UNFINISHED
-        for old in [*folder.glob("samples_*.png"), *folder.glob("samples/*.png")]:
-            old.unlink()
-        if self._unfinished.is_dir():
-            shutil.rmtree(self._unfinished)
+    where: str
+    first: np.ndarray | None
 
-    @property
-    def where(self) -> str:
-        """The files written so far, in words."""
-        if self._individually:
-            return f"{self._folder / 'samples'}/, 000000.png to {self._images - 1:06d}.png"
-        last = f" to samples_{self._grids - 1:03d}.png" if self._grids > 1 else ""
-        return f"{self._folder / 'samples_000.png'}{last}"
 
-    def add(self, images: Tensor) -> Iterator[np.ndarray]:
-        """Take images [b,C,H,W], uint8 or in [0,1]; yields each full grid uint8 [3,H',W'], once it is written."""
-        pixels = to_uint8(images).cpu()
-        if self._individually:
-            make_folder(self._unfinished / "samples")
-            with ThreadPoolExecutor() as pool:  # compressing takes longer than drawing does on a GPU
-                for _ in pool.map(self._write_image, count(self._images), pixels):
-                    self._images += 1
-        self._waiting.extend(pixels)
-        while len(self._waiting) >= PER_GRID:
-            yield self._write_grid()
+def write_samples(
+    job: Job, n: int, images: Callable[[range], Tensor], folder: Path, *, individually: bool
+) -> SampleFiles:
+    """Write n images to `folder`, in place of the samples of an earlier call; each process makes and writes its share.
 
-    def finish(self) -> Iterator[np.ndarray]:
-        """Write and yield what fills no whole grid, then put all files in their place."""
-        if self._waiting:
-            yield self._write_grid()
-        for path in self._unfinished.rglob("*"):
-            sync(path)
-        for new in sorted(self._unfinished.iterdir()):
-            place = self._folder / new.name
-            if place.is_dir():  # what others put there stays
-                for other in place.iterdir():
-                    other.replace(new / other.name)
-                place.rmdir()
-            new.replace(place)
-        self._unfinished.rmdir()
-        sync(self._folder)
+    Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size. Until
+    all are there they lie in a hidden folder, so that a call that was interrupted leaves no part of a set that looks
+    whole.
 
-    def _write_image(self, index: int, pixels: Tensor) -> None:
-        """Without waiting for the disk: that is for `finish`, when most are there already."""
-        file = self._unfinished / "samples" / f"{index:06d}.png"
-        with naming(file):
-            pil_image(pixels.expand(3, -1, -1).numpy()).save(file)
+    Args:
+        images: takes the numbers of some images, gives them, uint8 [b,C,H,W].
+    """
+    unfinished, grids = folder / UNFINISHED, [range(i, min(i + PER_GRID, n)) for i in range(0, n, PER_GRID)]
+    if job.ranks.first:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        make_folder(unfinished / "samples" if individually else unfinished)
+    job.ranks.wait()
+    first: np.ndarray | None = None
+    with job.progress("decoding", n, "image") as progress, ThreadPoolExecutor() as pool:
+        for number in job.ranks.share(len(grids)):
+            pixels = images(grids[number]).cpu()
+            if individually:  # compressing takes longer than drawing does on a GPU
+                files = (unfinished / "samples" / f"{index:06d}.png" for index in grids[number])
+                list(pool.map(_write_image, files, pixels))
+            grid = image_grid(pixels, COLUMNS) if number == 0 or not individually else None
+            if grid is not None and not individually:
+                save_png(unfinished / f"samples_{number:03d}.png", grid)
+            first = grid if number == 0 else first
+            progress.update(len(pixels))
+            job.check()
+    written = n if individually else len(grids)
+    job.wait_for(lambda: written - sum(1 for _ in unfinished.rglob("*.png")), f"images in {unfinished}")
+    if job.ranks.first:
+        _put_in_place(unfinished, folder)
+    if individually:
+        return SampleFiles(f"{folder / 'samples'}/, 000000.png to {n - 1:06d}.png", first)
+    last = f" to samples_{len(grids) - 1:03d}.png" if len(grids) > 1 else ""
+    return SampleFiles(f"{folder / 'samples_000.png'}{last}", first)
 
-    def _write_grid(self) -> np.ndarray:
-        grid = image_grid(torch.stack(self._waiting[:PER_GRID]), COLUMNS)
-        del self._waiting[:PER_GRID]
-        if not self._individually:
-            save_png(self._unfinished / f"samples_{self._grids:03d}.png", grid)
-            self._grids += 1
-        return grid
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    """Move the new files to `folder`, instead of an earlier call's."""
+    for old in [*folder.glob("samples_*.png"), *folder.glob("samples/*.png")]:
+        old.unlink()
+    for path in unfinished.rglob("*"):
+        sync(path)
+    for new in sorted(unfinished.iterdir()):
+        place = folder / new.name
+        if place.is_dir():  # what others put there stays
+            for other in place.iterdir():
+                other.replace(new / other.name)
+            place.rmdir()
+        new.replace(place)
+    unfinished.rmdir()
+    sync(folder)
+
+
+def _write_image(file: Path, pixels: Tensor) -> None:
+    """Without waiting for the disk: that is for `_put_in_place`, when most are there already."""
+    with naming(file):
+        pil_image(pixels.expand(3, -1, -1).numpy()).save(file)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hparams.settings.stages import RunSettings, SamplingSettings
+from hparams.settings.stages import SamplingSettings
 from models.prior.absorbing import AbsorbingDiffusion
 from models.sampling.samplers import diffusion_trajectory
 from models.vqgan.autoencoder import VQAutoEncoder
-from utils.machine.devices import autocast
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator
-from utils.sampling.sampling import require_finite_draws, require_finite_images
+from utils.runs.job import Job
+from utils.sampling.drawing import require_finite_draws, require_finite_images
 
 MOMENTS = 10  # states that are shown
 MOST_STEPS = 64  # of the reverse process, so that the picture costs little whatever T is
@@ -20,11 +20,7 @@ MASKED = 0.85  # grey level of a masked token
 
 
 def unmasking_strip(
-    prior: AbsorbingDiffusion,
-    autoencoder: VQAutoEncoder,
-    sampling: SamplingSettings,
-    run: RunSettings,
-    amp_dtype: torch.dtype | None,
+    job: Job, prior: AbsorbingDiffusion, autoencoder: VQAutoEncoder, sampling: SamplingSettings
 ) -> Tensor:
     """`MOMENTS` states of one ancestral sample, evenly from all masked to none: [2 · MOMENTS,C,H,W] in [0,1], CPU.
 
@@ -34,15 +30,11 @@ def unmasking_strip(
     Raises:
         NotFiniteError: predictions or images are not finite.
     """
-    device = next(prior.parameters()).device
     steps = min(sampling.sample_steps or prior.total_steps, MOST_STEPS)
-    start = torch.full((1, prior.tokens), prior.mask_id, device=device)
-    generator = make_generator(device, run.seed, "unmasking")
-    invalid = torch.zeros((), dtype=torch.int64, device=device)
-    with (
-        evaluating(prior, autoencoder),
-        autocast(device, amp_dtype),
-    ):
+    start = torch.full((1, prior.tokens), prior.mask_id, device=job.device)
+    generator = make_generator(job.device, job.seed, "unmasking")
+    invalid = torch.zeros((), dtype=torch.int64, device=job.device)
+    with evaluating(prior, autoencoder), job.autocast():
         states = list(
             diffusion_trajectory(
                 prior.logits,
@@ -58,8 +50,8 @@ def unmasking_strip(
         x = torch.cat([states[number] for number in shown])
         guess = torch.where(x == prior.mask_id, prior.logits(x).argmax(-1), x)
         images = autoencoder.decode(guess).float().clamp(0, 1)
-    require_finite_draws(invalid, amp_dtype)
-    images = require_finite_images(images, amp_dtype).cpu()
+    require_finite_draws(invalid, job.amp_dtype)
+    images = require_finite_images(images, job.amp_dtype).cpu()
     return torch.cat([_coloured(x.cpu(), prior.mask_id, autoencoder.latent_size, images.shape), images])
 
 

@@ -19,9 +19,8 @@ from hparams.saved import describe, save
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.bad_images import BadImages, SharedReport
 from utils.data.datasets import ImageData
-from utils.machine.distributed import ALONE, Ranks
 from utils.machine.files import make_folder, naming, remove_remains, sha256_of, sole_writer
-from utils.machine.signals import Signals, Stopped, exit_code
+from utils.machine.signals import Stopped, exit_code
 from utils.machine.stopwatch import Stopwatch
 from utils.reporting.training_report import SilentReport, TrainingReport
 from utils.runs.checkpoints import (
@@ -34,7 +33,7 @@ from utils.runs.checkpoints import (
     save_step,
 )
 from utils.runs.disk_space import space_notes
-from utils.runs.introduction import facts, tell_parameters
+from utils.runs.job import Job, tell_parameters
 from utils.runs.retention import clean_up, drop_weights
 from utils.runs.run_folder import VQGAN, RunFolder
 from utils.training.averages import Averages
@@ -70,12 +69,13 @@ class Trainer(Protocol):
 class TrainingRun:
     """Steps, checkpoints and report of one run. Use it in a `with` block."""
 
-    def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer, ranks: Ranks = ALONE) -> None:
+    def __init__(self, settings: VQGANStage | PriorStage, kind: str, trainer: Trainer, job: Job) -> None:
         """Bring the trainer to where the run starts, then open the run's files: a refusal leaves them as they were.
 
-        Of several `ranks`, which share the folder, each restores its trainer, and the first alone writes.
+        Of several processes, which share the folder, each restores its trainer, and the first alone writes.
         """
-        self.ranks = ranks
+        self._job = job
+        self.ranks = ranks = job.ranks
         self.settings = settings
         self.kind = kind
         self.folder = RunFolder(settings.run.log_dir)
@@ -96,7 +96,7 @@ class TrainingRun:
         self._open.callback(trainer.release)
         if ranks.first:
             self._open.enter_context(sole_writer(self.folder.path))
-        self._signals = Signals()
+        self._signals = job.signals
         self._stopping: Signal | None = None
         self._rhythm = Rhythm(self.start)
         self._unfinished = self.folder.unfinished_steps(kind)
@@ -121,12 +121,12 @@ class TrainingRun:
                 clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
+        job.bad_images = lambda *told: self.bad_images.report(*told)
         self._watch = Stopwatch(trainer.device)
         self._logged = self._saved = self.start
         self._whole: int | None = self.start  # the updates done; None while one is being made
 
     def __enter__(self) -> TrainingRun:
-        self._open.enter_context(self._signals)
         return self
 
     def __exit__(
@@ -141,7 +141,7 @@ class TrainingRun:
             self._report.close()
             self._open.close()
 
-    def introduce(self, trainer: Trainer, amp_dtype: torch.dtype | None, data: str) -> None:
+    def introduce(self, trainer: Trainer, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
         begin = f"continuing after step {self.start}" if self.start else "starting"
         to_do = max(0, self.end - self.start)
@@ -151,7 +151,7 @@ class TrainingRun:
             "steps": f"{begin}, {to_do} steps to do{'' if to_do else '; a larger --train_steps goes on'}",
         }
         what = f"{self.kind} on {self.settings.run.dataset}"
-        self.say(facts(what, self.folder, trainer.device, amp_dtype, more, processes=self.ranks.count))
+        self.say(self._job.introduction(what, more))
         for note in self._notes:
             self.say(note)
         if self._unfinished and self.settings.training.resume:

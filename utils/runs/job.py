@@ -1,0 +1,221 @@
+"""What is ambient to a running command: one object, entered once by the script and handed down as one argument."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+import torch
+from torch import nn
+
+from hparams.errors import RunError, UserError
+from hparams.saved import describe, save
+from hparams.settings.stages import Stage
+from utils.data.bad_images import STANDS_IN, BadImages, Report
+from utils.data.datasets import ImageData
+from utils.machine import progress
+from utils.machine.devices import autocast, describe_device, pick_amp_dtype, pick_device, precision_name
+from utils.machine.distributed import ALONE, Ranks, joined
+from utils.machine.files import remove_remains, sole_writer
+from utils.machine.progress import Progress
+from utils.machine.signals import Signals, Stopped, end_politely
+from utils.runs.run_folder import RunFolder
+from utils.runs.run_log import RunLog
+from utils.runs.same_settings import require_same_images, require_same_settings
+
+_POLL_S = 0.2
+
+
+class Job:
+    """A running command on its processes and device, in its run folder. It knows nothing of models. See `open_job`.
+
+    Attributes:
+        ranks: the processes that share the work; the first one writes files that are no one's share.
+        device: where to compute.
+        amp_dtype: the type for autocast; None: float32.
+        folder: the run folder.
+        seed, batch_size, num_workers, compile: as the flags of these names.
+        quiet: whether the terminal gets nothing but warnings and results.
+        patience_s: how long a process waits for another.
+        bad_images: takes images that cannot be read; see `begin`.
+        signals: which signals came.
+    """
+
+    def __init__(
+        self, settings: Stage, ranks: Ranks, device: torch.device, processes: ExitStack, opened: ExitStack
+    ) -> None:
+        run = settings.run
+        self.ranks = ranks
+        self.device = device
+        self.amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
+        self.folder = RunFolder(run.log_dir)
+        self.seed, self.batch_size = run.seed, run.batch_size
+        self.num_workers, self.compile = run.num_workers, run.compile
+        self.quiet = run.quiet
+        self.patience_s = float(run.dist_timeout)
+        self.bad_images: Report = _refuse_bad_images
+        self.signals = opened.enter_context(Signals())
+        self._settings = settings
+        self._log: RunLog | None = None  # of the first process, from `begin` on
+        self.metrics_kept = False
+        self._processes = processes
+        self._opened = opened
+
+    def autocast(self) -> torch.autocast:
+        """A block in which networks compute in `amp_dtype`."""
+        return autocast(self.device, self.amp_dtype)
+
+    def say(self, text: str) -> None:
+        """Lines for people, to the terminal, unless it is quiet, and to the log."""
+        if self._log:
+            self._log.say(text)
+        elif not self.quiet:
+            progress.say(text)
+
+    def warn(self, text: str) -> None:
+        """Lines that a quiet run shows too."""
+        if self._log:
+            self._log.warn(text)
+        else:
+            progress.say(text)
+
+    def note(self, text: str) -> None:
+        """Lines for the log alone."""
+        if self._log:
+            self._log.note(text)
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Metrics of a step, by name."""
+        if self._log:
+            self._log.record(step, split, values)
+
+    def progress(self, what: str, total: int, unit: str, *, done: int = 0) -> Progress:
+        """A progress bar, for a `with` block; see `Progress`."""
+        return Progress(what, total, unit, done=done, quiet=self.quiet, say=self.say)
+
+    def check(self) -> None:
+        """To be called now and then by long work that its own command continues.
+
+        Raises:
+            SystemExit: a signal asked this process to stop.
+        """
+        if self.signals.stop:
+            end_politely(self.signals.stop)
+
+    def wait_for(self, missing: Callable[[], int], what: str) -> None:
+        """Until nothing of what the processes share is missing; all call this together. One process never waits.
+
+        Raises:
+            RunError: nothing more has come within `patience_s`.
+            SystemExit: a signal asked this process to stop.
+        """
+        if self.ranks.count == 1:
+            return
+        seen, since = missing(), time.monotonic()
+        while left := missing():
+            if left != seen:
+                seen, since = left, time.monotonic()
+            elif time.monotonic() - since > self.patience_s:
+                raise RunError(
+                    f"{what}: {left} are missing, and none has come within --dist_timeout {self.patience_s:.0f}; what "
+                    "was written is whole: the same command goes on from there"
+                )
+            self.check()
+            time.sleep(_POLL_S)
+        self.ranks.wait()
+
+    def go_on_alone(self) -> bool:
+        """Let the other processes end; all call this together. Whether this one goes on: the first, with what is left.
+
+        For what the first one does alone at the end, and the others need not wait for.
+        """
+        self._processes.close()
+        first = self.ranks.first
+        self.ranks = ALONE
+        return first
+
+    def begin(
+        self,
+        what: str,
+        facts: Mapping[str, str],
+        *,
+        data: Mapping[str, Sequence[ImageData]] | None = None,
+        until_replaced: str = STANDS_IN,
+        resume_step: int | None = None,
+    ) -> None:
+        """Say what runs, take the run folder for this job alone, and write its settings.
+
+        Until then nothing is written, so that a refusal leaves the folder as it was.
+
+        Args:
+            what: what runs, in words.
+            facts: on what, a line each.
+            data: the images that it reads, by the flag that names them; all processes must find the same.
+            until_replaced: what becomes of images that cannot be read.
+            resume_step: the step up to which the run's metrics stay, and the log goes on; None begins them anew.
+
+        Raises:
+            UserError: another job writes to the folder, or the processes have different images.
+        """
+        for flag, splits in (data or {}).items():
+            require_same_images(flag, splits, self.ranks)
+        if self.ranks.first:
+            self._opened.enter_context(sole_writer(self.folder.path))
+            remove_remains(self.folder.path)
+            save(self._settings, self.folder.hparams)
+            log = RunLog(self.folder.log, self.folder.metrics, resume_step=resume_step, quiet=self.quiet)
+            self._log = self._opened.enter_context(closing(log))
+            self.metrics_kept = resume_step is not None
+        self.say(self.introduction(what, facts))
+        self.say(describe(self._settings))
+        share = self._settings.run.max_bad_images
+        listed = BadImages(
+            self.folder.bad_images,
+            share,
+            self.warn,
+            keep=False,
+            writes=self.ranks.first,
+            until_then=until_replaced,
+        )
+        self.bad_images = listed.report
+
+    def introduction(self, what: str, facts: Mapping[str, str]) -> str:
+        """Aligned lines, a fact each: what runs, in which folder, on which devices, in which precision, and `facts`."""
+        more = f" and {self.ranks.count - 1} like it" if self.ranks.count > 1 else ""
+        precision = precision_name(self.amp_dtype)
+        lines = {
+            "run": f"{what}, in {self.folder.path}",
+            "device": describe_device(self.device) + more,
+            "precision": f"mixed ({precision})" if self.amp_dtype else precision,
+            **facts,
+        }
+        return "\n".join(f"{name:<12}{fact}" for name, fact in lines.items())
+
+
+@contextmanager
+def open_job(settings: Stage) -> Iterator[Job]:
+    """The job of a script with these settings: its processes join, and its device is picked.
+
+    Raises:
+        UserError: there is no such device, or the processes have different settings.
+        SystemExit: a signal asked to stop while data were waited for.
+    """
+    run = settings.run
+    device = pick_device(run.device)
+    with ExitStack() as opened, ExitStack() as processes:
+        ranks = processes.enter_context(joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout))
+        require_same_settings(settings, ranks)
+        try:
+            yield Job(settings, ranks, device, processes, opened)
+        except Stopped as stopped:
+            end_politely(stopped.number)
+
+
+def _refuse_bad_images(found: Mapping[str, str], images: int) -> None:
+    raise UserError(next(iter(found.values())))
+
+
+def tell_parameters(module: nn.Module) -> str:
+    """The size of a network in words."""
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"

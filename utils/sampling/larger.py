@@ -1,0 +1,95 @@
+"""Codes larger than the training ones, drawn and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hparams.settings.experiments import LargerSettings
+from models.prior.absorbing import AbsorbingDiffusion
+from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
+from utils.data.pictures import to_uint8
+from utils.machine.evaluation import evaluating
+from utils.machine.files import content_key
+from utils.machine.seeding import make_generator
+from utils.pretrained.trained_models import TrainedModels
+from utils.runs.job import Job
+from utils.runs.shards import Shards
+from utils.sampling.drawing import require_finite_draws, require_finite_images
+
+
+def larger_codes(job: Job, models: TrainedModels, larger: LargerSettings) -> tuple[np.ndarray, float]:
+    """Codes of all `n_samples` images, [n,H,W] int32, and how many windows the prior evaluated for each on average.
+
+    An image is a function of weights, settings, seed and its number; those that are drawn are kept in the run folder.
+
+    Raises:
+        NotFiniteError: the prior's predictions are not finite.
+    """
+    prior, window = models.prior, models.autoencoder.latent_size
+    assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
+    height, width = larger.shape
+    windows = len(window_starts(height, window[0], larger.stride)) * len(window_starts(width, window[1], larger.stride))
+    together = -(-job.batch_size // windows)  # images, so that a batch is filled
+    plan = {name: value for name, value in vars(larger).items() if name != "n_samples"}
+    key = content_key("larger 1", *models.prior_key, plan, job.seed, job.amp_dtype)
+
+    def draw(indices: np.ndarray, _: object) -> Iterator[Tensor]:
+        for first in range(0, len(indices), together):
+            yield _draw(job, prior, larger, window, indices[first : first + together].tolist())
+
+    like = np.empty(height * width + 1, np.int32)  # behind the codes the number of windows
+    rows = Shards(job.folder.samples / key).fill(job, larger.n_samples, like, draw, what="sampling", size=together)[:]
+    return rows[:, :-1].reshape(-1, height, width), rows[:, -1].mean()
+
+
+def _draw(
+    job: Job, prior: AbsorbingDiffusion, larger: LargerSettings, window: tuple[int, int], indices: list[int]
+) -> Tensor:
+    """[b, H·W + 1] int64."""
+    generators = (make_generator("cpu", job.seed, "larger", index) for index in indices)
+    plans = (reveal_plan((larger.shape[0], larger.shape[1]), larger.order, larger.sample_steps, g) for g in generators)
+    reveal, uniforms = (torch.stack(part).to(job.device) for part in zip(*plans, strict=True))
+    invalid = torch.zeros((), dtype=torch.int64, device=job.device)
+    evaluations = 0
+
+    def logits_at(windows: Tensor, places: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(windows)
+        with job.autocast():
+            return prior.logits_at(windows, places)
+
+    with evaluating(prior), job.progress(f"image {indices[0] + 1}", int(reveal.max()) + 1, "step") as progress:
+        for x in larger_trajectory(  # noqa: B007 (the last one is the result)
+            logits_at,
+            torch.full_like(reveal, prior.mask_id),
+            reveal,
+            uniforms,
+            mask_id=prior.mask_id,
+            window=window,
+            stride=larger.stride,
+            temp=larger.temp,
+            batch_size=job.batch_size,
+            invalid=invalid,
+        ):
+            require_finite_draws(invalid, job.amp_dtype)
+            progress.update()
+            job.check()
+    return torch.cat([x.flatten(1), x.new_full((len(x), 1), evaluations // len(x))], dim=1)
+
+
+def decode_larger(job: Job, models: TrainedModels, codes: np.ndarray) -> Tensor:
+    """Images [b,C,H',W'] uint8 of codes [b,H,W], each decoded as a whole.
+
+    The decoder's normalisation and its attention see all of an image, so that tiles are not what they would be: with an
+    overlap of a training image on each side they still differ by 6 of 255 on average (toy churches).
+    """
+    images = []
+    for image in torch.from_numpy(codes.astype(np.int64)).to(job.device):
+        with evaluating(models.autoencoder), job.autocast():
+            decoded = models.autoencoder.decode(image.view(1, -1), size=image.shape)
+        images.append(to_uint8(require_finite_images(decoded, job.amp_dtype)))
+    return torch.cat(images)
