@@ -29,7 +29,7 @@ def draw(job: Job, settings: LargerExperiment) -> None:
     models, (height, width) = load_trained_models(job, settings), larger.shape
     size = f"{height}x{width}"
     what = f"{larger.n_samples} larger samples ({size} codes) of {settings.prior.sampler} on {run.dataset}"
-    job.begin(what, models.facts())
+    job.begin(settings, what, models.facts())
     codes, windows = larger_codes(job, models, larger)
     files = write_samples(
         job,

@@ -52,6 +52,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     data, each = whole.first(inpainting.n_images), inpainting.n_samples
     hidden = codes_of(torch.from_numpy(painted_pixels(inpainting, img_size)), models.autoencoder.latent_size)
     job.begin(
+        settings,
         f"{each} completions of each of {len(data)} images of {run.dataset}",
         models.facts() | {"drawn anew": f"{int(hidden.sum())} of {hidden.numel()} codes"},
         data={f"--dataset {run.dataset}": [data]},

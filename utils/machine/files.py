@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import socket
 import tempfile
 import time
@@ -36,7 +37,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk does not take it; the error names the file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Process ids of two machines may be the same.
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")
     try:
         with naming(path):
             make_folder(path.parent)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from types import TracebackType
 
 import torch
 from torch import nn
 
 from hparams.errors import RunError, UserError
 from hparams.saved import describe, save
-from hparams.settings.stages import Stage
+from hparams.settings.stages import RunSettings, Stage
 from utils.data.bad_images import STANDS_IN, BadImages, Report
 from utils.data.datasets import ImageData
 from utils.machine import progress
@@ -28,7 +29,9 @@ _POLL_S = 0.2
 
 
 class Job:
-    """A running command on its processes and device, in its run folder. It knows nothing of models. See `open_job`.
+    """A running command on its processes and device, in its run folder, for a `with` block. See `open_job`.
+
+    It knows nothing of models.
 
     Attributes:
         ranks: the processes that share the work; the first one writes files that are no one's share.
@@ -43,9 +46,9 @@ class Job:
     """
 
     def __init__(
-        self, settings: Stage, ranks: Ranks, device: torch.device, processes: ExitStack, opened: ExitStack
+        self, run: RunSettings, device: torch.device, ranks: Ranks = ALONE, joined: ExitStack | None = None
     ) -> None:
-        run = settings.run
+        """joined: lets the processes go when it is closed."""
         self.ranks = ranks
         self.device = device
         self.amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
@@ -55,12 +58,23 @@ class Job:
         self.quiet = run.quiet
         self.patience_s = float(run.dist_timeout)
         self.bad_images: Report = _refuse_bad_images
-        self.signals = opened.enter_context(Signals())
-        self._settings = settings
+        self.signals = Signals()
+        self._bad_share = run.max_bad_images
         self._log: RunLog | None = None  # of the first process, from `begin` on
         self.metrics_kept = False
-        self._processes = processes
-        self._opened = opened
+        self._joined = joined or ExitStack()
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Job:
+        self._opened.enter_context(self.signals)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+        if isinstance(error, Stopped):  # asked to while it waited for data
+            end_politely(error.number)
 
     def autocast(self) -> torch.autocast:
         """A block in which networks compute in `amp_dtype`."""
@@ -130,13 +144,14 @@ class Job:
 
         For what the first one does alone at the end, and the others need not wait for.
         """
-        self._processes.close()
+        self._joined.close()
         first = self.ranks.first
         self.ranks = ALONE
         return first
 
     def begin(
         self,
+        settings: Stage,
         what: str,
         facts: Mapping[str, str],
         *,
@@ -149,6 +164,7 @@ class Job:
         Until then nothing is written, so that a refusal leaves the folder as it was.
 
         Args:
+            settings: of the script.
             what: what runs, in words.
             facts: on what, a line each.
             data: the images that it reads, by the flag that names them; all processes must find the same.
@@ -163,16 +179,15 @@ class Job:
         if self.ranks.first:
             self._opened.enter_context(sole_writer(self.folder.path))
             remove_remains(self.folder.path)
-            save(self._settings, self.folder.hparams)
+            save(settings, self.folder.hparams)
             log = RunLog(self.folder.log, self.folder.metrics, resume_step=resume_step, quiet=self.quiet)
             self._log = self._opened.enter_context(closing(log))
             self.metrics_kept = resume_step is not None
         self.say(self.introduction(what, facts))
-        self.say(describe(self._settings))
-        share = self._settings.run.max_bad_images
+        self.say(describe(settings))
         listed = BadImages(
             self.folder.bad_images,
-            share,
+            self._bad_share,
             self.warn,
             keep=False,
             writes=self.ranks.first,
@@ -203,13 +218,11 @@ def open_job(settings: Stage) -> Iterator[Job]:
     """
     run = settings.run
     device = pick_device(run.device)
-    with ExitStack() as opened, ExitStack() as processes:
-        ranks = processes.enter_context(joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout))
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout))
         require_same_settings(settings, ranks)
-        try:
-            yield Job(settings, ranks, device, processes, opened)
-        except Stopped as stopped:
-            end_politely(stopped.number)
+        with Job(run, device, ranks, stack) as job:
+            yield job
 
 
 def _refuse_bad_images(found: Mapping[str, str], images: int) -> None:
