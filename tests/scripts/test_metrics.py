@@ -18,7 +18,7 @@ import utils.metrics.feature_sources as sources
 import utils.sampling.sampled_ids as sampled_ids
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
-from hparams.settings.experiments import FeatureSettings, FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
 from utils.machine.devices import pick_amp_dtype, precision_name
@@ -161,7 +161,7 @@ def test_inception_with_weights_from_a_file(shell: Any, inception_file: Path) ->
     (entry,) = entries(shell, "fid")
     wanted = {"features": "inception", "feature_weights": sha256_of(inception_file)[:8], "n_real": 4, "n_fake": 4}
     assert entry["conditions"].items() >= wanted.items()
-    extractor = build_features(FeatureSettings(features="inception", feature_weights=str(inception_file)), CPU)
+    extractor = build_features("inception", str(inception_file), CPU)
     x, y = (extractor(torch.from_numpy(images)).numpy() for images in (fake, real))
     (kept,) = (shell.logs / "fid/features").glob("*.npy")
     np.testing.assert_allclose(np.load(kept), x, rtol=1e-3, atol=1e-5 * x.max())

@@ -40,7 +40,7 @@ def data_features(
 
     key, like = _key("features 3", extractor, data), np.empty(extractor.width, np.float32)
     shards = Shards(folder / key, job.folder.features / key)
-    return shards.fill(job, n, like, features, what=what, size=part_size(job))
+    return shards.fill(job, n, like, features, what=what, size=part_size(job), of=len(data))
 
 
 def data_statistics(
@@ -59,10 +59,10 @@ def data_statistics(
 
     def statistics(_: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
         if unreadable:
-            report(unreadable, n)
+            report(unreadable, len(data))
         return iter(kept)
 
-    (values,) = shards.fill(job, 1, np.empty((d + 1, d)), statistics, what="statistics", of=n)
+    (values,) = shards.fill(job, 1, np.empty((d + 1, d)), statistics, what="statistics", of=len(data))
     return FeatureStatistics(values[0], values[1:])
 
 

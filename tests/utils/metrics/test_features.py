@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.models import vgg16
 
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
 from utils.machine.files import sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 
@@ -35,7 +34,7 @@ def dinov2_vitl14(pretrained=True):
 
 
 def build(name: str, weights: Path | None = None) -> FeatureExtractor:
-    return build_features(FeatureSettings(features=name, feature_weights=str(weights) if weights else None), CPU)
+    return build_features(name, str(weights) if weights else None, CPU)
 
 
 def pictures(n: int = 3) -> Tensor:

@@ -14,12 +14,14 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from hparams.settings.experiments import FeatureSettings, KIDSettings
+from hparams.settings.experiments import KIDSettings
+from jobs import a_job
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
 from utils.machine.distributed import Ranks
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.metrics.fid import FeatureStatistics, distances, feature_statistics, frechet_distance, kernel_distance
+from utils.runs.job import Job
 
 CPU = torch.device("cpu")
 
@@ -34,7 +36,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
 
 @pytest.fixture(scope="module")
 def r64() -> FeatureExtractor:
-    return build_features(FeatureSettings(features="r64"), CPU)
+    return build_features("r64", None, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,8 @@ def features(pictures: Tensor, r64: FeatureExtractor) -> np.ndarray:
 
 
 def statistics_of(features: np.ndarray) -> FeatureStatistics:
-    return feature_statistics(features, quiet=True)
+    with a_job() as job:
+        return feature_statistics(job, features)
 
 
 def fid(x: np.ndarray, y: np.ndarray) -> float:
@@ -75,7 +78,8 @@ def check_against_torch_fidelity(
         **more,
     )
     real = extractor(y).numpy()
-    got = distances(extractor(x).numpy(), real, statistics_of(real), len(real), kid, quiet=True)
+    with a_job() as job:
+        got = distances(job, extractor(x).numpy(), real, statistics_of(real), len(real), kid)
     assert got["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert got["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert got["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
@@ -88,7 +92,7 @@ def test_equal_to_torch_fidelity_with_r64(
 
 
 def test_equal_to_torch_fidelity_with_inception(tmp_path: Path, pictures: Tensor, inception_file: Path) -> None:
-    extractor = build_features(FeatureSettings(features="inception", feature_weights=str(inception_file)), CPU)
+    extractor = build_features("inception", str(inception_file), CPU)
     weights = {"feature_extractor_weights_path": str(inception_file)}
     check_against_torch_fidelity(tmp_path, extractor, "inception-v3-compat", pictures[:6], pictures[6:11], **weights)
 
@@ -128,8 +132,12 @@ def test_statistics_are_those_of_numpy() -> None:
             both.wait()
             return total
 
-    with ThreadPoolExecutor(2) as pool:
-        shared = list(pool.map(lambda rank: feature_statistics(features, quiet=True, ranks=Thread(rank, 2)), range(2)))
+    def share(rank: int) -> FeatureStatistics:
+        return feature_statistics(jobs[rank], features)
+
+    with a_job(Thread(0, 2)) as first, a_job(Thread(1, 2)) as second, ThreadPoolExecutor(2) as pool:
+        jobs = first, second
+        shared = list(pool.map(share, range(2)))
     for statistics in (statistics_of(features), *shared):
         np.testing.assert_allclose(statistics.mu, features.mean(0, dtype=np.float64), rtol=1e-12)
         np.testing.assert_allclose(statistics.sigma, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
@@ -149,35 +157,37 @@ def test_kid_is_that_of_torch_fidelity_to_the_bit() -> None:
     theirs = kid_features_to_metric(
         torch.from_numpy(x), torch.from_numpy(y), kid_subsets=7, kid_subset_size=30, verbose=False
     )
-    assert kernel_distance(x, y, subsets=7, subset_size=30, quiet=True) == tuple(theirs.values())
+    with a_job() as job:
+        assert kernel_distance(job, x, y, subsets=7, subset_size=30) == tuple(theirs.values())
 
 
-def test_kid_is_left_out_or_refused(features: np.ndarray) -> None:
+def test_kid_is_left_out_or_refused(job: Job, features: np.ndarray) -> None:
     fid_alone = KIDSettings(kid_subsets=0)
-    found = distances(features, None, statistics_of(features), len(features), fid_alone, quiet=True)
+    found = distances(job, features, None, statistics_of(features), len(features), fid_alone)
     assert list(found) == ["fid"]
     with pytest.raises(ValueError, match="larger than the sets"):
-        kernel_distance(features, features, subsets=1, subset_size=len(features) + 1, quiet=True)
+        kernel_distance(job, features, features, subsets=1, subset_size=len(features) + 1)
 
 
-def test_a_covariance_of_too_few_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_covariance_of_too_few_images_is_said(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
     fid_alone, statistics = KIDSettings(kid_subsets=0), statistics_of(features)
     told = "note: FID of only 8 images, by 8 features each, is too high"
-    distances(features, None, statistics, 9, fid_alone, quiet=True)
+    distances(job, features, None, statistics, 9, fid_alone)
     assert capsys.readouterr().err == ""  # 9 images leave a rank of 8
-    distances(features[:8], None, statistics, 9, fid_alone, quiet=True)
+    distances(job, features[:8], None, statistics, 9, fid_alone)
     assert capsys.readouterr().err.startswith(told)
-    distances(features, None, statistics_of(features[:8]), 8, fid_alone, quiet=True)
+    distances(job, features, None, statistics_of(features[:8]), 8, fid_alone)
     assert capsys.readouterr().err.startswith(told.replace("images", "real images"))
 
 
-def test_long_work_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_work_is_shown(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
     kid = KIDSettings(kid_subsets=3, kid_subset_size=10)
-    distances(features, features, statistics_of(features), len(features), kid, quiet=True)
+    distances(job, features, features, statistics_of(features), len(features), kid)
     assert capsys.readouterr() == ("", "")
-    distances(features, features, statistics_of(features), len(features), kid, quiet=False)
+    job.quiet = False
+    distances(job, features, features, statistics_of(features), len(features), kid)
     said = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in said] == [
         ["mean and covariance", "5000/5000 images"],

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-import torch
 
 from hparams.errors import RunError
-from utils.metrics.likelihood import Likelihoods, summarise
+from utils.metrics.likelihood import summarise
 
 BIT = math.log(2)  # nats
 
 
-def likelihoods(pixels: list[float], codes: list[float], variance: list[float]) -> Likelihoods:
-    return Likelihoods(*(torch.tensor(values, dtype=torch.float64) for values in (pixels, codes, variance)))
+def terms(pixels: list[float], codes: list[float], variance: list[float]) -> np.ndarray:
+    return np.array([pixels, codes, variance]).T
 
 
 def test_means_and_errors_in_bits_per_dimension() -> None:
-    found = likelihoods([120 * BIT, 240 * BIT], [12 * BIT, 36 * BIT], [9 * BIT**2, 16 * BIT**2])
+    found = terms([120 * BIT, 240 * BIT], [12 * BIT, 36 * BIT], [9 * BIT**2, 16 * BIT**2])
     values = summarise(found, dimensions=12, tokens=4)
     expected = {
         "bits_per_dim": 17,
@@ -34,7 +34,7 @@ def test_means_and_errors_in_bits_per_dimension() -> None:
 
 
 def test_one_image_has_no_standard_error_and_one_draw_no_monte_carlo_error() -> None:
-    values = summarise(likelihoods([1.0], [1.0], [math.nan]), dimensions=1, tokens=1)
+    values = summarise(terms([1.0], [1.0], [math.nan]), dimensions=1, tokens=1)
     assert values["standard_error"] is None
     assert values["code_mc_error"] is None
 
@@ -42,4 +42,4 @@ def test_one_image_has_no_standard_error_and_one_draw_no_monte_carlo_error() -> 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_no_result(value: float) -> None:
     with pytest.raises(RunError, match="finite"):
-        summarise(likelihoods([1.0, value], [1.0, 1.0], [0.0, 0.0]), dimensions=1, tokens=1)
+        summarise(terms([1.0, value], [1.0, 1.0], [0.0, 0.0]), dimensions=1, tokens=1)

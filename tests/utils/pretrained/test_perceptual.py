@@ -15,7 +15,7 @@ from hparams.settings.models import VQGANSettings
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.discriminator import Discriminator
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
-from utils.metrics.nearest import NearestNeighbours
+from utils.metrics.neighbours import NearestNeighbours
 from utils.pretrained.perceptual import LPIPS, LPIPSEmbedding, build_perceptual, load_lpips, untrained_lpips
 from utils.pretrained.weights import NoWeightsError
 
@@ -209,7 +209,7 @@ def test_squared_distances_of_vectors_are_lpips(net: str, side: int, tmp_path: P
     vectors = embed(x), embed(y)
     torch.testing.assert_close((vectors[0] - vectors[1]).square().sum(1), expected, rtol=0, atol=1e-5)
     found = NearestNeighbours(vectors[0], 4)
-    found.add(vectors[1])
+    found.merge(*found.nearest(vectors[1], 0))
     for i in range(4):  # by one product
         assert found.distances[i, found.indices[i] == i].item() == pytest.approx(expected[i].item(), abs=1e-4)
 

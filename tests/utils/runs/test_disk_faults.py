@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +20,21 @@ from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.settings.stages import VQGANStage
 from hparams.settings.training import TrainingSettings
+from jobs import a_job
 from utils.data.bad_images import BadImages
 from utils.data.lmdb_images import write_lmdb
 from utils.data.pictures import save_png
 from utils.machine.files import sole_writer
 from utils.reporting import dashboard
 from utils.reporting.dashboard import Dashboard, read_panes
-from utils.runs import growing_array as growing
+from utils.runs import shards
 from utils.runs.checkpoints import load_state, save_step
-from utils.runs.growing_array import growing_array, read_array
 from utils.runs.results import read_results, record_result
 from utils.runs.retention import clean_up
 from utils.runs.run_folder import VQGAN, RunFolder
 from utils.runs.run_log import RunLog, read_metrics
-from utils.sampling.sample_files import SampleFiles
+from utils.runs.shards import Rows, Shards
+from utils.sampling.sample_files import write_samples
 
 
 def network() -> nn.Module:
@@ -139,7 +141,8 @@ def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, m
     fsync, replace = os.fsync, Path.replace
 
     def sync(descriptor: int) -> None:
-        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        done.append("sync " + re.sub(r"^(\..*)[.][0-9]+$", r"\1", name))  # of a temporary name without its number
         fsync(descriptor)
 
     def rename(path: Path, target: Path) -> None:
@@ -151,16 +154,14 @@ def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, m
     save(RunFolder("run", tmp_path), 5)
     made = [f"sync {folder.name}" for folder in (tmp_path, tmp_path / "run", tmp_path / "run/saved_models")]
     files = ("vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th")  # the state, which vouches for the others, comes last
-    assert done == made + [
-        act for file in files for act in (f"sync .{file}.{os.getpid()}", f"name {file}", "sync saved_models")
-    ]
+    assert done == made + [act for file in files for act in (f"sync .{file}", f"name {file}", "sync saved_models")]
     done.clear()
     saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
-    assert done == [f"sync .hparams.yaml.{os.getpid()}", "name hparams.yaml", f"sync {tmp_path.name}"]
-    files = SampleFiles(tmp_path / "images", individually=True)
-    list(files.add(torch.rand(2, 3, 8, 8)))
+    assert done == ["sync .hparams.yaml", "name hparams.yaml", f"sync {tmp_path.name}"]
     done.clear()
-    list(files.finish())
+    with a_job() as job:
+        pixels = torch.zeros((2, 3, 8, 8), dtype=torch.uint8)
+        write_samples(job, 2, lambda part: pixels, tmp_path / "images", individually=True)
     *synced, name, last = done
     assert {"sync 000000.png", "sync 000001.png", "sync samples"} <= set(synced)
     assert (name, last) == ("name samples", "sync images")
@@ -203,22 +204,27 @@ def test_a_step_on_a_full_disk(disk: Path, leave: int) -> None:
     load_state(folder, VQGAN, 10)
 
 
-def test_arrays_never_meet_a_full_disk_half_way(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing to mapped memory without room would kill this process."""
-    fill(disk, 16384)
-    with pytest.raises(UserError, match="40 kB more is needed"), growing_array(disk / "a.npy", (10_000,), np.float32):
-        pass
-    monkeypatch.setattr(growing, "free_space", lambda folder: 10**9)  # as when another takes the room in between
-    with pytest.raises(OSError) as failure, growing_array(disk / "a.npy", (10_000,), np.float32):
-        pass
+def test_parts_on_a_full_disk_are_whole_or_absent(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_rows() -> Rows:
+        rows = torch.ones(2000)
+        with a_job() as job:
+            return Shards(disk / "rows").fill(
+                job, 20_000, np.empty((), np.float32), lambda numbers, _: iter([rows] * 10), what="rows", size=2000
+            )
+
+    fill(disk, 20_000)
+    with pytest.raises(UserError, match="80 kB more is needed"):
+        fill_rows()
+    monkeypatch.setattr(shards, "free_space", lambda folder: 10**9)  # as when another takes the room in between
+    with pytest.raises(OSError) as failure:
+        fill_rows()
     assert failure.value.errno == errno.ENOSPC
-    assert "a.partial" in failure.value.filename
+    assert str(disk / "rows") in failure.value.filename
+    parts = list((disk / "rows").iterdir())
+    assert parts
     (disk / "filler").unlink()
-    with growing_array(disk / "a.npy", (10_000,), np.float32) as rows:
-        fill(disk)
-        rows.write(0, np.ones(10_000))
-        (disk / "filler").unlink()
-    assert read_array(disk / "a.npy")[0].sum() == 10_000
+    assert fill_rows()[:].sum() == 20_000
+    assert set(parts) <= set((disk / "rows").iterdir())
 
 
 def written_whole(disk: Path) -> dict[str, Any]:
@@ -278,9 +284,9 @@ def test_samples_on_a_full_disk_are_no_set(disk: Path, individually: bool) -> No
     images = disk / "images"
 
     def write() -> None:
-        files = SampleFiles(images, individually=individually)
-        list(files.add(torch.rand(64, 3, 32, 32)))
-        list(files.finish())
+        with a_job() as job:
+            pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+            write_samples(job, 64, lambda part: pixels, images, individually=individually)
 
     fill(disk, 8192)
     with pytest.raises(OSError) as failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -20,8 +21,8 @@ from PIL import Image
 from hparams import saved
 from hparams.cli import parse
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
 from hparams.settings.stages import VQGANStage
+from jobs import a_job
 from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
 from utils.data.bad_images import BadImages
 from utils.data.dataset_paths import find_paths
@@ -32,11 +33,10 @@ from utils.metrics.given_files import read_features, read_latents
 from utils.pretrained.perceptual import load_lpips
 from utils.reporting.dashboard import Dashboard, read_panes
 from utils.runs.checkpoints import load_file, load_state, load_state_dict, save_step
-from utils.runs.growing_array import GrowingArray, growing_array, read_array
-from utils.runs.partial import Partial
 from utils.runs.results import read_results, record_result
 from utils.runs.run_folder import VQGAN, RunFolder
 from utils.runs.run_log import RunLog, read_metrics
+from utils.runs.shards import Shards
 
 
 def checkpoint(folder: Path) -> Path:
@@ -91,10 +91,13 @@ def image(kind: str) -> Callable[[Path], Path]:
     return make
 
 
-def array(folder: Path) -> Path:
-    with growing_array(folder / "codes.npy", (6, 4), np.uint8) as rows:
-        rows.write(0, np.full((6, 4), 7))
-    return folder / "codes.npy"
+def part(folder: Path) -> Path:
+    with a_job() as job:
+        rows = Shards(folder / "codes").fill(
+            job, 6, np.empty(4, np.uint8), lambda *_: iter([torch.full((6, 4), 7)]), what="codes"
+        )
+    assert len(rows) == 6
+    return next((folder / "codes").iterdir())
 
 
 def bad_images(folder: Path) -> Path:
@@ -121,18 +124,6 @@ def given_safetensors(folder: Path) -> Path:
     return folder / "given.safetensors"
 
 
-def half_done(folder: Path) -> Path:
-    Partial(folder / "work.partial", {"seed": 0}).save({"x": torch.arange(9), "done": 3})
-    return folder / "work.partial"
-
-
-def half_filled(folder: Path) -> Path:
-    growing = GrowingArray(folder / "codes.npy", (6, 4), np.uint8)
-    growing.advance(2)
-    growing.note()
-    return folder / "codes.partial"
-
-
 def lmdb(folder: Path) -> Path:
     write_lmdb(folder / "a_lmdb", [(b"%02d" % number, bytes(number * 400)) for number in range(12)])
     return folder / "a_lmdb/data.mdb"
@@ -155,7 +146,7 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "png": (image("png"), decode_rgb),
     "jpg": (image("jpg"), decode_rgb),
     "webp": (image("webp"), decode_rgb),
-    "codes": (array, read_array),
+    "codes": (part, lambda file: Shards(file.parent).read(6)),
     "given latents": (
         given_array(np.ones((3, 4), np.int64)),
         lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
@@ -166,8 +157,6 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     ),
     "given features": (given_array(np.ones((3, 4), np.float32)), lambda file: read_features("--real_feats", file)),
     "given features, safetensors": (given_safetensors, lambda file: read_features("--fake_feats", file)),
-    "work half done": (half_done, lambda file: Partial(file, {"seed": 0}).load()),
-    "array half filled": (half_filled, lambda file: GrowingArray(file.with_suffix(".npy"), (6, 4), np.uint8).done),
     "LMDB": (lmdb, read_lmdb),
     "list of bad images": (bad_images, lambda file: len(BadImages(file, 0.5, print, keep=True))),
 }
@@ -223,7 +212,7 @@ def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], byte
 WEIGHTS = {
     "LPIPS": lambda file: load_lpips("squeeze", str(file), what="it", instead="another"),
     **{
-        name: lambda file, name=name: build_features(FeatureSettings(name, str(file)), torch.device("cpu"))
+        name: lambda file, name=name: build_features(name, str(file), torch.device("cpu"))
         for name in ("inception", "vgg16")
     },
 }
@@ -283,18 +272,10 @@ def test_lines_that_are_json_but_no_lines_of_ours(tmp_path: Path, make: Callable
             board.line("loss", 3, {"train": 1.0}, title="loss", ylabel="loss")
 
 
-def test_notes_of_another_shape_are_none(tmp_path: Path) -> None:
-    file = array(tmp_path)
-    note = file.with_suffix(".json")
-    text, checksum = note.read_text().splitlines()
-    for other in (json.dumps({"sha256": 3, "bad": {}}), json.dumps([]), text.replace("bad", "sad")):
-        note.write_text(f"{other}\n{checksum}\n")
-        assert read_array(file) is None
-
-
-def test_pickled_arrays_are_no_arrays(tmp_path: Path) -> None:
-    file = array(tmp_path)
+def test_pickled_arrays_are_no_rows(tmp_path: Path) -> None:
+    file = part(tmp_path)
     content = io.BytesIO()
     np.save(content, np.array([{}], dtype=object), allow_pickle=True)
-    file.write_bytes(content.getvalue())
-    assert read_array(file) is None
+    name = f"00000000-00000006-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.npy"
+    file.rename(file.with_name(name)).write_bytes(content.getvalue())
+    assert Shards(file.parent).read(6) is None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import train_sampler
 import train_vqgan
@@ -16,9 +15,8 @@ from hparams.errors import UserError
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.datasets import ImageData, open_images
-from utils.machine import distributed
 from utils.machine.distributed import Ranks
-from utils.runs import experiment_run
+from utils.runs.job import Job
 from utils.runs.same_settings import _common, require_same_images, require_same_settings
 
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
@@ -73,20 +71,10 @@ def photos(folder: Path) -> ImageData:
 OTHER = r"other names or sizes of files on rank 1 on there \(41 images\) than on rank 0 on .+ \(41 images\): give all"
 
 
-@pytest.mark.parametrize("flag", ["--dataset custom", "--fake_images_path"])
-def test_an_experiment_asks_for_both_before_it_writes(
-    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = photos(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiment_run, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
-    settings = resolve(VQGANStage, TYPED | {"log_dir": "run"})
-    splits, fake = ((), images) if flag == "--fake_images_path" else ((images,), None)
-    with (
-        pytest.raises(UserError, match=f"^{flag}: {OTHER}"),
-        experiment_run.experiment_run(settings, torch.device("cpu"), *splits, fake_images=fake),
-    ):
-        pytest.fail("it goes on")
+def test_a_job_asks_for_all_images_before_it_writes(tmp_path: Path, job: Job) -> None:
+    job.ranks, data = Two(0, 2), {"--dataset custom": [], "--fake_images_path": [photos(tmp_path)]}
+    with pytest.raises(UserError, match=f"^--fake_images_path: {OTHER}"):
+        job.begin(resolve(VQGANStage, TYPED), "a test", {}, data=data)
     assert not (tmp_path / "logs").exists()
 
 
@@ -102,7 +90,7 @@ def test_training_asks_for_all_images_before_it_writes(
     """Held-out ones count."""
     photos(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distributed, "joined", lambda *_, **__: nullcontext(Two(0, 2)))
+    monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(Two(0, 2)))
     source = {"ae_load_dir": "ae"} if stage is PriorStage else {}
     settings = resolve(stage, TYPED | source | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
     with pytest.raises(UserError, match=f"^--dataset custom: {OTHER}"):

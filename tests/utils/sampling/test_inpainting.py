@@ -6,27 +6,35 @@ import numpy as np
 import pytest
 import torch
 
-from utils.sampling.inpainting import CompletionsPicture, given_codes
+from utils.runs.job import Job
+from utils.sampling.inpainting import completions_picture, given_codes
 
 SIDE = 96  # not enlarged in grids
+
+
+class Given(list):
+    """Images in place of a data set."""
+
+    def source(self, i: int) -> str:
+        return str(i)
 
 
 @pytest.mark.parametrize(
     ("images", "samples", "rows", "shown"), [(1, 1, 1, 1), (3, 2, 3, 2), (17, 2, 16, 2), (2, 9, 2, 8)]
 )
 def test_a_row_shows_an_image_what_is_given_of_it_and_its_first_completions(
-    images: int, samples: int, rows: int, shown: int
+    job: Job, images: int, samples: int, rows: int, shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A completion's colour is its image's number, then its own; batches end anywhere."""
-    numbers = torch.tensor([[10 * image, completion, 0] for image in range(images) for completion in range(samples)])
-    completed = numbers.to(torch.uint8)[..., None, None].expand(-1, -1, SIDE, SIDE)
-    picture = CompletionsPicture(images, samples)
-    for batch in completed.split(5):
-        picture.add(batch)
-    assert (picture.rows, picture.completions) == (rows, shown)
-    originals = torch.arange(rows, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, SIDE, SIDE)
+    """A completion's colour is its image's number, then its own."""
+    ids = np.array([[10 * image, completion, 0] for image in range(images) for completion in range(samples)])
+    originals = torch.arange(images, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, SIDE, SIDE)
+
+    def decoded(_: object, __: object, codes: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(codes.astype(np.uint8))[..., None, None].expand(-1, -1, SIDE, SIDE)
+
+    monkeypatch.setattr("utils.sampling.inpainting.decoded", decoded)
     hidden = torch.tensor([[False, True], [False, False]])
-    drawn = picture.draw(originals, hidden)
+    drawn = completions_picture(job, None, Given(originals.numpy()), ids, hidden)
     step, half = SIDE + 2, SIDE // 2
     assert drawn.shape == (3, rows * step + 2, (shown + 2) * step + 2)
     for row in range(rows):

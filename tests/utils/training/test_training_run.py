@@ -9,6 +9,7 @@ import os
 import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from utils.machine.stopwatch import Stopwatch
 from utils.pretrained.building import build_prior, build_vqgan
 from utils.reporting.panes import read_panes
 from utils.runs.checkpoints import load_state_dict, save_step
+from utils.runs.job import Job
 from utils.runs.run_folder import VQGAN, RunFolder
 from utils.training import training_run
 from utils.training.prior_trainer import PriorTrainer
@@ -72,7 +74,7 @@ def test_a_run_that_ends_holds_no_graph(stage: type[Any], tmp_path: Path, monkey
         trainer._update = graph
     held = weakref.ref(graph)
     del graph
-    with TrainingRun(settings, "vqgan" if stage is VQGANStage else "absorbing", trainer):
+    with run_of(settings, "vqgan" if stage is VQGANStage else "absorbing", trainer):
         assert held() is not None
     assert held() is None
 
@@ -96,11 +98,17 @@ class Idle:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def idle_run(**changes: Any) -> TrainingRun:
+@contextmanager
+def run_of(settings: VQGANStage | PriorStage, kind: str, trainer: Any) -> Iterator[TrainingRun]:
+    with Job(settings.run, CPU) as job, TrainingRun(settings, kind, trainer, job) as run:
+        yield run
+
+
+def idle_run(**changes: Any) -> AbstractContextManager[TrainingRun]:
     cadences = {name: 0 for name in settings_of(VQGANStage) if name.startswith("steps_per_")}
     given = {"ema": False, **cadences, "steps_per_log": 2, "steps_per_update_ema": 1, **SMALL, **changes}
     settings = resolve(VQGANStage, {name: value for name, value in given.items() if name in settings_of(VQGANStage)})
-    return TrainingRun(settings, VQGAN, Idle())
+    return run_of(settings, VQGAN, Idle())
 
 
 def go(run: TrainingRun, signals: dict[int, signal.Signals] | None = None) -> None:
@@ -145,19 +153,14 @@ def test_an_error_between_two_steps_comes_after_a_save(failing: str, saved: list
         yield from itertools.repeat(torch.zeros(1), 3 if failing == "batch" else 9)
         raise ValueError("it")
 
-    def train(run: TrainingRun) -> None:
-        with run:
-            for step, _ in run.steps(batches()):
-                if failing == "step" and step == 3:
-                    raise ValueError("it")
-                run.log(step + 1, {"loss": torch.ones(()), "l1": torch.ones(()), "skipped": torch.zeros(())})
-                if failing == "validation" and step == 3:
-                    raise ValueError("it")
-                run.save_if_due(step + 1)
-
-    run = idle_run(train_steps=9)
-    with pytest.raises(ValueError, match="it"):
-        train(run)
+    with pytest.raises(ValueError, match="it"), idle_run(train_steps=9) as run:
+        for step, _ in run.steps(batches()):
+            if failing == "step" and step == 3:
+                raise ValueError("it")
+            run.log(step + 1, {"loss": torch.ones(()), "l1": torch.ones(()), "skipped": torch.zeros(())})
+            if failing == "validation" and step == 3:
+                raise ValueError("it")
+            run.save_if_due(step + 1)
     assert run.folder.state_steps(VQGAN) == saved
 
 
@@ -226,7 +229,7 @@ def test_a_run_that_was_interrupted_before_its_first_save_starts_again_from_the_
     with idle_run(train_steps=6, load_dir="source", load_step=3) as run:
         run.baselines({"entropy": 1.0})
     idle = Idle()
-    with TrainingRun(resolve(VQGANStage, {"log_dir": "run", "resume": True}), VQGAN, idle) as run:
+    with run_of(resolve(VQGANStage, {"log_dir": "run", "resume": True}), VQGAN, idle) as run:
         assert run.start == 3
         assert torch.equal(idle.network.weight, weights)
         run.baselines({"entropy": 1.0})

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hparams.errors import NotFiniteError
 from hparams.fields import settings_of
 from hparams.resolve import resolve
-from hparams.settings.stages import PriorStage
+from hparams.settings.stages import PriorStage, SamplingSettings
+from jobs import a_job
 from models.prior.absorbing import AbsorbingDiffusion
+from models.vqgan.autoencoder import VQAutoEncoder
 from trainers import PRIOR
-from utils.pretrained.building import build_autoencoder, build_prior
-from utils.sampling.sampling import decode_images, draw_images, id_batches, image_batches, sampling_conditions
+from utils.pretrained.building import Prior, build_autoencoder, build_prior
+from utils.pretrained.trained_models import TrainedModels
+from utils.runs.job import Job
+from utils.sampling.drawing import decode_images, draw_images, drawn_ids, sampled_codes, sampling_conditions
 from utils.sampling.unmasking import unmasking_strip
 
-SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "batch_size": 4, "n_samples": 10}
+SMALL = PRIOR | {"res_blocks": 1, "emb_dim": 4, "n_samples": 10}
 
 
-def draw(amp_dtype: torch.dtype | None = None, **changes: Any) -> torch.Tensor:
+def models(**changes: Any) -> tuple[Prior, VQAutoEncoder, SamplingSettings]:
     settings = resolve(PriorStage, SMALL | changes)
     torch.manual_seed(0)
     prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
     torch.nn.init.normal_(autoencoder.quantize.codebook)
-    return draw_images(prior, autoencoder, settings.sampling, settings.run, amp_dtype)
+    return prior, autoencoder, settings.sampling
 
 
-def ids(indices: Sequence[int] | None = None, **changes: Any) -> torch.Tensor | None:
-    settings = resolve(PriorStage, SMALL | changes)
-    torch.manual_seed(0)
-    prior = build_prior(settings.prior, 16)
-    batches = list(id_batches(prior, settings.sampling, settings.run, None, indices))
+def draw(amp_dtype: torch.dtype | None = None, seed: int = 0, **changes: Any) -> torch.Tensor:
+    with a_job(seed=seed) as job:
+        job.amp_dtype = amp_dtype
+        return draw_images(job, *models(**changes))
+
+
+def ids(indices: Sequence[int] | None = None, batch_size: int = 4, **changes: Any) -> torch.Tensor | None:
+    prior, _, sampling = models(**changes)
+    with a_job(batch_size=batch_size) as job:
+        batches = list(drawn_ids(job, prior, sampling, range(sampling.n_samples) if indices is None else indices))
     return torch.cat(batches) if batches else None
 
 
@@ -43,23 +54,41 @@ def ids(indices: Sequence[int] | None = None, **changes: Any) -> torch.Tensor | 
 def test_exactly_as_many_images_as_asked_for(sampler: str, n_samples: int) -> None:
     images = draw(sampler=sampler, n_samples=n_samples)
     assert images.shape == (n_samples, 3, 16, 16)
-    assert images.dtype == torch.float32
-    assert images.min() >= 0
-    assert images.max() <= 1
+    assert images.dtype == torch.uint8
 
 
-def test_batches_are_of_the_batch_size_but_for_the_last() -> None:
-    settings = resolve(PriorStage, SMALL)
-    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+def test_batches_are_of_the_batch_size_but_for_the_last(job: Job) -> None:
+    prior, _, sampling = models()
     prior.train()
-    autoencoder.eval()
     sizes = []
-    for images in image_batches(prior, autoencoder, settings.sampling, settings.run, None):
-        sizes.append(len(images))
+    for batch in drawn_ids(job, prior, sampling, range(10)):
+        sizes.append(len(batch))
         assert prior.training  # modes are back whenever the caller has control
-        assert not autoencoder.training
         assert torch.is_grad_enabled()
     assert sizes == [4, 4, 2]
+
+
+def test_more_samples_than_before_begin_with_those_that_are_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50,000 after 10,000 draw 40,000; other settings draw their own."""
+    prior, autoencoder, sampling = models()
+    file = Path("model.th")
+    file.touch()
+    trained = TrainedModels(prior, autoencoder, file, file, ("prior",), ("autoencoder",))
+    drawn: list[int] = []
+
+    def counted(*given: Any) -> Iterator[torch.Tensor]:
+        drawn.extend(given[3])
+        return drawn_ids(*given)
+
+    monkeypatch.setattr("utils.sampling.drawing.drawn_ids", counted)
+    few = sampled_codes(job, trained, replace(sampling, n_samples=6))
+    many = sampled_codes(job, trained, sampling)
+    assert drawn == list(range(10))
+    assert np.array_equal(many.ids[:6], few.ids[:])
+    assert np.array_equal(many.ids[:], ids())
+    assert few.key == many.key != sampled_codes(job, trained, replace(sampling, temp=0.5)).key
+    assert np.array_equal(sampled_codes(job, trained, replace(sampling, n_samples=3)).ids[:], many.ids[:3])
+    assert len(drawn) == 20
 
 
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
@@ -96,27 +125,20 @@ def test_a_result_names_each_setting_of_sampling_that_is_another() -> None:
             assert sampling_conditions(replace(usual, **{name: other}), "absorbing")[name] == other
 
 
-def test_mixed_precision_gives_float32_images() -> None:
-    images = draw(torch.bfloat16)
-    assert images.dtype == torch.float32
-    assert images.isfinite().all()
-
-
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
-def test_predictions_that_are_not_finite_end_the_drawing_in_a_line(sampler: str) -> None:
+def test_predictions_that_are_not_finite_end_the_drawing_in_a_line(job: Job, sampler: str) -> None:
     """The weights are, as those are that overflow in float16."""
-    settings = resolve(PriorStage, SMALL | {"sampler": sampler})
-    torch.manual_seed(0)
-    prior, autoencoder = build_prior(settings.prior, 16), build_autoencoder(settings.autoencoder)
+    prior, autoencoder, sampling = models(sampler=sampler)
     for parameter in prior.parameters():
         parameter.data.fill_(3e38)
-    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in bfloat16: use --no_amp"):
-        next(id_batches(prior, settings.sampling, settings.run, torch.bfloat16))
     with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in float32: take the weights of"):
-        draw_images(prior, autoencoder, settings.sampling, settings.run, None)
+        draw_images(job, prior, autoencoder, sampling)
     if isinstance(prior, AbsorbingDiffusion):
         with pytest.raises(NotFiniteError, match="predictions"):
-            unmasking_strip(prior, autoencoder, settings.sampling, settings.run, None)
+            unmasking_strip(job, prior, autoencoder, sampling)
+    job.amp_dtype = torch.bfloat16
+    with pytest.raises(NotFiniteError, match="the prior's predictions are not finite in bfloat16: use --no_amp"):
+        next(drawn_ids(job, prior, sampling, range(4)))
 
 
 def test_images_that_are_not_finite_end_the_decoding_in_a_line() -> None:
