@@ -112,7 +112,7 @@ a process leaves out its last thing | test_prdc.py
     range(self.rank, n, self.count)  =>  range(self.rank, n - (self.count > 1), self.count)
 means over processes are sums | test_spread.py
     self.sum(tensor / self.count)  =>  self.sum(tensor)
-! every process reads the first one's images | test_batches.py test_spread.py
+every process reads the first one's images | test_torchrun.py
     np.split(whole, self.part.count)[self.part.index]  =>  np.split(whole, self.part.count)[0]
 metrics are logged one step early | test_training_run.py
     self._log.record(done, "train"  =>  self._log.record(done - 1, "train"
@@ -166,7 +166,7 @@ def copy_tree(folder: Path) -> Path:
 def run(copy: Path, *words: str | Path) -> tuple[int, str]:
     """Status and output of a Python command; PYTHONPATH puts the copy before the editable install, in any folder."""
     env = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = ["timeout", "--kill-after=9", "600", sys.executable, *words]
+    command = ["timeout", "--kill-after=9", "1800", sys.executable, *words]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
     return done.returncode, (done.stdout + done.stderr).strip()
 
