@@ -44,7 +44,7 @@ soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their m
 soaktorchrun: setup  ## the same for processes under torchrun, 20 times a stage
 	$(VENV)/bin/python tests/soak_torchrun.py
 
-mutants: setup  ## plant small mistakes one at a time, and see whether the tests notice: 20 minutes
+mutants: setup  ## plant small mistakes one at a time, and see whether the tests notice
 	$(VENV)/bin/python tests/mutants.py
 
 demo: setup  ## train both stages on small painted churches and draw new ones

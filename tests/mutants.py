@@ -1,4 +1,4 @@
-"""Plants small mistakes in the code, one at a time, and tells whether the tests notice: `make mutants`, in 20 minutes.
+"""Plants small mistakes in the code, one at a time, and tells whether the tests notice: `make mutants`.
 
 `.venv/bin/python tests/mutants.py warm-up hinge` tries those whose names hold one of the words. Each mistake goes into
 a copy of the tree, which the tests then import. The exit status is 1 if the tests pass in spite of a mistake that is
