@@ -9,7 +9,7 @@ UV := $(VENV)/bin/uv
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak soaktorchrun lint lock demo bench bench-full bench-gpu clean
+.PHONY: help setup test soak soaktorchrun mutants lint lock demo bench bench-full bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their m
 
 soaktorchrun: setup  ## the same for processes under torchrun, 20 times a stage
 	$(VENV)/bin/python tests/soak_torchrun.py
+
+mutants: setup  ## plant small mistakes one at a time, and see whether the tests notice
+	$(VENV)/bin/python tests/mutants.py
 
 demo: setup  ## train both stages on small painted churches and draw new ones
 	$(VENV)/bin/python demo.py
