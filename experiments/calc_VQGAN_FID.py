@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import check_image_count
-from hparams.cli import parse, run_script
+from hparams.cli import parse
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.experiments import ReconstructionExperiment
 from utils.runs.preflight import check_autoencoder, check_file, check_output, check_split
 from utils.runs.run_folder import RunFolder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
+from hparams.cli import parse
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.experiments import SamplesExperiment
 from utils.runs.preflight import check_experiment
 from utils.runs.run_folder import RunFolder

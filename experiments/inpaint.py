@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.cli import parse, run_script
+from hparams.cli import parse
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.masks import painted_pixels
 from utils.runs.preflight import check_experiment, check_file, check_split

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 import utils.machine.distributed
-from hparams.cli import run_script
 from hparams.errors import RunError, UserError
+from hparams.script import run_script
 from utils.machine.distributed import Ranks, joined
 from utils.runs.growing_array import growing_array, made_array
 from utils.runs.shared_batches import in_order, own_indices
