@@ -1,6 +1,7 @@
 """Processes that fail in several ways, for `test_distributed.py`: python failing.py OUT_FOLDER
 
-Imports torch once and forks. Each way leaves, per rank, `<way>.<rank>`: what it printed, its status and its seconds.
+Each way has an agent of torchrun. It leaves `<way>.json`: of each rank that failed, its exit status and what torchrun's
+report quotes of it; and `<way>/*/attempt_0/<rank>/stderr.log`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-import utils.machine.distributed
 from hparams.errors import RunError, UserError
 from hparams.script import run_script
+from together import launch
 from utils.machine.distributed import Ranks, joined
 from utils.runs.growing_array import growing_array, made_array
 from utils.runs.shared_batches import in_order, own_indices
@@ -35,8 +37,7 @@ def dies(ranks: Ranks) -> None:
 
 def hangs(ranks: Ranks) -> None:
     if ranks.rank == 2:
-        time.sleep(14)
-        os._exit(71)  # what torchrun would do to it
+        time.sleep(60)
 
 
 def meets_bad_data(ranks: Ranks) -> None:
@@ -99,73 +100,28 @@ def waits(ranks: Ranks) -> None:
 WAYS = (dies, hangs, meets_bad_data, breaks, two_fail, all_fail_alike, shares, waits)
 
 
-class AskedToEnd(utils.machine.distributed._Board):
-    """torchrun asks the others to end as soon as it misses one: here, at the worst moment."""
-
-    def claim(self) -> bool:
-        claimed = super().claim()
-        os.kill(os.getpid(), signal.SIGTERM)
-        return claimed
-
-
-def work(way: int, rank: int, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+def work(way: Callable[[Ranks], None]) -> None:
     sys.argv = ["train_vqgan.py"]
-    utils.machine.distributed._Board = AskedToEnd  # type: ignore[misc]
 
     def main() -> None:
         with joined(torch.device("cpu"), backend="auto", timeout_s=5) as ranks:
             ranks.wait()
-            WAYS[way](ranks)
+            way(ranks)
             ranks.mean(torch.zeros(3))
 
     run_script(main)
 
 
-def start(way: int, port: int, out: Path) -> dict[int, Path]:
-    """Fork the processes of a way; process id → its file."""
-    children = {}
-    for rank in range(COUNT):
-        file = out / f"{WAYS[way].__name__}.{rank}"
-        if (child := os.fork()) == 0:
-            with file.with_suffix(f".{rank}.err").open("w") as err:
-                os.dup2(err.fileno(), 2)
-                try:
-                    work(way, rank, port)
-                except SystemExit as end:
-                    sys.stderr.flush()
-                    os._exit(int(end.code or 0))
-                except BaseException as error:
-                    print(repr(error), file=sys.stderr, flush=True)
-                    os._exit(70)
-        children[child] = file
-    return children
-
-
-def host_stores() -> tuple[int, list[int]]:
-    """A process that holds a store for each way, as torchrun does, and their ports."""
-    reader, writer = os.pipe()
-    if (host := os.fork()) == 0:
-        stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in WAYS]
-        os.write(writer, json.dumps([store.port for store in stores]).encode())
-        time.sleep(600)
-        os._exit(0)
-    return host, json.loads(os.read(reader, 4096))
-
-
 def main() -> None:
-    out, began = Path(sys.argv[1]), time.monotonic()
-    host, ports = host_stores()
-    children = {pid: file for way, port in enumerate(ports) for pid, file in start(way, port, out).items()}
-    for _ in range(len(children)):
-        pid, status = os.wait()
-        file = children[pid]
-        said = file.with_suffix(f"{file.suffix}.err").read_text()
-        seconds = time.monotonic() - began
-        outcome = {"status": os.waitstatus_to_exitcode(status), "said": said, "seconds": seconds}
-        file.write_text(json.dumps(outcome))
-    os.kill(host, signal.SIGKILL)
+    out, agents = Path(sys.argv[1]), []
+    for way in WAYS:
+        if (agent := os.fork()) == 0:
+            failures = launch(partial(work, way), processes=COUNT, logs=out / way.__name__)
+            told = {rank: (failure.exitcode, failure.message) for rank, failure in failures.items()}
+            (out / f"{way.__name__}.json").write_text(json.dumps(told))
+            os._exit(0)
+        agents.append(agent)
+    sys.exit(any(os.waitpid(agent, 0)[1] for agent in agents))
 
 
 if __name__ == "__main__":
