@@ -22,7 +22,7 @@ import torch
 
 from hparams.errors import RunError, UserError
 from hparams.script import run_script
-from together import launch
+from machine import launch
 from utils.machine.distributed import Ranks, joined
 from utils.runs.growing_array import growing_array, made_array
 from utils.runs.shared_batches import in_order, own_indices

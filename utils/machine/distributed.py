@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: how they join, what they reduce, gather and agree on, how they end if one fails."""
+"""The processes that torchrun starts: how they join, reduce, gather and agree, and how they end if one fails."""
 
 from __future__ import annotations
 

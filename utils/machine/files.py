@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and checking that what lies on disk is what was written."""
+"""Files: written whole or not at all, locked, and named by a hash of what they are made from."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import numpy as np
 from hparams.errors import UserError
 from utils.machine.progress import say
 
-# Of NFS without lockd, of Lustre without -o flock.
+# From NFS without lockd, and Lustre without -o flock.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
+_BETWEEN_ATTEMPTS = 0.1  # seconds, to get a lock
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
 
@@ -31,7 +31,7 @@ _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise.
 
-    It is written beside its name, flushed to disk, and renamed; missing folders are made.
+    It is written beside `path`, flushed (fsync), and renamed; missing folders are made.
 
     Raises:
         OSError: the disk does not take it; the error names the file.
@@ -47,12 +47,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        with suppress(OSError):  # of two errors the first counts
+        with suppress(OSError):  # or it would hide the first error
             temporary.unlink(missing_ok=True)
 
 
 def remove_remains(folder: Path) -> None:
-    """Delete what `whole_file` left in a folder when its process was killed. Nothing else may be writing there."""
+    """Delete what killed processes left of `whole_file` in a folder, to which nobody may be writing."""
     for file in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+", file.name):
             with suppress(OSError):
@@ -61,7 +61,7 @@ def remove_remains(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors of the block say which file they are about; those of reading and writing do not by themselves."""
+    """Add the file's name to errors of the block: those of read() and write() lack it."""
     try:
         yield
     except OSError as error:
@@ -74,7 +74,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably.
 
     Raises:
-        OSError: it cannot be made. Of a link whose target is not there the error says so: its disk may be away.
+        OSError: it cannot be made. If it is a link to what is not there, the error says so: a disk may be away.
     """
     if not folder.is_dir():
         if folder.is_symlink() and not folder.exists():
@@ -85,10 +85,10 @@ def make_folder(folder: Path) -> None:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether this user may make files in a folder, which is made if it is missing. Tried: access bits do not tell all.
+    """Whether this user may make files in a folder, which is made if missing. Tries it, as access bits do not tell all.
 
     Raises:
-        OSError: of other reasons, such as a full disk.
+        OSError: for other reasons, such as a full disk.
     """
     try:
         make_folder(folder)
@@ -133,28 +133,57 @@ def _locked(descriptor: int, folder: Path) -> bool:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process, on this machine or another, is in such a block for this file; says a long wait.
+
+    The lock (lockf, which NFS passes to its server) is on `.<name>.lock` beside it, since `path` itself may be replaced
+    by renaming. It ends with its process, and does not exclude threads of one process.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    make_folder(path.parent)
+    with path.with_name(f".{path.name}.lock").open("ab") as file:
+        attempts = 0
+        while not _has_lock(file, path.parent):
+            attempts += 1
+            if attempts == _SILENT_ATTEMPTS:
+                say(f"waiting for another process, which is writing {path}")
+            time.sleep(_BETWEEN_ATTEMPTS)
+        yield
+
+
+def _has_lock(file: BinaryIO, folder: Path) -> bool:
+    """Whether this process has the lock of a file in `folder` now."""
+    try:
+        with _needing_locks(folder):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # by the system
+        return False
+    return True
+
+
+@contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes out of such a block for this folder, which is made if missing.
 
-    The lock is the process's own: no child inherits it, and it ends with the process however that ends.
+    No child process inherits the lock, and it ends with the process.
 
     Raises:
         UserError: another process is in such a block, or the file system has no locks.
     """
     make_folder(folder)
-    with (folder / ".lock").open("a+b", buffering=0) as file:
-        try:
-            with _needing_locks(folder):
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+    with (folder / ".lock").open("a+b") as file:
+        if not _has_lock(file, folder):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
             raise UserError(
                 f"{folder} is being written to by {holder}: wait for it or end it, or use another --log_dir"
-            ) from None
+            )
         with naming(folder / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            file.flush()
         yield
 
 
@@ -172,12 +201,12 @@ def _needing_locks(folder: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the names of a folder's files as far as its file system can."""
+    """Flush a file's content to disk, or the names in a folder if its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Shared folders of VirtualBox cannot flush themselves.
+        # VirtualBox's shared folders answer EINVAL.
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:
@@ -194,12 +223,12 @@ def sha256_of(path: Path) -> str:
 
 
 def content_key(*parts: object) -> str:
-    """A name for what is made from all of `parts`: arrays by type, shape and values, others by their printed form."""
+    """A hash of `parts` that names what is made from them: arrays by type, shape and values, others by their text."""
     return hashlib.sha256("\0".join(map(_in_key, parts)).encode()).hexdigest()[:24]
 
 
 def _in_key(part: object) -> str:
-    if not hasattr(part, "__array__"):  # which torch's tensors have, too
+    if not hasattr(part, "__array__"):  # of numpy's arrays and torch's tensors
         return str(part)
     array = np.asarray(part)
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
