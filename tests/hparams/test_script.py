@@ -134,16 +134,6 @@ def test_help_needs_no_run_and_no_yaml(tmp_path: Path) -> None:
     assert done.stdout.startswith("usage: train.py ")
 
 
-def test_a_folder_without_access_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "logs/a")
-
-    with pytest.raises(SystemExit) as ended:
-        run_script(main)
-    line = "logs/a: Permission denied: give this user access to it, or name another folder"
-    assert (ended.value.code, capsys.readouterr().err.partition("error: ")[2]) == (2, f"{line}\n")
-
-
 @pytest.fixture
 def ended(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """ended(main, words): exit status and stderr of a script in an empty folder."""
@@ -192,13 +182,21 @@ def test_errors_about_paths_are_the_users_where_the_user_named_them(
         assert "Traceback" in said
 
 
-def test_a_limit_of_open_files_is_no_matter_of_the_path(ended: Callable[..., Ended]) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [
+        (errno.EACCES, 2, "logs/a: Permission denied: give this user access to it, or name another folder\n"),
+        (errno.EMFILE, 1, "no more files may be opened here: lower --num_workers, or raise the limit (ulimit -n)\n"),
+        (errno.ENOSPC, 1, "logs/a: No space left on device; what was saved before is whole\n"),
+    ],
+)
+def test_an_error_of_the_system_is_told_by_its_kind(
+    ended: Callable[..., Ended], number: int, status: int, told: str
+) -> None:
     def main() -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "logs/run/a")
+        raise OSError(number, os.strerror(number), "logs/a")
 
-    code, said = ended(main)
-    assert code == 1
-    assert "ulimit -n" in said
+    assert ended(main) == (status, f"script.py: error: {told}")
 
 
 def test_the_traceback_of_a_line_is_shown_when_asked_for(ended: Callable[..., Ended]) -> None:
@@ -241,14 +239,11 @@ def test_what_torchrun_would_not_set_is_refused(
     assert "unset RANK" in said
 
 
-def test_run_script_joins_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_script_joins_lines(ended: Callable[..., Ended]) -> None:
     def main() -> None:
         raise UserError("first\n  second")
 
-    with pytest.raises(SystemExit) as stop:
-        run_script(main)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.endswith("error: first second\n")
+    assert ended(main) == (2, "script.py: error: first second\n")
 
 
 class Images:
@@ -278,7 +273,7 @@ def test_the_death_of_a_worker_is_named(number: int) -> None:
     assert line is not None
     assert re.search(r"process \d+ ?.*, which read images, (died|is killed by signal|exited unexpectedly)", line), line
     assert "lower --num_workers or --batch_size" in line
-    assert "the same command goes on" in line
+    assert "goes on from" in line
 
 
 def test_a_worker_killed_by_a_signal_is_named_with_it() -> None:

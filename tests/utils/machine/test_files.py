@@ -1,4 +1,4 @@
-"""What several processes write one after the other; how files are written is tried where disks fail."""
+"""What several processes write one after the other, and how files are named; see also `test_disk_faults.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,32 @@ def test_a_wait_is_said_once_it_is_long(
     assert capsys.readouterr().out.count(f"waiting for another process, which is at work in {tmp_path}") == said
 
 
+def test_one_process_at_a_time_has_a_file_locked_and_a_killed_one_lets_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "results.json"
+    code = f"""if True:
+        import pathlib, sys
+        from utils.machine.files import locked
+        with locked(pathlib.Path({str(path)!r})):
+            print(flush=True)
+            sys.stdin.read()"""
+
+    def holder() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"\n"  # it is in the block
+        return process
+
+    with holder() as first:
+        threading.Timer(3.0, first.kill).start()
+        with files.locked(path):
+            assert first.poll() is not None
+    assert capsys.readouterr().out == f"waiting for another process, which is writing {path}\n"
+    with holder() as second:
+        second.kill()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
@@ -36,9 +65,9 @@ def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monke
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    for block in (files.exclusive, files.sole_writer):
+    for block, path in ((files.exclusive, tmp_path), (files.sole_writer, tmp_path), (files.locked, tmp_path / "file")):
         with pytest.raises(UserError, match=f"{tmp_path}: its file system has no locks .* make logs/ a link"):
-            block(tmp_path).__enter__()
+            block(path).__enter__()
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
