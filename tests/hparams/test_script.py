@@ -273,7 +273,7 @@ def test_the_death_of_a_worker_is_named(number: int) -> None:
     assert line is not None
     assert re.search(r"process \d+ ?.*, which read images, (died|is killed by signal|exited unexpectedly)", line), line
     assert "lower --num_workers or --batch_size" in line
-    assert "goes on from" in line
+    assert re.search("go(es)? on", line)
 
 
 def test_a_worker_killed_by_a_signal_is_named_with_it() -> None:
