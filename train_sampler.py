@@ -6,10 +6,11 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
-from hparams.cli import note, parse, run_script
+from hparams.cli import note, parse
 from hparams.errors import NotFiniteError
 from hparams.lengths import notes_on_length
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.stages import PriorStage
 from utils.runs.preflight import check_autoencoder, check_data
 from utils.training.training_start import first_step

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hparams.cli import note, parse, run_script
+from hparams.cli import note, parse
 from hparams.lengths import notes_on_length
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.stages import VQGANStage
 from utils.runs.preflight import check_data
 from utils.runs.run_folder import VQGAN

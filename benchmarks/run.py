@@ -20,7 +20,7 @@ from benchmarks import data, metrics, prior, profiles, vqgan
 from benchmarks.measure import environment
 from benchmarks.report import write_report
 from benchmarks.scale import SCALES
-from hparams.memory import keep_freed_memory
+from hparams.script import keep_freed_memory
 from utils.machine.devices import pick_device
 
 ROWS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments._experiment import experiment, show
-from hparams.cli import run_script
+from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
 from utils.runs.preflight import check_data, check_experiment
 

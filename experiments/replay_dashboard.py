@@ -6,8 +6,9 @@ import sys
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import require_possible_folder
-from hparams.cli import parse_plain, run_script
+from hparams.cli import parse_plain
 from hparams.errors import UserError
+from hparams.script import run_script
 from hparams.settings.replay import Replay
 from utils.reporting.dashboard import environment, replay
 from utils.reporting.summary import draw_summary

@@ -20,7 +20,7 @@ from hparams.experiment_checks import (
     check_neighbours,
 )
 from hparams.fields import as_text
-from hparams.open_files import require_open_files
+from hparams.script import require_open_files
 from hparams.settings.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.stages import AutoencoderSource, RunSettings, SamplingSettings, Stage

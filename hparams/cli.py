@@ -1,52 +1,23 @@
-"""The command line of a stage, made from its settings.
-
-``parse`` reads the flags and resolves them; ``run_script`` runs a script's main and turns the user's mistakes into one
-line and exit status 2.
-"""
+"""The command line of a stage, made from its settings: `parse` reads the flags and resolves them."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-import re
-import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hparams import launch
-from hparams.errors import RunError, UserError
+from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of
 from hparams.idle import idle_flags
-from hparams.memory import keep_freed_memory
-from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
 from hparams.settings.stages import Plain, Stage
-from hparams.user import name_nameless_user
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
-
-# PyTorch's own words, so that torch need not be imported.
-_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")
-# Words of Python and of the system, which a worker's error passes on.
-_NO_THREAD, _NO_FILE = "can't start new thread", os.strerror(errno.EMFILE)
-_LET_OTHERS_SPEAK_S = 3.0
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
-# Errors about paths that the user can mend, and how.
-_PATH_FIXES = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user access to it, or name another folder"),
-    **dict.fromkeys(
-        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-        "use another --log_dir, or move what is in the way",
-    ),
-    errno.ENOENT: "it was moved or deleted while this ran, or was never there",
-}
 
 
 def parse(
@@ -110,116 +81,6 @@ def _typed(
     _refuse_slips(words, settings)
     typed = vars(parser.parse_args(words))
     return {name: tuple(value) if settings[name].many else value for name, value in typed.items()}
-
-
-def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main and exit, with one line on stderr if it failed.
-
-    Status 0; 2 for a UserError or a path that the user named and that cannot be used; 1 for a RunError, a disk that
-    takes or gives no data, too little memory, or a bug, whose traceback is shown; 130 when interrupted. With
-    `--traceback` the traceback of the others is shown above their line.
-
-    Of several processes, the line names the one that failed. Mistakes and bugs mostly fail all processes of a machine
-    alike: torchrun ends the others while they wait for the first to say so. What the machine does to one process, that
-    process says at once.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks to save: where nothing listens, nothing is there to save
-    keep_freed_memory()
-    name_nameless_user()
-    with lasting_output():
-        sys.exit(_status_of(main))
-
-
-def _status_of(main: Callable[[], None]) -> int:
-    prefix, together = f"{Path(sys.argv[0]).name}: error: ", False
-    try:
-        launch.check()
-        if together := launch.processes() > 1:
-            prefix += f"{launch.described()}: "
-        main()
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        line = _as_line(error)
-        status = 2 if isinstance(error, UserError) or getattr(error, "errno", None) in _PATH_FIXES else 1
-        if together and launch.local_rank() and (line is None or status == 2):
-            time.sleep(_LET_OTHERS_SPEAK_S)
-        if together and line is None:
-            print(f"{prefix}{type(error).__name__}", file=sys.stderr)
-        if line is None:
-            raise
-        if _wants_traceback(sys.argv[1:]):
-            _print_traceback(error)
-        print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
-        return status
-    return 0
-
-
-def _wants_traceback(words: Sequence[str]) -> bool:
-    """Whether `--traceback` was typed; not by parsing, which may be what failed."""
-    return [word for word in words if word in ("--traceback", "--no_traceback")][-1:] == ["--traceback"]
-
-
-def _print_traceback(error: Exception) -> None:
-    """With the errors that it stands for, which `raise … from None` hides."""
-    link: BaseException | None = error
-    seen: set[int] = set()
-    while link and id(link) not in seen:
-        seen.add(id(link))
-        link.__suppress_context__ = False
-        link = link.__cause__ or link.__context__
-    traceback.print_exception(error)
-
-
-def _as_line(error: Exception) -> str | None:
-    """What to say in place of a traceback; None for what only a programmer can mend."""
-    if isinstance(error, (UserError, RunError)):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
-    line = _about_machine(error)
-    if line is None and isinstance(error, OSError) and (path := _path_of_the_user(error, sys.argv[1:])):
-        fix = _PATH_FIXES.get(error.errno or 0)
-        return f"{path}: {error.strerror}{f': {fix}' if fix else '; what was saved before is whole'}"
-    return line
-
-
-def _path_of_the_user(error: OSError, words: Sequence[str]) -> str | None:
-    """The path that an error is about, if the user named it: run folders, and what was typed, with all below it."""
-    named = [str(LOGS), *(word.partition("=")[2] if word.startswith("-") else word for word in words)]
-    for path in (error.filename2, error.filename):  # of a rename, first the name that was to be
-        if isinstance(path, str | bytes | os.PathLike):
-            text = os.fsdecode(path)
-            if any(_lies_in(text, place) for place in named if place):
-                return text
-    return None
-
-
-def _lies_in(path: str, place: str) -> bool:
-    """Whether a path is a place or below it, by its name or once links are followed."""
-    ways: tuple[Callable[[str], str], ...] = (os.path.abspath, os.path.realpath)
-    return any(Path(way(path)).is_relative_to(way(place)) for way in ways)
-
-
-def _about_machine(error: Exception) -> str | None:
-    """What the machine lacks; None for anything else."""
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # as when a worker cannot start
-        return "out of memory: lower --num_workers or --batch_size"
-    text = " ".join(str(error).split())
-    if (isinstance(error, OSError) and error.errno == errno.EAGAIN) or _NO_THREAD in text:
-        return "no more processes or threads may be started here: lower --num_workers, or raise the limit (ulimit -u)"
-    if _NO_FILE in text:
-        return "no more files may be opened here: lower --num_workers, or raise the limit (ulimit -n)"
-    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
-        return "out of memory: lower --batch_size, or use --amp"
-    if isinstance(error, RuntimeError) and (
-        death := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
-    ):
-        return (
-            f"process {death[1]}, which read images, {death[2].partition('. ')[0].rstrip('.')}; too little memory "
-            "may be why: lower --num_workers or --batch_size; training goes on from its newest saved step with --resume"
-        )
-    return None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,13 +24,13 @@ from hparams.errors import UserError
 from hparams.experiment_checks import bound_terms
 from hparams.fields import Setting, from_yaml, groups_of, settings_of
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
+from hparams.script import LOGS
 from hparams.settings.models import AutoencoderSettings, PriorSettings
 from hparams.settings.stages import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
 
-LOGS = Path("logs")
 _STARTING_POINT = frozenset({"load_dir", "load_step", "load_optim"})
 _FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
 _IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")

@@ -12,7 +12,6 @@ import runpy
 import select
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 REPO = Path(__file__).parents[1]
 # Everything heavy that a script imports late.
@@ -52,6 +53,7 @@ class Warm:
         )
         self._codes: dict[int, int] = {}
         self._folders: dict[int, Path] = {}
+        self._stores: list[TCPStore] = []
         self._telling = threading.Lock()
         self._tell({})  # answered when the modules are there
 
@@ -71,11 +73,10 @@ class Warm:
 
     def start_together(self, command: str, count: int, **env: str) -> list[int]:
         """Start a script `count` times, as torchrun does on one machine; the pids, by rank, which {rank} stands for."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._stores.append(store)  # which torchrun's agent would keep open
         env = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)} | env
-        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         return [
             self.start(command.replace("{rank}", str(rank)), RANK=str(rank), LOCAL_RANK=str(rank), **env)
             for rank in range(count)
@@ -131,7 +132,6 @@ def serve() -> None:
 
     Scripts that run then, as after a test that failed on its way, are killed.
     """
-    sys.path.insert(0, str(REPO))
     for module in MODULES:
         __import__(module)
     if "often" in sys.argv[1:]:
@@ -240,6 +240,7 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(REPO))  # before this folder, which has a `utils` of its own
     if sys.argv[1:2] == ["in_turn"]:
         in_turn(sys.argv[2:])
     else:

@@ -1,49 +1,71 @@
-"""One of two machines under torchrun, without the seconds of start: machine.py PORT SCRIPT …, for `Warm.start`.
-
-The agent and its rendezvous are torchrun's own. The agent forks its one process, which then has torch loaded.
-"""
+"""One of two machines under torchrun, without the seconds of start: machine.py PORT SCRIPT …, for `Warm.start`."""
 
 from __future__ import annotations
 
 import runpy
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 REPO = Path(__file__).parents[2]
 
 
-def work(script: str, *words: str) -> None:
-    """Be the script."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # the agent's handlers are not for its processes
-    sys.argv = [str(REPO / script), *words]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code:  # else the agent waits for what this returns
-            raise
+def launch(
+    work: Callable[[], None], *, processes: int = 1, port: int = 0, logs: Path | None = None, **options: Any
+) -> dict[int, ProcessFailure]:
+    """Do `work()` in processes of torchrun's own agent; those that failed, by rank.
 
-
-def main() -> None:
-    port, *command = sys.argv[1:]
+    port: of the rendezvous. logs: folder for what they say on stderr. options: of the `LaunchConfig`.
+    """
+    specs = DefaultLogsSpecs(str(logs), redirects=Std.ERR) if logs else DefaultLogsSpecs()
+    one_machine = {"min_nodes": 1, "max_nodes": 1, "max_restarts": 0}
     config = LaunchConfig(
-        min_nodes=2,
-        max_nodes=2,
-        nproc_per_node=1,
-        max_restarts=2,
+        nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint=f"127.0.0.1:{port}",
         run_id="job1",
         local_addr="127.0.0.1",
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=specs,
         start_method="fork",
+        **one_machine | options,
     )
-    elastic_launch(config, work)(*command)
-    sys.exit()
+    try:
+        elastic_launch(config, _as_a_script)(work)
+    except ChildFailedError as error:
+        return error.failures
+    return {}
+
+
+def _as_a_script(work: Callable[[], None]) -> None:
+    """End as a script would: with an exit status, and a traceback on stderr."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # the agent's handlers are not for its processes
+    try:
+        work()
+    except SystemExit as end:
+        if end.code:  # else the agent waits for what this returns
+            raise
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def main() -> None:
+    port, script, *words = sys.argv[1:]
+
+    def be_the_script() -> None:
+        sys.argv = [str(REPO / script), *words]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+    failures = launch(be_the_script, port=int(port), min_nodes=2, max_nodes=2, max_restarts=2)
+    sys.exit(f"failed: {failures}" if failures else 0)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import errno
-import os
 import re
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hparams.cli import parse, run_script
+from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
@@ -21,7 +17,6 @@ from hparams.settings.experiments import SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
 
-Ended = tuple[int, str]
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
 
@@ -198,230 +193,6 @@ def test_only_typed_flags_reach_resolution(tmp_path: Path) -> None:
     stage = read(VQGANStage, "--log_dir mine --resume", tmp_path)
     assert (stage.run.dataset, stage.autoencoder.nf, stage.run.amp) == ("toy_churches", 64, False)
     assert read(VQGANStage, "--log_dir mine --resume --amp", tmp_path).run.amp
-
-
-SCRIPT = """
-import os
-import signal
-import sys
-from hparams.cli import parse, run_script
-from hparams.saved import describe
-from hparams.settings.stages import VQGANStage
-
-def main():
-    stage = parse(VQGANStage, description="About.", example="python train.py --dataset churches")
-    if stage.run.seed == 3:
-        raise KeyboardInterrupt
-    if stage.run.seed == 4:
-        raise RuntimeError("a fault of the program")
-    if stage.run.seed == 5:
-        os.kill(os.getpid(), signal.SIGUSR1)
-    print(describe(stage))
-    heavy = {"torch", "numpy", "PIL", "visdom"} & set(sys.modules)
-    assert not heavy, heavy
-
-run_script(main)
-"""
-
-
-def shell(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    return subprocess.run(
-        [sys.executable, str(script), *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def test_script_prints_settings_without_heavy_imports(tmp_path: Path) -> None:
-    done = shell(tmp_path, "--dataset", "churches")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^  dataset +churches$", done.stdout, re.MULTILINE)
-
-
-def test_script_reports_the_users_mistakes_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "logs" / "mine").mkdir(parents=True)
-    (tmp_path / "logs" / "mine" / "hparams.yaml").write_text("nf: [1,\n")
-    for words, message in (
-        (["--dataset", "chruches"], "train.py: error: --dataset: 'chruches' is not one of "),
-        (["load_dir", "x"], "train.py: error: 'load_dir' is a flag without its dashes, did you mean --load_dir?\n"),
-        (["--log_dir", "mine", "--resume"], "train.py: error: logs/mine/hparams.yaml, line 2: is not valid YAML"),
-    ):
-        done = shell(tmp_path, *words)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith(message)
-        assert done.stderr.count("\n") == 1
-
-
-def test_script_interrupted_and_faulty(tmp_path: Path) -> None:
-    interrupted = shell(tmp_path, "--dataset", "churches", "--seed", "3")
-    assert (interrupted.returncode, interrupted.stderr) == (130, "")
-    faulty = shell(tmp_path, "--dataset", "churches", "--seed", "4")
-    assert faulty.returncode == 1
-    assert "RuntimeError: a fault of the program" in faulty.stderr
-
-
-def test_a_schedulers_sigusr1_ends_no_script(tmp_path: Path) -> None:
-    done = shell(tmp_path, "--dataset", "churches", "--seed", "5")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "seed" in done.stdout
-
-
-@pytest.mark.parametrize(("stdout", "stderr"), [("full", "lost"), ("full", "full"), ("closed", "closed")])
-def test_a_script_outlives_its_terminal(stdout: str, stderr: str, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from hparams.cli import run_script\n"
-        "def main():\n"
-        "    for line in range(9999): print(line)\n"
-        "    print('a warning', file=sys.stderr, flush=True)\n"
-        "    Path('done').touch()\n"
-        "run_script(main)"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as closed:
-        streams = {"full": full, "closed": closed, "lost": subprocess.DEVNULL}
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=streams[stdout], stderr=streams[stderr], timeout=60
-        )
-    assert done.returncode == 0
-    assert (tmp_path / "done").exists()
-
-
-def test_a_terminal_that_lacks_characters_gets_the_others(tmp_path: Path) -> None:
-    code = (
-        "import sys; from hparams.cli import run_script\n"
-        "def main():\n"
-        "    print('FID 4.07 of caf\u00e9/\\udce9')\n"
-        "    print('note: \u00b1', file=sys.stderr)\n"
-        "run_script(main)"
-    )
-    env = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, b"FID 4.07 of caf\\xe9/\\udce9\n")
-    assert done.stderr == b"note: \\xb1\n"
-
-
-def test_help_needs_no_run_and_no_yaml(tmp_path: Path) -> None:
-    done = shell(tmp_path, "--dataset", "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: train.py ")
-
-
-def test_a_folder_without_access_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "logs/a")
-
-    with pytest.raises(SystemExit) as ended:
-        run_script(main)
-    line = "logs/a: Permission denied: give this user access to it, or name another folder"
-    assert (ended.value.code, capsys.readouterr().err.partition("error: ")[2]) == (2, f"{line}\n")
-
-
-@pytest.fixture
-def ended(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    """ended(main, words): exit status and stderr of a script in an empty folder."""
-
-    def run(main: Callable[[], None], *words: str) -> Ended:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["script.py", *words])
-        try:
-            run_script(main)
-        except SystemExit as end:
-            return int(end.code or 0), capfd.readouterr().err
-        except Exception:  # as the interpreter does
-            return 1, traceback.format_exc()
-
-    return run
-
-
-FAULTS: dict[str, Callable[[Path], object]] = {
-    "FileExistsError": lambda folder: folder.mkdir(),
-    "FileNotFoundError": lambda folder: (folder / "no/such").read_bytes(),
-    "IsADirectoryError": lambda folder: folder.read_bytes(),
-    "NotADirectoryError": lambda folder: (folder / "file/below").read_bytes(),
-    "OSError": lambda folder: folder.rename(folder / "within"),  # of two names, and of a number that no list holds
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("place", ["logs/run", "given", "{tmp}/typed"])
-def test_errors_about_paths_are_the_users_where_the_user_named_them(
-    ended: Callable[..., Ended], tmp_path: Path, kind: str, place: str
-) -> None:
-    folder = Path(place.format(tmp=tmp_path))
-    (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / folder / "file").touch()
-
-    def main() -> None:
-        FAULTS[kind](folder)
-
-    code, said = ended(main, "--log_dir", "run", "--fake_images_path", "given", f"--out={tmp_path}/typed")
-    assert (code, said.count("\n")) == (2 if kind != "OSError" else 1, 1)
-    assert said.startswith(f"script.py: error: {folder}")
-    if "logs" not in place:  # nor did the user name it
-        code, said = ended(main, "--log_dir", "run")
-        assert code == 1
-        assert f"{kind}: " in said
-        assert "Traceback" in said
-
-
-def test_a_limit_of_open_files_is_no_matter_of_the_path(ended: Callable[..., Ended]) -> None:
-    def main() -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "logs/run/a")
-
-    code, said = ended(main)
-    assert code == 1
-    assert "ulimit -n" in said
-
-
-def test_the_traceback_of_a_line_is_shown_when_asked_for(ended: Callable[..., Ended]) -> None:
-    def main() -> None:
-        try:
-            {}["the cause"]
-        except KeyError:
-            raise UserError("--nf: too few") from None
-
-    assert ended(main) == ended(main, "--traceback", "--no_traceback") == (2, "script.py: error: --nf: too few\n")
-    code, said = ended(main, "--traceback")
-    assert code == 2
-    assert said.startswith("Traceback (most recent call last)")
-    assert "KeyError: 'the cause'" in said
-    assert said.endswith("\nscript.py: error: --nf: too few\n")
-
-
-TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, value) for name in sorted(TORCHRUN.keys() - {"MASTER_ADDR"}) for value in ("", "one", "-1")),
-        ("MASTER_ADDR", ""),
-        ("WORLD_SIZE", None),
-        ("MASTER_PORT", None),
-        ("RANK", "2"),
-        ("LOCAL_WORLD_SIZE", "0"),
-    ],
-)
-def test_what_torchrun_would_not_set_is_refused(
-    ended: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
-) -> None:
-    for each, one in (TORCHRUN | {name: value}).items():
-        monkeypatch.setenv(each, one) if one is not None else monkeypatch.delenv(each, raising=False)
-    code, said = ended(lambda: None)
-    assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"script.py: error: the environment variable {name} ")
-    assert "unset RANK" in said
-
-
-def test_run_script_joins_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise UserError("first\n  second")
-
-    with pytest.raises(SystemExit) as stop:
-        run_script(main)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.endswith("error: first second\n")
 
 
 def test_hparams_imports_nothing_of_ours_and_no_torch() -> None:

@@ -174,7 +174,7 @@ def test_a_machine_whose_process_is_killed_twice_comes_back_and_the_other_too(wa
     ended = list(map(warm.wait, machines))
     assert [each.code for each in ended] == [0, 0], ended
     errors = [line for each in ended for line in each.err.splitlines() if ": error: " in line]
-    assert all("ended without a word" in line for line in errors), errors
+    assert all("lost the other processes" in line for line in errors), errors
     assert (run / "log.txt").read_text().count("continuing after step") == 2
     ours, theirs = (torch.load(each / "saved_models/vqgan_100.th", weights_only=True) for each in (run, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -216,9 +216,7 @@ def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(
     ended = list(map(tiny.wait, killed))
     assert [one.code for one in ended] == [1, -9]
     (line,) = told(ended[0])
-    assert line.startswith("calc_FID.py: error: rank 0 on ")
-    assert ": rank 1 on " in line
-    assert "same command" in line
+    assert re.match(r"calc_FID.py: error: rank 0 on \S+: lost the other processes, .*: the same command goes on", line)
     assert first < done() < n
 
     monkeypatch.chdir(tiny.folder)
@@ -262,11 +260,7 @@ def test_copies_of_the_data_that_differ_by_a_name_end_it_before_it_writes(tiny: 
         shutil.copytree(tiny.folder / "photos", tiny.folder / f"copy{rank}")
     (tiny.folder / "copy1/03.png").rename(tiny.folder / "copy1/99.png")
     command = f"{command.replace('STAGE_1', tiny.stage_1)} --log_dir new"
-    store = torch.distributed.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # as torchrun's agent has
-    agent = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    ended = list(map(tiny.wait, tiny.start_together(command, 2, **ENV, **agent)))
+    ended = list(map(tiny.wait, tiny.start_together(command, 2, **ENV)))
     assert sorted(one.code for one in ended) == [1, 2]
     (line,) = [line for one in ended for line in one.err.splitlines() if "note: " not in line]
     host = re.escape(socket.gethostname())

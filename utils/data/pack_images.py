@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hparams.cli import parse_plain, run_script
+from hparams.cli import parse_plain
 from hparams.errors import UserError
-from hparams.open_files import require_open_files
 from hparams.presets import FOLDERS
+from hparams.script import require_open_files, run_script
 from hparams.settings.pack import Pack
 from utils.data.bad_images import BadImages
 from utils.data.batches import eval_batches

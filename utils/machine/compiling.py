@@ -1,4 +1,4 @@
-"""torch.compile for the layers that repeat, in place: names in files, and copies of a model, stay as they are."""
+"""torch.compile for the layers that repeat, in place, so that names in checkpoints stay as they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.vqgan.layers import AttnBlock, ResBlock
 from utils.machine.cuda_graphs import EAGER_CALLS, EAGER_CALLS_OF_REPLICAS, Captured
 from utils.machine.distributed import Ranks
 
-SHAPES = 64  # that one layer's code may be compiled for; PyTorch's own limit of 8 is below a VQGAN's levels
+SHAPES = 64  # that one layer may be compiled for; PyTorch's limit of 8 is below the number of a VQGAN's levels
 
 
 def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
@@ -35,7 +35,7 @@ def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
 
 
 def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the convolutional blocks, each for its own shape, which takes a minute; `choice` is that of --compile.
+    """Compile the convolutional blocks, each for its own shape (about a minute); `choice` is that of --compile.
 
     Raises:
         UserError: `on`, and this machine has no compiler.
@@ -48,17 +48,17 @@ def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.devic
 
 
 def captures_graphs(choice: str, device: torch.device) -> bool:
-    """Whether kernels are to be replayed as CUDA graphs; `choice` is that of --compile."""
+    """Whether to replay kernels as CUDA graphs; `choice` is that of --compile."""
     return device.type == "cuda" and _wanted(choice, device)
 
 
 def capture_stream(
     choice: str, device: torch.device, amp_dtype: torch.dtype | None, ranks: Ranks
 ) -> torch.cuda.Stream | None:
-    """The stream of a training step that can be replayed as a CUDA graph, else None; `choice` is that of --compile.
+    """A stream for a training step that can be captured as a CUDA graph, else None; `choice` is that of --compile.
 
-    float16's loss scaler keeps state on the host, and only NCCL's messages go into a graph, which has not been tried
-    on a GPU: so several processes want `on`.
+    Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as a graph cannot hold
+    gloo's messages, and `on`, as that has not been tried on a GPU.
     """
     if not captures_graphs(choice, device) or amp_dtype is torch.float16:
         return None
@@ -70,7 +70,7 @@ def capture_stream(
 def captured_step(
     step: Callable[..., Any], generator: torch.Generator, stream: torch.cuda.Stream | None, ranks: Ranks
 ) -> Callable[..., Any]:
-    """A training step, replayed as a CUDA graph where it has a `capture_stream`."""
+    """A training step, captured and replayed as a CUDA graph if there is a `capture_stream`."""
     if stream is None:
         return step
     return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS, stream)
@@ -86,7 +86,7 @@ def _wanted(choice: str, device: torch.device) -> bool:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What PyTorch's compiler lacks for this device, in words."""
+    """What PyTorch's compiler needs for this device and does not find, in words."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         return "there is no C++ compiler"
     if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file():

@@ -1,4 +1,4 @@
-"""Functions whose kernels are replayed as CUDA graphs: hundreds of short ones run faster than a host launches them."""
+"""Functions replayed as CUDA graphs: the host launches hundreds of short kernels slower than the GPU runs them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-EAGER_CALLS = 3  # before a capture: by then lazily made state, an optimiser's moments say, exists
+EAGER_CALLS = 3  # before a capture, so that state made at first use (an optimiser's moments) exists
 EAGER_CALLS_OF_REPLICAS = 11  # DistributedDataParallel measures the first ten
-MOST_GRAPHS = 8  # of one function; they share the memory of their intermediate results, and each keeps its outputs
+MOST_GRAPHS = 8  # of one function; they share memory for intermediate results, and each keeps its outputs
 
 
 class Captured:
-    """A function of tensors on the current CUDA device that does the same at each call with inputs of the same shapes.
+    """A function of tensors on the current CUDA device whose work depends on the shapes of its inputs alone.
 
-    Its first calls run as they are. Then one graph per shapes is captured and replayed: what the function does on the
-    host happens no more, and what it changes or keeps, it must change in place. Shapes beyond the first few stay eager.
-    Layers in it that torch.compile compiles are compiled for the shapes of the first call; for others they run as they
-    are where that code does not fit: compiling anew takes longer than a batch's last rounds.
+    The first calls run eagerly. Then one graph for each combination of shapes, up to `MOST_GRAPHS`, is captured and
+    replayed: the function's Python code runs no more, so it must change tensors that it keeps in place. torch.compile
+    compiles its layers for the shapes of the first call only; others run eagerly where that code does not fit, since
+    compiling takes longer than the last rounds of a batch.
     """
 
     def __init__(
@@ -31,21 +31,20 @@ class Captured:
         eager_calls: int = EAGER_CALLS,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
-        """generators: on CUDA, what the function draws from beside the global stream; seeds set later are heeded.
+        """generators: CUDA generators that the function draws from; seeds set later take effect.
 
-        eager_calls: calls before a capture. stream: where it runs before a capture and is captured; None: one of its
-        own.
+        eager_calls: calls before a capture. stream: for these calls and the capture; None: a new one.
         """
         self._function = function
         self._eager_calls = eager_calls
         self._generators = generators
-        self._stream = stream or torch.cuda.Stream()  # what runs before a capture must not run on the default stream
-        self._pool = torch.cuda.graph_pool_handle()  # for all: one graph runs at a time, and outputs are copied at once
+        self._stream = stream or torch.cuda.Stream()  # CUDA forbids the default one
+        self._pool = torch.cuda.graph_pool_handle()  # shared, as graphs run one at a time and outputs are cloned
         self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """What the function returns, tensors in dicts, lists and tuples; replayed ones are copies."""
+        """What the function returns: tensors in dicts, lists and tuples, cloned after a replay."""
         shapes = tuple(tensor.shape for tensor in inputs)
         graph = self._graphs.get(shapes)
         if graph is None and self._calls.get(shapes, 0) >= self._eager_calls and len(self._graphs) < MOST_GRAPHS:
@@ -69,7 +68,7 @@ class Captured:
 
 
 class _Graph:
-    """One capture, and the memory that its kernels read and write."""
+    """One captured graph with its input and output tensors."""
 
     def __init__(
         self,
@@ -84,13 +83,13 @@ class _Graph:
         for generator in generators:
             self._graph.register_generator_state(generator)
         try:
-            # Other threads, such as one that pins batches, may go on with what a capture forbids.
+            # thread_local: other threads, such as the one that pins batches, may call what a capture forbids.
             with (
                 torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
                 _uncached_autocast(),
             ):
                 self._outputs = function(*self._inputs)
-        except RuntimeError as error:  # of the capture's end, which hides why it could not be whole
+        except RuntimeError as error:  # raised by the end of the capture, it hides the function's own error
             if isinstance(error.__context__, RuntimeError):
                 raise error.__context__ from None
             raise
@@ -103,7 +102,7 @@ class _Graph:
 
 
 def _uncached_autocast() -> torch.autocast:
-    """The ambient autocast without its cache, whose casts would be those of the weights at the capture."""
+    """The ambient autocast without its cache, or replays would use the casts of the weights at the capture."""
     return torch.autocast(
         "cuda",
         dtype=torch.get_autocast_dtype("cuda"),

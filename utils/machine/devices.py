@@ -34,20 +34,20 @@ def pick_device(name: str) -> torch.device:
 def pick_amp_dtype(device: torch.device, amp: bool, name: str) -> torch.dtype | None:
     """Type to autocast to, None for float32. `auto`: bfloat16 where the hardware has it, else float16.
 
-    A CPU without bfloat16 has no fast float16 either: there `auto` stays with float32.
+    A CPU without bfloat16 has no fast float16 either: there `auto` is float32.
     """
     if not amp:
         return None
     if name == "auto":
         if device.type == "cpu":
             return torch.bfloat16 if _cpu_has_bfloat16() else None
-        with torch.cuda.device(device):  # it tells of the current one
+        with torch.cuda.device(device):  # is_bf16_supported() is about the current device
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has it and PyTorch may use it: with ATEN_CPU_CAPABILITY=avx2 it would be emulated."""
+    """Whether the processor has bfloat16 and PyTorch uses it, which ATEN_CPU_CAPABILITY=avx2 forbids."""
     names = [name for name, has in torch.cpu.get_capabilities().items() if has and name.endswith("bf16")]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return any(wide or not name.startswith(("avx", "amx")) for name in names)
@@ -55,9 +55,9 @@ def _cpu_has_bfloat16() -> bool:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """A block, or a decorated function, whose float32 convolutions and products on CUDA are not rounded to TF32.
+    """Keep CUDA from rounding float32 convolutions and matrix products to TF32, in a block or a decorated function.
 
-    torch lets cuDNN round by default, which keeps 3 digits of what goes in. Its settings are afterwards what they were.
+    By default cuDNN rounds inputs of convolutions to TF32, about 3 digits. torch's settings are restored afterwards.
     """
     kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
@@ -79,17 +79,17 @@ def describe_device(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:
-    """A block in which networks on a device compute in the type that `pick_amp_dtype` gave."""
+    """Autocast on a device to what `pick_amp_dtype` returned."""
     return torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None)
 
 
 def precision_name(amp_dtype: torch.dtype | None) -> str:
-    """The type that networks compute in, in words, for what `pick_amp_dtype` gave."""
+    """The type that networks compute in, for what `pick_amp_dtype` returned."""
     return str(amp_dtype or torch.float32).removeprefix("torch.")
 
 
 def rows(values: Tensor, indices: np.ndarray) -> Tensor:
-    """values [n,…] at indices int64 [b] of the host, without waiting for the device that they are on: [b,…]."""
+    """values [n,…] at indices int64 [b] on the host: [b,…]. Does not wait for the device."""
     index = torch.from_numpy(indices)
     if values.is_cuda:
         index = index.pin_memory().to(values.device, non_blocking=True)

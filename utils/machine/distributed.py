@@ -1,13 +1,11 @@
-"""The processes that torchrun starts: what they sum, gather and agree on, and how they end when one of them fails."""
+"""The processes that torchrun starts: how they join, reduce, gather and agree, and how they end if one fails."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
 import socket
-import threading
 import time
 import uuid
 import warnings
@@ -30,20 +28,19 @@ T = TypeVar("T")
 
 _SETTLE_S = 0.2
 _POLL_S = 0.05
-_ASK_S = 0.25
-_GRACE_S = 2.0  # how long processes that lost the others wait for those that can still speak
+_GRACE_S = 2.0  # until a process that lost the others speaks: all have lost them by then, or torchrun has ended it
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that run the script together. What sends something is called by all of them.
+    """This process among those that run the script together.
 
-    With one process nothing is sent or copied.
+    All of them call what sends something; with one process nothing is sent or copied.
     """
 
     rank: int = 0
     count: int = 1
-    control: dist.ProcessGroup | None = None  # for what lies on the CPU; None: the default group
+    control: dist.ProcessGroup | None = None  # gloo, for tensors on the CPU; None: the default group
 
     @property
     def first(self) -> bool:
@@ -52,7 +49,7 @@ class Ranks:
 
     @property
     def nccl(self) -> bool:
-        """Whether what lies on the device is sent by NCCL."""
+        """Whether NCCL sends what lies on the device."""
         return self.control is not None
 
     @property
@@ -85,9 +82,9 @@ class Ranks:
         return torch.cat(pieces)
 
     def gather_rows(self, rows: Tensor, most: int) -> Tensor:
-        """The rows [b,…] of all processes, in their order: `most` of each, but of the last that have any.
+        """The rows [b,…] of all processes, in their order, padded with zeros to [count·most,…].
 
-        What follows these rows, up to [count·most,…], is nothing.
+        Each process has `most` rows, the last that has any perhaps fewer, and those after it none.
         """
         if self.count == 1:
             return rows
@@ -102,7 +99,7 @@ class Ranks:
         return things
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
-        """The largest of the processes' numbers, one by one. Devices are not waited for."""
+        """The maximum over the processes of each number, without waiting for devices."""
         if self.count == 1:
             return numbers
         shared = torch.tensor(numbers)
@@ -110,7 +107,7 @@ class Ranks:
         return tuple(shared.tolist())
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, on all of them."""
+        """What the first process makes, broadcast to all."""
         if self.count == 1:
             return make()
         made = [make() if self.first else None]
@@ -121,7 +118,7 @@ class Ranks:
         return self.control if tensor.device.type == "cpu" else None
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.count > 1:
             self.agree(0)
 
@@ -176,12 +173,12 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others end as soon as they miss it. Each that
-    fails by an error of its own says so; of those that fail alike, one speaks.
+    timeout_s: how long one process waits for another. When one fails, the others lose contact and end. Each that fails
+    by an error of its own says so, equal lines once.
 
     Raises:
         UserError: there is no GPU for the backend.
-        RunError: others failed without a word or do not answer; the line names them.
+        RunError: others ended or do not answer; the line names those that hang.
         SystemExit: status 1, where another process says what happened.
     """
     if device.type == "cuda" and device.index is not None:
@@ -192,26 +189,22 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     if backend == "nccl" and device.type != "cuda":
         raise UserError("--dist_backend nccl needs a GPU for each process: use gloo")
     try:
-        board, ranks = _join(device, backend, timedelta(seconds=timeout_s))
+        store, ranks = _join(device, backend, timedelta(seconds=timeout_s))
     except (dist.DistError, RuntimeError) as error:
-        raise RunError(f"could not join the other processes: {_short(error)}") from None
+        raise RunError(f"could not join the other processes: {' '.join(str(error).split())[:160]}") from None
     try:
         yield ranks
         ranks.wait()
     except Exception as error:
-        board.close()
-        # torchrun asks processes to end as soon as it misses one: first they say what happened
-        with contextlib.suppress(ValueError):  # other threads than the first get no signals
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _lost_contact(error):
-            raise _told_by_others(board, timeout_s) from None
-        alone = board.claim_line(f"{type(error).__name__}: {error}")
-        board.leave()
-        if not alone:
+            raise _loss(error, store, ranks, timeout_s) from None
+        with contextlib.suppress(ValueError):  # ValueError: not in the main thread, which alone gets signals
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
+        if not _first_to_say(f"{type(error).__name__}: {error}", store):
             raise SystemExit(1) from None
         raise
-    board.close()
-    # gloo's thread needs the interpreter to let go of the last message, and is joined without giving it up
+    # destroy_process_group() joins gloo's thread without releasing the GIL, which that thread may need for the last
+    # message.
     time.sleep(_SETTLE_S)
     dist.destroy_process_group()
 
@@ -223,150 +216,83 @@ def pick_backend(device: torch.device, name: str) -> str:
     return "nccl" if device.type == "cuda" and launch.local_processes() <= torch.cuda.device_count() else "gloo"
 
 
-def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[_Board, Ranks]:
+def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[dist.Store, Ranks]:
     rank, count = launch.rank(), launch.processes()
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
-    store = dist.PrefixStore(_meet(store, rank, count, wait), store)
-    backend = _common_backend(store, rank, count, pick_backend(device, backend))
-    control = None
+    store, backend = _meet(store, rank, count, pick_backend(device, backend), wait)
     if backend == "gloo":
         dist.init_process_group("gloo", timeout=wait, store=store, rank=rank, world_size=count)
-    else:
-        # NCCL cannot say who is missing, and ends the process: gloo, which meets every few steps, gives up before it.
-        dist.init_process_group(backend, timeout=2 * wait, store=store, rank=rank, world_size=count, device_id=device)
-        control = dist.new_group(backend="gloo", timeout=wait)
-    return _Board(store, rank, count), Ranks(rank, count, control)
+        return store, Ranks(rank, count)
+    # NCCL ends the process without a word after its timeout; gloo, which meets every few steps, gives up before it.
+    dist.init_process_group(backend, timeout=2 * wait, store=store, rank=rank, world_size=count, device_id=device)
+    return store, Ranks(rank, count, dist.new_group(backend="gloo", timeout=wait))
 
 
-def _meet(store: dist.Store, rank: int, count: int, wait: timedelta) -> str:
-    """Wait until all processes are here; a name of this start, the same on all of them and no other's.
+def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelta) -> tuple[dist.Store, str]:
+    """Wait for all processes of this start. Returns a part of the store for it alone, and their common backend.
 
-    torchrun's store outlives its restarts, which each machine counts for itself: no number tells them apart. The first
-    process names the start, and the others answer. A name that had all its answers before this process gave one belongs
-    to processes that are gone, as do the addresses that they left.
+    init_process_group() would read addresses of processes that are gone: torchrun's store outlives its restarts, which
+    each machine counts for itself. So rank 0 names the start, and the others answer with their host and backend. A name
+    that had all answers before this process gave its own belongs to an earlier start.
 
     Raises:
         DistError, RuntimeError: some have not come in time.
     """
-    late = f"within --dist_timeout {wait.total_seconds():.0f}"
+    late, answer = f"within --dist_timeout {wait.total_seconds():.0f}", f"{backend} {socket.gethostname()}"
     if rank == 0:
         name = uuid.uuid4().hex
+        start = dist.PrefixStore(name, store)
+        start.set("0", answer)
         store.set("start", name)
-        others = {other: f"{name}/{other}" for other in range(1, count)}
         try:
-            store.wait(list(others.values()), wait)
+            start.wait([str(other) for other in range(count)], wait)
         except dist.DistStoreError:
-            missing = ", ".join(str(other) for other, key in others.items() if not store.check([key]))
+            missing = ", ".join(str(other) for other in range(count) if not start.check([str(other)]))
             raise RuntimeError(f"rank {missing} did not start {late}") from None
-        store.set(f"{name}/complete", "")
-        return name
+        backends = {start.get(str(other)).split()[0] for other in range(count)}
+        start.set("complete", "nccl" if backends == {b"nccl"} else "gloo")
+        return start, start.get("complete").decode()
     answered, end = "", time.monotonic() + wait.total_seconds()
     while time.monotonic() < end:
         if store.check(["start"]):
             name = store.get("start").decode()
-            complete = store.check([f"{name}/complete"])
+            start = dist.PrefixStore(name, store)
+            complete = start.check(["complete"])
             if complete and name == answered:
-                return name
+                return start, start.get("complete").decode()
             if not complete and name != answered:
-                store.set(f"{name}/{rank}", "")
+                start.set(str(rank), answer)
                 answered = name
         time.sleep(_POLL_S)
     raise RuntimeError(f"rank 0 did not start, or misses others, {late}")
 
 
-def _common_backend(store: dist.Store, rank: int, count: int, own: str) -> str:
-    """nccl where all processes of one start would take it, else gloo: `auto` asks each machine for itself."""
-    store.set(f"backend/{rank}", own)
-    return "nccl" if {store.get(f"backend/{other}") for other in range(count)} == {b"nccl"} else "gloo"
-
-
-class _Board:
-    """Where processes of one start leave word for each other after they lost contact: torchrun's own store.
-
-    A process that is gone is missed at once by those that talk to it, and by others only when those end in turn. So a
-    thread of each, which its first one does not hold up, answers who is there.
-    """
-
-    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
-        self._store = dist.PrefixStore("end", store)
-        self.rank = rank
-        self.count = count
-        self._store.set(f"host/{rank}", socket.gethostname())
-        self._closed = threading.Event()
-        threading.Thread(target=self._answer, name="presence", daemon=True).start()
-
-    def close(self) -> None:
-        """Answer no more: the store may end, and this process speaks for itself."""
-        self._closed.set()
-
-    def _answer(self) -> None:
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            while not self._closed.wait(_ASK_S):
-                if self._store.check(["asked"]):
-                    self._store.set(f"there/{self.rank}", "")
-                    return
-
-    def claim(self) -> bool:
-        """Whether this process is the first to say what happened."""
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            return self._store.add("claims", 1) == 1
-        return True
-
-    def claim_line(self, line: str) -> bool:
-        """Whether this process is the first to say this line about an error of its own."""
-        self.claim()  # those that only lost the others are silent then
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            return self._store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
-        return True
-
-    def leave(self) -> None:
-        """Say that this process needs the store no more. Rank 0 waits for the others if it hosts the store itself.
-
-        torchrun's agent would host it; without one the store ends with rank 0.
-        """
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            self._store.set(f"left/{self.rank}", "")
-            if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-                self._store.wait([f"left/{rank}" for rank in range(self.count)], timedelta(seconds=_GRACE_S))
-
-    def silent(self) -> list[str] | None:
-        """The processes that give no sign of life within `_GRACE_S`; None where one has said what happened.
-
-        Where all are there, those that have not lost the others: they hang.
-        """
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            for sign in ("asked", f"there/{self.rank}", f"lost/{self.rank}"):
-                self._store.set(sign, "")
-            end = time.monotonic() + _GRACE_S
-            while time.monotonic() < end:
-                if self._store.check(["claims"]):
-                    return None
-                time.sleep(_POLL_S)
-            if not self.claim():
-                return None
-            gone, hanging = (
-                [rank for rank in range(self.count) if not self._store.check([f"{sign}/{rank}"])]
-                for sign in ("there", "lost")
-            )
-            return [f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in gone or hanging]
-        return None
-
-
-def _told_by_others(board: _Board, timeout_s: int) -> BaseException:
-    silent = board.silent()
-    if silent is None:
-        return SystemExit(1)
-    who = ", ".join(silent) or "another process"
-    return RunError(
-        f"{who} ended without a word or gave no answer within --dist_timeout {timeout_s}; "
-        "what was saved is whole: --resume, or an experiment's same command, goes on from there"
-    )
-
-
 def _lost_contact(error: Exception) -> bool:
-    """Whether an error only says that other processes are gone."""
+    """Whether an error only says that other processes are gone or late."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> BaseException:
+    """How a process ends that lost the others: by one line from each machine, unless torchrun ends it before.
+
+    Where one process has ended, torchrun reports it and ends the others of its machine. Where one hangs, all others
+    time out together: it is the one that does not say so in the store.
+    """
+    what = "lost the other processes, of which one has ended"
+    with contextlib.suppress(dist.DistError, RuntimeError):
+        store.set(f"lost/{ranks.rank}", "")
+        time.sleep(_GRACE_S)
+        missing = [rank for rank in range(ranks.count) if not store.check([f"lost/{rank}"])]
+        if missing and "timed out" in str(error).lower():
+            who = ", ".join(f"rank {rank} on {store.get(str(rank)).decode().split()[1]}" for rank in missing)
+            what = f"{who} gave no answer within --dist_timeout {timeout_s}"
+        if store.add(f"lost/{socket.gethostname()}", 1) > 1:
+            return SystemExit(1)
+    return RunError(f"{what}; what was saved is whole: the same command goes on from there")
+
+
+def _first_to_say(line: str, store: dist.Store) -> bool:
+    """Whether this process is the first that ends with this line."""
+    with contextlib.suppress(dist.DistError, RuntimeError):
+        return store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
+    return True

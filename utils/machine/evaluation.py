@@ -1,4 +1,4 @@
-"""Evaluating without a trace: modes come back as they were, and no gradients are recorded."""
+"""Evaluating networks without changing them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode without gradients; afterwards every submodule has its former mode."""
+    """Evaluation mode without gradients; afterwards every submodule has its former mode."""
     modes = [(module, module.training) for root in modules for module in root.modules()]
-    # Autocast keeps the casts of weights that could have gradients, and makes those of frozen ones anew at every use.
+    # Autocast caches the casts only of weights that require gradients; frozen ones would be cast at every use.
     frozen = [parameter for root in modules for parameter in root.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and checking that what lies on disk is what was written."""
+"""Files: written whole or not at all, locked, and named by a hash of what they are made from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -21,10 +21,10 @@ import numpy as np
 from hparams.errors import UserError
 from utils.machine.progress import say
 
-# Of NFS without lockd, of Lustre without -o flock.
+# From NFS without lockd, and Lustre without -o flock.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BETWEEN_ATTEMPTS = 0.1  # seconds, to enter what others are in
+_BETWEEN_ATTEMPTS = 0.1  # seconds, to get a lock
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
 
@@ -32,7 +32,7 @@ _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise.
 
-    It is written beside its name, flushed to disk, and renamed; missing folders are made.
+    It is written beside `path`, flushed (fsync), and renamed; missing folders are made.
 
     Raises:
         OSError: the disk does not take it; the error names the file.
@@ -49,7 +49,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        with suppress(OSError):  # of two errors the first counts
+        with suppress(OSError):  # or it would hide the first error
             temporary.unlink(missing_ok=True)
 
 
@@ -67,7 +67,7 @@ def remove_remains(folder: Path, *, older_than_s: float = 0.0) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors of the block say which file they are about; those of reading and writing do not by themselves."""
+    """Add the file's name to errors of the block: those of read() and write() lack it."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably.
 
     Raises:
-        OSError: it cannot be made. Of a link whose target is not there the error says so: its disk may be away.
+        OSError: it cannot be made. If it is a link to what is not there, the error says so: a disk may be away.
     """
     if not folder.is_dir():
         if folder.is_symlink() and not folder.exists():
@@ -91,10 +91,10 @@ def make_folder(folder: Path) -> None:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether this user may make files in a folder, which is made if it is missing. Tried: access bits do not tell all.
+    """Whether this user may make files in a folder, which is made if missing. Tries it, as access bits do not tell all.
 
     Raises:
-        OSError: of other reasons, such as a full disk.
+        OSError: for other reasons, such as a full disk.
     """
     try:
         make_folder(folder)
@@ -107,33 +107,32 @@ def can_be_written(folder: Path) -> bool:
 
 
 @contextmanager
-def exclusive(
-    folder: Path, together: Callable[[Callable[[], bool]], bool] = lambda attempt: attempt()
-) -> Iterator[None]:
-    """Wait until no other process is in such a block for this folder. One that died is not in the way.
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process, on this machine or another, is in such a block for this file; says a long wait.
 
-    together: makes an attempt to enter for all processes that share the block: `Ranks.from_first`. They hear of each
-    attempt, so that no wait is taken for a process that hangs. A longer wait is said.
+    The lock (lockf, which NFS passes to its server) is on `.<name>.lock` beside it, since `path` itself may be replaced
+    by renaming. It ends with its process, and does not exclude threads of one process.
+
+    Raises:
+        UserError: the file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    make_folder(path.parent)
+    with path.with_name(f".{path.name}.lock").open("ab") as file:
         attempts = 0
-        while not together(lambda: _locked(descriptor, folder)):
+        while not _has_lock(file, path.parent):
             attempts += 1
             if attempts == _SILENT_ATTEMPTS:
-                say(f"waiting for another process, which is at work in {folder}")
+                say(f"waiting for another process, which is writing {path}")
             time.sleep(_BETWEEN_ATTEMPTS)
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _locked(descriptor: int, folder: Path) -> bool:
-    """Whether this process has the lock of a folder now."""
+def _has_lock(file: BinaryIO, folder: Path) -> bool:
+    """Whether this process has the lock of a file in `folder` now."""
     try:
         with _needing_locks(folder):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # by the system
         return False
     return True
 
@@ -142,25 +141,23 @@ def _locked(descriptor: int, folder: Path) -> bool:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes out of such a block for this folder, which is made if missing.
 
-    The lock is the process's own: no child inherits it, and it ends with the process however that ends.
+    No child process inherits the lock, and it ends with the process.
 
     Raises:
         UserError: another process is in such a block, or the file system has no locks.
     """
     make_folder(folder)
-    with (folder / ".lock").open("a+b", buffering=0) as file:
-        try:
-            with _needing_locks(folder):
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+    with (folder / ".lock").open("a+b") as file:
+        if not _has_lock(file, folder):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
             raise UserError(
                 f"{folder} is being written to by {holder}: wait for it or end it, or use another --log_dir"
-            ) from None
+            )
         with naming(folder / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            file.flush()
         yield
 
 
@@ -178,12 +175,12 @@ def _needing_locks(folder: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the names of a folder's files as far as its file system can."""
+    """Flush a file's content to disk, or the names in a folder if its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Shared folders of VirtualBox cannot flush themselves.
+        # VirtualBox's shared folders answer EINVAL.
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:
@@ -200,12 +197,12 @@ def sha256_of(path: Path) -> str:
 
 
 def content_key(*parts: object) -> str:
-    """A name for what is made from all of `parts`: arrays by type, shape and values, others by their printed form."""
+    """A hash of `parts` that names what is made from them: arrays by type, shape and values, others by their text."""
     return hashlib.sha256("\0".join(map(_in_key, parts)).encode()).hexdigest()[:24]
 
 
 def _in_key(part: object) -> str:
-    if not hasattr(part, "__array__"):  # which torch's tensors have, too
+    if not hasattr(part, "__array__"):  # of numpy's arrays and torch's tensors
         return str(part)
     array = np.asarray(part)
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

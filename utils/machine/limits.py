@@ -1,4 +1,4 @@
-"""What a run needs of the machine, compared with what there is, before it is missed."""
+"""Free space, and sizes in words."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -17,15 +16,18 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Bar(tqdm):
-    """A bar whose lock is of this process alone."""
+    """A bar with a lock for this process only.
+
+    tqdm's own lock is shared between processes: Python 3.14 starts a helper process for it, which complains on stderr
+    when this process is killed.
+    """
 
 
-# tqdm's own is one of several processes. For it, Python 3.14 starts a process that complains where this one is killed.
 _Bar.set_lock(threading.RLock())
 
 
 def say(text: str) -> None:
-    """Print a line on stdout, above any bar, at once. Of several processes the first alone speaks."""
+    """Print a line on stdout, above any bar, and flush. Of several processes only the first prints."""
     if launch.rank():
         return
     _Bar.write(text, file=sys.stdout)
@@ -49,20 +51,20 @@ def tell_duration(seconds: float) -> str:
 
 
 class Progress:
-    """How far a piece of work has come, with its rate, the time left, and figures to watch. Use it in a `with` block.
+    """Shows how far work has come, its rate, the time left, and figures to watch. Use it in a `with` block.
 
         with Progress("sampling", n_samples, "image", quiet=run.quiet) as progress:
             progress.update(len(images), loss=0.3)
 
-    On a terminal it is a tqdm bar on stderr. Elsewhere `say` gets a line at the first figures or after
-    `SECONDS_BETWEEN_LINES`, then every `SECONDS_BETWEEN_LINES`, and one when all is done.
+    A terminal gets a tqdm bar on stderr. Elsewhere `say` gets a line with the first figures, then one every
+    `SECONDS_BETWEEN_LINES`, and one at the end.
 
     Args:
         what: the work, as in "sampling".
         total: how many units there are to do.
         unit: its name in the singular, as in "image".
         done: units that an earlier run did; they do not count for the rate.
-        quiet: show nothing. Of several processes the first alone shows something.
+        quiet: show nothing. Of several processes only the first shows something.
         say: takes the lines.
         stream: where the bar goes, if that is a terminal; None: stderr.
     """
@@ -89,9 +91,9 @@ class Progress:
             self._bar = _Bar(
                 desc=what, total=total, unit=f" {unit}", initial=done, file=stream, dynamic_ncols=True, smoothing=0.05
             )
-        self._due = time.monotonic()  # of the next plain line, once there is a figure to say
-        self._last = (self._due, done)  # when and where the rate is measured from
-        self._steady: tuple[float, int] | None = None  # and the time left: from the first line on, as work has begun
+        self._due = time.monotonic()  # when the next plain line may come
+        self._last = (self._due, done)  # time and count at the last line, from which the rate is measured
+        self._steady: tuple[float, int] | None = None  # the same at the first line, for the time left
         self._finished: float | None = None  # when all was done
 
     def update(self, n: int = 1, /, **figures: float) -> None:
@@ -119,7 +121,7 @@ class Progress:
 
     def _line(self, now: float) -> None:
         rate = self._rate(now, self._last)
-        # A save or a validation since the last line does not say how long the rest will take.
+        # From the first line on, so that one save or validation does not change the time left much.
         steady = self._rate(now, self._steady or self._last)
         left = tell_duration((self._total - self._done) / steady) if steady else "unknown time"
         count = f"{self._done:>{len(str(self._total))}}/{self._total}"
@@ -135,7 +137,5 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

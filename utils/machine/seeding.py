@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, stream, step): a resumed run draws what the uninterrupted one would have."""
+"""Randomness as a function of (seed, stream, step), so that a resumed run draws what an uninterrupted one would."""
 
 from __future__ import annotations
 

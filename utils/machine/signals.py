@@ -1,4 +1,4 @@
-"""Ending politely: a run finishes its step, saves, and says how to go on. For batch schedulers and Ctrl-C."""
+"""Ending on a signal of a batch scheduler or of Ctrl-C: finish the step, save, and say how to go on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 from hparams import launch
@@ -17,11 +17,11 @@ from utils.machine.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVING = signal.SIGUSR1
-SECONDS_AFTER_SIGTERM = 30.0  # that a worker goes on where the system does not say whose SIGTERM it got
+SECONDS_AFTER_SIGTERM = 30.0  # that a worker goes on if the system does not tell whose SIGTERM it got
 
 
 class Stopped(Exception):  # noqa: N818
-    """A signal asked to stop while this process waited for something; who runs the work ends it in its own way."""
+    """A signal asked to stop while this process waited for something; the caller ends the work."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
@@ -29,14 +29,11 @@ class Stopped(Exception):  # noqa: N818
 
 
 class Signals:
-    """While in a `with` block: SIGTERM, SIGINT and SIGHUP set `stop`, SIGUSR1 sets `save`. A second stop exits at once.
+    """In a `with` block, SIGTERM, SIGINT and SIGHUP set `stop`, and SIGUSR1 sets `save`. A second stop exits at once.
 
-    SIGHUP is a closed terminal; under nohup it is left alone.
-
-    Under torchrun a second stop does nothing: a scheduler and torchrun may both pass on the same one, and torchrun ends
-    what lingers.
-
-    Worker processes that inherit the handlers leave Ctrl-C to this process; of SIGTERM see `heed_parent_alone`.
+    SIGHUP means a closed terminal; under nohup it is ignored. Under torchrun a second stop does nothing, since both
+    scheduler and torchrun may pass on the first one; torchrun kills what lingers. Worker processes that inherit the
+    handlers ignore Ctrl-C; for SIGTERM see `heed_parent_alone`.
     """
 
     def __init__(self) -> None:
@@ -52,9 +49,7 @@ class Signals:
             self._former[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._former:
             number, former = self._former.popitem()
             signal.signal(number, former)  # type: ignore[arg-type]
@@ -73,7 +68,7 @@ class Signals:
 
 
 def raise_if_stopped() -> None:
-    """For waits that have no `check` of their own, since several processes cannot agree while one of them waits.
+    """For long waits, in which one process cannot call a `check` that all call together.
 
     Raises:
         Stopped: this process is in a block of `Signals`, and was asked to stop.
@@ -84,14 +79,14 @@ def raise_if_stopped() -> None:
 
 
 def _in_charge() -> Signals | None:
-    """The block of `Signals` that this process is in."""
+    """The `Signals` whose block this process is in."""
     handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return handler if isinstance(handler, Signals) else None
 
 
 @contextmanager
 def holding_sigterm() -> Iterator[None]:
-    """While in this block SIGTERM waits, and beyond it for workers that start there, until they `heed_parent_alone`."""
+    """Block SIGTERM, for workers that start in this block until they call `heed_parent_alone`."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -100,12 +95,11 @@ def holding_sigterm() -> Iterator[None]:
 
 
 def heed_parent_alone(worker: int) -> None:
-    """Let this worker process end on its parent's SIGTERM only; `worker` is its number, as loaders tell it.
+    """Make this worker process end on its parent's SIGTERM only; `worker` is its number, which DataLoader passes.
 
-    Schedulers send SIGTERM to all processes of a job. The parent, which is to finish its step and save, would then find
-    its workers dead. macOS does not say who sent a signal: there the worker goes on for `SECONDS_AFTER_SIGTERM` after
-    anyone's SIGTERM, or until its parent is gone. Ctrl-C, a closed terminal and SIGUSR1 are the parent's too; workers
-    that were spawned, as on macOS, have not inherited a handler that says so.
+    Schedulers send SIGTERM to all processes of a job, and the parent, which finishes its step and saves, still needs
+    its workers. macOS does not tell who sent a signal: there the worker goes on for `SECONDS_AFTER_SIGTERM`, or until
+    its parent is gone. SIGINT, SIGHUP and SIGUSR1 are ignored here too, as spawned workers (macOS) inherit no handlers.
     """
     parent = multiprocessing.parent_process()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -121,7 +115,7 @@ def heed_parent_alone(worker: int) -> None:
 
     try:
         threading.Thread(target=heed, name="signals", daemon=True).start()
-    except RuntimeError:  # no more threads: a worker that nothing ends would be waited for without end
+    except RuntimeError:  # no more threads; with SIGTERM blocked, the parent would wait for this worker forever
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         raise
     for number in (signal.SIGINT, signal.SIGHUP, SAVING):
@@ -130,11 +124,11 @@ def heed_parent_alone(worker: int) -> None:
 
 @contextmanager
 def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
-    """While in this block: a signal to stop ends the process when it next calls what the block is given.
+    """Yields `check`, which ends the process if a signal asked to stop since the block began.
 
-    For work whose own command goes on where it stopped. Several `ranks` enter the block and call it together, and end
-    together. Inside of a block of `Signals` that one decides, and calls do nothing; nor do they in other threads than
-    the first, which get no signals.
+    For work whose own command goes on where it stopped. All `ranks` enter the block, call `check` and end together.
+    Inside of a block of `Signals`, which decides itself, and outside of the main thread, which alone gets signals,
+    `check` does nothing.
     """
     if _in_charge() or threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -153,11 +147,11 @@ def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
 
 
 def end_politely(number: signal.Signals) -> NoReturn:
-    """End this process, what it did being safe, and say that its command goes on from there."""
+    """End this process after its work was saved, and say that the same command goes on."""
     say(f"stopped by {number.name}: the same command goes on from here")
     raise SystemExit(exit_code(number))
 
 
 def exit_code(number: signal.Signals) -> int:
-    """Exit status of a process that a signal ended, as shells have it: SIGTERM 143, SIGINT 130, SIGHUP 129."""
+    """The exit status that shells give to a signal: SIGTERM 143, SIGINT 130, SIGHUP 129."""
     return 128 + number

@@ -6,14 +6,14 @@ import time
 
 import torch
 
-MOST_EVENTS = 1000  # kept at once; with more, those that the device has passed are added up
+MOST_EVENTS = 1000  # kept before those that the device has passed are added up
 
 
 class Stopwatch:
     """Divides the time of a loop among its phases.
 
-    On a CPU by the clock. On CUDA by events in the stream, so that each phase gets the time by which it held the device
-    up: batches that were loaded while the device was busy cost nothing.
+    A CPU is measured by the clock, CUDA by events in the stream: a phase costs the time for which it held up the
+    device, and loading batches while the device is busy costs nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class Stopwatch:
             self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """What was done since the last mark was `phase`."""
+        """Count the time since the last mark to `phase`."""
         if self._cuda:
             self._events.append((phase, self._event()))
             if len(self._events) > MOST_EVENTS:

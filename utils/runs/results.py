@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from hparams.errors import UserError
-from utils.machine.files import exclusive, make_folder, whole_file
+from utils.machine.files import locked, make_folder, whole_file
 
 Value = str | int | float | bool | None
 
@@ -24,7 +24,7 @@ def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[s
         ValueError: a value is not finite: it must not pass for a result.
     """
     make_folder(path.parent)
-    with exclusive(path.parent):
+    with locked(path):
         entries = [entry for entry in read_results(path) if entry["conditions"] != dict(conditions)]
         entries.append({"conditions": dict(conditions), "values": dict(values)})
         with whole_file(path) as file:

@@ -122,6 +122,8 @@ class Shards:
             RunError: another process does not get on.
             SystemExit: a signal asked to stop.
         """
+        # Machines with copies of the data of their own, whose files have other times, name the folder otherwise.
+        self._folder, self._otherwise = job.ranks.from_first(lambda: (self._folder, self._otherwise))
         folder, pieces = job.ranks.from_first(lambda: self._to_do(job, n, size, like))
         mine = pieces[job.ranks.rank :: job.ranks.count]
         if mine:

@@ -62,29 +62,27 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked_for(choice: str) -> None:
 
 
 def test_auto_compiles_on_cuda_where_the_compiler_is_whole(monkeypatch: pytest.MonkeyPatch, traced_only: None) -> None:
-    cuda = torch.device("cuda")
     for missing, expected in (("the package triton is missing", False), (None, True)):
         monkeypatch.setattr(compiling, "_missing", lambda device, missing=missing: missing)
         net = transformer(causal=False)
-        compile_prior(net, "auto", cuda)
+        compile_prior(net, "auto", CUDA)
         assert compiled(net) == [expected] * 2
 
 
-def test_on_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="--compile on: there is no C\\+\\+ compiler"):
-        compile_prior(transformer(causal=False), "on", CPU)
-
-
-def test_on_without_headers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Generated code includes Python's, which Debian packs apart."""
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+@pytest.mark.parametrize(
+    ("compiler", "missing"), [(None, r"no C\+\+ compiler"), ("/usr/bin/g++", r"no Python\.h, .* python3-dev\)")]
+)
+def test_on_without_a_compiler_or_headers_is_refused(
+    compiler: str | None, missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Generated code includes Python's headers, which Debian has in a package of its own."""
+    monkeypatch.setattr(compiling.shutil, "which", lambda _: compiler)
     monkeypatch.setattr(compiling.sysconfig, "get_path", lambda *_: str(tmp_path))
-    with pytest.raises(UserError, match=r"--compile on: there is no Python\.h, .* python3-dev\): install it, or use"):
+    with pytest.raises(UserError, match=f"--compile on: there is {missing}: install it, or use --compile off"):
         compile_prior(transformer(causal=False), "on", CPU)
 
 
-def test_a_compiled_prior_trains_as_before(traced_only: None) -> None:
+def test_a_compiled_prior_trains_and_samples_as_before(traced_only: None) -> None:
     eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8)
     prior = copy.deepcopy(eager)
     compile_prior(prior, "on", CPU)
@@ -98,13 +96,9 @@ def test_a_compiled_prior_trains_as_before(traced_only: None) -> None:
         model.losses(ids, t, mask, "elbo").loss.sum().backward()
     for (name, one), other in zip(eager.named_parameters(), prior.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
-
-
-def test_compiled_priors_sample_as_before(traced_only: None) -> None:
-    eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8).eval()
-    prior = copy.deepcopy(eager)
-    compile_prior(prior, "on", CPU)
-    first, second = (m.sample(5, generator=torch.Generator().manual_seed(1), batch_size=2) for m in (eager, prior))
+    first, second = (
+        model.eval().sample(5, generator=torch.Generator().manual_seed(1), batch_size=2) for model in (eager, prior)
+    )
     assert torch.equal(first, second)
 
 

@@ -1,4 +1,4 @@
-"""What several processes write one after the other; how files are written is tried where disks fail."""
+"""What several processes write one after the other, and how files are named; see also `test_disk_faults.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +21,30 @@ from hparams.errors import UserError
 from utils.machine import files
 
 
-@pytest.mark.parametrize(("attempts", "said"), [(19, 0), (20, 1), (99, 1)])
-def test_a_wait_is_said_once_it_is_long(
-    attempts: int, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_one_process_at_a_time_has_a_file_locked_and_a_killed_one_lets_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files, "_BETWEEN_ATTEMPTS", 0.0)
-    outcomes = [False] * attempts + [True]
-    with files.exclusive(tmp_path, lambda _: outcomes.pop(0)):
-        assert not outcomes
-    assert capsys.readouterr().out.count(f"waiting for another process, which is at work in {tmp_path}") == said
+    path = tmp_path / "new" / "results.json"
+    code = f"""if True:
+        import pathlib, sys
+        from utils.machine.files import locked
+        with locked(pathlib.Path({str(path)!r})):
+            print(flush=True)
+            sys.stdin.read()"""
+
+    def holder() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"\n"  # it is in the block
+        return process
+
+    with holder() as first:
+        threading.Timer(3.0, first.kill).start()
+        with files.locked(path):
+            assert first.poll() is not None
+    assert capsys.readouterr().out == f"waiting for another process, which is writing {path}\n"
+    with holder() as second:
+        second.kill()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -34,11 +52,10 @@ def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monke
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    for block in (files.exclusive, files.sole_writer):
+    for block, path in ((files.sole_writer, tmp_path), (files.locked, tmp_path / "file")):
         with pytest.raises(UserError, match=f"{tmp_path}: its file system has no locks .* make logs/ a link"):
-            block(tmp_path).__enter__()
+            block(path).__enter__()
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])

@@ -54,12 +54,12 @@ def test_elsewhere_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(said) == 4
 
 
-def test_the_last_line_has_the_last_figures() -> None:
+def test_the_last_line_has_the_last_figures_which_stay_until_others_replace_them() -> None:
     said: list[str] = []
     with plain(said) as lines:
-        lines.update(100, loss=2.0)
+        lines.update(100, loss=2.0, bits=2.0)
         lines.update(0, loss=1.0)
-    assert said[-1].endswith("loss 1")
+    assert re.search(r"loss 1\s+bits 2$", said[-1])
     assert len([line for line in said if "100/100" in line]) == 1
 
 
@@ -120,15 +120,6 @@ def test_tell() -> None:
 )
 def test_tell_duration(seconds: float, words: str) -> None:
     assert tell_duration(seconds) == words
-
-
-def test_figures_stay_until_others_replace_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
-    with plain(said) as bar:
-        bar.update(1, loss=1.0, bits=2.0)
-        clock.now += 60
-        bar.update(1, loss=3.0)
-    assert re.search(r"loss 3\s+bits 2$", said[-1])
 
 
 def test_a_process_that_ends_at_once_leaves_nothing_to_complain_of() -> None:

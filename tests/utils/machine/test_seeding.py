@@ -12,26 +12,15 @@ def test_seeds_are_the_same_on_every_machine() -> None:
 
 
 def test_every_part_counts() -> None:
-    seeds = {
-        derive_seed(*parts)
-        for parts in [
-            (0, "vqgan", 7),
-            (1, "vqgan", 7),
-            (0, "prior", 7),
-            (0, "vqgan", 8),
-            (0, "vqgan"),
-            (0, "vqgan", 70),
-        ]
-    }
-    assert len(seeds) == 6
+    parts = ((0, "vqgan", 7), (1, "vqgan", 7), (0, "prior", 7), (0, "vqgan", 8), (0, "vqgan"), (0, "vqgan", 70))
+    assert len({derive_seed(*each) for each in parts}) == 6
 
 
 def test_seeds_fit_what_torch_accepts() -> None:
-    seeds = [derive_seed(0, step) for step in range(2000)]
-    assert len(set(seeds)) == 2000
+    seeds = {derive_seed(0, step) for step in range(2000)}
+    assert len(seeds) == 2000
     assert min(seeds) >= 0
-    assert max(seeds) < 2**63
-    assert max(seeds) > 2**62
+    assert 2**62 < max(seeds) < 2**63
 
 
 def test_generators_repeat_and_leave_the_global_stream_alone() -> None:

@@ -153,7 +153,7 @@ def test_an_error_between_two_steps_comes_after_a_save(failing: str, saved: list
         yield from itertools.repeat(torch.zeros(1), 3 if failing == "batch" else 9)
         raise ValueError("it")
 
-    with pytest.raises(ValueError, match="it"), idle_run(train_steps=9) as run:
+    with pytest.raises(ValueError, match="it"), idle_run(train_steps=9) as run:  # noqa: PT012
         for step, _ in run.steps(batches()):
             if failing == "step" and step == 3:
                 raise ValueError("it")
