@@ -14,7 +14,7 @@ from benchmarks.measure import Row, interleave
 from benchmarks.scale import Scale
 from models.sampling.larger import window_mixture
 from utils.machine.seeding import make_generator, seed_global
-from utils.metrics.nearest import NearestNeighbours
+from utils.metrics.neighbours import NearestNeighbours
 from utils.metrics.prdc import compute_prdc
 from utils.pretrained.perceptual import LPIPSEmbedding, untrained_lpips
 
@@ -39,8 +39,8 @@ def neighbours(scale: Scale, device: torch.device) -> Row:
     def embedded() -> None:
         embed = LPIPSEmbedding(network, device)
         nearest = NearestNeighbours(embed(samples), NEAREST)
-        for batch in images.split(32):
-            nearest.add(embed(batch))
+        for first, batch in zip(range(0, len(images), 32), images.split(32), strict=True):
+            nearest.merge(*nearest.nearest(embed(batch), first))
         found["float32"] = nearest.distances.cpu()
 
     row = Row(

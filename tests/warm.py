@@ -26,7 +26,7 @@ from torch.distributed import TCPStore
 REPO = Path(__file__).parents[1]
 # Everything heavy that a script imports late.
 LIBRARIES = ("torch", "torchvision", "lpips", "lmdb", "yaml", "requests", "tqdm", "torch._dynamo", "torch_fidelity")
-MODULES = (*LIBRARIES, "utils.training.training_run", "utils.metrics.feature_sources", "utils.metrics.neighbour_search")
+MODULES = (*LIBRARIES, "utils.training.training_run", "utils.metrics.feature_sources", "utils.metrics.neighbours")
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def serve() -> None:
     for module in MODULES:
         __import__(module)
     if "often" in sys.argv[1:]:
-        from utils.runs import growing_array, partial
+        from utils.metrics import head
 
-        growing_array.SECONDS_PER_NOTE = partial.SECONDS = 0.0
+        head.SECONDS_PER_SAVE = 0.0
     codes: dict[int, int | None] = {}
     while True:
         ready, _, _ = select.select([sys.stdin.buffer.raw], [], [], 1)

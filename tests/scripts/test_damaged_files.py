@@ -44,14 +44,14 @@ KINDS = {
     "data sets": ("datasets.yaml", STAGE_1, "either"),
     "optimiser": ("logs/theirs/saved_models/ae_optim_8.th", "optimiser", "refused"),
     "perceptual weights": ("lpips.th", "perceptual", "refused"),
-    "codes": ("logs/ae/latents/*.npy", STAGE_2, "mended"),
+    "codes": ("logs/ae/latents/*/*.npy", STAGE_2, "mended"),
     "features of real images": ("logs/features/*.npy", FID, "mended"),
     "results": ("logs/drawn/results.json", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "either"),
     "given features": ("a.npy", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given safetensors": ("b.safetensors", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given codes": ("codes.pt", f"{FID} --latents_path codes.pt", "refused"),
     "head of a likelihood": ("logs/drawn/logsigma.th", ELBO, "mended"),
-    "larger codes": ("logs/drawn/codes.th", LARGER, "mended"),
+    "larger codes": ("logs/drawn/samples/*/*.npy", LARGER, "mended"),
     "codes' note": ("logs/ae/latents/*.json", STAGE_2, "mended"),
 }
 # Of those that are mended, the ones whose loss costs work, and that no cut leaves whole.

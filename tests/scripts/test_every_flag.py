@@ -86,7 +86,7 @@ class Run:
     @property
     def features(self) -> int:
         """Of how many images."""
-        (file,) = (self.folder / "features").glob("*.npy")
+        (file,) = (self.folder / "features").glob("*/*.npy")
         return len(np.load(file))
 
     @property

@@ -131,13 +131,13 @@ def test_codes_and_features_are_kept_in_the_run_where_their_folders_are_read_onl
     for number in range(2):
         out = tiny.ok(f"{tiny.stage_2} {STAGE_2} --log_dir new{number}")
         assert f"logs/ae/latents cannot be written: logs/new{number}/latents is used in its place" in out
-        assert len(list((logs / f"new{number}/latents").glob("*.npy"))) == 1
+        assert len(list((logs / f"new{number}/latents").glob("*/*.npy"))) == 1
     for encodings in (1, 0):
         ended = tiny.wait(tiny.start(f"{SCORES} --quiet", SIMPLE_FEATURES="1"))
         assert ended.code == 0, ended.err
         for name, own in (("ae/latents", "latents"), ("features", "features")):
             assert (f"logs/{name} cannot be written: logs/scores/{own} is used" in ended.out) == bool(encodings)
-    assert len(list((logs / "scores/features").glob("*.npy"))) == 3  # of both sets, and the statistics of one
+    assert len(list((logs / "scores/features").glob("*/*.npy"))) == 3  # of both sets, and the statistics of one
     assert not list((logs / "features").iterdir())
 
 
@@ -159,4 +159,4 @@ def test_nothing_needs_files_that_are_mapped_shared(tiny: Any) -> None:
             pytest.skip("this system has no seccomp filters")
         assert ended.code == 0, ended.err
     for name in ("ae/latents", "scores/features", "fid/samples", "fid/features", "features"):
-        assert list((tiny.folder / "logs" / name).glob("*.npy")), name
+        assert list((tiny.folder / "logs" / name).glob("*/*.npy")), name

@@ -41,7 +41,7 @@ def printed(toy: Any) -> list[str]:
 
 
 def by_run(toy: Any, run: str) -> dict[str, np.ndarray]:
-    return {file.name: np.load(file) for file in (toy.logs / run / "samples").glob("*.npy")}
+    return {file.parent.name: np.load(file) for file in (toy.logs / run / "samples").glob("*/*.npy")}
 
 
 def codes_drawn(toy: Any, run: str) -> np.ndarray:

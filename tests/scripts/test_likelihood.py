@@ -16,29 +16,25 @@ import torch
 from PIL import Image
 
 from hparams.resolve import resolve
-from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
+from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment, PriorExperiment
 from models.prior.diffusion import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
+from utils.data.pictures import to_uint8
 from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.seeding import make_generator, seed_global
-from utils.metrics.likelihood import (
-    HeadTrainer,
-    code_term,
-    evaluate_batch,
-    mean_pixel_bits,
-    pixel_term,
-    validation_batches,
-)
-from utils.metrics.likelihood_run import evaluate, train_head
+from utils.metrics import head, likelihood
+from utils.metrics.head import HeadTrainer
+from utils.metrics.likelihood import code_term, pixel_term, terms_of_images
 from utils.pretrained.building import open_data
-from utils.pretrained.trained_models import load_trained_models
+from utils.pretrained.trained_models import TrainedModels, load_trained_models
 from utils.reporting.panes import read_panes
-from utils.runs.checkpoints import load_file
-from utils.runs.partial import Partial
+from utils.runs.job import Job
 from utils.runs.run_folder import RunFolder
 from utils.runs.run_log import read_metrics
-from utils.sampling.larger_images import decode_larger, larger_ids
+from utils.runs.shards import Shards
+from utils.sampling import larger as larger_module
+from utils.sampling.larger import decode_larger, larger_codes
 
 RUN: dict[str, Any] = {
     "dataset": "toy_churches",
@@ -50,6 +46,7 @@ RUN: dict[str, Any] = {
     "quiet": True,
     "load_dir": "absorbing",
 }
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -59,121 +56,146 @@ def here(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return toy
 
 
-def likelihood_of(**changes: Any) -> tuple[LikelihoodExperiment, Any, list[Any]]:
+def job_of(settings: PriorExperiment, folder: Path) -> Job:
+    """A job that nothing is to stop, in a folder of its own."""
+    job = Job(settings.run, CPU)
+    job.folder = RunFolder(folder.name, folder.parent)
+    job.bad_images = lambda found, images: pytest.fail(str(found))
+    return job
+
+
+def likelihood_of(folder: Path, **changes: Any) -> tuple[LikelihoodExperiment, Job, TrainedModels, list[Any]]:
     settings = resolve(LikelihoodExperiment, {**RUN, "train_steps": 6, "steps_per_eval": 0, "lr": 1e-3, **changes})
     seed_global(0, "log-sigma head")
-    models = load_trained_models(settings)
+    job = job_of(settings, folder)
+    models = load_trained_models(job, settings)
     data = [open_data(settings.run, split=split, img_size=16, hold_out=True) for split in ("train", "val")]
-    return settings, models, data
+    return settings, job, models, data
+
+
+def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """The autoencoder's weights when its head is trained. The metrics go on from what the folder holds."""
+    settings, job, models, (train, val) = likelihood_of(folder, **changes)
+    trainer = HeadTrainer(job, models, settings.likelihood, train)
+    with job:
+        job.begin(settings, "a test", {}, resume_step=trainer.done or None)
+        trainer.train(val)
+    return models.autoencoder.state_dict()
 
 
 @contextmanager
-def interrupted_after(calls: int) -> Iterator[None]:
-    """A block in which work is saved at every `keep`, and stops at one of them."""
-    count = 0
+def interrupted_after(saves: int) -> Iterator[None]:
+    """A block in which a head is saved after each update, and its training stops after one of them."""
+    count, save = 0, HeadTrainer._save
 
-    def keep(work: Partial, state: Any) -> None:
+    def interrupt(trainer: HeadTrainer) -> None:
         nonlocal count
         count += 1
-        work.save(state())
-        if count == calls:
+        save(trainer)
+        if count == saves:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Partial, "keep", keep)
+        patch.setattr(head, "SECONDS_PER_SAVE", 0.0)
+        patch.setattr(HeadTrainer, "_save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, others[name]) for name, value in some.items())
 
 
 def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, models, data = likelihood_of(steps_per_eval=2)
+    _, _, models, _ = likelihood_of(tmp_path / "whole")
     before = {name: value.clone() for name, value in models.autoencoder.state_dict().items()}
-    train_head(settings, models, *data, RunFolder("whole", tmp_path))
-    after = models.autoencoder.state_dict()
+    after = train_head(tmp_path / "whole", steps_per_eval=2)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".logsigma." in f".{name}"}
 
-    settings, again, data = likelihood_of(steps_per_eval=2)
     with interrupted_after(4):
-        train_head(settings, again, *data, RunFolder("parts", tmp_path))
-    settings, again, data = likelihood_of(steps_per_eval=2)
-    train_head(settings, again, *data, RunFolder("parts", tmp_path))
-    assert all(torch.equal(value, after[name]) for name, value in again.autoencoder.state_dict().items())
+        train_head(tmp_path / "parts", steps_per_eval=2)
+    assert equal(train_head(tmp_path / "parts", steps_per_eval=2), after)
     whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [line["step"] for line in parts] == [2, 4, 6]
     assert [line["pixel_bits_per_dim"] for line in parts] == [line["pixel_bits_per_dim"] for line in whole]
-    assert whole[-1]["pixel_bits_per_dim"] == mean_pixel_bits(again, settings, data[1])
 
-    heads = []  # of fewer steps: those that a longer training kept are no start
-    for name in ("parts", "short"):
-        settings, short, data = likelihood_of(train_steps=3)
-        train_head(settings, short, *data, RunFolder(name, tmp_path))
-        heads.append(short.autoencoder.state_dict())
-    assert all(torch.equal(value, heads[0][name]) for name, value in heads[1].items())
+    # Of fewer steps: those that a longer training kept are no start.
+    assert equal(train_head(tmp_path / "parts", train_steps=3), train_head(tmp_path / "short", train_steps=3))
 
-    settings, none, data = likelihood_of(train_steps=0)  # leaves all as it is, what was kept too
-    train_head(settings, none, *data, RunFolder("whole", tmp_path))
-    assert all(torch.equal(value, before[name]) for name, value in none.autoencoder.state_dict().items())
-    settings, kept, data = likelihood_of()  # a finished head is taken as it is
-    monkeypatch.setattr("utils.metrics.likelihood.HeadTrainer.step", pytest.fail)
-    train_head(settings, kept, *data, RunFolder("whole", tmp_path))
-    assert all(torch.equal(value, after[name]) for name, value in kept.autoencoder.state_dict().items())
+    assert equal(train_head(tmp_path / "whole", train_steps=0), before)  # leaves all as it is, what was kept too
+    monkeypatch.setattr(HeadTrainer, "step", pytest.fail)
+    assert equal(train_head(tmp_path / "whole"), after)  # a finished head is taken as it is
 
 
-def key_of(work: Callable[..., Any], *given: Any) -> str:
-    """What determines a piece of work, as its `Partial` is told."""
+def test_what_was_kept_serves_no_other_work(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished head, terms of images and codes."""
+    folders: list[Path] = []
 
     class ToldError(Exception):
         """The work itself is of no interest."""
 
-    def tell(partial: Partial, path: Path, key: dict[str, Any], ranks: Any) -> None:
-        raise ToldError(json.dumps(key))
+    def tell(shards: Shards, *_: Any, **__: Any) -> None:
+        folders.append(shards._folder)
+        raise ToldError
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Partial, "__init__", tell)
-        with pytest.raises(ToldError) as told:
-            work(*given)
-    return str(told.value)
+    monkeypatch.setattr(Shards, "fill", tell)
 
+    def distinct(work: Callable[..., Any], cases: list[tuple[Any, ...]]) -> None:
+        folders.clear()
+        for case in cases:
+            with pytest.raises(ToldError):
+                work(*case)
+        assert len(set(folders)) == len(folders)
 
-def test_what_was_saved_serves_no_other_work(here: Any, tmp_path: Path) -> None:
-    """A finished head and finished codes too, which stay in the run folder."""
-    _, models, (train, val) = likelihood_of()
-    folder = RunFolder("run", tmp_path)
-    others = [replace(models, **{name: Path(here.logs, "vqgan/hparams.yaml")}) for name in ("ae_file", "prior_file")]
-    half = replace(models, amp_dtype=torch.bfloat16)
     changes = [{}, {"seed": 1}, {"batch_size": 12}, {"bits": 5}, {"protocol": "published"}]
+    _, _, models, (train, val) = likelihood_of(tmp_path)
+    others = [replace(models, **{name: ("other",)}) for name in ("ae_key", "prior_key")]
 
-    heads = [likelihood_of(**changed)[0] for changed in (*changes, {"lr": 1e-2})]
-    keys = [key_of(train_head, settings, models, train, val, folder) for settings in heads]
-    keys += [key_of(train_head, heads[0], other, train, val, folder) for other in (half, others[0])]
-    keys += [key_of(train_head, heads[0], models, val, val, folder)]
-    assert len(set(keys)) == len(keys)
+    def half(job: Job) -> Job:
+        job.amp_dtype = torch.bfloat16
+        return job
 
-    bounds = [likelihood_of(**changed)[0] for changed in (*changes, {"code_bound": "continuous"}, {"elbo_steps": 6})]
-    keys = [key_of(evaluate, settings, models, val, folder) for settings in bounds]
-    keys += [key_of(evaluate, bounds[0], other, val, folder) for other in (half, *others)]
-    keys += [key_of(evaluate, bounds[0], models, train, folder)]
-    assert len(set(keys)) == len(keys)
+    def keys(**changed: Any) -> str:
+        settings, job, _, _ = likelihood_of(tmp_path, **changed)
+        return HeadTrainer(job, models, settings.likelihood, train)._key
+
+    settings, job, _, _ = likelihood_of(tmp_path)
+    heads = [keys(**changed) for changed in (*changes, {"lr": 1e-2})]
+    heads += [HeadTrainer(job, others[0], settings.likelihood, train)._key]
+    heads += [HeadTrainer(job, models, settings.likelihood, val)._key]
+    heads += [HeadTrainer(half(job), models, settings.likelihood, train)._key]
+    assert len(set(heads)) == len(heads)
+
+    cases = []
+    for changed in (*changes, {"code_bound": "continuous"}, {"elbo_steps": 6}):
+        settings, job, _, _ = likelihood_of(tmp_path, **changed)
+        cases.append((job, models, settings.likelihood, val))
+    settings, job, _, _ = likelihood_of(tmp_path)
+    cases += [(job, other, settings.likelihood, val) for other in others] + [(job, models, settings.likelihood, train)]
+    cases += [(half(job_of(settings, tmp_path)), models, settings.likelihood, val)]
+    distinct(terms_of_images, cases)
 
     random = {"order": "random", "sample_steps": 3}
-    grids = ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, {"n_samples": 4}, random)
-    keys = [key_of(larger_ids, models, larger_of(**changed)[0], tmp_path) for changed in grids]
-    keys += [key_of(larger_ids, models, larger_of(order="random")[0], tmp_path)]
-    keys += [key_of(larger_ids, other, larger_of()[0], tmp_path) for other in (half, *others)]
-    assert len(set(keys)) == len(keys)
+    cases = []
+    for changed in ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, random, {"order": "random"}):
+        settings, job, _ = larger_of(tmp_path, **changed)
+        cases.append((job, models, settings.larger))
+    settings, job, _ = larger_of(tmp_path)
+    cases += [(job, others[1], settings.larger), (half(job_of(settings, tmp_path)), models, settings.larger)]
+    distinct(larger_codes, cases)
 
 
 def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(
-    here: Any, monkeypatch: pytest.MonkeyPatch
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, models, (train, _) = likelihood_of(lr=1e-30)  # nothing moves
-    trainer, pixels = HeadTrainer(settings, models), torch.from_numpy(np.stack([train[i] for i in range(8)]))
+    settings, job, models, (train, _) = likelihood_of(tmp_path, lr=1e-30)  # nothing moves
+    trainer = HeadTrainer(job, models, settings.likelihood, train)
+    pixels = torch.from_numpy(np.stack([train[i] for i in range(8)]))
     noisy: list[torch.Tensor] = []  # the noise moves the loss by less than it may round
-    record = "utils.metrics.likelihood.dequantise"
-    monkeypatch.setattr(record, lambda *given: noisy.append(dequantise(*given)) or noisy[-1])
+    monkeypatch.setattr(likelihood, "dequantise", lambda *given: noisy.append(dequantise(*given)) or noisy[-1])
     for step in (0, 1, 2, 0):
         trainer.step(pixels, step)
     for i, j in ((0, 1), (1, 2), (2, 0)):
@@ -184,65 +206,71 @@ def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(
 
 
 def test_training_the_head_lowers_the_pixel_term(here: Any, tmp_path: Path) -> None:
-    settings, models, data = likelihood_of(train_steps=40)
-    start = evaluate_batch(models, settings, 0, next(validation_batches(data[1], settings))[1]).pixels.mean()
-    train_head(settings, models, *data, RunFolder("run", tmp_path))
-    end = evaluate_batch(models, settings, 0, next(validation_batches(data[1], settings))[1]).pixels.mean()
-    assert end < start - 0.1 * 3 * 16 * 16  # nats per dimension
+    train_head(tmp_path, train_steps=40, steps_per_eval=20)
+    settings, job, models, (_, val) = likelihood_of(tmp_path / "fresh", train_steps=0)
+    start = terms_of_images(job, models, settings.likelihood, val)[:, 0].mean() / (3 * 16 * 16 * math.log(2))
+    ends = [line["pixel_bits_per_dim"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert start - 0.14 > ends[0] > ends[1]
 
 
 def test_the_evaluation_covers_every_validation_image_and_goes_on(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, models, (_, val) = likelihood_of(batch_size=24)
-    whole = evaluate(settings, models, val, RunFolder("whole", tmp_path))
-    assert len(whole) == len(val) == 64
-    assert (whole.variance > 0).all()
-    with interrupted_after(2):
-        evaluate(settings, models, val, RunFolder("parts", tmp_path))
-    seen = []
-    monkeypatch.setattr(
-        "utils.metrics.likelihood_run.evaluate_batch", lambda *given: seen.append(given[2]) or evaluate_batch(*given)
-    )
-    parts = evaluate(settings, models, val, RunFolder("parts", tmp_path))
-    assert seen == [2]
-    assert all(torch.equal(vars(parts)[name], vars(whole)[name]) for name in vars(whole))
-    assert not (tmp_path / "parts/likelihoods.partial").exists()
+    settings, job, models, (_, val) = likelihood_of(tmp_path / "whole", batch_size=24)
+    whole = terms_of_images(job, models, settings.likelihood, val)
+    assert whole.shape == (64, 3)
+    assert (whole[:, 2] > 0).all()
+    images: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        images.append(len(given[3]))
+        if sum(images) > 60:
+            raise KeyboardInterrupt
+        return pixel_term(*given)
+
+    monkeypatch.setattr(likelihood, "pixel_term", counted)
+    job = job_of(settings, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        terms_of_images(job, models, settings.likelihood, val)
+    assert images == [24, 24, 16]
+    images.clear()
+    np.testing.assert_array_equal(terms_of_images(job, models, settings.likelihood, val), whole)
+    assert images == [16]
 
 
-def test_fewer_bits_cost_less(here: Any) -> None:
+def test_fewer_bits_cost_less(here: Any, tmp_path: Path) -> None:
     """The pixel term of the same images and head falls by about the bits that are dropped."""
-    _, models, (_, val) = likelihood_of()
+    _, job, models, (_, val) = likelihood_of(tmp_path)
     pixels = torch.stack([torch.from_numpy(val[i]) for i in range(8)])
     bits = {}
     for b in (8, 5):
-        settings = likelihood_of(bits=b)[0]
-        nats = pixel_term(models, settings.likelihood, pixels, make_generator("cpu", 0))[1]
+        settings = likelihood_of(tmp_path, bits=b)[0]
+        nats = pixel_term(job, models.autoencoder, settings.likelihood, pixels, make_generator("cpu", 0))[1]
         bits[b] = nats.mean().item() / (pixels[0].numel() * math.log(2))
     assert bits[8] - bits[5] == pytest.approx(3, abs=0.1)
 
 
-def test_the_published_protocol(here: Any) -> None:
+def test_the_published_protocol(here: Any, tmp_path: Path) -> None:
     """One batch; no dequantisation; log 32 for each dimension; one draw of masks for each t."""
-    settings, models, (_, val) = likelihood_of(protocol="published", batch_size=10)
-    ((number, pixels),) = validation_batches(val, settings)
-    assert pixels.shape == (10, 3, 16, 16)
-    result = evaluate_batch(models, settings, number, pixels)
+    settings, job, models, (_, val) = likelihood_of(tmp_path, protocol="published", batch_size=10)
+    images = likelihood.images_to_evaluate(job, settings.likelihood, val)
+    terms = torch.from_numpy(terms_of_images(job, models, settings.likelihood, val))
+    assert terms.shape == (10, 3)
     with torch.no_grad():
-        x = pixels.float() / 255
+        x = torch.from_numpy(np.stack([val[i] for i in images])).float() / 255
         ids = models.autoencoder.encode(x)
         mean, logsigma = models.autoencoder.distribution(ids)
         normal = torch.distributions.Normal(mean, logsigma.exp())
         expected = -normal.log_prob(x).sum((1, 2, 3)) + 3 * 16 * 16 * math.log(32)
         uniforms = torch.rand((16, *ids.shape), generator=make_generator("cpu", 0, "likelihood", "codes", 0))
         codes = bound_nats(models.prior.logits, ids, uniforms, mask_id=models.prior.mask_id)
-    torch.testing.assert_close(result.pixels, expected.double(), rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(result.codes, codes)
-    assert result.variance.isnan().all()
+    torch.testing.assert_close(terms[:, 0], expected.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(terms[:, 1], codes, rtol=1e-5, atol=1e-5)
+    assert terms[:, 2].isnan().all()
 
 
-def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any) -> None:
-    settings, models, _ = likelihood_of(load_dir="autoregressive", sampler="autoregressive")
+def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any, tmp_path: Path) -> None:
+    settings, _, models, _ = likelihood_of(tmp_path, load_dir="autoregressive", sampler="autoregressive")
     ids = torch.randint(0, 32, (3, 64), generator=make_generator("cpu", 0))
     with torch.no_grad():
         found = code_term(models.prior, settings.likelihood, ids, make_generator("cpu", 0))
@@ -251,47 +279,62 @@ def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any) -> None:
     assert (found.variance == 0).all()
 
 
-def larger_of(**changes: Any) -> tuple[LargerExperiment, Any]:
+def larger_of(folder: Path, **changes: Any) -> tuple[LargerExperiment, Job, TrainedModels]:
     settings = resolve(LargerExperiment, {**RUN, "shape": (8, 10), "n_samples": 3, **changes})
-    return settings, load_trained_models(settings)
+    job = job_of(settings, folder)
+    return settings, job, load_trained_models(job, settings)
 
 
 @pytest.mark.parametrize("order", ["raster", "random"])
-def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(here: Any, tmp_path: Path, order: str) -> None:
-    settings, models = larger_of(order=order)
-    ids, evaluations = larger_ids(models, settings, tmp_path / "whole")
-    assert ids.shape == (3, 8, 10)
-    assert (ids < 32).all()
+def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(
+    here: Any, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, job, models = larger_of(tmp_path / "whole", order=order, batch_size=3)  # an image fills a batch
+    codes, windows = larger_codes(job, models, settings.larger)
+    assert codes.shape == (3, 8, 10)
+    assert (codes < 32).all()
     if order == "raster":
-        assert evaluations == 3 * 3 * 64  # three windows of 64 codes for each image
-    with interrupted_after(5):
-        larger_ids(models, settings, tmp_path / "parts")
-    rest, counted = larger_ids(models, settings, tmp_path / "parts")
-    assert torch.equal(rest, ids)
-    assert counted == evaluations
-    kept = [load_file(tmp_path / name)["state"] for name in ("whole", "parts")]  # what a third call would take
-    assert all(torch.equal(state["x"], ids) and state["done"] == kept[0]["done"] for state in kept)
-    alone = larger_ids(models, larger_of(order=order, n_samples=1)[0], tmp_path / "alone")[0]
-    assert torch.equal(alone[0], ids[0])
-    assert not torch.equal(ids[0], ids[1])
+        assert windows == 3 * 64  # three windows of 64 codes for each image
+    drawn: list[list[int]] = []
+    draw = larger_module._draw
+
+    def counted(*given: Any) -> torch.Tensor:
+        drawn.append(given[4])
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(*given)
+
+    monkeypatch.setattr(larger_module, "_draw", counted)
+    parts = job_of(settings, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        larger_codes(parts, models, settings.larger)
+    rest, counted_windows = larger_codes(parts, models, settings.larger)
+    assert drawn == [[0], [1], [2], [2]]
+    assert np.array_equal(rest, codes)
+    assert counted_windows == windows
+    alone = larger_codes(job_of(settings, tmp_path / "alone"), models, replace(settings.larger, n_samples=1))[0]
+    assert np.array_equal(alone[0], codes[0])
+    assert not np.array_equal(codes[0], codes[1])
 
 
 def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any, tmp_path: Path) -> None:
-    settings, models = larger_of(order="random", sample_steps=4, batch_size=4)
+    settings, job, models = larger_of(tmp_path, order="random", sample_steps=4, batch_size=4)
+    job.amp_dtype = torch.bfloat16
     seen = set()
     attention = next(module for module in models.prior.modules() if isinstance(module, SelfAttention))
     attention.key.register_forward_hook(lambda _, __, out: seen.add((len(out), out.dtype)))
-    larger_ids(replace(models, amp_dtype=torch.bfloat16), settings, tmp_path / "codes")
-    assert seen == {(4, torch.bfloat16), (1, torch.bfloat16)}  # of nine windows, three for each image
+    larger_codes(job, models, settings.larger)
+    # Three windows for each image, and two images together.
+    assert seen == {(4, torch.bfloat16), (2, torch.bfloat16), (3, torch.bfloat16)}
 
 
-def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any) -> None:
-    _, models = larger_of()
+def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any, tmp_path: Path) -> None:
+    _, job, models = larger_of(tmp_path)
     ids = torch.randint(0, 32, (2, 8, 8), generator=make_generator("cpu", 0))
-    images = torch.cat(list(decode_larger(models, ids, quiet=True)))
-    torch.testing.assert_close(images, models.autoencoder.decode(ids.flatten(1)), rtol=1e-4, atol=1e-5)
-    wide = torch.cat([ids[:1], ids[1:]], dim=2)
-    assert next(decode_larger(models, wide, quiet=True)).shape == (1, 3, 16, 32)
+    images = decode_larger(job, models, ids.numpy())
+    expected = to_uint8(models.autoencoder.decode(ids.flatten(1)))
+    assert (images.int() - expected.int()).abs().max() <= 1
+    assert decode_larger(job, models, torch.cat([ids[:1], ids[1:]], dim=2).numpy()).shape == (1, 3, 16, 32)
 
 
 ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --lr 1e-3 --elbo_steps 16"
@@ -325,7 +368,7 @@ def results(run: Path) -> list[dict[str, dict[str, Any]]]:
     ("run", "panes"),
     [
         ("nll", ["pixel term", "results"]),
-        ("neighbours", ["neighbours", "results"]),
+        ("neighbours", ["samples, then the nearest of the first 20 of 96 training images", "results"]),
         ("larger", ["larger samples", "results"]),
     ],
 )
@@ -415,7 +458,7 @@ def test_neighbours_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
     (entry,) = results(run)
     assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
     assert "R64" in printed["neighbours"]
-    (codes,) = (run / "samples").glob("*.npy")  # from which an interrupted call goes on
+    (codes,) = (run / "samples").glob("*/*.npy")  # from which an interrupted call goes on
     assert np.load(codes).shape == (3, 64)
     said = [line.split("  ")[:2] for line in printed["neighbours"].splitlines()]
     for work in ("sampling", "decoding"):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import utils.metrics.feature_sources as sources
-import utils.sampling.sampled_ids as sampled_ids
+import utils.sampling.drawing as drawing
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
 from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
@@ -26,6 +26,7 @@ from utils.machine.files import sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.pretrained.perceptual import untrained_lpips
 from utils.reporting.panes import read_panes
+from utils.runs.job import open_job
 
 CPU = torch.device("cpu")
 N = 12
@@ -163,7 +164,7 @@ def test_inception_with_weights_from_a_file(shell: Any, inception_file: Path) ->
     assert entry["conditions"].items() >= wanted.items()
     extractor = build_features("inception", str(inception_file), CPU)
     x, y = (extractor(torch.from_numpy(images)).numpy() for images in (fake, real))
-    (kept,) = (shell.logs / "fid/features").glob("*.npy")
+    (kept,) = (shell.logs / "fid/features").glob("*/*.npy")
     np.testing.assert_allclose(np.load(kept), x, rtol=1e-3, atol=1e-5 * x.max())
     assert 0 < np.square(x.mean(0) - y.mean(0)).sum() < entry["values"]["fid"]
 
@@ -223,11 +224,13 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
         if prdc:
             settings = parse(PRDCExperiment, f"{common} {words}".split(), description="", example="")
-            calc_PRDC.calculate(settings)
+            work = calc_PRDC.calculate
         else:
             words = f"{common} --kid_subset_size 20 {words}"
             settings = parse(FIDExperiment, words.split(), description="", example="")
-            calc_FID.calculate(settings)
+            work = calc_FID.calculate
+        with open_job(settings) as job:
+            work(job, settings)
         return json.loads(Path("logs", settings.run.log_dir, "results.json").read_text())[-1]["values"]
 
     return run
@@ -241,19 +244,18 @@ def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyP
     for other in ("--seed 1", "--temp 0.5"):  # in the same folder, whose codes are of other samples
         assert score(f"{words} --log_dir whole {other}") != whole
 
-    draw, asked = sampled_ids.id_batches, []
+    draw, asked = drawing.drawn_ids, []
 
     def interrupted(*args: Any) -> Iterator[Tensor]:
-        asked.append(args[4])  # which images
+        asked.append(args[3])  # which images
         for number, ids in enumerate(draw(*args)):
             if len(asked) == 1 and number == 2:
                 raise KeyboardInterrupt
             yield ids
 
-    monkeypatch.setattr(sampled_ids, "id_batches", interrupted)
+    monkeypatch.setattr(drawing, "drawn_ids", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(f"{words} --log_dir broken")
-    assert not list(Path("logs/broken/samples").glob("*.npy"))
     assert score(f"{words} --log_dir broken") == whole
     assert [list(indices) for indices in asked] == [list(range(30)), list(range(16, 30))]
     assert score(f"{words} --log_dir broken") == whole
@@ -263,9 +265,11 @@ def test_an_interrupted_sampling_goes_on(score: Any, monkeypatch: pytest.MonkeyP
 def test_given_codes_are_decoded(score: Any) -> None:
     """Those that were sampled, from a file."""
     drawn = score("--load_dir absorbing --log_dir drawn")
-    (file,) = Path("logs/drawn/samples").glob("*.npy")
-    torch.save(torch.from_numpy(np.load(file).astype(np.int64)), "codes.pt")
-    for path in (file, "codes.pt"):
+    (folder,) = Path("logs/drawn/samples").iterdir()
+    codes = np.concatenate([np.load(file) for file in sorted(folder.iterdir())])
+    np.save("codes.npy", codes)
+    torch.save(torch.from_numpy(codes.astype(np.int64)), "codes.pt")
+    for path in (folder, "codes.npy", "codes.pt"):
         assert score(f"--ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
     for other in ("--amp --amp_dtype bfloat16", "--no_ema"):
         assert score(f"--ae_load_dir vqgan --log_dir given --latents_path codes.pt {other}") != drawn
@@ -280,7 +284,7 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n
     assert len(real) == n
     words = f"--fake_images_path same --img_size 16 --split {split} --log_dir"
     fid = score(f"{words} fid --kid_subset_size {n}")
-    rows = next(file for file in map(np.load, Path("logs/features").glob("*.npy")) if file.dtype == np.float32)
+    rows = next(file for file in map(np.load, Path("logs/features").glob("*/*.npy")) if file.dtype == np.float32)
     assert rows.shape == (n, 12)
     assert abs(fid["fid"]) < 1e-6 * rows.var(0).sum()  # the roots of eigenvalues that are rounded
     kernel = (rows.astype(np.float64) @ rows.T / 12 + 1) ** 3
@@ -296,7 +300,7 @@ def test_statistics_of_real_images_are_kept(score: Any) -> None:
         save_png(Path(f"noise/{i:02}.png"), image)
     words = "--fake_images_path noise --img_size 16 --log_dir"
     first = score(f"{words} first --kid_subsets 0")
-    (large,) = (file for file in Path("logs/features").glob("*.npy") if np.load(file).dtype == np.float32)
+    (large,) = (file for file in Path("logs/features").glob("*/*.npy") if np.load(file).dtype == np.float32)
     large.unlink()
     assert score(f"{words} second --kid_subsets 0") == first
     assert not large.exists()
@@ -313,7 +317,8 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
         torch.manual_seed(seed)
         torch.save(untrained_lpips("vgg").state_dict(), "weights.pth")
         settings = parse(ReconstructionExperiment, f"{words} --log_dir recs".split(), description="", example="")
-        calc_VQGAN_FID.calculate(settings)
+        with open_job(settings) as job:
+            calc_VQGAN_FID.calculate(job, settings)
     first, second = json.loads(Path("logs/recs/results.json").read_text())
     assert first["values"]["lpips"] != second["values"]["lpips"]
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
@@ -331,7 +336,9 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     words += " --real_feats real.npy --fake_feats fake.npy"
     for shift in (0, 5):
         np.save("fake.npy", np.load("real.npy") + np.float32(shift))
-        calc_PRDC.calculate(parse(PRDCExperiment, words.split(), description="", example=""))
+        settings = parse(PRDCExperiment, words.split(), description="", example="")
+        with open_job(settings) as job:
+            calc_PRDC.calculate(job, settings)
     same, other = json.loads(Path("logs/prdc/results.json").read_text())
     assert same["values"]["precision"] == 1 > other["values"]["precision"]
     assert same["conditions"]["fake_feats_n"] == 40

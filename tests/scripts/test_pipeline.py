@@ -182,7 +182,7 @@ def test_the_average_is_another_model_and_loads_in_its_place(toy) -> None:
 
 def test_flips_double_the_latents(toy) -> None:
     for run, wanted in {"vqgan": {(64, 64), (96, 64)}, "nested/gumbel": {(64, 64), (192, 64)}}.items():
-        shapes = {np.load(file, mmap_mode="r").shape for file in (toy.logs / run / "latents").glob("*.npy")}
+        shapes = {np.load(file, mmap_mode="r").shape for file in (toy.logs / run / "latents").glob("*/*.npy")}
         assert shapes - {(8, 64), (12, 64)} == wanted  # other tests' reconstructions of so few may have left theirs
 
 
@@ -206,7 +206,7 @@ def test_same_seed_same_samples(drawn) -> None:
 
 
 def test_codes_that_are_drawn_are_not_drawn_again(toy, drawn) -> None:
-    """So a call that was stopped while it decoded goes on; `sampled_ids` itself goes on where it was stopped."""
+    """So a call that was stopped while it decoded goes on."""
     flags = "--n_samples 5 --batch_size 3 --save_individually --load_dir absorbing --log_dir drawn_base"
     said = toy.ok(f"experiments/get_samples.py {{RUN}} {flags}").splitlines()
     assert any(line.startswith("decoding  5/5 images") for line in said)
@@ -270,4 +270,4 @@ def test_stage_2_calls_nothing_that_macos_lacks(tiny: Any) -> None:
     done = subprocess.run(command, cwd=tiny.folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert (tiny.folder / "logs/mac/saved_models/absorbing_2.th").exists()
-    assert list((tiny.folder / "logs/ae/latents").glob("*.npy"))
+    assert list((tiny.folder / "logs/ae/latents").glob("*/*.npy"))

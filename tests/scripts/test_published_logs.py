@@ -399,8 +399,8 @@ def test_stage_2_goes_on(variants: dict[str, Logs]) -> None:
     # Where the average is gone, the codes that it made are in the way, but not taken.
     shutil.copytree(averaged.latents, raw.latents)
     assert "encoding 1 images" in check_resumed(raw, ABSORBING)
-    stale = {file.name: np.load(file) for file in averaged.latents.glob("*.npy")}
-    fresh = [np.load(file) for file in raw.latents.glob("*.npy") if file.name not in stale]
+    stale = {file.name: np.load(file) for file in averaged.latents.glob("*/*.npy")}
+    fresh = [np.load(file) for file in raw.latents.glob("*/*.npy") if file.name not in stale]
     assert len(fresh) == 1
     assert fresh[0].shape == (1, 256)
     assert not any(np.array_equal(codes, fresh[0]) for codes in stale.values())

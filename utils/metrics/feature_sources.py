@@ -160,7 +160,7 @@ def _generated(job: Job, settings: FeatureExperiment, extractor: FeatureExtracto
             {
                 **extractor.conditions,
                 "latents": path,
-                "latents_sha256": sha256_of(Path(path))[:8],
+                "latents_sha256": content_key(ids)[:8],
                 "n_fake": len(ids),
                 "autoencoder": str(ae_file),
                 "dtype": precision_name(job.amp_dtype),

@@ -10,18 +10,22 @@ from torch import Tensor
 
 from hparams.errors import UserError
 from utils.runs.checkpoints import load_file
+from utils.runs.shards import Shards
 
 _LARGEST = 1e15  # a feature; sums of squares must be float32 numbers
 _SAFETENSORS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 def read_latents(flag: str, path: Path, *, tokens: int, codebook_size: int) -> np.ndarray:
-    """Codes [n,N] from an `.npy` or from a tensor that `torch.save` wrote: integers in 0..K-1.
+    """Codes [n,N] from an `.npy`, a tensor that `torch.save` wrote, or a folder of drawn samples: integers in 0..K-1.
 
     Raises:
         UserError: missing, not readable, or codes of another autoencoder; `flag` is what to correct.
     """
-    ids = _read_npy(flag, path) if path.suffix == ".npy" else _read_tensor(flag, path)
+    if path.is_dir():
+        ids = _read_parts(flag, path)
+    else:
+        ids = _read_npy(flag, path) if path.suffix == ".npy" else _read_tensor(flag, path)
     if ids.dtype.kind not in "iu":
         raise UserError(f"{flag} {path}: holds {ids.dtype} values, but codes are whole numbers")
     if ids.ndim != 2 or ids.shape[1] != tokens or not len(ids):
@@ -67,6 +71,15 @@ def _read_npy(flag: str, path: Path) -> np.ndarray:
     if not isinstance(content, np.ndarray):
         raise UserError(f"{flag} {path}: is damaged, or no plain .npy array")
     return content
+
+
+def _read_parts(flag: str, path: Path) -> np.ndarray:
+    shards = Shards(path)
+    n = shards.last()
+    rows = shards.read(n) if n else None
+    if rows is None:
+        raise UserError(f"{flag} {path}: is damaged, or no folder of samples such as logs/<log_dir>/samples/<key>")
+    return rows[:]
 
 
 def _read_tensor(flag: str, path: Path) -> np.ndarray:

@@ -82,7 +82,9 @@ def check_comparison(settings: _Comparison) -> _Comparison:
         settings = replace(settings, source=check_autoencoder(settings.source, ema=ema))
     if source == "images":
         open_folder(Path(str(settings.generated.fake_images_path)), img_size=1, flag="--fake_images_path")
-    files = {"--latents_path": settings.generated.latents_path, "--feature_weights": settings.features.feature_weights}
+    if not Path(settings.generated.latents_path or ".").is_dir():
+        check_file("--latents_path", settings.generated.latents_path)
+    files = {"--feature_weights": settings.features.feature_weights}
     prdc = settings.prdc if isinstance(settings, PRDCExperiment) else PRDCSettings()
     for flag, path in (files | {"--real_feats": prdc.real_feats, "--fake_feats": prdc.fake_feats}).items():
         check_file(flag, path)

@@ -89,6 +89,10 @@ class Shards:
         self._folder = folder
         self._otherwise = otherwise
 
+    def last(self) -> int:
+        """How many rows there are, if none is missing."""
+        return max((part.stop for part in self._parts()), default=0)
+
     def read(self, n: int) -> Rows | None:
         """The first n rows; None if some are missing or damaged."""
         parts = self._whole_parts()
@@ -141,7 +145,7 @@ class Shards:
         folder = self._folder
         if pieces:
             if self._otherwise and not can_be_written(folder):
-                job.warn(f"{folder} cannot be written: {self._otherwise} is used in its place")
+                job.warn(f"{folder.parent} cannot be written: {self._otherwise.parent} is used in its place")
                 folder = self._otherwise
             make_folder(folder)
             remove_remains(folder, older_than_s=86_400.0)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jobs import a_job
 from utils.machine.devices import pick_amp_dtype, without_tf32
 from utils.metrics.features import FeatureExtractor
-from utils.metrics.nearest import NearestNeighbours
-from utils.metrics.neighbour_search import Embedding, search
+from utils.metrics.neighbours import Embedding, NearestNeighbours, nearest_images
 from utils.metrics.prdc import compute_prdc
 from utils.pretrained.perceptual import LPIPSEmbedding, untrained_lpips
 
@@ -93,21 +93,15 @@ def neighbours(seen: Seen) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NearestNeighbours, "nearest", watched)
-        search(
-            Embedding("colours", "fixed", lambda images: images.float().mean((2, 3))),
-            torch.zeros((1, 3, 8, 8), dtype=torch.uint8),
-            Images(np.zeros((4, 3, 8, 8), np.uint8)),
-            2,
-            images=None,
-            batch_size=2,
-            num_workers=0,
-            partial=Path("never written"),
-            quiet=True,
-        )
+        embedding = Embedding("colours", "fixed", lambda images: images.float().mean((2, 3)))
+        with a_job() as job:
+            images = Images(np.zeros((4, 3, 8, 8), np.uint8))
+            nearest_images(job, embedding, torch.zeros((1, 3, 8, 8), dtype=torch.uint8), images, 4, 2)
 
 
 @pytest.mark.parametrize("work", [features, lpips_embedding, prdc, neighbours])
-def test_float32_is_float32(work: Callable[[Seen], None]) -> None:
+def test_float32_is_float32(work: Callable[[Seen], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     seen: Seen = []
     work(seen)
     assert seen

@@ -132,13 +132,13 @@ def test_a_damaged_part_is_said_and_computed_anew(how: str, capsys: pytest.Captu
 def test_a_folder_that_cannot_be_written_is_read_and_another_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fill(Work(), 4)
-    monkeypatch.setattr(module, "can_be_written", lambda folder: folder != Path("work"))
+    fill(Work(), 4, folder="shared/key")
+    monkeypatch.setattr(module, "can_be_written", lambda folder: folder != Path("shared/key"))
     work = Work()
-    assert fill(work, otherwise=Path("own"))[:].tolist() == expected(10)
+    assert fill(work, folder="shared/key", otherwise=Path("own/key"))[:].tolist() == expected(10)
     assert work.done == list(range(4, 10))
-    assert capsys.readouterr().out == "work cannot be written: own is used in its place\n"
-    assert len(list(Path("own").glob("*.npy"))) == 2
+    assert capsys.readouterr().out == "shared cannot be written: own is used in its place\n"
+    assert len(list(Path("own/key").glob("*.npy"))) == 2
 
 
 def test_work_without_room_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
