@@ -8,7 +8,7 @@ from experiments import _packages  # noqa: F401 - first: it refuses packages tha
 from hparams.cli import parse, run_script
 from hparams.saved import describe
 from hparams.settings.experiments import InpaintingExperiment
-from utils.data.masks import painted_pixels
+from utils.data.images import painted_pixels
 from utils.runs.preflight import check_experiment, check_file, check_split
 from utils.runs.run_folder import RunFolder
 
@@ -24,7 +24,8 @@ def main() -> None:
     settings = check_experiment(settings)
     check_split(settings.run, settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
-    painted = painted_pixels(settings.inpainting, settings.autoencoder.img_size)
+    inpainting = settings.inpainting
+    painted = painted_pixels(inpainting.mask_path, inpainting.region, settings.autoencoder.img_size)
     if settings.run.dry_run:
         print(describe(settings))
         return

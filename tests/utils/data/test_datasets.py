@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
-from utils.data.datasets import IMAGE_SUFFIXES, ImageData, Split, check_images, list_images, open_images
+from utils.data.datasets import ImageData, Split, check_images, open_images
+from utils.data.image_folders import IMAGE_SUFFIXES, list_images
 from utils.data.images import BadImageError, resize_and_crop
 from utils.data.lmdb_images import LMDBImages, write_lmdb
 
@@ -299,8 +300,8 @@ def test_copies_of_a_folder_have_one_listing_unless_a_name_or_a_size_differs(tmp
 
 
 def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
-    values = {b"a": b"12", b"b": b"345"}
-    others = {"same": values, "key": {b"a": b"12", b"c": b"345"}, "size": {b"a": b"1", b"b": b"2345"}}
+    values = {b"a": bytes(5000), b"b": b"345"}
+    others = {"same": values, "key": {b"a": bytes(5000), b"c": b"345"}, "size": {b"a": bytes(9000), b"b": b"345"}}
     for name, items in others.items():
         write_lmdb(tmp_path / name, items.items())
     write_lmdb(tmp_path / "copy", list(values.items())[::-1])

@@ -287,16 +287,15 @@ DOORS = """
 import sys
 from pathlib import Path
 from hparams.errors import UserError
-from hparams.settings.experiments import InpaintingSettings
 from utils.data.datasets import open_folder, open_images
-from utils.data.masks import painted_pixels
+from utils.data.images import painted_pixels
 
 (name,) = sys.argv[1:]
 for read in (
     lambda: open_images("custom", split="all", img_size=8, custom_dataset_path="photos", hold_out=False)[0],
     lambda: open_images("custom", split="all", img_size=8, custom_dataset_path="packed", hold_out=False)[0],
     lambda: open_folder(Path("photos"), img_size=8, flag="--fake_images_path")[0],
-    lambda: painted_pixels(InpaintingSettings(mask_path=f"photos/{name}"), 8),
+    lambda: painted_pixels(f"photos/{name}", None, 8),
 ):
     try:
         read()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hparams.errors import UserError
-from utils.data.batches import stand_in
+from utils.data.batch_reader import stand_in
 from utils.data.datasets import ImageData, open_folder
 from utils.metrics.feature_cache import cached_statistics, data_features, statistics_file
 from utils.metrics.features import FeatureExtractor
