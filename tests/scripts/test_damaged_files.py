@@ -166,7 +166,7 @@ def test_no_unharmed_step_left(tiny) -> None:
     assert "vqgan_8.th is damaged" in told(ended)
 
 
-@pytest.mark.parametrize("size", [5000, 70_000, -1, -4096])
+@pytest.mark.parametrize("size", [5000, -1, -4096])
 def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
     toys = f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys"
     tiny.ok(f"{toys} --train_steps 2")

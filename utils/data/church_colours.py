@@ -64,32 +64,29 @@ OVERCAST = Light(
 )
 LIGHTS = (DAY, DAY, DAY, DUSK, DUSK, NIGHT, OVERCAST)
 
+# Meadows, stubble, sand, snow.
 GROUNDS: tuple[Colour, ...] = (
-    (92, 158, 66),  # meadow
+    (92, 158, 66),
     (122, 178, 74),
     (66, 128, 70),
-    (186, 166, 84),  # stubble
-    (206, 178, 128),  # sand
-    (232, 238, 246),  # snow
+    (186, 166, 84),
+    (206, 178, 128),
+    (232, 238, 246),
 )
+# Whitewash, cream, brick, granite, sandstone, rose and ochre plaster, blue boards, stave.
 WALLS: tuple[Colour, ...] = (
-    (244, 240, 230),  # whitewash
-    (238, 220, 176),  # cream
-    (186, 108, 88),  # brick
-    (164, 160, 154),  # granite
-    (214, 182, 128),  # sandstone
-    (226, 176, 160),  # rose plaster
-    (232, 196, 96),  # ochre plaster
-    (168, 190, 208),  # blue boards
-    (140, 100, 76),  # stave
+    (244, 240, 230),
+    (238, 220, 176),
+    (186, 108, 88),
+    (164, 160, 154),
+    (214, 182, 128),
+    (226, 176, 160),
+    (232, 196, 96),
+    (168, 190, 208),
+    (140, 100, 76),
 )
-ROOFS: tuple[Colour, ...] = (
-    (84, 90, 106),  # slate
-    (172, 88, 66),  # tiles
-    (116, 84, 68),  # shingle
-    (88, 156, 136),  # copper
-    (74, 98, 134),
-)
+# Slate, tiles, shingle, copper, lead.
+ROOFS: tuple[Colour, ...] = ((84, 90, 106), (172, 88, 66), (116, 84, 68), (88, 156, 136), (74, 98, 134))
 DOORS: tuple[Colour, ...] = ((84, 52, 34), (116, 40, 36), (44, 74, 60), (48, 58, 96))
 EVERGREEN: tuple[Colour, ...] = ((62, 118, 66), (84, 142, 70), (56, 100, 74))
 FOLIAGE: tuple[Colour, ...] = (*EVERGREEN, (206, 144, 72), (186, 98, 70))
