@@ -43,8 +43,8 @@ class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
     Opening takes the time of starting a small process. The keys are listed at the first access (0.5 s a million, more
-    from a cold disk), held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every process,
-    forked ones too, opens an environment of its own.
+    from a cold disk), held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every
+    process, forked ones too, opens an environment of its own.
 
     Raises:
         UserError: no LMDB there, an empty one, a damaged one, or one without its last pages, free ones included.
