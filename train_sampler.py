@@ -38,7 +38,7 @@ def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from models.prior.absorbing import AbsorbingDiffusion
-    from utils.data.batches import BatchOrder
+    from utils.data.batch_order import BatchOrder
     from utils.machine.devices import rows
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_prior, open_data

@@ -28,7 +28,8 @@ def main() -> None:
 def train(settings: VQGANStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from utils.data.batches import BatchOrder, eval_batches, train_batches
+    from utils.data.batch_order import BatchOrder
+    from utils.data.batches import eval_batches, train_batches
     from utils.data.pictures import comparison_rows
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_vqgan, open_data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from experiments._experiment import experiment, show
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
-from utils.data.masks import painted_pixels
+from utils.data.images import painted_pixels
 from utils.runs.preflight import check_experiment, check_file, check_split
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check(settings: InpaintingExperiment) -> InpaintingExperiment:
     settings = check_experiment(settings)
     check_split(settings.run, settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
-    painted_pixels(settings.inpainting, settings.autoencoder.img_size)
+    painted_pixels(settings.inpainting.mask_path, settings.inpainting.region, settings.autoencoder.img_size)
     return settings
 
 
@@ -50,7 +50,8 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     models = load_trained_models(job, settings)
     whole = open_data(run, split=inpainting.split, img_size=img_size, hold_out=True)
     data, each = whole.first(inpainting.n_images), inpainting.n_samples
-    hidden = codes_of(torch.from_numpy(painted_pixels(inpainting, img_size)), models.autoencoder.latent_size)
+    painted = torch.from_numpy(painted_pixels(inpainting.mask_path, inpainting.region, img_size))
+    hidden = codes_of(painted, models.autoencoder.latent_size)
     job.begin(
         settings,
         f"{each} completions of each of {len(data)} images of {run.dataset}",

@@ -166,16 +166,16 @@ def test_no_unharmed_step_left(tiny) -> None:
     assert "vqgan_8.th is damaged" in told(ended)
 
 
-@pytest.mark.parametrize("size", [5000, 70_000, -1, -4096])
+@pytest.mark.parametrize("size", [5000, -1, -4096])
 def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
     toys = f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys"
     tiny.ok(f"{toys} --train_steps 2")
     (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
     os.truncate(file, size if size > 0 else file.stat().st_size + size)
     ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
-    assert ended.code in (0, 2)  # the last page may be a free one
-    if told(ended).count("error:"):
-        assert "toy_churches_train_lmdb" in ended.err
+    assert ended.code == 2
+    assert told(ended).count("error:") == 1
+    assert "toy_churches_train_lmdb is truncated" in ended.err or size == 5000
 
 
 def test_a_damaged_page_of_an_lmdb_is_one_line(tiny) -> None:
@@ -187,7 +187,7 @@ def test_a_damaged_page_of_an_lmdb_is_one_line(tiny) -> None:
     file.write_bytes(content)
     ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9 --num_workers 1")
     assert ended.code == 2
-    assert "toy_churches_train_lmdb is damaged (an entry of page" in told(ended)
+    assert "toy_churches_train_lmdb is damaged (" in told(ended)
 
 
 HARM = [

@@ -15,7 +15,7 @@ from hparams.cli import parse
 from hparams.resolve import resolve
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.batches import eval_batches
-from utils.data.masks import painted_pixels
+from utils.data.images import painted_pixels
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import load_trained_models
 from utils.reporting.panes import read_panes
@@ -99,7 +99,7 @@ def test_kept_codes_serve_no_other_region(toy: Any, monkeypatch: pytest.MonkeyPa
     words += " --load_dir absorbing --n_images 1 --log_dir regions --region"
     for region in ("0 0 4 4", "8 8 4 4", "0 0 4 4"):
         settings = parse(InpaintingExperiment, f"{words} {region}".split(), description="", example="")
-        inpaint.paint(settings, painted_pixels(settings.inpainting, 16))
+        inpaint.paint(settings, painted_pixels(None, settings.inpainting.region, 16))
     assert len(by_run(toy, "regions")) == 2
 
 

@@ -96,8 +96,8 @@ class BadImages:
             UserError: there are too many by now.
         """
         of = f"of {images} images"
-        new = {_one_line(name): (_one_line(reason), of) for name, reason in found.items()}
-        new = {name: told for name, told in new.items() if name not in self._found}
+        lines = {_one_line(name): (_one_line(reason), of) for name, reason in found.items()}
+        new = {name: line for name, line in lines.items() if name not in self._found}
         if not new:
             return
         self._found |= new
@@ -106,7 +106,7 @@ class BadImages:
         for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
             self._say(f"WARNING: {reason}; until then {self._until_then} ({number} so far)")
         # A list that an earlier version left does not say of which data set: those count for each.
-        count = sum(told[1:] in ((), (of,)) for told in self._found.values())
+        count = sum(line[1:] in ((), (of,)) for line in self._found.values())
         if count > self._share * images:
             raise UserError(
                 f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
@@ -116,7 +116,7 @@ class BadImages:
     def _write(self) -> None:
         try:
             with whole_file(self._file) as out:
-                lines = ("\t".join((name, *told)) for name, told in self._found.items())
+                lines = ("\t".join((name, *line)) for name, line in self._found.items())
                 out.writelines(f"{line}\n".encode("utf-8", "surrogateescape") for line in lines)
         except OSError as error:
             self._say(f"WARNING: {self._file} not written ({error.strerror})")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from PIL import ImageColor
+
 Colour = tuple[float, float, float]
 
 
@@ -30,66 +32,46 @@ class Light:
     glow: float  # share of the pane's own colour against the tint
 
 
+def _palette(colours: str) -> tuple[Colour, ...]:
+    """Colours as a web page writes them."""
+    return tuple(ImageColor.getrgb(f"#{colour}")[:3] for colour in colours.split())
+
+
 DAY = Light(
-    tops=((58, 128, 214), (92, 164, 232), (40, 104, 190), (116, 182, 226)),
-    bottoms=((204, 230, 248), (226, 238, 246), (180, 218, 246)),
-    tint=(1.0, 1.0, 0.98),
-    orb=(255, 240, 160),
-    window=(52, 66, 92),
-    glow=0.0,
+    _palette("3a80d6 5ca4e8 2868be 74b6e2"),
+    _palette("cce6f8 e2eef6 b4daf6"),
+    (1.0, 1.0, 0.98),
+    (255, 240, 160),
+    (52, 66, 92),
+    0.0,
 )
 DUSK = Light(
-    tops=((74, 62, 132), (122, 74, 138), (58, 84, 150), (160, 86, 110)),
-    bottoms=((255, 178, 104), (252, 142, 108), (255, 204, 138)),
-    tint=(0.86, 0.72, 0.70),
-    orb=(255, 226, 150),
-    window=(255, 214, 110),
-    glow=0.9,
+    _palette("4a3e84 7a4a8a 3a5496 a0566e"),
+    _palette("ffb268 fc8e6c ffcc8a"),
+    (0.86, 0.72, 0.7),
+    (255, 226, 150),
+    (255, 214, 110),
+    0.9,
 )
 NIGHT = Light(
-    tops=((10, 16, 48), (18, 18, 60), (8, 28, 58)),
-    bottoms=((52, 64, 124), (40, 76, 122), (80, 66, 128)),
-    tint=(0.46, 0.50, 0.68),
-    orb=(244, 242, 220),
-    window=(255, 206, 96),
-    glow=1.0,
+    _palette("0a1030 12123c 081c3a"),
+    _palette("34407c 284c7a 504280"),
+    (0.46, 0.5, 0.68),
+    (244, 242, 220),
+    (255, 206, 96),
+    1.0,
 )
 OVERCAST = Light(
-    tops=((128, 142, 158), (150, 160, 170)),
-    bottoms=((206, 212, 216), (222, 222, 216)),
-    tint=(0.86, 0.88, 0.92),
-    orb=(244, 240, 222),
-    window=(58, 64, 80),
-    glow=0.0,
+    _palette("808e9e 96a0aa"), _palette("ced4d8 deded8"), (0.86, 0.88, 0.92), (244, 240, 222), (58, 64, 80), 0.0
 )
 LIGHTS = (DAY, DAY, DAY, DUSK, DUSK, NIGHT, OVERCAST)
 
-GROUNDS: tuple[Colour, ...] = (
-    (92, 158, 66),  # meadow
-    (122, 178, 74),
-    (66, 128, 70),
-    (186, 166, 84),  # stubble
-    (206, 178, 128),  # sand
-    (232, 238, 246),  # snow
-)
-WALLS: tuple[Colour, ...] = (
-    (244, 240, 230),  # whitewash
-    (238, 220, 176),  # cream
-    (186, 108, 88),  # brick
-    (164, 160, 154),  # granite
-    (214, 182, 128),  # sandstone
-    (226, 176, 160),  # rose plaster
-    (232, 196, 96),  # ochre plaster
-    (168, 190, 208),  # blue boards
-    (140, 100, 76),  # stave
-)
-ROOFS: tuple[Colour, ...] = (
-    (84, 90, 106),  # slate
-    (172, 88, 66),  # tiles
-    (116, 84, 68),  # shingle
-    (88, 156, 136),  # copper
-    (74, 98, 134),
-)
-DOORS: tuple[Colour, ...] = ((84, 52, 34), (116, 40, 36), (44, 74, 60), (48, 58, 96))
-EVERGREEN: tuple[Colour, ...] = ((62, 118, 66), (84, 142, 70), (56, 100, 74))
-FOLIAGE: tuple[Colour, ...] = (*EVERGREEN, (206, 144, 72), (186, 98, 70))
+# Meadows, stubble, sand, snow.
+GROUNDS = _palette("5c9e42 7ab24a 428046 baa654 ceb280 e8eef6")
+# Whitewash, cream, brick, granite, sandstone, rose, ochre, blue boards, stave.
+WALLS = _palette("f4f0e6 eedcb0 ba6c58 a4a09a d6b680 e2b0a0 e8c460 a8bed0 8c644c")
+# Slate, tiles, shingle, copper, lead.
+ROOFS = _palette("545a6a ac5842 745444 589c88 4a6286")
+DOORS = _palette("543422 742824 2c4a3c 303a60")
+EVERGREEN = _palette("3e7642 548e46 38644a")
+FOLIAGE = (*EVERGREEN, *_palette("ce9048 ba6246"))

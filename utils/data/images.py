@@ -6,6 +6,7 @@ import ctypes
 import stat
 import struct
 import warnings
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from hparams.errors import UserError
-from utils.data.png_metadata import SIGNATURE, without_large_metadata
 
 _MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to decode one
 
@@ -26,7 +27,8 @@ _MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to deco
 # programs (EPS: Ghostscript), some are hardly tested. Phones' MPO files come as JPEG, DIB without a file header never.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins, the last two with 64-bit offsets
+_PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the same, the last two with 64-bit offsets
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
 
 
@@ -59,9 +61,9 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
             try:
                 return _decode(content, name, opaque)
             except ValueError:  # what Pillow raises, among others, of large metadata
-                if not content.startswith(SIGNATURE):
+                if not content.startswith(_PNG):
                     raise
-            return _decode(without_large_metadata(content), name, opaque)
+            return _decode(_without_large_metadata(content), name, opaque)
     except BadImageError:
         raise
     except Exception as error:  # decoders of damaged files raise anything; MemoryError where a header asks for too much
@@ -156,6 +158,45 @@ def _deep_grey_to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Imag
     return Image.fromarray(grey).convert("RGB")
 
 
+def _without_large_metadata(png: bytes) -> bytes:
+    """The PNG without its colour profile, which nothing here uses, and without texts beyond Pillow's limits.
+
+    Texts within them stay: some hold the image's orientation. All else stays as it is, whole or damaged. Whatever the
+    PNG claims to hold, at most MAX_TEXT_CHUNK bytes are unpacked at a time, and about MAX_TEXT_MEMORY in all.
+    """
+    content, kept, room, place = memoryview(png), [memoryview(png)[:8]], MAX_TEXT_MEMORY, 8
+    while place < len(png):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, kind, body, checksum
+        kind, wanted = png[place + 4 : place + 8], True
+        if end <= len(png) and kind == b"iCCP":
+            wanted = False
+        elif end <= len(png) and kind in (b"tEXt", b"zTXt", b"iTXt"):
+            size = _text_size(kind, png[place + 8 : end - 4]) if room > 0 else None
+            room -= MAX_TEXT_CHUNK if size is None else size
+            wanted = size is not None and room >= 0
+        if wanted:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept)
+
+
+def _text_size(kind: bytes, body: bytes) -> int | None:
+    """Bytes of a chunk's text, unpacked; None if that is more than Pillow unpacks."""
+    text = body.partition(b"\0")[2]
+    if kind == b"zTXt":
+        packed = text[1:]
+    elif kind == b"iTXt" and text[:1] != b"\0":
+        packed = text[2:].split(b"\0", 2)[-1]
+    else:
+        return len(text)
+    unpacking = zlib.decompressobj()
+    try:
+        size = len(unpacking.decompress(packed, MAX_TEXT_CHUNK))
+    except zlib.error:  # Pillow passes over it
+        return 0
+    return None if unpacking.unconsumed_tail else size
+
+
 def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np.ndarray:
     """Resizes the shorter side to `size` (Pillow's bilinear, antialiased) and crops the centre.
 
@@ -182,3 +223,29 @@ def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np
     top = round((new_size[1] - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def painted_pixels(mask_path: str | None, region: tuple[int, ...] | None, side: int) -> np.ndarray:
+    """Which pixels inpainting is to paint anew: bool [side,side].
+
+    Args:
+        mask_path: an image, white where to paint; or None.
+        region: top, left, height and width of a box, without `mask_path`.
+        side: of the data's images, in pixels.
+
+    Raises:
+        UserError: --mask_path is no image, is transparent somewhere, or has no white.
+    """
+    pixels = np.zeros((side, side), bool)
+    if mask_path:
+        name = f"--mask_path {mask_path}"
+        pixels = resize_and_crop(decode_rgb(Path(mask_path), name, opaque=True), side, name).mean(0) >= 128
+        if not pixels.any():
+            raise UserError(
+                f"{name}: nothing of it is white when it is resized and cropped to {side}x{side} pixels, as the data "
+                "are: use one that is white where to paint anew"
+            )
+    elif region:
+        top, left, height, width = region
+        pixels[top : top + height, left : left + width] = True
+    return pixels

@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator
-from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from hparams.errors import UserError
+from hparams.errors import RunError, UserError
 from utils.data.images import BadImageError
-from utils.data.lmdb_pages import DamagedLMDBError, Head, OtherLMDBError, entries, read_head, read_value
 from utils.machine.files import make_folder, sync
 
 _AGAIN = "copy or download data.mdb again"
+
+# LMDB follows the page numbers of a file without checking them: a damaged one ends the process (SIGABRT, SIGBUS, …). So
+# another process opens the file first and, given a second argument, walks over its keys. It prints what it found.
+_INSPECT = """
+import lmdb, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+with lmdb.open(sys.argv[1], readonly=True, lock=False) as env, env.begin() as txn:
+    stat = env.stat()
+    print(stat["entries"], stat["psize"], stat["overflow_pages"], env.info()["last_pgno"])
+    if len(sys.argv) > 2:
+        lengths = [len(key) for key in txn.cursor().iternext(values=False)]
+        print(len(lengths) if max(lengths) <= env.max_key_size() else 0)
+"""
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 
 
 class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
-    Opening checks the folder and costs milliseconds. The list of entries is made at the first access (2 s a million),
-    held in flat buffers (3 million keys of 40 bytes: 180 MB) and travels with a pickled copy; the open file does not,
-    and every process opens its own. Nothing that may be in data.mdb ends the process: see `utils.data.lmdb_pages`.
+    Opening takes the time of starting a small process. The keys are listed at the first access (0.5 s a million, more
+    from a cold disk), held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every
+    process, forked ones too, opens an environment of its own.
 
     Raises:
-        UserError: no LMDB there, an empty one, a truncated one, or one of another layout.
+        UserError: no LMDB there, an empty one, a damaged one, or one without its last pages, free ones included.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._data = self.path / "data.mdb"
-        self._file: FileIO | None = None
-        self._file_pid = 0
-        self._keys = b""
-        # By number: where a key ends in `_keys`, and offset and size of its value.
-        self._ends, self._places, self._sizes = array("q"), array("q"), array("I")
+        self._env: lmdb.Environment | None = None
+        self._env_of: tuple[int, ...] = ()  # the process and the file that `_env` was opened in and for
+        self._keys, self._ends = b"", array("q")  # all keys in one, and where each ends
         if not self._data.is_file():
             raise UserError(f"no LMDB at {self.path} (it would hold data.mdb): correct its path in datasets.yaml")
         try:
-            self._head = read_head(self._read)
+            size = self._file_size()
+            self._entries, self._page_size, self._overflow_pages, last_page = self._inspect()
         except OSError as error:
             raise UserError(f"{self._data} cannot be read ({error.strerror}): make it readable") from error
-        except DamagedLMDBError as error:
-            raise UserError(self._refusal("cannot be opened", error)) from error
-        finally:
-            self._file = None
-        if _is_truncated(self._head, self._data.stat().st_size):
-            raise UserError(f"the LMDB {self.path} is truncated: {_AGAIN}")
-        if self._head.entries == 0:
+        if size < (last_page + 1) * self._page_size:
+            raise self._truncated()
+        if self._entries == 0:
             raise UserError(f"the LMDB {self.path} is empty: correct its path in datasets.yaml or download it again")
 
     def __len__(self) -> int:
-        return self._head.entries
+        return self._entries
 
     def key(self, i: int) -> bytes:
         """Key number i.
@@ -69,7 +80,7 @@ class LMDBImages:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
-        self._list_entries()
+        self._list_keys()
         return self._keys[self._ends[i - 1] if i else 0 : self._ends[i]]
 
     def read(self, i: int) -> bytes:
@@ -82,12 +93,18 @@ class LMDBImages:
         """
         key = self.key(i)
         try:
-            return read_value(self._read, self._head, self._places[i], self._sizes[i])
-        except DamagedLMDBError as error:
-            name = f"{self.path}:{key.decode(errors='replace')}"
-            raise BadImageError(f"cannot read {name} ({error}): {_AGAIN}") from error
+            with self._environment().begin() as txn:
+                value = txn.get(key)
+        except (lmdb.Error, MemoryError) as error:  # MemoryError: of a size that the file cannot hold
+            raise BadImageError(f"cannot read {self.source(i)} ({error}): {_AGAIN}") from error
+        if value is None:
+            raise BadImageError(f"cannot read {self.source(i)} (its key is not where it belongs): {_AGAIN}")
+        return bytes(value)
 
-    def in_reach(self) -> bool:
+    def source(self, i: int) -> str:
+        return f"{self.path}:{self.key(i).decode(errors='replace')}"
+
+    def in_reach(self, i: int) -> bool:
         """Whether data.mdb can be read now."""
         try:
             with self._data.open("rb") as file:
@@ -95,58 +112,95 @@ class LMDBImages:
         except OSError:
             return False
 
-    def listing(self) -> Iterator[bytes]:
-        """All keys and all sizes of values, in a few large pieces.
+    def identity(self, part: range) -> Iterator[str]:
+        path = self.path.resolve()
+        stat = (path / "data.mdb").stat()  # the size alone counts whole pages
+        start = f"\0from {part.start}" if part.start else ""
+        yield f"{path}\0{len(part)}\0{stat.st_size}\0{stat.st_mtime_ns}{start}"
+
+    def listing(self, part: range) -> Iterator[bytes]:
+        """All keys, and the number of pages that large values take.
 
         Raises:
             UserError: the LMDB is damaged.
         """
-        self._list_entries()
+        self._list_keys()
+        yield f"{part.start}\0{len(part)}\0{self._overflow_pages * self._page_size}\0".encode()
         yield self._keys
         yield self._ends.tobytes()
-        yield self._sizes.tobytes()
 
-    def _list_entries(self) -> None:
+    def _list_keys(self) -> None:
         if self._ends:
             return
-        keys, ends, places, sizes = bytearray(), array("q"), array("q"), array("I")
+        *_, sound_keys = self._inspect("keys")
+        if sound_keys != self._entries:
+            raise self._damaged(f"{sound_keys} sound keys for {self._entries} values")
+        keys, ends = bytearray(), array("q")
         try:
-            for key, place, size in entries(self._read, self._head):
-                keys += key
-                ends.append(len(keys))
-                places.append(place)
-                sizes.append(size)
-        except DamagedLMDBError as error:
-            raise UserError(self._refusal("is damaged", error)) from error
-        self._keys, self._ends, self._places, self._sizes = bytes(keys), ends, places, sizes
+            with self._environment().begin() as txn:
+                for key in txn.cursor().iternext(values=False):
+                    keys += key
+                    ends.append(len(keys))
+        except lmdb.Error as error:
+            raise self._damaged(str(error)) from error
+        self._keys, self._ends = bytes(keys), ends
 
-    def _refusal(self, what: str, error: DamagedLMDBError) -> str:
-        if isinstance(error, OtherLMDBError):
-            return f"the LMDB {self.path} is not of LSUN's layout, one encoded image for each key: {error}"
-        return f"the LMDB {self.path} {what} ({error}): {_AGAIN}"
+    def _environment(self) -> lmdb.Environment:
+        """This process's environment. The size comes first: to read a page beyond the end of the file is SIGBUS."""
+        stat = self._data.stat()
+        env_of = (os.getpid(), stat.st_dev, stat.st_ino, stat.st_size)
+        if self._env is None or self._env_of != env_of:
+            self._env = None
+            size = self._file_size()
+            try:
+                env = lmdb.open(str(self.path), readonly=True, lock=False)
+            except lmdb.Error as error:
+                raise OSError(errno.EIO, str(error), str(self._data)) from error
+            if size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+                raise self._truncated()
+            self._env, self._env_of = env, env_of
+        return self._env
 
-    def _read(self, offset: int, size: int) -> bytes:
-        try:
-            if self._file is None or self._file_pid != os.getpid():
-                self._file, self._file_pid = FileIO(self._data), os.getpid()
-            return os.pread(self._file.fileno(), size, offset)
-        except OSError as error:
-            self._file = None  # its handle may be stale: the next attempt opens the file again
-            error.filename = str(self._data)
-            raise
+    def _file_size(self) -> int:
+        with self._data.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+
+    def _inspect(self, *keys: str) -> list[int]:
+        """What another process finds in the file: values, page size, pages of large values, last page (and keys)."""
+        inspected = subprocess.run(
+            [sys.executable, "-c", _INSPECT, str(self.path.absolute()), *keys],
+            cwd=Path(lmdb.__file__).parents[1],  # the first place where `-c` looks for modules
+            capture_output=True,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for this process alone
+        )
+        if inspected.returncode == 0:
+            return [int(number) for number in inspected.stdout.split()]
+        if not self._file_size():  # OSError if the file cannot be read any more
+            raise self._truncated()
+        said = inspected.stderr.strip().rpartition("\n")[2]
+        reason = said.partition(": ")[2].removeprefix(f"{self.path.absolute()}: ")
+        if inspected.returncode < 0:
+            ended_by = signal.Signals(-inspected.returncode)
+            if ended_by not in _CRASHES:
+                raise RunError(f"the process that looks at {self.path} was ended by {ended_by.name}: run it again")
+            reason = reason or ended_by.name
+        elif said.startswith("lmdb.Error: "):  # of the system
+            raise UserError(
+                f"the LMDB {self.path} cannot be mapped into memory ({reason}): copy it to a disk whose files can be, "
+                "or raise the limit of memory (ulimit -v)"
+            )
+        raise self._damaged(reason)
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(f"the LMDB {self.path} is damaged ({reason}): {_AGAIN}")
+
+    def _truncated(self) -> UserError:
+        return UserError(f"the LMDB {self.path} is truncated: {_AGAIN}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_file_pid": 0}
-
-
-def _is_truncated(head: Head, size: int) -> bool:
-    """Whether data.mdb (of `size` bytes) lacks pages in use.
-
-    A whole file may lack its last pages when they are free ones, so the last page number alone does not tell.
-    """
-    if size >= (head.last_page + 1) * head.page_size:
-        return False
-    return size < head.pages_in_use * head.page_size or size % head.page_size != 0
+        return {**self.__dict__, "_env": None}
 
 
 def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:

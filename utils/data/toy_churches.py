@@ -17,21 +17,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from utils.data.church_colours import (
-    DOORS,
-    DUSK,
-    EVERGREEN,
-    FOLIAGE,
-    GROUNDS,
-    LIGHTS,
-    NIGHT,
-    ROOFS,
-    WALLS,
-    Colour,
-    Light,
-    mix,
-    rgb,
-)
+from utils.data import church_colours as colours
+from utils.data.church_colours import Colour, Light, mix, rgb
 from utils.data.lmdb_images import write_lmdb
 
 Point = tuple[float, float]
@@ -114,7 +101,7 @@ def draw_church(seed: int, index: int, size: int) -> Image.Image:
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     dice = _Dice(seed, index)
-    canvas = _Canvas(size, dice.pick(LIGHTS))
+    canvas = _Canvas(size, dice.pick(colours.LIGHTS))
     horizon = 0.75
     sun_left = dice.chance(0.5)
     haze = _draw_sky(canvas, dice, horizon, sun_left)
@@ -135,9 +122,9 @@ def _draw_sky(canvas: _Canvas, dice: _Dice, horizon: float, sun_left: bool) -> C
     canvas.gradient(top, bottom, horizon)
     if dice.chance(0.75):
         x = dice.between(0.08, 0.28) if sun_left else dice.between(0.72, 0.92)
-        y = dice.between(0.10, 0.50 if light is DUSK else 0.28)
+        y = dice.between(0.10, 0.50 if light is colours.DUSK else 0.28)
         r = dice.between(0.055, 0.085)
-        if light is NIGHT and dice.chance(0.5):
+        if light is colours.NIGHT and dice.chance(0.5):
             _draw_crescent(canvas, x, y, 1.15 * r, light.orb)
         else:
             canvas.ellipse(x, y, 1.5 * r, 1.5 * r, mix(mix(top, bottom, y / horizon), light.orb, 0.22))
@@ -154,7 +141,7 @@ def _draw_crescent(canvas: _Canvas, x: float, y: float, r: float, colour: Colour
 
 def _draw_land(canvas: _Canvas, dice: _Dice, horizon: float, haze: Colour) -> Colour:
     """A hill and the ground. Returns the ground's colour, lit."""
-    ground = canvas.lit(dice.pick(GROUNDS), dice.between(0.92, 1.06))
+    ground = canvas.lit(dice.pick(colours.GROUNDS), dice.between(0.92, 1.06))
     if dice.chance(0.5):
         colour = mix(mix(ground, canvas.lit((70, 100, 120)), 0.5), haze, 0.5)
         canvas.ellipse(dice.pick((0.1, 0.9)), horizon + 0.02, 0.5, 0.14, colour)
@@ -164,7 +151,7 @@ def _draw_land(canvas: _Canvas, dice: _Dice, horizon: float, haze: Colour) -> Co
 
 def _draw_trees(canvas: _Canvas, dice: _Dice, horizon: float, base: float, centre: float) -> None:
     kind = dice.pick(("round", "fir", "poplar"))
-    leaves = canvas.lit(dice.pick(EVERGREEN if kind == "fir" else FOLIAGE), dice.between(0.9, 1.1))
+    leaves = canvas.lit(dice.pick(colours.EVERGREEN if kind == "fir" else colours.FOLIAGE), dice.between(0.9, 1.1))
     trunk = canvas.lit((92, 66, 46))
     for side in (-1, 1):
         for _ in range(dice.integer(0, 2)):
@@ -186,13 +173,13 @@ class _Church:
 
     def __init__(self, canvas: _Canvas, dice: _Dice, base: float, centre: float, sun_left: bool) -> None:
         self.canvas, self.dice, self.base, self.sun_left = canvas, dice, base, sun_left
-        wall = dice.pick(WALLS)
+        wall = dice.pick(colours.WALLS)
         brightness = dice.between(0.94, 1.04)
         self.wall = canvas.lit(wall, brightness)
         self.shaded = canvas.lit(wall, 0.84 * brightness)
-        self.roof = canvas.lit(dice.pick(ROOFS), dice.between(0.92, 1.08))
+        self.roof = canvas.lit(dice.pick(colours.ROOFS), dice.between(0.92, 1.08))
         self.trim = canvas.lit((206, 176, 74)) if dice.chance(0.5) else canvas.lit((60, 56, 58))
-        self.door = mix(canvas.lit(dice.pick(DOORS)), self.wall, 0.25)
+        self.door = mix(canvas.lit(dice.pick(colours.DOORS)), self.wall, 0.25)
         pane = mix(canvas.lit(canvas.light.window), canvas.light.window, canvas.light.glow)
         self.pane = mix(pane, self.wall, 0.28)
         self.from_front = dice.chance(0.5)

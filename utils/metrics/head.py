@@ -15,7 +15,8 @@ from torch import Tensor
 from hparams.errors import UserError
 from hparams.settings.experiments import LikelihoodSettings
 from utils.data.bad_images import SharedReport
-from utils.data.batches import BatchOrder, eval_batches, train_batches
+from utils.data.batch_order import BatchOrder
+from utils.data.batches import eval_batches, train_batches
 from utils.data.datasets import ImageData
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key

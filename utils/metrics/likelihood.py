@@ -20,7 +20,8 @@ from models.prior.bounds import BoundEstimate, estimate_bound
 from models.prior.diffusion import bound_nats
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
-from utils.data.batches import BatchOrder, eval_batches
+from utils.data.batch_order import BatchOrder
+from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key

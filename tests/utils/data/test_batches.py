@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 
 from hparams.errors import RunError, UserError
-from utils.data import batches
-from utils.data.batches import BatchOrder, eval_batches, stand_in, train_batches
+from utils.data import batch_reader, batches
+from utils.data.batch_order import BatchOrder
+from utils.data.batch_reader import stand_in
+from utils.data.batches import eval_batches, train_batches
 from utils.data.datasets import ImageData, open_images
 from utils.machine import signals
 from utils.machine.signals import Signals, Stopped, heed_parent_alone
@@ -77,46 +80,45 @@ def test_changing_a_batch_changes_no_other() -> None:
     np.testing.assert_array_equal(order.indices(0), expected)
 
 
-@pytest.mark.parametrize("arguments", [(0, 1, 0), (5, 0, 0), (5, 1, -1)])
-def test_order_refuses(arguments: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="need"):
-        BatchOrder(*arguments)
-
-
-def test_order_refuses_negative_steps() -> None:
+def test_what_makes_no_order_is_refused(toys: ImageData) -> None:
+    for arguments in ((0, 1, 0), (5, 0, 0), (5, 1, -1)):
+        with pytest.raises(ValueError, match="need"):
+            BatchOrder(*arguments)
     with pytest.raises(ValueError, match="step"):
         BatchOrder(5, 2, 0).indices(-1)
+    with pytest.raises(ValueError, match="31"):
+        train_batches(toys, BatchOrder(31, 4, seed=0), 0, num_workers=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        eval_batches(toys, 0, num_workers=0)
 
 
-def test_train_batches_follow_the_order(toys: ImageData) -> None:
+@pytest.fixture(scope="module")
+def expected(toys: ImageData) -> torch.Tensor:
+    """The batches of 4 images of the first 20 steps with seed 2."""
     order = BatchOrder(len(toys), 4, seed=2)
-    batches = take(train_batches(toys, order, 0, num_workers=0), 10)
-    assert batches.dtype == torch.uint8
-    assert batches.shape == (10, 4, 3, 8, 8)
-    for step in range(10):
-        expected = np.stack([toys[int(i)] for i in order.indices(step)])
-        np.testing.assert_array_equal(batches[step].numpy(), expected)
+    return torch.stack([torch.from_numpy(np.stack([toys[int(i)] for i in order.indices(k)])) for k in range(20)])
+
+
+def batches_of(toys: ImageData, start: int, workers: int, start_method: str | None = None) -> Iterator[torch.Tensor]:
+    return train_batches(toys, BatchOrder(len(toys), 4, seed=2), start, workers, start_method=start_method)
 
 
 @pytest.mark.parametrize(("workers", "start_method"), [(0, None), (1, None), (2, "fork"), (2, "spawn")])
-def test_workers_and_resuming_change_no_batch(workers: int, start_method: str | None, toys: ImageData) -> None:
-    whole = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 20)
-    order = BatchOrder(len(toys), 4, seed=2)
-    resumed = take(train_batches(toys, order, 9, num_workers=workers, start_method=start_method), 11)
-    assert torch.equal(resumed, whole[9:])
+def test_batches_follow_the_order_with_any_workers_and_from_any_step(
+    workers: int, start_method: str | None, toys: ImageData, expected: torch.Tensor
+) -> None:
+    for start in (0, 9):
+        resumed = take(batches_of(toys, start, workers, start_method), 20 - start)
+        assert resumed.dtype == torch.uint8
+        assert torch.equal(resumed, expected[start:])
 
 
 def test_the_global_random_stream_is_left_alone(toys: ImageData) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 2)
+    take(batches_of(toys, 0, 0), 2)
     list(eval_batches(toys, 8, num_workers=0))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_order_of_another_size_is_refused(toys: ImageData) -> None:
-    with pytest.raises(ValueError, match="31"):
-        train_batches(toys, BatchOrder(31, 4, seed=0), 0, num_workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -152,32 +154,29 @@ def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_signals_to_spawned_workers_are_left_to_the_run(toys: ImageData) -> None:
+def test_signals_to_spawned_workers_are_left_to_the_run(toys: ImageData, expected: torch.Tensor) -> None:
     """As a terminal and a scheduler send them, where workers do not inherit the run's handlers: on macOS."""
-    ours = train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=1, start_method="spawn")
+    ours = batches_of(toys, 0, 1, "spawn")
     first = next(ours)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(worker.pid, number)
-    theirs = take(train_batches(toys, BatchOrder(len(toys), 4, seed=2), 0, num_workers=0), 9)
-    assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+    assert torch.equal(torch.cat([first[None], take(ours, 8)]), expected[:9])
 
 
 def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_ends(
-    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+    toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS. It starts by fork here, to have the name deleted too."""
     monkeypatch.delattr(signal, "sigwaitinfo")
-    order = BatchOrder(len(toys), 4, seed=2)
     for seconds in (3600.0, 0.0):
         monkeypatch.setattr(signals, "SECONDS_AFTER_SIGTERM", seconds)
-        ours = train_batches(toys, order, 0, num_workers=1, start_method="fork")
+        ours = batches_of(toys, 0, 1, "fork")
         first = next(ours)
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGTERM)
         if seconds:
-            theirs = take(train_batches(toys, order, 0, num_workers=0), 9)
-            assert torch.equal(torch.cat([first[None], take(ours, 8)]), theirs)
+            assert torch.equal(torch.cat([first[None], take(ours, 8)]), expected[:9])
         else:
             worker.join(60)
             assert worker.exitcode == 0
@@ -187,11 +186,6 @@ def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_
 
 def test_nothing_left_to_evaluate(toys: ImageData) -> None:
     assert list(eval_batches(toys, 8, num_workers=0, indices=[])) == []
-
-
-def test_eval_batches_refuse_no_batch_size(toys: ImageData) -> None:
-    with pytest.raises(ValueError, match="batch_size"):
-        eval_batches(toys, 0, num_workers=0)
 
 
 def test_stand_ins_are_spread_over_the_images() -> None:
@@ -239,8 +233,9 @@ class Unsteady:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No attempt is waited for."""
-    for name in ("_POLL_S", "UNREADABLE_S"):
-        monkeypatch.setattr(batches, name, 0.01)
+    monkeypatch.setattr(batches, "_POLL_S", 0.01)
+    for name in ("BETWEEN_ATTEMPTS_S", "UNREADABLE_S"):
+        monkeypatch.setattr(batch_reader, name, 0.01)
     return monkeypatch
 
 
@@ -269,7 +264,7 @@ def test_one_image_that_the_file_system_never_gives_is_a_bad_one(workers: int, t
 
 def test_data_that_stay_out_of_reach_end_the_wait(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
     (tmp_path / "away").mkdir()  # so that it stays
-    hasty.setattr(batches, "OUT_OF_REACH_S", 0.01)
+    hasty.setattr(batch_reader, "OUT_OF_REACH_S", 0.01)
     hasty.setattr(Unsteady, "in_reach", lambda *_: False)
     with pytest.raises(RunError, match=r"image 5 cannot be read .*: bring the data back; then --resume"):
         list(eval_batches(Unsteady(tmp_path / "away"), 4, 0))

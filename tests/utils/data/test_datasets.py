@@ -15,8 +15,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
-from utils.data.datasets import IMAGE_SUFFIXES, ImageData, Split, check_images, list_images, open_images
-from utils.data.images import BadImageError, resize_and_crop
+from utils.data.datasets import ImageData, Split, check_images, open_images
+from utils.data.image_folders import IMAGE_SUFFIXES, list_images
+from utils.data.images import BadImageError
 from utils.data.lmdb_images import LMDBImages, write_lmdb
 
 SPLITS: tuple[Split, ...] = ("train", "val", "all")
@@ -70,12 +71,8 @@ def test_lsun(dataset: str, stem: str, tmp_path: Path) -> None:
     assert sets["train"].fingerprint == sets["all"].fingerprint != sets["val"].fingerprint
 
 
-def test_images_are_resized_and_cropped(tmp_path: Path) -> None:
-    noise = Image.effect_noise((41, 30), 80).convert("RGB")
-    tmp_path.joinpath("set").mkdir()
-    noise.save(tmp_path / "set" / "a.png")
-    data = open_custom(tmp_path / "set", "all", img_size=11)
-    np.testing.assert_array_equal(data[0], resize_and_crop(noise, 11))
+def names_below(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in list_images(folder)]
 
 
 def test_nested_folders_are_in_image_folder_order(tmp_path: Path) -> None:
@@ -97,10 +94,18 @@ def test_nested_folders_are_in_image_folder_order(tmp_path: Path) -> None:
     assert list_images(tmp_path) == published
 
 
-def test_flat_folders_are_in_the_order_of_their_names(tmp_path: Path) -> None:
-    save_pictures(tmp_path, ["10.png", "2.PNG", "a.webp", "B.jpg", "1.JPEG"])
+@pytest.mark.parametrize(
+    ("written", "listed"),
+    [
+        (["10.png", "2.PNG", "a.webp", "B.jpg", "1.JPEG"], ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]),
+        (["a.png", "z/b.png"], ["z/b.png", "a.png"]),  # subfolders first
+        (["a.png", ".thumbs/a.png", "c/b.png", "c/.old/b.png", "._a.png"], ["c/b.png", "a.png"]),  # nothing hidden
+    ],
+)
+def test_a_folders_files_are_listed_by_name(written: list[str], listed: list[str], tmp_path: Path) -> None:
+    save_pictures(tmp_path, written)
     (tmp_path / "LICENSE.txt").write_text("no image")
-    assert [f.name for f in list_images(tmp_path)] == ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]
+    assert names_below(tmp_path) == listed
 
 
 def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
@@ -112,34 +117,6 @@ def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     (named,) = re.findall(r"files that end in (.+?) are read", readme)
     assert set(named.split()) == IMAGE_SUFFIXES
-
-
-def test_a_folders_own_files_come_after_its_subfolders(tmp_path: Path) -> None:
-    save_pictures(tmp_path, ["a.png", "z/b.png"])
-    assert [f.name for f in list_images(tmp_path)] == ["b.png", "a.png"]
-
-
-def test_hidden_files_are_left_out(tmp_path: Path) -> None:
-    save_pictures(tmp_path, ["a.png", ".thumbs/a.png", "c/b.png", "c/.old/b.png"])
-    (tmp_path / "._a.png").write_bytes(b"resource fork")
-    assert [f.name for f in list_images(tmp_path)] == ["b.png", "a.png"]
-
-
-def test_linked_folders_are_followed(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "elsewhere", ["a.png"])
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
-    assert len(open_custom(tmp_path / "set", "all")) == 1
-
-
-def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "set", ["a.png", "nested/b.png"])
-    (tmp_path / "set/nested/up").symlink_to(tmp_path / "set")
-    assert [f.name for f in list_images(tmp_path / "set")] == ["b.png", "a.png"]
-
-
-def names_below(folder: Path) -> list[str]:
-    return [file.relative_to(folder).as_posix() for file in list_images(folder)]
 
 
 @pytest.mark.parametrize("count", [2, 3, 12])
@@ -166,6 +143,7 @@ def test_links_of_linked_folders_lead_to_no_folder_above_either(tmp_path: Path) 
     (tmp_path / "top/set/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/link").symlink_to(tmp_path / "further")
     (tmp_path / "further/link").symlink_to(tmp_path)
+    (tmp_path / "top/set/up").symlink_to(tmp_path / "top/set")
     assert names_below(tmp_path / "top/set") == ["link/b.png", "link/link/c.png", "a.png"]
 
 
@@ -299,8 +277,8 @@ def test_copies_of_a_folder_have_one_listing_unless_a_name_or_a_size_differs(tmp
 
 
 def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
-    values = {b"a": b"12", b"b": b"345"}
-    others = {"same": values, "key": {b"a": b"12", b"c": b"345"}, "size": {b"a": b"1", b"b": b"2345"}}
+    values = {b"a": bytes(5000), b"b": b"345"}
+    others = {"same": values, "key": {b"a": bytes(5000), b"c": b"345"}, "size": {b"a": bytes(9000), b"b": b"345"}}
     for name, items in others.items():
         write_lmdb(tmp_path / name, items.items())
     write_lmdb(tmp_path / "copy", list(values.items())[::-1])
@@ -341,16 +319,10 @@ def test_one_image_cannot_be_split(tmp_path: Path) -> None:
         open_custom(tmp_path, "train")
 
 
-def test_unreadable_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    data = open_custom(tmp_path, "all")
-    with pytest.raises(UserError, match=r"broken\.jpg"):
-        data[0]
-
-
-def test_unreadable_lmdb_value_is_named(tmp_path: Path) -> None:
-    write_lmdb(tmp_path / "a", [(b"0a1b", b"no image")])
-    (tmp_path / "datasets.yaml").write_text("churches: {paths: {train: a}}")
-    data = open_images("churches", split="train", img_size=8, datasets_file=tmp_path / "datasets.yaml", hold_out=False)
-    with pytest.raises(UserError, match="0a1b"):
-        data[0]
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/broken.jpg").write_bytes(b"no image")
+    write_lmdb(tmp_path / "packed", [(b"0a1b", b"no image")])
+    for folder, name in (("set", r"set/broken\.jpg"), ("packed", "packed:0a1b")):
+        with pytest.raises(BadImageError, match=name):
+            open_custom(tmp_path / folder, "all")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +9,18 @@ import pytest
 from PIL import Image
 
 from hparams.errors import UserError
-from hparams.settings.experiments import InpaintingSettings
-from utils.data.masks import painted_pixels
-
-SETTINGS = InpaintingSettings()
+from utils.data.images import painted_pixels
 
 
 def painted_by(image: Image.Image, folder: Path, side: int = 8) -> np.ndarray:
     image.save(folder / "mask.png")
-    return painted_pixels(replace(SETTINGS, mask_path=f"{folder}/mask.png"), side)
+    return painted_pixels(f"{folder}/mask.png", None, side)
 
 
 def test_a_region() -> None:
     expected = np.zeros((8, 8), bool)
     expected[1:4, 2:7] = True
-    np.testing.assert_array_equal(painted_pixels(replace(SETTINGS, region=(1, 2, 3, 5)), 8), expected)
+    np.testing.assert_array_equal(painted_pixels(None, (1, 2, 3, 5), 8), expected)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA", "P", "I;16"])
@@ -74,13 +70,13 @@ def test_transparency_is_refused(tmp_path: Path, mode: str, colour: int) -> None
 def test_transparency_by_a_colour_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / "mask.png", transparency=300)
     with pytest.raises(UserError, match="has transparent pixels"):
-        painted_pixels(replace(SETTINGS, mask_path=f"{tmp_path}/mask.png"), 8)
+        painted_pixels(f"{tmp_path}/mask.png", None, 8)
 
 
 def test_what_is_no_image_is_named_by_its_flag(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"words")
     with pytest.raises(UserError, match=r"--mask_path .*mask\.png as an image"):
-        painted_pixels(replace(SETTINGS, mask_path=f"{tmp_path}/mask.png"), 8)
+        painted_pixels(f"{tmp_path}/mask.png", None, 8)
 
 
 def test_white_is_what_is_light_in_all_channels_together(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Folders of image files: which files they hold, in which order, and reading them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from hparams.errors import UserError
+from utils.data.images import BadImageError, read_regular
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+
+# A file that was removed, or that this user may not read. Other errors may pass.
+_OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+class FolderImages:
+    """The image files below a folder, in the order of `list_images`. An `utils.data.datasets.ImageStore`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = list_images(folder)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, i: int) -> bytes:
+        """A file's content.
+
+        Raises:
+            BadImageError: it is no regular file, or it was removed or made unreadable while its folder is there.
+            OSError: the file system does not give it, which may pass.
+        """
+        file = self._files[i]
+        try:
+            return read_regular(file, str(file))
+        except OSError as error:
+            target = Path(os.path.realpath(file))
+            if error.errno not in _OF_ONE_FILE or not self.in_reach(i) or not _has_entries(target.parent):
+                raise
+        try:
+            return read_regular(file, str(file))  # its disk may have come back since
+        except OSError as error:
+            raise BadImageError(f"cannot read {file} as an image ({error.strerror}): replace or remove it") from None
+
+    def source(self, i: int) -> str:
+        return str(self._files[i])
+
+    def in_reach(self, i: int) -> bool:
+        return _has_entries(self._folder) and _has_entries(self._files[i].parent)
+
+    def identity(self, part: range) -> Iterator[str]:
+        resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
+        for file in self._files[part.start : part.stop]:
+            try:
+                stat = file.stat() if os.access(file, os.R_OK) else None
+            except OSError:  # removed just now
+                stat = None
+            if not stat:  # a link to nowhere, or no right to read it: another image once that is mended
+                yield f"{file.absolute()}\0cannot be read"
+                continue
+            path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
+            yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+    def listing(self, part: range) -> Iterator[bytes]:
+        for file in self._files[part.start : part.stop]:
+            try:
+                size = file.stat().st_size
+            except OSError:  # a link to nowhere
+                size = -1
+            yield b"%s\0%d\0" % (os.fsencode(file.relative_to(self._folder)), size)
+
+
+def _has_entries(folder: Path) -> bool:
+    """Whether a folder can be read and holds something: where a disk is not mounted there is an empty folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files under a folder, in the order of torchvision's `ImageFolder`.
+
+    Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
+    `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out, and links to a
+    folder above. Each folder is entered once, whatever links lead to it: by its own name if it lies below `folder`,
+    else by the link that comes first by name (links of linked folders come after all others).
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    walked: list[tuple[str, list[str]]] = []
+    entered, links = set(folder.resolve().parents), [folder]
+    while links:
+        starts, links = sorted(links), []
+        for start in starts:
+            real_start = start.resolve()
+            for root, folders, names in os.walk(start, onerror=_refuse):
+                real = real_start / Path(root).relative_to(start)
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                linked = [path for name in folders if (path := Path(root, name)).is_symlink()]
+                links += [path for path in linked if not real.is_relative_to(path.resolve())]
+                walked.append((root, sorted(name for name in names if _is_image(name))))
+    top, nested = walked[0], walked[1:]
+    nested.sort(key=lambda entry: (Path(entry[0]).relative_to(folder).parts[0], entry[0]))
+    return [Path(root, name) for root, names in [*nested, top] for name in names]
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): make it readable") from error
