@@ -110,7 +110,7 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"features are \.npy or \.safetensors"):
         features(tmp_path / "f.pkl")
     save_file({"real": FEATURES, "fake": FEATURES}, tmp_path / "two.safetensors")
-    with pytest.raises(UserError, match="holds (real, fake|fake, real); it should hold one tensor"):
+    with pytest.raises(UserError, match=r"holds (real, fake|fake, real); it should hold one tensor"):
         features(tmp_path / "two.safetensors")
     header = 100_000 * b"["
     (tmp_path / "deep.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
