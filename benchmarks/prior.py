@@ -16,10 +16,10 @@ from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave
 from benchmarks.scale import Scale, of_24
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage
-from models.parts import Wrap, as_it_is
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.diffusion import sample_mask, sample_time
+from models.sampling.categorical import Wrap, as_it_is
 from models.sampling.events import diffusion_image
 from utils.machine.compiling import captures_graphs, compile_prior
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured

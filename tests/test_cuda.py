@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import trainers
-from models.prior.gelu import GELU
+from models.kernels import GELU
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import rows
 from utils.machine.evaluation import evaluating

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts import Wrap, as_it_is
 from models.prior.diffusion import DiffusionLoss, masked_cross_entropy, objective
 from models.prior.transformer import Transformer
-from models.sampling.categorical import check_sampling, image_generators, stack_samples
+from models.sampling.categorical import Wrap, as_it_is, check_sampling, image_generators, stack_samples
 from models.sampling.events import Image, diffusion_image, mlm_image, remask_times, sample_images
 
 SAMPLE_TYPES = ("diffusion", "mlm")

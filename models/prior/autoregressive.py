@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts import Wrap, as_it_is
 from models.prior.transformer import Transformer
-from models.sampling.categorical import check_sampling, image_generators, stack_samples
+from models.sampling.categorical import Wrap, as_it_is, check_sampling, image_generators, stack_samples
 from models.sampling.samplers import sample_autoregressive
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+
+Wrap = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]  # a function → one that does the same, faster
+
+
+def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The `Wrap` that does nothing."""
+    return function
 
 
 def invert_cdf(logits: Tensor, temp: float, uniforms: Tensor, invalid: Tensor | None = None) -> Tensor:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.parts import Wrap, as_it_is
-from models.sampling.categorical import invert_cdf
+from models.sampling.categorical import Wrap, as_it_is, invert_cdf
 
 LogitsAtFn = Callable[[Tensor, Tensor], Tensor]  # x_t [B,N] int64 and places [B,m] int64 → logits there, [B,m,K]
 

@@ -11,10 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.parts import Wrap, as_it_is
 from models.prior.diffusion import LogitsFn
 from models.prior.transformer import Transformer
-from models.sampling.categorical import draw_categorical, invert_cdf
+from models.sampling.categorical import Wrap, as_it_is, draw_categorical, invert_cdf
 
 
 @torch.no_grad()

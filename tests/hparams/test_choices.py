@@ -13,7 +13,8 @@ from models.prior.absorbing import SAMPLE_TYPES
 from models.prior.bounds import CODE_BOUNDS
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
 from models.sampling.larger import ORDERS
-from models.vqgan.quantizers import BETA_TERMS, QUANTIZERS
+from models.vqgan.quantizers import BETA_TERMS
+from utils.pretrained.building import QUANTIZERS
 from utils.runs.run_folder import KINDS, VQGAN
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hparams.errors import RunError
 from hparams.settings.experiments import LikelihoodExperiment, LikelihoodSettings
-from models.parts import WHOLE, BatchPart
+from models.parts import Noise
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.bounds import BoundEstimate, estimate_bound
 from models.prior.diffusion import bound_nats
@@ -61,7 +61,8 @@ class HeadTrainer:
         Returns scalars. `skipped` is 1 where gradients were not finite.
         """
         generator = make_generator(self._models.device, self._settings.run.seed, "log-sigma", step)
-        _, nats = pixel_term(self._models, self._settings.likelihood, pixels, generator, self._ranks.part)
+        noise = Noise(generator, self._ranks.part)
+        _, nats = pixel_term(self._models, self._settings.likelihood, pixels, noise)
         loss = (nats / (pixels[0].numel() * math.log(2))).mean()
         self._optimiser.zero_grad()
         self._optimiser.scaler.scale(loss).backward()
@@ -134,7 +135,7 @@ def validation_batches(
 def evaluate_batch(models: TrainedModels, settings: LikelihoodExperiment, number: int, pixels: Tensor) -> Likelihoods:
     """Both terms of a batch of `validation_batches`; a function of the seed and its number."""
     with evaluating(models.prior, models.autoencoder):
-        ids, nats = pixel_term(models, settings.likelihood, pixels, _noise(models, settings, "pixels", number))
+        ids, nats = pixel_term(models, settings.likelihood, pixels, Noise(_noise(models, settings, "pixels", number)))
         with models.autocast():
             codes = code_term(models.prior, settings.likelihood, ids, _noise(models, settings, "codes", number))
     return Likelihoods(nats.double().cpu(), codes.nats.cpu(), codes.variance.cpu())
@@ -152,7 +153,7 @@ def mean_pixel_bits(
 
     def own() -> Iterator[list[Tensor]]:
         for number, pixels in validation_batches(data, settings, bad=report, ranks=ranks):
-            _, nats = pixel_term(models, settings.likelihood, pixels, _noise(models, settings, "pixels", number))
+            _, nats = pixel_term(models, settings.likelihood, pixels, Noise(_noise(models, settings, "pixels", number)))
             yield [nats]
 
     none = [torch.empty(0, device=models.device)]
@@ -163,19 +164,15 @@ def mean_pixel_bits(
 
 
 def pixel_term(
-    models: TrainedModels,
-    likelihood: LikelihoodSettings,
-    pixels: Tensor,
-    generator: torch.Generator,
-    part: BatchPart = WHOLE,
+    models: TrainedModels, likelihood: LikelihoodSettings, pixels: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B,C,H,W], a part of a batch → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
+    """Images uint8 [B,C,H,W] → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
     pixels = pixels.to(models.device)
     if likelihood.protocol == "published":
         seen = x = pixels.float() / 255
     else:
         levels = reduce_bits(pixels, likelihood.bits)
-        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, generator, part)
+        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, noise)
     with torch.no_grad():
         ids = models.autoencoder.encode(seen, check_range=False)  # in float32, as for the prior's training
     with models.autocast():

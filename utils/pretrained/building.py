@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.stages import RunSettings
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.transformer import Transformer
 from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.discriminator import Discriminator
+from models.vqgan.networks import Discriminator
+from models.vqgan.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
 from utils.data.datasets import ImageData, Split, open_images
 
 Prior = AbsorbingDiffusion | AutoregressivePrior
+
+QUANTIZERS: dict[str, Callable[[AutoencoderSettings], Quantizer]] = {
+    "nearest": lambda s: VectorQuantizer(s.codebook_size, s.emb_dim, s.beta, s.beta_term),
+    "gumbel": lambda s: GumbelQuantizer(
+        s.codebook_size, s.emb_dim, s.gumbel_kl_weight, straight_through=s.gumbel_straight_through
+    ),
+}
 
 
 def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
@@ -24,13 +35,8 @@ def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
         ch_mult=settings.ch_mult,
         res_blocks=settings.res_blocks,
         attn_resolutions=settings.attn_resolutions,
-        codebook_size=settings.codebook_size,
         emb_dim=settings.emb_dim,
-        quantizer=settings.quantizer,
-        beta=settings.beta,
-        beta_term=settings.beta_term,
-        gumbel_kl_weight=settings.gumbel_kl_weight,
-        gumbel_straight_through=settings.gumbel_straight_through,
+        quantizer=partial(QUANTIZERS[settings.quantizer], settings),
     )
 
 

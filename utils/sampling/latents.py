@@ -96,7 +96,7 @@ def _encode(
     warn: Callable[[str], None],
 ) -> None:
     h, w = autoencoder.latent_size
-    n, places, dtype = len(data), h * w, ids_dtype(len(autoencoder.quantize.codebook))
+    n, places, dtype = len(data), h * w, ids_dtype(autoencoder.quantize.size)
     turns = (False, True) if flip else (False,)
     device = next(autoencoder.parameters()).device
     with (
@@ -185,6 +185,6 @@ def resident_codes(
         otherwise=RunFolder(settings.run.log_dir).latents,
         warn=warn,
     )
-    largest = len(autoencoder.quantize.codebook) - 1
+    largest = autoencoder.quantize.size - 1
     dtype = next(dtype for dtype in (np.uint8, np.int16, np.int32) if largest <= np.iinfo(dtype).max)
     return torch.from_numpy(codes.astype(dtype)).to(next(autoencoder.parameters()).device)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hparams.errors import NotFiniteError
 from hparams.settings.stages import RunSettings, SamplingSettings
-from models.parts import as_it_is
 from models.prior.absorbing import AbsorbingDiffusion
+from models.sampling.categorical import as_it_is
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.pictures import to_uint8
 from utils.machine.compiling import captures_graphs

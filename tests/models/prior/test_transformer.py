@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from small_models import transformer
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
-from models.prior.transformer import Transformer
-
-SMALL: dict[str, Any] = {
-    "codebook_size": 9,
-    "vocab_size": 10,
-    "n_emb": 16,
-    "n_head": 4,
-    "n_layers": 2,
-    "block_size": 6,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "causal": False,
-}
-
-
-def transformer(**changes: Any) -> Transformer:
-    torch.manual_seed(0)
-    net = Transformer(**SMALL | changes)
-    torch.nn.init.normal_(net.pos_emb)
-    torch.nn.init.normal_(net.start_tok)
-    return net.eval()
 
 
 def ids(n: int = 6) -> torch.Tensor:
@@ -45,15 +22,8 @@ def changed_places(logits: torch.Tensor, other: torch.Tensor) -> list[bool]:
 def test_published_size(causal: bool, vocab_size: int, expected: int) -> None:
     sizes = {"codebook_size": 1024, "vocab_size": vocab_size, "n_emb": 512, "n_head": 8, "n_layers": 24}
     with torch.device("meta"):
-        net = Transformer(**SMALL | sizes | {"block_size": 256, "causal": causal})
+        net = transformer(**sizes, block_size=256, causal=causal)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
-
-
-def test_positions_and_start_token_start_at_zero() -> None:
-    net = Transformer(**SMALL)
-    assert not net.pos_emb.any()
-    assert not net.start_tok.any()
-    assert net.head.bias is None
 
 
 def test_logits_cover_the_codebook_and_not_the_mask() -> None:
