@@ -36,7 +36,6 @@ def main() -> None:
 def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from models.prior.absorbing import AbsorbingDiffusion
     from utils.data.batches import BatchOrder
     from utils.machine.devices import pick_amp_dtype, pick_device, rows
     from utils.machine.distributed import joined
@@ -94,7 +93,7 @@ def train(settings: PriorStage) -> None:
                     model, drawn_by = trainer.averaged, (autoencoder, settings.sampling, run_settings, amp_dtype)
                     try:
                         run.picture(done, "samples", draw_images(model, *drawn_by, ranks))
-                        if ranks.first and isinstance(model, AbsorbingDiffusion):
+                        if ranks.first and model.mask_id is not None:
                             strip = unmasking_strip(model, *drawn_by)
                             run.picture(done, "unmasking", strip, columns=len(strip) // 2)
                     except NotFiniteError as error:  # a training step that overflows is skipped, too

@@ -19,8 +19,8 @@ from hparams.settings.stages import PriorStage
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.diffusion import sample_mask, sample_time
-from models.sampling.categorical import Wrap, as_it_is
-from models.sampling.events import diffusion_image
+from models.sampling.plans import diffusion_plan
+from models.sampling.rounds import Wrap
 from utils.machine.compiling import captures_graphs, compile_prior
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import pick_amp_dtype
@@ -66,9 +66,9 @@ def amp(device: torch.device, enabled: bool = True) -> torch.autocast:
     return torch.autocast(device.type, dtype=pick_amp_dtype(device, True, "auto"), enabled=enabled)
 
 
-def wrapper(device: torch.device) -> Wrap:
+def wrapper(device: torch.device) -> Wrap | None:
     """What the scripts give to `samples`."""
-    return Captured if captures_graphs("auto", device) else as_it_is
+    return Captured if captures_graphs("auto", device) else None
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ def _time_events(
     start, done = 0.0, -warmup
 
     def timed(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        inner = wrapper(device)(draw)
+        wrap = wrapper(device)
+        inner = wrap(draw) if wrap else draw
 
         def one(*inputs: Tensor) -> Tensor:
             nonlocal start, done
@@ -172,8 +173,8 @@ def _whole(prior: AbsorbingDiffusion, scale: Scale, device: torch.device) -> flo
 def _events_per_image(indices: range) -> Iterator[int]:
     start = torch.full((N,), K)
     for index in indices:
-        image = diffusion_image(start, mask_id=K, steps=T, generator=make_generator("cpu", "samples", index))
-        yield len(list(image.events))
+        plan = diffusion_plan(start, mask_id=K, steps=T, generator=make_generator("cpu", "samples", index))
+        yield len(list(plan.events))
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import trainers
 from models.kernels import GELU
+from models.prior.prior import Codes, Draws
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import rows
 from utils.machine.evaluation import evaluating
@@ -160,7 +161,8 @@ def test_losses_are_those_of_a_cpu() -> None:
     for device in ("cpu", "cuda"):
         prior = prior_trainer(device, compile="off").prior
         prior.load_state_dict(prior_trainer("cpu").prior.state_dict())
-        found.append(prior.losses(codes(0, device), *(draw.to(device) for draw in draws), "reweighted_elbo").loss.cpu())
+        on_device = Draws(*(draw.to(device) for draw in draws))
+        found.append(prior.losses(Codes(codes(0, device)), on_device).loss.cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 

@@ -70,9 +70,6 @@ def transformer(*, std: float | None = None, **changes: Any) -> Transformer:
     """Over 6 tokens of 9 codes and a mask, in evaluation mode; places differ. std: of all weights, if given."""
     torch.manual_seed(0)
     net = Transformer(**_TRANSFORMER | changes)
-    torch.nn.init.normal_(net.pos_emb)
-    torch.nn.init.normal_(net.start_tok)
-    if std is not None:
-        for parameter in net.parameters():
-            torch.nn.init.normal_(parameter, std=std)
+    for parameter in (net.pos_emb, net.start_tok) if std is None else net.parameters():
+        torch.nn.init.normal_(parameter, std=std or 1.0)
     return net.eval()

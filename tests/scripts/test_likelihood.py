@@ -18,7 +18,7 @@ from PIL import Image
 from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
 from models.parts import Noise
-from models.prior.diffusion import bound_nats
+from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
 from utils.machine.devices import pick_amp_dtype, precision_name

@@ -17,9 +17,7 @@ from torch import Tensor
 from hparams.errors import RunError
 from hparams.settings.experiments import LikelihoodExperiment, LikelihoodSettings
 from models.parts import Noise
-from models.prior.autoregressive import AutoregressivePrior
-from models.prior.bounds import BoundEstimate, estimate_bound
-from models.prior.diffusion import bound_nats
+from models.prior.prior import CodeLength, Codes, Prior
 from models.vqgan.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
 from utils.data.bad_images import Report, SharedReport
 from utils.data.batches import BatchOrder, eval_batches
@@ -27,7 +25,6 @@ from utils.data.datasets import ImageData
 from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator
-from utils.pretrained.building import Prior
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.results import Value
 from utils.runs.shared_batches import in_order, own_indices
@@ -180,29 +177,16 @@ def pixel_term(
     return ids, level_nll_nats(x, mean, logsigma, likelihood.bits)
 
 
-def code_term(prior: Prior, likelihood: LikelihoodSettings, ids: Tensor, generator: torch.Generator) -> BoundEstimate:
-    """−log p(codes) of an autoregressive prior, or an estimate of a bound on it: ids [B,N] → [B] nats."""
-    if isinstance(prior, AutoregressivePrior):
-        nats = prior.losses(ids).double() * (ids.shape[1] * math.log(2))
-        return BoundEstimate(nats, torch.zeros_like(nats))
+def code_term(prior: Prior, likelihood: LikelihoodSettings, ids: Tensor, generator: torch.Generator) -> CodeLength:
+    """−log p(codes) of an exact prior, or an estimate of a bound on it: ids [B,N] → [B] nats."""
     if likelihood.protocol == "published":
-        uniforms = torch.rand((prior.total_steps, *ids.shape), generator=generator, device=ids.device)
-        nats = bound_nats(prior.logits, ids, uniforms, mask_id=prior.mask_id)
-        return BoundEstimate(nats, torch.full_like(nats, torch.nan))
-    return estimate_bound(
-        prior.logits,
-        ids,
-        likelihood.code_bound,
-        total_steps=prior.total_steps,
-        mask_id=prior.mask_id,
-        evaluations=likelihood.elbo_steps,
-        generator=generator,
-    )
+        return prior.code_length(Codes(ids), generator)
+    return prior.code_length(Codes(ids), generator, bound=likelihood.code_bound, evaluations=likelihood.elbo_steps)
 
 
 def describe_code_term(prior: Prior, likelihood: LikelihoodSettings) -> str:
     """What `code_term` computes, in words."""
-    if isinstance(prior, AutoregressivePrior):
+    if prior.exact:
         return "exact"
     if likelihood.protocol == "published":
         return f"bound of T = {prior.total_steps} steps, one draw of masks for each t"

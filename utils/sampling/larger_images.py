@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hparams.settings.experiments import LargerExperiment
-from models.prior.absorbing import AbsorbingDiffusion
+from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan
 from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
@@ -35,7 +35,7 @@ def larger_ids(
         NotFiniteError: the prior's predictions are not finite; what was kept before stays.
     """
     run, larger, prior = settings.run, settings.larger, models.prior
-    assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
+    assert prior.mask_id is not None  # others are refused with the settings
     height, width = larger.shape
     plans = [
         reveal_plan((height, width), larger.order, larger.sample_steps, make_generator("cpu", run.seed, "larger", i))
@@ -79,7 +79,7 @@ def larger_ids(
                 mask_id=prior.mask_id,
                 window=models.autoencoder.latent_size,
                 stride=larger.stride,
-                temp=larger.temp,
+                rule=Rule(larger.temp),
                 batch_size=run.batch_size,
                 start=done,
                 stop=steps,

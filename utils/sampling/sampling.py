@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hparams.errors import NotFiniteError
 from hparams.settings.stages import RunSettings, SamplingSettings
-from models.prior.absorbing import AbsorbingDiffusion
-from models.sampling.categorical import as_it_is
+from models.prior.prior import Codes, Prior
+from models.sampling.categorical import Rule
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.pictures import to_uint8
 from utils.machine.compiling import captures_graphs
@@ -23,7 +23,6 @@ from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
 from utils.machine.progress import Progress
 from utils.machine.seeding import make_generator
-from utils.pretrained.building import Prior
 from utils.runs.results import Value
 from utils.runs.shared_batches import in_order, own_indices
 
@@ -63,22 +62,18 @@ def id_batches(
     indices = range(sampling.n_samples) if indices is None else indices
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
     device = next(prior.parameters()).device
-    wrap = Captured if captures_graphs(run.compile, device) else as_it_is
     invalid = torch.zeros((), dtype=torch.int64, device=device)
-    if isinstance(prior, AbsorbingDiffusion):
-        samples = prior.samples(
-            generators,
-            batch_size=run.batch_size,
-            temp=sampling.temp,
-            sample_steps=sampling.sample_steps,
-            sample_type=sampling.sample_type,
-            starts=None if starts is None else starts[list(indices)],
-            n=len(indices),
-            wrap=wrap,
-            invalid=invalid,
-        )
-    else:
-        samples = prior.samples(generators, batch_size=run.batch_size, temp=sampling.temp, wrap=wrap, invalid=invalid)
+    samples = prior.samples(
+        generators,
+        batch_size=run.batch_size,
+        rule=Rule(sampling.temp),
+        sample_steps=sampling.sample_steps,
+        sample_type=sampling.sample_type,
+        starts=None if starts is None else Codes(starts[list(indices)]),
+        n=len(indices),
+        wrap=Captured if captures_graphs(run.compile, device) else None,
+        invalid=invalid,
+    )
     while True:
         with evaluating(prior), autocast(device, amp_dtype):
             batch = list(itertools.islice(samples, run.batch_size))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.prior.bounds import BoundEstimate, bound_levels, estimate_bound
+from models.prior.bounds import bound_levels, estimate_bound
+from models.prior.prior import CodeLength
 
 DRAWS = 3000
 
@@ -17,7 +18,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def estimates(model: Any, bound: str, total_steps: int, evaluations: int) -> BoundEstimate:
+def estimates(model: Any, bound: str, total_steps: int, evaluations: int) -> CodeLength:
     """`DRAWS` estimates of each outcome, [outcomes,DRAWS]."""
     x_0 = torch.tensor(model.outcomes).repeat_interleave(DRAWS, 0)
     estimate = estimate_bound(
@@ -30,7 +31,7 @@ def estimates(model: Any, bound: str, total_steps: int, evaluations: int) -> Bou
         generator=seeded(),
     )
     assert estimate.nats.dtype == estimate.variance.dtype == torch.float64
-    return BoundEstimate(estimate.nats.view(-1, DRAWS), estimate.variance.view(-1, DRAWS))
+    return CodeLength(estimate.nats.view(-1, DRAWS), estimate.variance.view(-1, DRAWS))
 
 
 CASES = [("t_step", 1, 2), ("t_step", 8, 2), ("t_step", 8, 5), ("t_step", 8, 16), ("t_step", 7, 6)]

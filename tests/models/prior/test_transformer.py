@@ -8,6 +8,7 @@ from small_models import transformer
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
+from models.prior.prior import Codes
 
 
 def ids(n: int = 6) -> torch.Tensor:
@@ -72,7 +73,7 @@ def test_the_first_code_is_predicted_from_the_start_token() -> None:
 def test_autoregressive_loss_is_the_mean_code_length() -> None:
     prior, x = AutoregressivePrior(transformer(causal=True, vocab_size=9)), ids()
     p = prior.logits(x).softmax(-1).gather(2, x[..., None]).squeeze(2)
-    torch.testing.assert_close(prior.losses(x), -p.log2().mean(1))
+    torch.testing.assert_close(prior.losses(Codes(x)).loss, -p.log2().mean(1))
     assert prior.tokens == 6
 
 
@@ -105,7 +106,7 @@ def test_too_many_tokens_are_refused() -> None:
 def test_an_autoregressive_prior_predicts_whole_samples_only(shape: tuple[int, ...]) -> None:
     prior = AutoregressivePrior(transformer(causal=True, vocab_size=9))
     with pytest.raises(ValueError, match=r"shape \[B, 6\], not "):
-        prior.losses(torch.zeros(shape, dtype=torch.int64))
+        prior.losses(Codes(torch.zeros(shape, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
