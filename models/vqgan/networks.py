@@ -11,17 +11,17 @@ from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample, norma
 
 
 class Encoder(nn.Module):
-    """Convolutional encoder; halves the resolution once between two levels."""
+    """Convolutional encoder; halves the resolution once between two levels. Sizes are those of `VQAutoEncoder`."""
 
     def __init__(
         self,
-        n_channels: int,  # image channels
-        nf: int,  # width of the first level
-        emb_dim: int,  # width of the latents
-        ch_mult: Sequence[int],  # width of each level, in units of nf
-        res_blocks: int,  # residual blocks per level
-        img_size: int,  # height = width of the images, pixels
-        attn_resolutions: Sequence[int],  # resolutions at which attention follows each residual block
+        n_channels: int,
+        nf: int,
+        emb_dim: int,
+        ch_mult: Sequence[int],
+        res_blocks: int,
+        img_size: int,
+        attn_resolutions: Sequence[int],
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = [nn.Conv2d(n_channels, nf, kernel_size=3, padding=1)]
@@ -50,13 +50,13 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        n_channels: int,  # image channels
-        nf: int,  # width of the highest-resolution level
-        emb_dim: int,  # width of the latents
-        ch_mult: Sequence[int],  # width of each level, in units of nf, highest resolution first
-        res_blocks: int,  # residual blocks per level
-        img_size: int,  # height = width of the images, pixels
-        attn_resolutions: Sequence[int],  # resolutions at which attention follows each residual block
+        n_channels: int,
+        nf: int,
+        emb_dim: int,
+        ch_mult: Sequence[int],
+        res_blocks: int,
+        img_size: int,
+        attn_resolutions: Sequence[int],
     ) -> None:
         super().__init__()
         width, resolution = nf * ch_mult[-1], img_size // 2 ** (len(ch_mult) - 1)

@@ -29,7 +29,7 @@ from utils.runs.partial import Partial
 from utils.runs.run_folder import RunFolder
 from utils.runs.run_log import RunLog
 from utils.runs.shared_batches import in_order
-from utils.training.averages import Averages
+from utils.training.bookkeeping import Averages
 
 STEPS_PER_LOG = 100
 

@@ -108,9 +108,11 @@ class VQGANStep:
 
         def backward(x_hat: Tensor, quantized: Quantized, look: _Look) -> None:
             grad = look.grad if look.g_grad is None else look.grad + weight * look.g_grad
-            torch.autograd.backward(
-                [x_hat, quantized.loss * scale / self._count], [(grad / self._count).to(x_hat.dtype), None]
-            )
+            roots, gradients = [x_hat], [(grad / self._count).to(x_hat.dtype)]
+            if quantized.loss.requires_grad:  # not every quantiser has something to learn by it
+                roots.append(quantized.loss * scale / self._count)
+                gradients.append(torch.ones_like(roots[1]))
+            torch.autograd.backward(roots, gradients)
 
         looks, at_last_layer = [], []
         for number, (noise, images) in enumerate(pieces):

@@ -57,16 +57,6 @@ def test_the_stated_variance_is_the_estimates_own(exact_model: Any, bound: str, 
     assert estimate.variance.mean(1).sum().item() == pytest.approx(estimate.nats.var(1).sum().item(), rel=0.08)
 
 
-def test_the_bounds_are_in_order_and_the_continuous_one_is_tight(exact_model: Any) -> None:
-    """T-step ≥ continuous-time = −log p where the conditionals are those of one distribution."""
-    truth = -exact_model.p.flatten().log()
-    torch.testing.assert_close(exact_model.bound(None), truth)
-    gaps = [exact_model.bound(steps) - truth for steps in (1, 4, 64)]
-    mean_gaps = [(exact_model.p.flatten() * gap).sum() for gap in gaps]
-    assert mean_gaps == sorted(mean_gaps, reverse=True)
-    assert mean_gaps[-1] > 0
-
-
 def test_with_all_levels_in_each_half_only_the_masks_vary(exact_model: Any) -> None:
     """All tokens masked or one of one: with N = 1 nothing is left to chance in continuous time."""
     x_0 = torch.tensor([[0], [2]])

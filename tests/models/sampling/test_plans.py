@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 from emulated_cuda import without_waiting
-from scipy.stats import chi2_contingency
 from small_models import transformer
 from torch import Tensor
 
-from benchmarks.baseline import prior as published
 from models.prior.absorbing import AbsorbingDiffusion
-from models.prior.prior import Codes, Draws
 from models.sampling.categorical import Rule, image_generators
 from models.sampling.plans import Plan, diffusion_plan, follow, mlm_plan, remask_times
 from models.sampling.rounds import WIDTH, Batching, run_plans
-from models.sampling.samplers import SAMPLERS, diffusion_trajectory
+from models.sampling.samplers import SAMPLERS
 
 DRAWS = 8_000
 CPU = torch.device("cpu")
@@ -88,12 +85,6 @@ def test_neither_batch_size_nor_queue_matters(exact_model: Any, p_value: PValue,
 def test_the_comparison_rejects_a_wrong_sampler(exact_model: Any, p_value: PValue, wrong: dict[str, Any]) -> None:
     counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, 3)))
     assert p_value(counts, exact_model.ancestral(**wrong)) < 1e-6
-
-
-def test_more_steps_bring_the_distribution_nearer_to_the_joint(exact_model: Any) -> None:
-    errors = [(exact_model.ancestral(steps, 1.0) - exact_model.p.flatten()).abs().sum() for steps in (1, 2, 8, 64)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.05 * errors[0]
 
 
 @pytest.mark.parametrize("start", [(3, 1, 3), (0, 3, 2), (2, 3, 3)])
@@ -307,29 +298,11 @@ def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
 
 
-@pytest.mark.parametrize("sample_type", SAMPLERS)
-def test_a_prior_samples_codes(sample_type: str) -> None:
-    prior = small_prior()
-    first, again, other = (
-        prior.sample(4, generator=seeded(seed), sample_type=sample_type, sample_steps=3, temp=0.9) for seed in (0, 0, 1)
-    )
-    assert first.shape == (4, 6)
-    assert first.dtype == torch.int64
-    assert first.max() < 7
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 def test_a_prior_samples_in_its_total_steps_unless_told_otherwise() -> None:
     prior = small_prior()
     free, five, two = (prior.sample(8, generator=seeded(), sample_steps=steps) for steps in (None, 5, 2))
     assert torch.equal(free, five)
     assert not torch.equal(free, two)
-
-
-def test_a_prior_refuses_an_unknown_sampler() -> None:
-    with pytest.raises(ValueError, match="sample_type"):
-        small_prior().sample(1, generator=seeded(), sample_type="magic")
 
 
 @torch.no_grad()
@@ -346,53 +319,3 @@ def test_many_plans_at_once_give_what_the_plain_algorithm_gives(mlm: bool) -> No
     together = run_plans(prior.logits_at, map(plan, range(12)), Rule(0.9), batching, mask_id=7, device=CPU)
     alone = [follow(plan(seed), prior.logits_at, Rule(0.9), 7) for seed in range(12)]
     assert torch.equal(torch.stack(list(together)), torch.stack(alone))
-
-
-@pytest.fixture(scope="module")
-def trained_prior() -> AbsorbingDiffusion:
-    """Trained for a moment on four tokens that repeat in pairs, so that its conditionals are far from independent."""
-    prior = small_prior(tokens=4, total_steps=8)
-    optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
-    generator = seeded()
-    for _ in range(200):
-        pair = torch.randint(3, (64, 2), generator=generator)
-        t = torch.randint(1, 9, (64,), generator=generator)
-        mask = torch.rand((64, 4), generator=generator) < t[:, None] / 8
-        optimiser.zero_grad()
-        prior.losses(Codes(pair.repeat(1, 2)), Draws(t, mask)).loss.mean().backward()
-        optimiser.step()
-    return prior
-
-
-def as_published(prior: AbsorbingDiffusion, n: int, temp: float) -> Tensor:
-    """By the benchmarks' baseline: every token of every image evaluated and drawn at every step."""
-    net = published.Transformer(codes=7, symbols=8, width=16, heads=2, layers=2, tokens=4, causal=False)
-    net.load_state_dict(prior._denoise_fn.state_dict())
-    torch.manual_seed(4)
-    *_, x = published.lock_step_samples(net, n, 4, mask_id=7, steps=8, temp=temp)
-    return x
-
-
-@pytest.mark.parametrize("temp", [0.8, 1.0])
-def test_a_trained_prior_draws_as_in_lock_step(trained_prior: AbsorbingDiffusion, temp: float) -> None:
-    """Two-sample tests over whole samples: outcomes that both ways drew, rare ones pooled."""
-    prior, n = trained_prior, 6000
-    *_, lock_step = diffusion_trajectory(
-        prior.logits, torch.full((n, 4), 7), mask_id=7, steps=8, rule=Rule(temp), generator=seeded(1)
-    )
-    event_driven = prior.sample(n, generator=seeded(2), temp=temp, batch_size=500)
-    colder = prior.sample(n // 3, generator=seeded(3), temp=0.7 * temp, batch_size=500)
-    fewer = prior.sample(n // 3, generator=seeded(5), temp=temp, sample_steps=1, batch_size=500)
-    assert (event_driven[:, :2] == event_driven[:, 2:]).all(1).float().mean() > 0.3  # it has learnt: chance is 1 in 9
-
-    def agreement(x: Tensor, y: Tensor) -> float:
-        codes = [(ids * 7 ** torch.arange(4)).sum(1) for ids in (x, y)]
-        table = torch.stack([torch.bincount(code, minlength=7**4) for code in codes])
-        rare = table.sum(0) < 20
-        table = torch.cat([table[:, ~rare], table[:, rare].sum(1, keepdim=True)], dim=1)
-        return float(chi2_contingency(table.numpy()).pvalue)
-
-    for reference in (lock_step, as_published(prior, n, temp)):
-        assert agreement(reference, event_driven) > CHANCE
-        assert agreement(reference, colder) < CHANCE
-        assert agreement(reference, fewer) < CHANCE

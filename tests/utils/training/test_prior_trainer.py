@@ -15,9 +15,8 @@ from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
 from models.prior.prior import Codes, Draws
 from trainers import assert_same_state, state_of
 from trainers import prior_trainer as trainer
-from utils.training.averages import Averages
+from utils.training.bookkeeping import Averages, SkippedUpdates
 from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
-from utils.training.skipped import SkippedUpdates
 
 CPU = torch.device("cpu")
 N = 64
