@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from small_models import QUANTIZERS, gradients, perceptual, vqgan
 from torch import Tensor
 
 from models.parts import Noise
+from models.vqgan.quantizers import Quantized
 from models.vqgan.vqgan import VQGAN
 from utils.training.vqgan_step import GeneratorPass, VQGANStep
 
@@ -79,6 +81,22 @@ def test_before_its_start_the_discriminator_only_sees_fakes() -> None:
     assert_same_gradients(model.ae, reference.ae)
     for name, value in model.disc.named_buffers():
         torch.testing.assert_close(value, reference.disc.get_buffer(name), msg=name)
+
+
+def test_a_quantiser_may_have_nothing_to_learn_by_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vqgan(perceptual=None, disc_start_step=5)
+    forward = model.ae.quantize.forward
+
+    def without_gradient(z: Tensor, **options: Any) -> Quantized:
+        quantized = forward(z, **options)
+        return replace(quantized, loss=quantized.loss.detach())
+
+    monkeypatch.setattr(model.ae.quantize, "forward", without_gradient)
+    reference = copy.deepcopy(model)
+    reference.ae.quantize.forward = without_gradient  # type: ignore[method-assign]
+    backward(model)
+    reference.generator_losses(images(), 0).loss.backward(inputs=list(reference.ae.parameters()))
+    assert_same_gradients(model.ae, reference.ae)
 
 
 def test_gradients_add_to_what_is_there() -> None:
