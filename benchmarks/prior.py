@@ -20,7 +20,7 @@ from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.diffusion import sample_mask, sample_time
 from models.sampling.plans import diffusion_plan
-from models.sampling.rounds import Wrap
+from models.sampling.rounds import Drawing, Wrap
 from utils.machine.compiling import captures_graphs, compile_prior
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import pick_amp_dtype
@@ -155,7 +155,7 @@ def _time_events(
     generators = (make_generator("cpu", "samples", index) for index in range(10 * scale.sample_batch))
     try:
         with evaluating(prior), amp(device, name == "amp"):
-            for _ in prior.samples(generators, batch_size=scale.sample_batch, wrap=timed):
+            for _ in prior.samples(generators, Drawing(scale.sample_batch, wrap=timed)):
                 pass
     except _EnoughError:
         pass
@@ -166,7 +166,7 @@ def _whole(prior: AbsorbingDiffusion, scale: Scale, device: torch.device) -> flo
     generators = (make_generator("cpu", "samples", index) for index in range(scale.drawn))
     with evaluating(prior), amp(device):
         return seconds_of(
-            lambda: list(prior.samples(generators, batch_size=scale.sample_batch, wrap=wrapper(device))), device
+            lambda: list(prior.samples(generators, Drawing(scale.sample_batch, wrap=wrapper(device)))), device
         )
 
 
@@ -281,7 +281,7 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
     def cached(use_amp: bool) -> None:
         generators = (make_generator("cpu", index) for index in range(scale.ar_batch))
         with amp(device, use_amp):
-            list(prior.samples(generators, batch_size=scale.ar_batch, wrap=wrapper(device)))
+            list(prior.samples(generators, Drawing(scale.ar_batch, wrap=wrapper(device))))
 
     row = Row(
         name=f"autoregressive sampling, {N} tokens, batch {scale.ar_batch}",

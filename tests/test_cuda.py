@@ -20,6 +20,7 @@ from torch import Tensor
 import trainers
 from models.kernels import GELU
 from models.prior.prior import Codes, Draws
+from models.sampling.rounds import Drawing
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import rows
 from utils.machine.evaluation import evaluating
@@ -258,9 +259,9 @@ def test_samples_are_those_of_a_cpu(sampler: str) -> None:
         prior = prior_trainer(device, sampler=sampler, compile="off").prior
         prior.load_state_dict(prior_trainer("cpu", sampler=sampler).prior.state_dict())
         generators = (make_generator("cpu", "samples", index) for index in range(20))
-        wrap = {"wrap": Captured} if device == "cuda" else {}
+        drawing = Drawing(8, wrap=Captured if device == "cuda" else None)
         with evaluating(prior):
-            found.append(torch.stack(list(prior.samples(generators, batch_size=8, **wrap))).cpu())
+            found.append(torch.stack(list(prior.samples(generators, drawing))).cpu())
     assert (found[0] == found[1]).float().mean() > 0.97
 
 
@@ -283,7 +284,7 @@ def test_a_halved_batch_is_replayed_as_one_is_run() -> None:
 
     generators = [make_generator("cpu", "samples", index) for index in range(10)]
     with evaluating(prior):
-        assert len(list(prior.samples(generators, batch_size=8, wrap=counting))) == 10
+        assert len(list(prior.samples(generators, Drawing(8, wrap=counting)))) == 10
     assert rounds.count(8) > EAGER_CALLS
     assert rounds.count(2) > EAGER_CALLS
     assert rounds == sorted(rounds, reverse=True)
@@ -294,7 +295,7 @@ def test_sampling_never_waits(not_compiled: None) -> None:
     prior = prior_trainer(compile="on").prior
     generators = [make_generator("cpu", "samples", index) for index in range(20)]
     with evaluating(prior):
-        samples = prior.samples(generators, batch_size=4, wrap=Captured)
+        samples = prior.samples(generators, Drawing(4, wrap=Captured))
         first = next(samples)  # by then the round is captured
         with without_waiting():
             rest = list(itertools.islice(samples, 8))

@@ -12,9 +12,8 @@ from models.prior.bounds import bound_nats, estimate_bound
 from models.prior.diffusion import cross_entropy_of, objective, sample_mask, sample_time
 from models.prior.prior import CodeLength, Codes, Draws, Prior, PriorLoss
 from models.prior.transformer import Transformer
-from models.sampling.categorical import Rule
-from models.sampling.rounds import Batching
-from models.sampling.samplers import SAMPLERS, Denoiser
+from models.sampling.rounds import Denoiser, Drawing
+from models.sampling.samplers import SAMPLERS
 
 
 class AbsorbingDiffusion(Prior):
@@ -98,24 +97,18 @@ class AbsorbingDiffusion(Prior):
             generator=generator,
         )
 
-    def _samples(
-        self,
-        generators: Iterable[torch.Generator],
-        starts: Codes | None,
-        steps: int | None,
-        sampler: str,
-        rule: Rule,
-        batching: Batching,
+    def samples(
+        self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None
     ) -> Iterator[Tensor]:
-        steps = self.total_steps if steps is None else steps
-        if not 1 <= steps <= self.total_steps:
-            raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {steps}")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sample_type must be one of {tuple(SAMPLERS)}, not {sampler!r}")
+        """By one of `models.sampling.samplers`. starts: K where a token is to be drawn."""
+        if drawing.steps is not None and not 1 <= drawing.steps <= self.total_steps:
+            raise ValueError(f"sample_steps must be within 1..{self.total_steps}, not {drawing.steps}")
+        if drawing.sampler not in SAMPLERS:
+            raise ValueError(f"sample_type must be one of {tuple(SAMPLERS)}, not {drawing.sampler!r}")
         denoiser = Denoiser(self.logits_at, self.mask_id, self.total_steps, self.device)
         blank = repeat(torch.full((self.tokens,), self.mask_id))
         pairs = zip(generators, blank if starts is None else starts.unconditional(), strict=False)
-        return SAMPLERS[sampler](denoiser, pairs, steps=steps, rule=rule, batching=batching)
+        return SAMPLERS[drawing.sampler](denoiser, pairs, drawing)
 
     def idle_parameters(self) -> Iterator[nn.Parameter]:
         """The start token, which published files hold."""

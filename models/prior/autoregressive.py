@@ -13,8 +13,7 @@ from torch import Tensor
 
 from models.prior.prior import CodeLength, Codes, Draws, Prior, PriorLoss
 from models.prior.transformer import Transformer
-from models.sampling.categorical import Rule
-from models.sampling.rounds import Batching
+from models.sampling.rounds import Drawing
 
 
 class AutoregressivePrior(Prior):
@@ -50,40 +49,32 @@ class AutoregressivePrior(Prior):
         nats = self.losses(codes).loss.double() * (self.tokens * math.log(2))
         return CodeLength(nats, torch.zeros_like(nats))
 
-    def _samples(
-        self,
-        generators: Iterable[torch.Generator],
-        starts: Codes | None,
-        steps: int | None,
-        sampler: str,
-        rule: Rule,
-        batching: Batching,
+    def samples(
+        self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None
     ) -> Iterator[Tensor]:
         """Token by token in raster order, whatever the steps and the sampler of other priors."""
         if starts is not None:
             raise ValueError("an autoregressive prior cannot fit tokens to given ones that come later")
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
-        batches = iter(lambda: list(itertools.islice(numbers, batching.size)), [])
-        return (
-            ids for batch in batches for ids in self.draw_tokens(torch.stack(batch).to(self.device), rule, batching)
-        )
+        batches = iter(lambda: list(itertools.islice(numbers, drawing.batch_size)), [])
+        return (ids for batch in batches for ids in self.draw_tokens(torch.stack(batch).to(self.device), drawing))
 
     @torch.no_grad()
-    def draw_tokens(self, uniforms: Tensor, rule: Rule, batching: Batching) -> Tensor:
+    def draw_tokens(self, uniforms: Tensor, drawing: Drawing) -> Tensor:
         """Draw the tokens one by one, keeping keys and values of those before.
 
         uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. With static shapes all
-        places have the same, and the batching's `wrap` is given what gives a place's logits. Returns [B,N] int64.
+        places have the same, and `drawing.wrap` is given what gives a place's logits. Returns [B,N] int64.
         """
-        static = uniforms.is_cuda if batching.static is None else batching.static
+        static = drawing.static_on(uniforms.device)
         ids = torch.empty_like(uniforms, dtype=torch.int64)
         cache = self.net.new_cache(len(ids))
         logits = self.net.next_logits(ids[:, :0], cache)
         following: Callable[..., Tensor] = partial(self.net.following_logits, cache=cache)
-        if batching.wrap:
-            following = batching.wrap(following)
+        if drawing.wrap:
+            following = drawing.wrap(following)
         for place in range(self.tokens):
-            ids[:, place] = rule.draw(logits[:, -1], uniforms[:, place], batching.invalid)
+            ids[:, place] = drawing.rule.draw(logits[:, -1], uniforms[:, place], drawing.invalid)
             if place + 1 == self.tokens:
                 break
             new = ids[:, place : place + 1]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.prior.transformer import Transformer, pick
-from models.sampling.categorical import RULE, Rule, image_generators, stack_samples
-from models.sampling.rounds import Batching, Wrap
+from models.sampling.categorical import Rule, image_generators, stack_samples
+from models.sampling.rounds import Drawing
 
 
 @dataclass(frozen=True)
@@ -124,42 +123,18 @@ class Prior(nn.Module, ABC):
 
     # What it draws
 
+    @abstractmethod
     def samples(
-        self,
-        generators: Iterable[torch.Generator],
-        *,
-        batch_size: int,
-        rule: Rule = RULE,
-        sample_steps: int | None = None,
-        sample_type: str = "diffusion",
-        starts: Codes | None = None,
-        n: int | None = None,
-        wrap: Wrap | None = None,
-        invalid: Tensor | None = None,
+        self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None
     ) -> Iterator[Tensor]:
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
-        A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are evaluated together.
-        sample_steps, sample_type: of a prior that predicts masked tokens: how many steps (None: T), and the sampler's
-        name. starts: what is given of each sample, on the CPU. n, wrap, invalid: see `Batching`.
+        A sample is a function of its own generator, whatever is drawn beside it. starts: what is given of each sample,
+        on the CPU; None for nothing.
 
         Raises:
             ValueError: what cannot be drawn.
         """
-        return self._samples(
-            generators, starts, sample_steps, sample_type, rule, Batching(batch_size, n, wrap, invalid)
-        )
-
-    @abstractmethod
-    def _samples(
-        self,
-        generators: Iterable[torch.Generator],
-        starts: Codes | None,
-        steps: int | None,
-        sampler: str,
-        rule: Rule,
-        batching: Batching,
-    ) -> Iterator[Tensor]: ...
 
     def sample(
         self,
@@ -167,20 +142,21 @@ class Prior(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
         temp: float = 1.0,
+        sample_steps: int | None = None,
+        sample_type: str = "diffusion",
         batch_size: int = 64,
-        **options: Any,  # sample_steps and sample_type, as for `samples`
     ) -> Tensor:
         """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
 
-        Without a `generator` the draws follow torch's global stream.
+        Without a `generator` the draws follow torch's global stream. sample_steps, sample_type: of a prior that
+        predicts masked tokens; None means T.
 
         Raises:
             FloatingPointError: logits are not finite.
         """
         invalid = torch.zeros((), dtype=torch.int64, device=self.device)
-        generators = image_generators(n, generator)
-        samples = self.samples(generators, batch_size=batch_size, rule=Rule(temp), n=n, invalid=invalid, **options)
-        return stack_samples(samples, self.tokens, invalid)
+        drawing = Drawing(batch_size, Rule(temp), sample_steps, sample_type, n, invalid=invalid)
+        return stack_samples(self.samples(image_generators(n, generator), drawing), self.tokens, invalid)
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.tokens:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.sampling.categorical import LogitsAtFn, Rule
+from models.sampling.categorical import RULE, LogitsAtFn, Rule
 from models.sampling.plans import Event, Plan
 
 Wrap = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]  # a function → one that does the same, faster
@@ -24,44 +24,58 @@ WIDTH = 8  # with static shapes, places per image are filled up to a multiple of
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How images share evaluations: nothing here changes a sample, but for the network's rounding."""
+class Drawing:
+    """How samples are drawn. Beside rule, steps and sampler nothing changes a sample, but for the network's rounding.
 
-    size: int  # most images that are evaluated together
+    Raises:
+        ValueError: no image would fit a batch.
+    """
+
+    batch_size: int  # most images that are evaluated together
+    rule: Rule = RULE
+    steps: int | None = None  # of a prior that predicts masked tokens, at most T; None: T
+    sampler: str = "diffusion"  # of such a prior; see `models.sampling.samplers`
     n: int | None = None  # how many images there are, where that is known: saves evaluations on CUDA
     wrap: Wrap | None = None  # is given the function that evaluates a round, such as `Captured` for a CUDA graph of it
     invalid: Tensor | None = None  # counts draws from logits that are not finite; see `invert_cdf`
     static: bool | None = None  # few shapes, for code that is compiled for them; None: on CUDA
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.size}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def static_on(self, device: torch.device) -> bool:
+        """Whether shapes are to be static on a device."""
+        return device.type == "cuda" if self.static is None else self.static
 
 
-def run_plans(
-    logits_at: LogitsAtFn,
-    plans: Iterable[Plan],
-    rule: Rule,
-    batching: Batching,
-    *,
-    mask_id: int,
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """The samples of plans, in their order: ids [N] int64 on `device`.
+@dataclass(frozen=True)
+class Denoiser:
+    """A network that predicts masked tokens, as samplers see it."""
+
+    logits_at: LogitsAtFn
+    mask_id: int  # K
+    total_steps: int  # T
+    device: torch.device
+
+
+def run_plans(denoiser: Denoiser, plans: Iterable[Plan], drawing: Drawing) -> Iterator[Tensor]:
+    """The samples of plans, in their order: ids [N] int64 on the denoiser's device.
 
     With static shapes, places per image come in steps of `WIDTH`, and a batch begins with `even_rows` and is halved as
     images run out.
     """
-    static = device.type == "cuda" if batching.static is None else batching.static
-    size = even_rows(batching.n, batching.size) if static and batching.n else batching.size
+    static, size = drawing.static_on(denoiser.device), drawing.batch_size
+    if static and drawing.n:
+        size = even_rows(drawing.n, size)
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
-        x = x.scatter(1, places, mask_id)
-        return x.scatter(1, places, rule.draw(logits_at(x, places), uniforms, batching.invalid))
+        x = x.scatter(1, places, denoiser.mask_id)
+        return x.scatter(1, places, drawing.rule.draw(denoiser.logits_at(x, places), uniforms, drawing.invalid))
 
     waiting: dict[int, Tensor] = {}  # finished before an earlier one
     upcoming = 0
-    for number, ids in _finished(batching.wrap(draw) if batching.wrap else draw, plans, size, device, static):
+    for number, ids in _finished(drawing.wrap(draw) if drawing.wrap else draw, plans, size, denoiser.device, static):
         waiting[number] = ids
         while upcoming in waiting:
             yield waiting.pop(upcoming)

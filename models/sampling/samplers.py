@@ -6,27 +6,17 @@ One more sampler is a function as `Sampler` has it, and its name: in `SAMPLERS`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import starmap
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.sampling.categorical import LogitsAtFn, LogitsFn, Rule
-from models.sampling.plans import diffusion_plan, mlm_plan, remask_times
-from models.sampling.rounds import Batching, run_plans
+from models.sampling.categorical import LogitsFn, Rule
+from models.sampling.plans import Plan, diffusion_plan, mlm_plan, remask_times
+from models.sampling.rounds import Denoiser, Drawing, run_plans
 
 Start = tuple[torch.Generator, Tensor]  # what is random in an image, and its tokens [N] at the start, both on the CPU
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """What a sampler draws from."""
-
-    logits_at: LogitsAtFn
-    mask_id: int  # K
-    total_steps: int  # T
-    device: torch.device
 
 
 class Sampler(Protocol):
@@ -36,39 +26,31 @@ class Sampler(Protocol):
     and stay.
     """
 
-    def __call__(
-        self, denoiser: Denoiser, starts: Iterable[Start], *, steps: int, rule: Rule, batching: Batching
-    ) -> Iterator[Tensor]: ...
+    def __call__(self, denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> Iterator[Tensor]: ...
 
 
-def diffusion(
-    denoiser: Denoiser, starts: Iterable[Start], *, steps: int, rule: Rule, batching: Batching
-) -> Iterator[Tensor]:
+def diffusion(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> Iterator[Tensor]:
     """Ancestral sampling: for s = steps … 1, reveal each masked token with probability 1/s."""
-    mask_id = denoiser.mask_id
-    plans = (diffusion_plan(x, mask_id=mask_id, steps=steps, generator=generator) for generator, x in starts)
-    return run_plans(denoiser.logits_at, plans, rule, batching, mask_id=mask_id, device=denoiser.device)
+    steps = drawing.steps or denoiser.total_steps
+    plans = (diffusion_plan(x, mask_id=denoiser.mask_id, steps=steps, generator=generator) for generator, x in starts)
+    return run_plans(denoiser, plans, drawing)
 
 
-def mlm(denoiser: Denoiser, starts: Iterable[Start], *, steps: int, rule: Rule, batching: Batching) -> Iterator[Tensor]:
+def mlm(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> Iterator[Tensor]:
     """For `steps` times t evenly from T down to 1: mask each token with probability t/T, and draw what is masked.
 
     Raises:
         ValueError: a start has given tokens, which would be drawn anew.
     """
-    mask_id, total_steps = denoiser.mask_id, denoiser.total_steps
-    probabilities = [t / total_steps for t in remask_times(total_steps, steps)]
+    mask_id, T = denoiser.mask_id, denoiser.total_steps
+    probabilities = [t / T for t in remask_times(T, drawing.steps or T)]
 
-    def blank(x: Tensor) -> Tensor:
+    def plan(generator: torch.Generator, x: Tensor) -> Plan:
         if not (x == mask_id).all():
             raise ValueError("sample_type 'mlm' would draw given tokens anew: use 'diffusion'")
-        return x
+        return mlm_plan(x, mask_id=mask_id, mask_probabilities=probabilities, generator=generator)
 
-    plans = (
-        mlm_plan(blank(x), mask_id=mask_id, mask_probabilities=probabilities, generator=generator)
-        for generator, x in starts
-    )
-    return run_plans(denoiser.logits_at, plans, rule, batching, mask_id=mask_id, device=denoiser.device)
+    return run_plans(denoiser, starmap(plan, starts), drawing)
 
 
 SAMPLERS: dict[str, Sampler] = {"diffusion": diffusion, "mlm": mlm}

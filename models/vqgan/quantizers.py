@@ -44,9 +44,9 @@ class Quantizer(nn.Module, ABC):
     def ids(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → codes [B,N] int64, without noise."""
 
-    @abstractmethod
     def lookup(self, ids: Tensor, size: Sequence[int]) -> Tensor:
-        """ids [B,N] → quantised latents [B,D,h,w], with (h, w) = `size`."""
+        """ids [B,N] → quantised latents [B,D,h,w], with (h, w) = `size`: here, the codes' vectors."""
+        return F.embedding(ids, self.codebook).unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def restart(self, codes: Tensor, z: Tensor, generator: torch.Generator) -> None:
@@ -93,10 +93,6 @@ class VectorQuantizer(Quantizer):
     def ids(self, z: Tensor) -> Tensor:
         """z [B,D,h,w] → nearest codes [B,N] int64."""
         return nearest_ids(flatten_places(z), self.codebook).view(len(z), z.shape[2] * z.shape[3])
-
-    def lookup(self, ids: Tensor, size: Sequence[int]) -> Tensor:
-        """ids [B,N] → their vectors [B,D,h,w], with (h, w) = `size`."""
-        return lookup(ids, self.codebook, size)
 
 
 class GumbelQuantizer(Quantizer):
@@ -149,10 +145,6 @@ class GumbelQuantizer(Quantizer):
         """z [B,D,h,w] → most likely codes [B,N] int64."""
         return self.logits(z).argmax(1).flatten(1)
 
-    def lookup(self, ids: Tensor, size: Sequence[int]) -> Tensor:
-        """ids [B,N] → their vectors [B,D,h,w], with (h, w) = `size`."""
-        return lookup(ids, self.codebook, size)
-
 
 def gumbel_temperature(step: int) -> float:
     """Temperature of the Gumbel softmax at `step` (updates done so far): 1, falling to 1/16 at step 150,000."""
@@ -172,11 +164,6 @@ def nearest_ids(z: Tensor, codebook: Tensor) -> Tensor:
 def flatten_places(z: Tensor) -> Tensor:
     """[B,D,h,w] → [B·h·w, D], a row per place."""
     return z.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def lookup(ids: Tensor, codebook: Tensor, size: Sequence[int]) -> Tensor:
-    """ids [B,N] and codes [K,D] → embeddings [B,D,h,w], with (h, w) = `size`."""
-    return F.embedding(ids, codebook).unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 def id_counts(ids: Tensor, codebook_size: int) -> Tensor:

@@ -14,6 +14,7 @@ from hparams.errors import NotFiniteError
 from hparams.settings.stages import RunSettings, SamplingSettings
 from models.prior.prior import Codes, Prior
 from models.sampling.categorical import Rule
+from models.sampling.rounds import Drawing
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.pictures import to_uint8
 from utils.machine.compiling import captures_graphs
@@ -63,17 +64,16 @@ def id_batches(
     generators = (make_generator("cpu", run.seed, "samples", index) for index in indices)
     device = next(prior.parameters()).device
     invalid = torch.zeros((), dtype=torch.int64, device=device)
-    samples = prior.samples(
-        generators,
-        batch_size=run.batch_size,
-        rule=Rule(sampling.temp),
-        sample_steps=sampling.sample_steps,
-        sample_type=sampling.sample_type,
-        starts=None if starts is None else Codes(starts[list(indices)]),
+    drawing = Drawing(
+        run.batch_size,
+        Rule(sampling.temp),
+        steps=sampling.sample_steps,
+        sampler=sampling.sample_type,
         n=len(indices),
         wrap=Captured if captures_graphs(run.compile, device) else None,
         invalid=invalid,
     )
+    samples = prior.samples(generators, drawing, None if starts is None else Codes(starts[list(indices)]))
     while True:
         with evaluating(prior), autocast(device, amp_dtype):
             batch = list(itertools.islice(samples, run.batch_size))

@@ -11,6 +11,7 @@ from small_models import transformer
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES
 from models.prior.prior import Codes, Draws
+from models.sampling.rounds import Drawing
 
 
 @pytest.fixture
@@ -100,15 +101,16 @@ def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"sample_steps": 0}, "sample_steps must be within 1"),
-        ({"sample_steps": 10**6}, "sample_steps"),
-        ({"sample_type": "dream"}, "sample_type"),
-        ({"sample_type": "mlm", "starts": Codes(torch.zeros(1, 4))}, "sample_type 'mlm' would draw given tokens anew"),
+        ({"steps": 0}, "sample_steps must be within 1"),
+        ({"steps": 10**6}, "sample_steps"),
+        ({"sampler": "dream"}, "sample_type"),
+        ({"sampler": "mlm"}, "sample_type 'mlm' would draw given tokens anew"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
+    starts = Codes(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=message):
-        list(prior.samples([torch.Generator()], **{"batch_size": 1, **arguments}))
+        list(prior.samples([torch.Generator()], Drawing(**{"batch_size": 1, **arguments}), starts))
 
 
 def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:
@@ -120,7 +122,7 @@ def test_what_is_given_of_a_sample_stays(prior: AbsorbingDiffusion) -> None:
     starts = torch.tensor([[5, 5, 5, 5], [0, 5, 5, 3], [1, 2, 3, 4], [5, 4, 5, 5]])
     generators = [torch.Generator().manual_seed(number) for number in range(4)]
     with torch.no_grad():
-        samples = torch.stack(list(prior.samples(generators, batch_size=3, starts=Codes(starts))))
+        samples = torch.stack(list(prior.samples(generators, Drawing(3), Codes(starts))))
     given = starts != 5
     assert torch.equal(samples[given], starts[given])
     assert (samples < 5).all()

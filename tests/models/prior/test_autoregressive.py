@@ -15,7 +15,7 @@ from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Codes, Prior
 from models.prior.transformer import Transformer
 from models.sampling.categorical import Rule, image_generators
-from models.sampling.rounds import Batching
+from models.sampling.rounds import Drawing
 
 CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
 PValue = Callable[[Tensor, Tensor], float]
@@ -67,19 +67,19 @@ def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) ->
             ids = torch.cat([ids, Rule(temp).draw(logits, uniforms[:, place])[:, None]], dim=1)
     assert torch.equal(prior.sample(50, generator=seeded(4), temp=temp), ids)
     wrapped: list[Any] = []
-    batching = Batching(50, wrap=lambda function: wrapped.append(function) or function, static=True)
-    assert torch.equal(prior.draw_tokens(uniforms, Rule(temp), batching), ids)
+    drawing = Drawing(50, Rule(temp), wrap=lambda function: wrapped.append(function) or function, static=True)
+    assert torch.equal(prior.draw_tokens(uniforms, drawing), ids)
     assert len(wrapped) == 1
     assert not torch.equal(prior.sample(50, generator=seeded(5), temp=temp), ids)
 
 
 def test_an_autoregressive_sample_is_a_function_of_its_own_generator() -> None:
     prior = AutoregressivePrior(network())
-    alone = [next(prior.samples([seeded(seed)], batch_size=1)).tolist() for seed in range(8)]
+    alone = [next(prior.samples([seeded(seed)], Drawing(1))).tolist() for seed in range(8)]
     assert len({tuple(ids) for ids in alone}) > 4
     for batch_size in (3, 8, 20):
-        assert [ids.tolist() for ids in prior.samples(map(seeded, range(8)), batch_size=batch_size)] == alone
-    assert [ids.tolist() for ids in prior.samples(map(seeded, range(1, 8, 3)), batch_size=2)] == alone[1::3]
+        assert [ids.tolist() for ids in prior.samples(map(seeded, range(8)), Drawing(batch_size))] == alone
+    assert [ids.tolist() for ids in prior.samples(map(seeded, range(1, 8, 3)), Drawing(2))] == alone[1::3]
 
 
 def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,9 @@ def test_a_prior_without_finite_logits_draws_codes_only_and_says_so(options: dic
     prior = small_prior(options.pop("kind", "absorbing"))
     for parameter in prior.parameters():
         parameter.data.fill_(torch.nan)
-    ids = torch.stack(list(prior.samples([seeded(0), seeded(1)], batch_size=2, **options)))
+    ids = torch.stack(
+        list(prior.samples([seeded(0), seeded(1)], Drawing(2, sampler=options.get("sample_type", "diffusion"))))
+    )
     assert ids.max() < 7
     with pytest.raises(FloatingPointError, match="not finite"):
         prior.sample(2, generator=seeded(), **options)
@@ -146,7 +148,7 @@ def test_conditions_are_refused_by_priors_that_know_none(kind: str) -> None:
 def test_an_autoregressive_prior_refuses_given_tokens() -> None:
     starts = Codes(torch.zeros((1, 6), dtype=torch.int64))
     with pytest.raises(ValueError, match="given ones"):
-        small_prior("autoregressive").samples([seeded()], batch_size=1, starts=starts)
+        small_prior("autoregressive").samples([seeded()], Drawing(1), starts)
 
 
 @pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])

@@ -13,9 +13,9 @@ from small_models import transformer
 from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
-from models.sampling.categorical import Rule, image_generators
+from models.sampling.categorical import LogitsAtFn, Rule, image_generators
 from models.sampling.plans import Plan, diffusion_plan, follow, mlm_plan, remask_times
-from models.sampling.rounds import WIDTH, Batching, run_plans
+from models.sampling.rounds import WIDTH, Denoiser, Drawing, run_plans
 from models.sampling.samplers import SAMPLERS
 
 DRAWS = 8_000
@@ -28,12 +28,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def denoiser(logits_at: LogitsAtFn, mask_id: int = 3, device: torch.device = CPU) -> Denoiser:
+    return Denoiser(logits_at, mask_id, total_steps=1, device=device)
+
+
 def run(model: Any, plans: Iterator[Plan], temp: float = 1.0, batch_size: int = 1000) -> Tensor:
     def logits_at(x: Tensor, places: Tensor) -> Tensor:
         return model(x).gather(1, places.unsqueeze(2).expand(-1, -1, model.K))
 
-    batching = Batching(batch_size)
-    return torch.stack(list(run_plans(logits_at, plans, Rule(temp), batching, mask_id=model.mask_id, device=CPU)))
+    return torch.stack(list(run_plans(denoiser(logits_at, model.mask_id), plans, Drawing(batch_size, Rule(temp)))))
 
 
 def diffusion_plans(
@@ -157,7 +160,7 @@ def test_the_queue_is_read_no_further_than_needed() -> None:
             yield plan
 
     model = Counting(8, 2)
-    samples = run_plans(uniform, plans(), Rule(), Batching(4), mask_id=2, device=CPU)
+    samples = run_plans(denoiser(uniform, 2), plans(), Drawing(4))
     next(samples)
     assert len(taken) <= 12
 
@@ -169,7 +172,7 @@ def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> N
         seen.append((x.clone(), places))
         return torch.zeros((*places.shape, 3))
 
-    (ids,) = run_plans(logits_at, diffusion_plans(exact_model, 50, 1), Rule(), Batching(1), mask_id=3, device=CPU)
+    (ids,) = run_plans(denoiser(logits_at), diffusion_plans(exact_model, 50, 1), Drawing(1))
     due = torch.cat([places[0] for _, places in seen])
     assert sorted(due.tolist()) == [0, 1, 2]
     for number, (x, _) in enumerate(seen):
@@ -206,15 +209,15 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
         return logits
 
     plans = diffusion_plans(exact_model, 2, 4)
-    assert len(list(run_plans(logits_at, plans, Rule(), Batching(2), mask_id=3, device=CPU))) == 4
+    assert len(list(run_plans(denoiser(logits_at), plans, Drawing(2)))) == 4
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_the_host_never_waits_for_the_device(cuda: None, static: bool) -> None:
     plans = list(diffusion_plans(Counting(8, 2), 4, 20))  # what is due is known before anything is evaluated
-    batching = Batching(3, static=static)
-    samples = run_plans(uniform, plans, Rule(), batching, mask_id=2, device=torch.device("cuda"))
+    on_cuda = denoiser(uniform, 2, torch.device("cuda"))
+    samples = run_plans(on_cuda, plans, Drawing(3, static=static))
     first = next(samples)  # the batch is put there at the start
     with without_waiting():
         rest = list(samples)
@@ -246,8 +249,7 @@ def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any,
             plan if number % 5 else Plan(torch.tensor([0, 1, 2]), [])
             for number, plan in enumerate(diffusion_plans(exact_model, 3, n))
         )
-        batching = Batching(6, static=static, wrap=shapes)
-        samples = run_plans(logits_at, plans, Rule(), batching, mask_id=3, device=CPU)
+        samples = run_plans(denoiser(logits_at), plans, Drawing(6, static=static, wrap=shapes))
         return [ids.tolist() for ids in samples]
 
     free, static = Shapes(), Shapes()
@@ -264,8 +266,8 @@ def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any,
 def test_few_rows_are_evaluated_in_vain(n: int, batch_size: int, most: float, steps: int) -> None:
     """Static shapes cost little more than the evaluations that the images need, and few different ones."""
     model, shapes = Counting(256, 2), Shapes()
-    batching = Batching(batch_size, n, shapes, static=True)
-    samples = run_plans(uniform, diffusion_plans(model, steps, n), Rule(), batching, mask_id=2, device=CPU)
+    drawing = Drawing(batch_size, n=n, wrap=shapes, static=True)
+    samples = run_plans(denoiser(uniform, 2), diffusion_plans(model, steps, n), drawing)
     assert len(list(samples)) == n
     needed = sum(len(plan.events) for plan in diffusion_plans(model, steps, n))  # type: ignore[arg-type]
     evaluated = [shape[0][0] for shape in shapes.seen]
@@ -287,7 +289,7 @@ def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     prior = small_prior()
 
     def samples(seeds: Sequence[int], batch_size: int) -> list[list[int]]:
-        drawn = prior.samples(map(seeded, seeds), batch_size=batch_size, rule=Rule(0.9), sample_type=sample_type)
+        drawn = prior.samples(map(seeded, seeds), Drawing(batch_size, Rule(0.9), sampler=sample_type))
         return [ids.tolist() for ids in drawn]
 
     alone = [samples([seed], 1)[0] for seed in range(12)]
@@ -315,7 +317,6 @@ def test_many_plans_at_once_give_what_the_plain_algorithm_gives(mlm: bool) -> No
             return mlm_plan(start, mask_id=7, mask_probabilities=[0.9, 0.5, 0.2], generator=seeded(seed))
         return diffusion_plan(start, mask_id=7, steps=4, generator=seeded(seed))
 
-    batching = Batching(5, static=True)
-    together = run_plans(prior.logits_at, map(plan, range(12)), Rule(0.9), batching, mask_id=7, device=CPU)
+    together = run_plans(denoiser(prior.logits_at, 7), map(plan, range(12)), Drawing(5, Rule(0.9), static=True))
     alone = [follow(plan(seed), prior.logits_at, Rule(0.9), 7) for seed in range(12)]
     assert torch.equal(torch.stack(list(together)), torch.stack(alone))

@@ -19,8 +19,7 @@ from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Codes, Draws
 from models.prior.transformer import Block, Transformer
-from models.sampling.categorical import Rule
-from models.sampling.rounds import Batching
+from models.sampling.rounds import Drawing
 from utils.machine import compiling
 from utils.machine.compiling import capture_stream, compile_autoencoder, compile_prior
 from utils.machine.cuda_graphs import Captured
@@ -104,8 +103,8 @@ def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> No
     prior = copy.deepcopy(eager)
     compile_prior(prior, "on", CPU)
     uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = eager.draw_tokens(uniforms, Rule(), Batching(4))
-    assert torch.equal(prior.draw_tokens(uniforms, Rule(), Batching(4, static=True)), expected)
+    expected = eager.draw_tokens(uniforms, Drawing(4))
+    assert torch.equal(prior.draw_tokens(uniforms, Drawing(4, static=True)), expected)
 
 
 def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
