@@ -37,7 +37,6 @@ def main() -> None:
 def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
-    from models.prior.absorbing import AbsorbingDiffusion
     from utils.data.batch_order import BatchOrder
     from utils.machine.devices import rows
     from utils.machine.seeding import seed_global
@@ -93,7 +92,7 @@ def train(settings: PriorStage) -> None:
                     model, drawn_by = trainer.averaged, (autoencoder, settings.sampling)
                     try:
                         run.picture(done, "samples", draw_images(job, model, *drawn_by))
-                        if ranks.first and isinstance(model, AbsorbingDiffusion):
+                        if ranks.first and model.mask_id is not None:
                             strip = unmasking_strip(job, model, *drawn_by)
                             run.picture(done, "unmasking", strip, columns=len(strip) // 2)
                     except NotFiniteError as error:  # a training step that overflows is skipped, too

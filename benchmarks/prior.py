@@ -16,11 +16,11 @@ from benchmarks.measure import Row, Timing, flops, gemm_rate, growth, interleave
 from benchmarks.scale import Scale, of_24
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage
-from models.parts import Wrap, as_it_is
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.diffusion import sample_mask, sample_time
-from models.sampling.events import diffusion_image
+from models.sampling.plans import diffusion_plan
+from models.sampling.rounds import Drawing, Wrap
 from utils.machine.compiling import captures_graphs, compile_prior
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import pick_amp_dtype
@@ -66,9 +66,9 @@ def amp(device: torch.device, enabled: bool = True) -> torch.autocast:
     return torch.autocast(device.type, dtype=pick_amp_dtype(device, True, "auto"), enabled=enabled)
 
 
-def wrapper(device: torch.device) -> Wrap:
+def wrapper(device: torch.device) -> Wrap | None:
     """What the scripts give to `samples`."""
-    return Captured if captures_graphs("auto", device) else as_it_is
+    return Captured if captures_graphs("auto", device) else None
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ def _time_events(
     start, done = 0.0, -warmup
 
     def timed(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        inner = wrapper(device)(draw)
+        wrap = wrapper(device)
+        inner = wrap(draw) if wrap else draw
 
         def one(*inputs: Tensor) -> Tensor:
             nonlocal start, done
@@ -154,7 +155,7 @@ def _time_events(
     generators = (make_generator("cpu", "samples", index) for index in range(10 * scale.sample_batch))
     try:
         with evaluating(prior), amp(device, name == "amp"):
-            for _ in prior.samples(generators, batch_size=scale.sample_batch, wrap=timed):
+            for _ in prior.samples(generators, Drawing(scale.sample_batch, wrap=timed)):
                 pass
     except _EnoughError:
         pass
@@ -165,15 +166,15 @@ def _whole(prior: AbsorbingDiffusion, scale: Scale, device: torch.device) -> flo
     generators = (make_generator("cpu", "samples", index) for index in range(scale.drawn))
     with evaluating(prior), amp(device):
         return seconds_of(
-            lambda: list(prior.samples(generators, batch_size=scale.sample_batch, wrap=wrapper(device))), device
+            lambda: list(prior.samples(generators, Drawing(scale.sample_batch, wrap=wrapper(device)))), device
         )
 
 
 def _events_per_image(indices: range) -> Iterator[int]:
     start = torch.full((N,), K)
     for index in indices:
-        image = diffusion_image(start, mask_id=K, steps=T, generator=make_generator("cpu", "samples", index))
-        yield len(list(image.events))
+        plan = diffusion_plan(start, mask_id=K, steps=T, generator=make_generator("cpu", "samples", index))
+        yield len(list(plan.events))
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
     def cached(use_amp: bool) -> None:
         generators = (make_generator("cpu", index) for index in range(scale.ar_batch))
         with amp(device, use_amp):
-            list(prior.samples(generators, batch_size=scale.ar_batch, wrap=wrapper(device)))
+            list(prior.samples(generators, Drawing(scale.ar_batch, wrap=wrapper(device))))
 
     row = Row(
         name=f"autoregressive sampling, {N} tokens, batch {scale.ar_batch}",

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import prior, vqgan
 from benchmarks.baseline import prior as published
 from benchmarks.scale import Scale
+from models.sampling.rounds import Drawing
 from utils.machine.compiling import compile_prior
 from utils.machine.cuda_graphs import EAGER_CALLS
 from utils.machine.seeding import make_generator
@@ -68,4 +69,4 @@ def _sample(model: Any, batch: int, device: torch.device, use_amp: bool) -> None
     """Four steps of the reverse process, in which every image is due at nearly each."""
     with torch.no_grad(), prior.amp(device, use_amp):
         generators = (make_generator("cpu", index) for index in range(batch))
-        list(model.samples(generators, sample_steps=4, batch_size=batch, wrap=prior.wrapper(device)))
+        list(model.samples(generators, Drawing(batch, steps=4, wrap=prior.wrapper(device))))

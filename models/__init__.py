@@ -1,5 +1,6 @@
 """What the paper says: networks, objectives and samplers. No files, flags or devices.
 
-`vqgan`: images to codes and back (section 3.1). `prior`: p(codes) (section 3.2). `sampling`: drawing codes
-(section 3.3). `parts`: how a batch is cut into parts. `ema`: a moving average of weights.
+`vqgan`: images to codes and back (section 3.1). `prior`: p(codes) (section 3.2). `sampling`: drawing codes (section
+3.3). `kernels`: operations with several ways to compute them. `parts`: random numbers of parts of a batch. `ema`: a
+moving average of weights.
 """

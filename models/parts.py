@@ -1,20 +1,15 @@
-"""Parts of a batch: each draws its random numbers as the whole batch would, and keeps its own.
+"""Parts of a batch, and random numbers that do not depend on how a batch is cut into parts.
 
-So that a batch gives the same gradient in one piece, in micro-batches, or spread over processes.
+So a batch gives the same gradient in one piece, in micro-batches, or spread over processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-Wrap = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]  # a function → one that does the same, faster
-Draw = Callable[[Sequence[int]], Tensor]  # shape → random numbers
 
 
 @dataclass(frozen=True)
@@ -24,11 +19,6 @@ class BatchPart:
     index: int = 0
     count: int = 1
 
-    def draw(self, shape: Sequence[int], draw: Draw) -> Tensor:
-        """Random numbers of this part, [b,…] = `shape`: drawn for the whole batch [count·b,…], and cut."""
-        b, *rest = shape
-        return draw((self.count * b, *rest))[self.index * b : (self.index + 1) * b]
-
     def split(self, pieces: int) -> list[BatchPart]:
         """This part in so many equal pieces."""
         return [BatchPart(self.index * pieces + piece, self.count * pieces) for piece in range(pieces)]
@@ -37,21 +27,32 @@ class BatchPart:
 WHOLE = BatchPart()
 
 
-def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The `Wrap` that does nothing."""
-    return function
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers for part `part` of a batch: drawn for the whole batch, then cut.
+
+    In each method `shape` [b,…] is that of the part, and the result lies on the device of `like`.
+    """
+
+    generator: torch.Generator | None = None  # None: torch's global stream
+    part: BatchPart = WHOLE
+
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform on [0,1), in the type of `like` if that is a float, else float32."""
+        dtype = like.dtype if like.is_floating_point() else None
+        return self._cut(shape, lambda s: torch.rand(s, generator=self.generator, device=like.device, dtype=dtype))
+
+    def exponential(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Exponential with rate 1, in the type of `like`."""
+        return self._cut(shape, lambda s: like.new_empty(s).exponential_(generator=self.generator))
+
+    def integers(self, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform on low..high − 1, int64."""
+        return self._cut(shape, lambda s: torch.randint(low, high, s, generator=self.generator, device=like.device))
+
+    def _cut(self, shape: Sequence[int], draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        b, *rest = shape
+        return draw((self.part.count * b, *rest))[self.part.index * b : (self.part.index + 1) * b]
 
 
-class Replica(Protocol):
-    """A module whose gradients are averaged over processes when a backward pass through it ends."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Leave the gradients of passes in this block to the next one outside."""
-
-
-def rewind(generator: torch.Generator | None, state: Tensor | None) -> None:
-    """Put a generator back to an earlier `get_state`, so that the next micro-batch draws what the last one did."""
-    if generator is not None and state is not None:
-        generator.set_state(state)
+NOISE = Noise()  # of a whole batch, from torch's global stream

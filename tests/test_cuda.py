@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 import trainers
-from models.prior.gelu import GELU
+from models.kernels import GELU
+from models.prior.prior import Codes, Draws
+from models.sampling.rounds import Drawing
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import rows
 from utils.machine.evaluation import evaluating
@@ -160,7 +162,8 @@ def test_losses_are_those_of_a_cpu() -> None:
     for device in ("cpu", "cuda"):
         prior = prior_trainer(device, compile="off").prior
         prior.load_state_dict(prior_trainer("cpu").prior.state_dict())
-        found.append(prior.losses(codes(0, device), *(draw.to(device) for draw in draws), "reweighted_elbo").loss.cpu())
+        on_device = Draws(*(draw.to(device) for draw in draws))
+        found.append(prior.losses(Codes(codes(0, device)), on_device).loss.cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
@@ -256,9 +259,9 @@ def test_samples_are_those_of_a_cpu(sampler: str) -> None:
         prior = prior_trainer(device, sampler=sampler, compile="off").prior
         prior.load_state_dict(prior_trainer("cpu", sampler=sampler).prior.state_dict())
         generators = (make_generator("cpu", "samples", index) for index in range(20))
-        wrap = {"wrap": Captured} if device == "cuda" else {}
+        drawing = Drawing(8, wrap=Captured if device == "cuda" else None)
         with evaluating(prior):
-            found.append(torch.stack(list(prior.samples(generators, batch_size=8, **wrap))).cpu())
+            found.append(torch.stack(list(prior.samples(generators, drawing))).cpu())
     assert (found[0] == found[1]).float().mean() > 0.97
 
 
@@ -281,7 +284,7 @@ def test_a_halved_batch_is_replayed_as_one_is_run() -> None:
 
     generators = [make_generator("cpu", "samples", index) for index in range(10)]
     with evaluating(prior):
-        assert len(list(prior.samples(generators, batch_size=8, wrap=counting))) == 10
+        assert len(list(prior.samples(generators, Drawing(8, wrap=counting)))) == 10
     assert rounds.count(8) > EAGER_CALLS
     assert rounds.count(2) > EAGER_CALLS
     assert rounds == sorted(rounds, reverse=True)
@@ -292,7 +295,7 @@ def test_sampling_never_waits(not_compiled: None) -> None:
     prior = prior_trainer(compile="on").prior
     generators = [make_generator("cpu", "samples", index) for index in range(20)]
     with evaluating(prior):
-        samples = prior.samples(generators, batch_size=4, wrap=Captured)
+        samples = prior.samples(generators, Drawing(4, wrap=Captured))
         first = next(samples)  # by then the round is captured
         with without_waiting():
             rest = list(itertools.islice(samples, 8))

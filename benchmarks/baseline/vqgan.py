@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.vqgan.discriminator import Discriminator
-from models.vqgan.encoder import Encoder
-from models.vqgan.generator import Generator
 from models.vqgan.layers import AttnBlock, Upsample
+from models.vqgan.networks import Discriminator, Encoder, Generator
 from models.vqgan.vqgan import VQGAN
 
 

@@ -4,78 +4,82 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.parts import Wrap, as_it_is
+from models.prior.prior import CodeLength, Codes, Draws, Prior, PriorLoss
 from models.prior.transformer import Transformer
-from models.sampling.categorical import check_sampling, image_generators, stack_samples
-from models.sampling.samplers import sample_autoregressive
+from models.sampling.rounds import Drawing
 
 
-class AutoregressivePrior(nn.Module):
+class AutoregressivePrior(Prior):
     """p(codes) = Π p(code i | codes before i), in raster order. Parameter names are the published ones."""
+
+    exact = True
 
     def __init__(self, net: Transformer) -> None:
         super().__init__()
         self.net = net
 
     @property
-    def tokens(self) -> int:
-        """N, number of tokens of a sample."""
-        return self.net.pos_emb.shape[1]
+    def network(self) -> Transformer:
+        """The causal Transformer."""
+        return self.net
 
-    def logits(self, ids: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """ids [B,N] int64 in 0..K-1 → logits [B,N,K] float32; place i is predicted from the ids before it."""
-        if ids.ndim != 2 or ids.shape[1] != self.tokens:
-            raise ValueError(f"ids must have shape [B, {self.tokens}], not {list(ids.shape)}")
-        return self.net.next_logits(ids[:, :-1])
+        self._check_shape(x)
+        return self.net.next_logits(x[:, :-1])
 
-    def losses(self, ids: Tensor) -> Tensor:
-        """−log2 p(ids), bits per token: ids [B,N] → [B]."""
+    def losses(self, codes: Codes, draws: Draws | None = None) -> PriorLoss:
+        """−log2 p(ids), bits per token, as objective and code length."""
+        ids = codes.unconditional()
         nats = F.cross_entropy(self.logits(ids).transpose(1, 2), ids, reduction="none")
-        return nats.mean(1) / math.log(2)
+        bits = nats.mean(1) / math.log(2)
+        return PriorLoss(bits, bits, nats.sum(1))
 
-    def idle_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that training never uses: none."""
-        return iter(())
+    def code_length(
+        self, codes: Codes, generator: torch.Generator, *, bound: str = "t_step", evaluations: int | None = None
+    ) -> CodeLength:
+        """Exact, by one evaluation."""
+        nats = self.losses(codes).loss.double() * (self.tokens * math.log(2))
+        return CodeLength(nats, torch.zeros_like(nats))
 
     def samples(
-        self,
-        generators: Iterable[torch.Generator],
-        *,
-        batch_size: int,
-        temp: float = 1.0,
-        wrap: Wrap = as_it_is,
-        invalid: Tensor | None = None,
+        self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None
     ) -> Iterator[Tensor]:
-        """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
-
-        A sample is a function of its own generator, whatever is drawn beside it; `batch_size` are drawn together.
-        `wrap`, `invalid`: see `sample_autoregressive`.
-        """
-        check_sampling(temp, batch_size)
+        """Token by token in raster order, whatever the steps and the sampler of other priors."""
+        if starts is not None:
+            raise ValueError("an autoregressive prior cannot fit tokens to given ones that come later")
         numbers = (torch.rand(self.tokens, dtype=torch.float64, generator=generator) for generator in generators)
-        while batch := list(itertools.islice(numbers, batch_size)):
-            uniforms = torch.stack(batch).to(self.net.pos_emb.device)
-            yield from sample_autoregressive(
-                self.net, uniforms, temp=temp, static=uniforms.is_cuda, wrap=wrap, invalid=invalid
-            )
+        batches = iter(lambda: list(itertools.islice(numbers, drawing.batch_size)), [])
+        return (ids for batch in batches for ids in self.draw_tokens(torch.stack(batch).to(self.device), drawing))
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, batch_size: int = 64
-    ) -> Tensor:
-        """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
+    @torch.no_grad()
+    def draw_tokens(self, uniforms: Tensor, drawing: Drawing) -> Tensor:
+        """Draw the tokens one by one, keeping keys and values of those before.
 
-        Without a `generator` the draws follow torch's global stream.
-
-        Raises:
-            FloatingPointError: logits are not finite.
+        uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. With static shapes all
+        places have the same, and `drawing.wrap` is given what gives a place's logits. Returns [B,N] int64.
         """
-        invalid = torch.zeros((), dtype=torch.int64, device=self.net.pos_emb.device)
-        generators = image_generators(n, generator)
-        samples = self.samples(generators, batch_size=batch_size, temp=temp, invalid=invalid)
-        return stack_samples(samples, self.tokens, invalid)
+        static = drawing.static_on(uniforms.device)
+        ids = torch.empty_like(uniforms, dtype=torch.int64)
+        cache = self.net.new_cache(len(ids))
+        logits = self.net.next_logits(ids[:, :0], cache)
+        following: Callable[..., Tensor] = partial(self.net.following_logits, cache=cache)
+        if drawing.wrap:
+            following = drawing.wrap(following)
+        for place in range(self.tokens):
+            ids[:, place] = drawing.rule.draw(logits[:, -1], uniforms[:, place], drawing.invalid)
+            if place + 1 == self.tokens:
+                break
+            new = ids[:, place : place + 1]
+            if static:
+                logits = following(new, torch.tensor([place + 1]).to(ids.device, non_blocking=True))
+            else:
+                logits = self.net.next_logits(new, cache)
+        return ids

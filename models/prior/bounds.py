@@ -8,22 +8,27 @@ less varies, and the bound is at most the T-step one. Masking n of n levels at l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from models.prior.diffusion import LogitsFn, masked_cross_entropy, sample_mask
+from models.prior.diffusion import masked_cross_entropy, sample_mask
+from models.prior.prior import CodeLength
+from models.sampling.categorical import LogitsFn
 
 CODE_BOUNDS = ("t_step", "continuous")
 
 
-@dataclass(frozen=True)
-class BoundEstimate:
-    """An unbiased estimate of a bound on −log p(x_0), one value per image."""
+def bound_nats(logits_fn: LogitsFn, x_0: Tensor, uniforms: Tensor, *, mask_id: int) -> Tensor:
+    """One-draw estimate of the T-step bound on −log p(x_0), Σ_t CE_t / t: [B] float64, nats.
 
-    nats: Tensor  # [B] float64
-    variance: Tensor  # [B] float64, unbiased estimate of the Monte Carlo variance of `nats`, nats²
+    x_0: [B,N] int64; uniforms: [T,B,N] in [0,1): place j of image b is masked at step t where uniforms[t−1,b,j] < t/T.
+    """
+    total_steps = len(uniforms)
+    bound = torch.zeros(x_0.shape[0], dtype=torch.float64, device=x_0.device)
+    for t, noise in enumerate(uniforms, start=1):
+        mask = noise < t / total_steps
+        bound += masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask).double() / t
+    return bound
 
 
 def estimate_bound(
@@ -35,7 +40,7 @@ def estimate_bound(
     mask_id: int,
     evaluations: int,
     generator: torch.Generator,
-) -> BoundEstimate:
+) -> CodeLength:
     """Estimate a bound on −log p(x_0) of codes x_0 [B,N] int64 with `evaluations` ≥ 2 of the network per image.
 
     bound: `t_step` (the only one that `total_steps` matters for) or `continuous`. The evaluations make two independent
@@ -47,7 +52,7 @@ def estimate_bound(
         _stratified_bound(logits_fn, x_0, bound, total_steps, mask_id, count, generator)
         for count in (evaluations - evaluations // 2, evaluations // 2)
     ]
-    return BoundEstimate((halves[0] + halves[1]) / 2, (halves[0] - halves[1]).square() / 4)
+    return CodeLength((halves[0] + halves[1]) / 2, (halves[0] - halves[1]).square() / 4)
 
 
 def bound_levels(bound: str, total_steps: int, tokens: int) -> int:

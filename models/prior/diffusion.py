@@ -4,34 +4,24 @@ The forward process replaces each token by the mask id, and keeps it there: afte
 probability t/T. The network predicts every token at once from what is left; it does not see t. Everything here is
 computed in nats and works with any function from tokens to logits.
 
-The rate t/T is also in the weights of the bound (`objective`, `bound_nats`, `models.prior.bounds`), and in when
+The rate t/T is also in the weights of the bound (`objective`, `models.prior.bounds`), and in when
 samplers reveal a token (`models.sampling`): a schedule of another rate changes them too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LogitsFn = Callable[[Tensor], Tensor]  # x_t [B,N] int64 → logits [B,N,K] float
+from models.prior.prior import PriorLoss
+from models.prior.transformer import Transformer
 
 LOSS_TYPES = ("reweighted_elbo", "elbo", "mlm")
 REWEIGHTINGS = ("published", "paper")
 MASK_SCHEDULES = ("random", "fixed")
-
-
-@dataclass(frozen=True)
-class DiffusionLoss:
-    """The objective and the bound, one value per image."""
-
-    loss: Tensor  # [B], the training objective: bits per token, but nats per masked token for `mlm`
-    vb_loss: Tensor  # [B], one-sample estimate of a bound on −log p(x_0), bits per token; which: see `objective`
-    cross_entropy: Tensor  # [B], summed over the masked places, nats
 
 
 def sample_time(batch: int, total_steps: int, generator: torch.Generator) -> Tensor:
@@ -62,9 +52,17 @@ def masked_cross_entropy(logits: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
     return nats.view(x_0.shape).sum(1)
 
 
+def cross_entropy_of(net: Transformer, x_t: Tensor, x_0: Tensor, mask: Tensor) -> Tensor:
+    """`masked_cross_entropy` of a network's prediction from x_t [B,N], by the fastest way that a device has."""
+    if x_0.is_cuda:  # one shape whatever is masked, and no wait to learn how much is
+        return masked_cross_entropy(net(x_t), x_0, mask)
+    nats = F.cross_entropy(net(x_t, mask), x_0[mask], reduction="none")
+    return nats.new_zeros(mask.shape).masked_scatter(mask, nats).sum(1)
+
+
 def objective(
     cross_entropy: Tensor, t: Tensor, mask: Tensor, *, total_steps: int, loss_type: str, reweighting: str = "published"
-) -> DiffusionLoss:
+) -> PriorLoss:
     """Objective (paper, equations 5 to 8) and bound at given times and masks.
 
     cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for
@@ -83,7 +81,7 @@ def objective(
         loss = cross_entropy / mask.sum(1).clamp(min=1)
     else:
         raise ValueError(f"loss_type must be one of {LOSS_TYPES}, not {loss_type!r}")
-    return DiffusionLoss(loss, vb_loss, cross_entropy)
+    return PriorLoss(loss, vb_loss, cross_entropy)
 
 
 def reweighted(t: Tensor, total_steps: int, reweighting: str) -> Tensor:
@@ -94,16 +92,3 @@ def reweighted(t: Tensor, total_steps: int, reweighting: str) -> Tensor:
     if reweighting not in REWEIGHTINGS:
         raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
     return (total_steps - t + (reweighting == "paper")) / total_steps
-
-
-def bound_nats(logits_fn: LogitsFn, x_0: Tensor, uniforms: Tensor, *, mask_id: int) -> Tensor:
-    """One-draw estimate of the T-step bound on −log p(x_0), Σ_t CE_t / t: [B] float64, nats.
-
-    x_0: [B,N] int64; uniforms: [T,B,N] in [0,1): place j of image b is masked at step t where uniforms[t−1,b,j] < t/T.
-    """
-    total_steps = len(uniforms)
-    bound = torch.zeros(x_0.shape[0], dtype=torch.float64, device=x_0.device)
-    for t, noise in enumerate(uniforms, start=1):
-        mask = noise < t / total_steps
-        bound += masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask).double() / t
-    return bound

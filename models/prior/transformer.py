@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.prior.attention import attention
-from models.prior.gelu import GELU
+from models.kernels import GELU, attention, project
 
 
 class LayerCache:
@@ -80,14 +78,7 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
         """Each layer's projection of x [B,n,D], heads apart: [B,heads,n,D/heads]."""
-        if x.is_cuda and len(layers) > 1:
-            # One product for all, as one alone does not fill a GPU; the parameters stay apart, as published files
-            # have them. On a CPU three take no longer, and need not put the weights together first.
-            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-            parts: Sequence[Tensor] = F.linear(x, weight, bias).chunk(len(layers), dim=2)
-        else:
-            parts = [layer(x) for layer in layers]
-        return tuple(part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in parts)
+        return tuple(y.unflatten(2, (self.n_head, -1)).transpose(1, 2) for y in project(x, layers))
 
     def _merge(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         dropout = self.attn_pdrop if self.training else 0.0
@@ -98,7 +89,8 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and a four times wider two-layer network, each normalised before and added after.
 
-    What the network adds is handed on apart: compiled, the next block adds it in the kernel that normalises the sum.
+    Returns the MLP's output separately; the next block adds it, so that torch.compile fuses that addition with its
+    LayerNorm.
     """
 
     def __init__(

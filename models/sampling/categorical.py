@@ -1,47 +1,63 @@
-"""Draws from categorical distributions, exact to float64, and the generators that they come from."""
+"""What is drawn where a token is due: draws from categorical distributions, exact to float64, and their generators."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+LogitsFn = Callable[[Tensor], Tensor]  # x_t [B,N] int64 → logits [B,N,K] float
+LogitsAtFn = Callable[[Tensor, Tensor], Tensor]  # x_t [B,N] and places [B,m], both int64 → logits there, [B,m,K]
 
-def invert_cdf(logits: Tensor, temp: float, uniforms: Tensor, invalid: Tensor | None = None) -> Tensor:
-    """The code at which the running sum of softmax(logits / temp) passes a uniform number.
 
-    logits: [...,K] of any float type; temp > 0; uniforms: [...] float64 in [0,1), one per draw. Returns [...] int64 in
-    0..K-1, also where logits hold NaN or +inf and so are no distribution: the number of such draws is added to
-    `invalid`, an int64 scalar on the logits' device. Nothing waits for the device.
+@dataclass(frozen=True)
+class Rule:
+    """Which distribution a code is drawn from, given its logits: softmax(logits / temp).
 
-    Everything is float64: float32 noise of 24 bits cuts the tails off, and so lowers the effective temperature (Zheng
-    et al. 2024, arXiv 2409.02908).
+    Raises:
+        ValueError: the temperature is no number above 0.
     """
-    # Below 1e-200 nothing but the largest logits is drawn, and quotients would leave float64's range.
-    cdf = (logits.double() / max(temp, 1e-200)).softmax(-1).cumsum(-1)
+
+    temp: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temp) and self.temp > 0):
+            raise ValueError(f"temp must be a number above 0, not {self.temp}")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[...,K] of any float type → [...,K] float64, NaN where logits hold NaN or +inf.
+
+        float32 noise of 24 bits cuts the tails off, and so lowers the effective temperature (Zheng et al. 2024, arXiv
+        2409.02908): hence float64.
+        """
+        # Below 1e-200 nothing but the largest logits is drawn, and quotients would leave float64's range.
+        return (logits.double() / max(self.temp, 1e-200)).softmax(-1)
+
+    def draw(self, logits: Tensor, uniforms: Tensor, invalid: Tensor | None = None) -> Tensor:
+        """A code for each row of logits [...,K]: [...] int64; see `invert_cdf`."""
+        return invert_cdf(self.probabilities(logits), uniforms, invalid)
+
+
+RULE = Rule()
+
+
+def invert_cdf(p: Tensor, uniforms: Tensor, invalid: Tensor | None = None) -> Tensor:
+    """The code at which the running sum of p [...,K] passes a uniform number's share of the whole.
+
+    p: float64; uniforms: [...] float64 in [0,1), one per draw. Returns [...] int64 in 0..K-1, also where p is NaN: the
+    number of such draws is added to `invalid`, an int64 scalar on p's device. Nothing waits for the device.
+    """
+    cdf = p.cumsum(-1)
     total = cdf[..., -1]
     if invalid is not None:
         invalid += total.isnan().sum()
     # Strictly below the total, which rounding may leave at a little less than 1.
     target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
     ids = torch.searchsorted(cdf, target.unsqueeze(-1), right=True).squeeze(-1)
-    return ids.clamp(max=logits.shape[-1] - 1)  # NaN sorts behind every number: it would draw K, which is the mask
-
-
-def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator, invalid: Tensor | None = None) -> Tensor:
-    """One draw from softmax(logits / temp) per row: [...,K] → [...] int64. temp > 0; `invalid` as for `invert_cdf`."""
-    uniforms = torch.rand(logits.shape[:-1], dtype=torch.float64, generator=generator, device=logits.device)
-    return invert_cdf(logits, temp, uniforms, invalid)
-
-
-def check_sampling(temp: float, batch_size: int) -> None:
-    """ValueError unless logits can be divided by a temperature, and a batch holds an image."""
-    if not (math.isfinite(temp) and temp > 0):
-        raise ValueError(f"temp must be a number above 0, not {temp}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return ids.clamp(max=p.shape[-1] - 1)  # NaN sorts behind every number: it would draw K, which is the mask
 
 
 def stack_samples(samples: Iterable[Tensor], tokens: int, invalid: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sampling.categorical import invert_cdf
-from models.sampling.events import LogitsAtFn
+from models.sampling.categorical import LogitsAtFn, Rule
 
 ORDERS = ("raster", "random")
 
@@ -72,7 +71,7 @@ def reveal_plan(shape: tuple[int, int], order: str, steps: int, generator: torch
     """When each place of a grid is drawn, and by which random number: [H,W] int64 and [H,W] float64 in [0,1).
 
     order: `raster` draws one place a step, row by row, as published; `random` each at a step that is uniform on
-    0..steps−1, as `diffusion_image` does. The random numbers come from a CPU generator.
+    0..steps−1, as `diffusion_plan` does. The random numbers come from a CPU generator.
     """
     uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
     if order == "raster":
@@ -91,13 +90,13 @@ def larger_trajectory(
     mask_id: int,
     window: tuple[int, int],
     stride: int,
-    temp: float,
+    rule: Rule,
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
     invalid: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Draw the masked tokens of a grid x [B,H,W] int64 from softmax(log mixture / temp), step by step.
+    """Draw the masked tokens of a grid x [B,H,W] int64 from their mixture by a rule, step by step.
 
     reveal, uniforms: [B,H,W], each image's `reveal_plan`. Yields the grid after each step, from step `start` on: those
     before are in x already. There are `stop` in all (None: as many as these images need). `invalid`: see `invert_cdf`.
@@ -108,5 +107,5 @@ def larger_trajectory(
         due = (reveal == step) & (x == mask_id)
         if due.any():
             mixture = window_mixture(logits_at, x, due, window=window, stride=stride, batch_size=batch_size)
-            x[due] = invert_cdf(mixture.log(), temp, uniforms[due], invalid)
+            x[due] = rule.draw(mixture.log(), uniforms[due], invalid)
         yield x.clone()

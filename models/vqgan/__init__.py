@@ -1,1 +1,6 @@
-"""Stage 1 (paper, section 3.1): images to codes and back, the losses that train it, and how close two images are."""
+"""Stage 1 (paper, section 3.1): images to codes and back, and the losses that train it.
+
+`layers`: blocks of the networks. `networks`: encoder, generator, discriminator. `quantizers`: latents to ids.
+`autoencoder`: the three that code an image. `augment`: DiffAugment. `vqgan`: the objectives. `gaussian`: the density of
+pixels. `similarity`: PSNR and SSIM.
+"""

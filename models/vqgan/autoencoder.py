@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from models.parts import WHOLE, BatchPart
-from models.vqgan.encoder import Encoder
-from models.vqgan.generator import Generator
+from models.parts import NOISE, Noise
 from models.vqgan.layers import ResBlock
-from models.vqgan.quantizers import QUANTIZERS, GumbelQuantizer, Quantized, Quantizer, VectorQuantizer
+from models.vqgan.networks import Encoder, Generator
+from models.vqgan.quantizers import Quantized, Quantizer
 
 _ROUNDING = 1e-3  # by which images may leave [0,1]
 
@@ -28,42 +26,24 @@ class VQAutoEncoder(nn.Module):
         ch_mult: Sequence[int],  # width of each level, in units of nf
         res_blocks: int,  # residual blocks per level
         attn_resolutions: Sequence[int],  # resolutions with attention
-        codebook_size: int,  # K
         emb_dim: int,  # D, width of the latents
-        quantizer: str,  # "nearest" or "gumbel"
-        beta: float,  # weight of one term of the quantiser's loss (nearest)
-        beta_term: str = "codebook",  # which one: "codebook" or "commitment"
-        gumbel_kl_weight: float,  # weight of the KL term (gumbel)
-        gumbel_straight_through: bool,  # hard codes while training (gumbel)
+        quantizer: Callable[[], Quantizer],  # makes it, after the encoder has drawn its weights
     ) -> None:
         super().__init__()
         trunk = (n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions)
         self.encoder = Encoder(*trunk)
-        self.quantize: Quantizer
-        if quantizer == "nearest":
-            self.quantize = VectorQuantizer(codebook_size, emb_dim, beta, beta_term)
-        elif quantizer == "gumbel":
-            self.quantize = GumbelQuantizer(codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through)
-        else:
-            raise ValueError(f"quantizer must be one of {QUANTIZERS}, not {quantizer!r}")
+        self.quantize = quantizer()
         self.generator = Generator(*trunk)
         self.image_shape = (n_channels, img_size, img_size)
         side = img_size // 2 ** (len(ch_mult) - 1)
         self.latent_size = (side, side)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        part: BatchPart = WHOLE,
-    ) -> tuple[Tensor, Quantized]:
+    def forward(self, x: Tensor, *, step: int = 0, noise: Noise = NOISE) -> tuple[Tensor, Quantized]:
         """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them.
 
-        temperature, generator, part: of the Gumbel quantiser while it trains; part: which part of the batch x is.
+        step, noise: see `Quantizer`.
         """
-        quantized = self.quantize(self.encoder(x), temperature=temperature, generator=generator, part=part)
+        quantized = self.quantize(self.encoder(x), step=step, noise=noise)
         return self.generator(quantized.z_q), quantized
 
     def idle_parameters(self) -> Iterator[nn.Parameter]:

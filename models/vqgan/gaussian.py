@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.parts import WHOLE, BatchPart
+from models.parts import Noise
 
 
 def gaussian_nll_nats(x: Tensor, mean: Tensor, logsigma: Tensor) -> Tensor:
@@ -32,10 +32,9 @@ def level_images(levels: Tensor, bits: int) -> Tensor:
     return (levels.float() * width + (width - 1) / 2) / 255
 
 
-def dequantise(levels: Tensor, bits: int, generator: torch.Generator, part: BatchPart = WHOLE) -> Tensor:
-    """(levels + u) / 2^bits with u uniform on [0,1), float32 in [0,1]. Levels are those of a part of a batch."""
-    noise = part.draw(levels.shape, lambda shape: torch.rand(*shape, generator=generator, device=levels.device))
-    return (levels + noise) / 2**bits
+def dequantise(levels: Tensor, bits: int, noise: Noise) -> Tensor:
+    """(levels + u) / 2^bits with u uniform on [0,1), float32 in [0,1]."""
+    return (levels + noise.uniform(levels.shape, like=levels)) / 2**bits
 
 
 def level_nll_nats(x: Tensor, mean: Tensor, logsigma: Tensor, bits: int) -> Tensor:

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from models.ema import EMA
-from models.prior.diffusion import LOSS_TYPES, bound_nats
+from models.prior.bounds import bound_nats
+from models.prior.diffusion import LOSS_TYPES
+from models.prior.prior import Codes, Draws
+from models.sampling.categorical import Rule
 from models.sampling.larger import window_mixture
 
 
@@ -24,9 +27,10 @@ def test_denoiser(reference: Any) -> None:
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_objectives(reference: Any, loss_type: str) -> None:
-    expected = reference.expected
+    prior, expected = reference.absorbing(), reference.expected
+    prior.loss_type = loss_type
     with torch.no_grad():
-        losses = reference.absorbing().losses(expected["indices"], expected["t"], expected["mask"], loss_type)
+        losses = prior.losses(Codes(expected["indices"]), Draws(expected["t"], expected["mask"]))
     reference.check(
         {
             f"loss_{loss_type}": losses.loss.mean(),
@@ -46,7 +50,9 @@ def test_bound(reference: Any) -> None:
 def test_autoregressive_prior(reference: Any) -> None:
     prior, ids = reference.autoregressive(), reference.expected["indices"]
     with torch.no_grad():
-        reference.check({"ar_logits": prior.logits(ids), "ar_loss_bits_per_token": prior.losses(ids).mean()})
+        reference.check(
+            {"ar_logits": prior.logits(ids), "ar_loss_bits_per_token": prior.losses(Codes(ids)).loss.mean()}
+        )
 
 
 def test_moving_average(reference: Any) -> None:
@@ -71,5 +77,5 @@ def test_mixture_of_windows(reference: Any) -> None:
         prior.logits_at, x_t, torch.ones_like(x_t, dtype=torch.bool), window=(side, side), stride=1, batch_size=64
     )
     mixture = mixture.view(*x_t.shape, -1)
-    cooled = torch.softmax(mixture.log() / 0.8, dim=-1)  # what draw_categorical draws from at temperature 0.8
+    cooled = Rule(0.8).probabilities(mixture.log())
     reference.check({"big_mixture_probs": mixture, "big_mixture_probs_temp08": cooled})

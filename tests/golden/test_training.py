@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.training import prior_trainer
+from models.prior import absorbing
+from models.prior.prior import Codes, Draws
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 
@@ -54,8 +55,8 @@ def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[Prio
     trainer = PriorTrainer(settings, nearest_reference.absorbing(), CPU, amp_dtype=None)
     times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_trainer, "sample_time", lambda *_: next(times))
-        patch.setattr(prior_trainer, "sample_mask", lambda *_: next(masks))
+        patch.setattr(absorbing, "sample_time", lambda *_: next(times))
+        patch.setattr(absorbing, "sample_mask", lambda *_: next(masks))
         return trainer, [trainer.step(ids, step) for step, ids in enumerate(training["prior_ids"])]
 
 
@@ -114,7 +115,7 @@ def test_the_loosely_compared_vqgan_parameters_have_no_gradient(
 ) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the pass in float64
     vqgan = nearest_reference.vqgan().double()
-    vqgan.generator_backward(training["vqgan_images"][0].double(), step=0)
+    vqgan.generator_losses(training["vqgan_images"][0].double(), step=0).loss.backward()
     check_no_gradient(vqgan, VQGAN_WITHOUT_GRADIENT)
 
 
@@ -123,6 +124,6 @@ def test_the_loosely_compared_prior_parameters_have_no_gradient(
 ) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     prior = nearest_reference.absorbing().double()
-    batch = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
-    prior.losses(*batch, "reweighted_elbo").loss.mean().backward()
+    ids, t, mask = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
+    prior.losses(Codes(ids), Draws(t, mask)).loss.mean().backward()
     check_no_gradient(prior, PRIOR_WITHOUT_GRADIENT)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pytest
 
 from hparams.fields import settings_of
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
-from models.prior.absorbing import SAMPLE_TYPES
 from models.prior.bounds import CODE_BOUNDS
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
 from models.sampling.larger import ORDERS
-from models.vqgan.quantizers import BETA_TERMS, QUANTIZERS
+from models.sampling.samplers import SAMPLERS
+from models.vqgan.quantizers import BETA_TERMS
+from utils.pretrained.building import PRIORS, QUANTIZERS
 from utils.runs.run_folder import KINDS, VQGAN
 
 
@@ -23,13 +24,14 @@ from utils.runs.run_folder import KINDS, VQGAN
         (VQGANStage, "quantizer", QUANTIZERS),
         (VQGANStage, "beta_term", BETA_TERMS),
         (PriorStage, "sampler", [kind for kind in KINDS if kind != VQGAN]),
+        (PriorStage, "sampler", PRIORS),
         (PriorStage, "loss_type", LOSS_TYPES),
         (PriorStage, "reweighting", REWEIGHTINGS),
         (PriorStage, "mask_schedule", MASK_SCHEDULES),
-        (PriorStage, "sample_type", SAMPLE_TYPES),
+        (PriorStage, "sample_type", SAMPLERS),
         (LikelihoodExperiment, "code_bound", CODE_BOUNDS),
         (LargerExperiment, "order", ORDERS),
     ],
 )
-def test_a_flag_and_the_mathematics_know_the_same(stage: type[Stage], flag: str, known: Sequence[str]) -> None:
+def test_a_flag_and_the_mathematics_know_the_same(stage: type[Stage], flag: str, known: Iterable[str]) -> None:
     assert settings_of(stage)[flag].choices == tuple(known)

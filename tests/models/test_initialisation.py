@@ -7,31 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import autoencoder
 from torch import nn
 
 from models.prior.transformer import Transformer
-from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.discriminator import Discriminator
+from models.vqgan.networks import Discriminator
 
 
-def autoencoder() -> nn.Module:
-    return VQAutoEncoder(
-        n_channels=3,
-        img_size=32,
-        nf=64,
-        ch_mult=(1, 2),
-        res_blocks=1,
-        attn_resolutions=(16,),
-        codebook_size=64,
-        emb_dim=64,
-        quantizer="nearest",
-        beta=0.25,
-        gumbel_kl_weight=1e-8,
-        gumbel_straight_through=False,
-    )
-
-
-def transformer() -> nn.Module:
+def fresh_transformer() -> Transformer:
     return Transformer(
         codebook_size=64,
         vocab_size=65,
@@ -46,7 +29,14 @@ def transformer() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("build", [autoencoder, transformer, lambda: Discriminator(3, 64, 2)])
+BUILDS: list[Callable[[], nn.Module]] = [
+    lambda: autoencoder(img_size=32, nf=64, emb_dim=64),
+    fresh_transformer,
+    lambda: Discriminator(3, 64, 2),
+]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_every_layer_starts_at_pytorchs_default(build: Callable[[], nn.Module]) -> None:
     """Uniform in ±1/√(fan in) for weights and biases, a standard normal for tokens, ones and zeros for norms."""
     torch.manual_seed(0)
@@ -68,3 +58,10 @@ def test_every_layer_starts_at_pytorchs_default(build: Callable[[], nn.Module]) 
             continue
         seen.add(type(layer).__name__)
     assert len(seen) >= 2
+
+
+def test_positions_and_start_token_start_at_zero() -> None:
+    net = fresh_transformer()
+    assert not net.pos_emb.any()
+    assert not net.start_tok.any()
+    assert net.head.bias is None

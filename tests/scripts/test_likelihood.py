@@ -17,7 +17,8 @@ from PIL import Image
 
 from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment, PriorExperiment
-from models.prior.diffusion import bound_nats
+from models.parts import Noise
+from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
 from utils.data.pictures import to_uint8
@@ -245,7 +246,7 @@ def test_fewer_bits_cost_less(here: Any, tmp_path: Path) -> None:
     bits = {}
     for b in (8, 5):
         settings = likelihood_of(tmp_path, bits=b)[0]
-        nats = pixel_term(job, models.autoencoder, settings.likelihood, pixels, make_generator("cpu", 0))[1]
+        nats = pixel_term(job, models.autoencoder, settings.likelihood, pixels, Noise(make_generator("cpu", 0)))[1]
         bits[b] = nats.mean().item() / (pixels[0].numel() * math.log(2))
     assert bits[8] - bits[5] == pytest.approx(3, abs=0.1)
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hparams import launch
 from hparams.errors import RunError, UserError
-from models.parts import BatchPart, Replica
+from models.parts import BatchPart
 
 T = TypeVar("T")
 
@@ -124,6 +124,15 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class Replica(Protocol):
+    """A module whose gradients are averaged over processes when a backward pass through it ends."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the gradients of passes in this block to the next one outside."""
 
 
 class _Alone:

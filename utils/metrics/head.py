@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hparams.errors import UserError
 from hparams.settings.experiments import LikelihoodSettings
+from models.parts import Noise
 from utils.data.bad_images import SharedReport
 from utils.data.batch_order import BatchOrder
 from utils.data.batches import eval_batches, train_batches
@@ -26,7 +27,7 @@ from utils.metrics.likelihood import images_to_evaluate, pixel_term
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.checkpoints import load_file, require_finite, save_file
 from utils.runs.job import Job
-from utils.training.averages import Averages
+from utils.training.bookkeeping import Averages
 from utils.training.optimiser import Optimiser
 
 MAX_NORM = 0.1  # of the head's gradients in float32, as published
@@ -104,7 +105,8 @@ class HeadTrainer:
         """
         job = self._job
         generator = make_generator(job.device, job.seed, "log-sigma", step)
-        _, nats = pixel_term(job, self._autoencoder, self._likelihood, pixels, generator, job.ranks.part)
+        noise = Noise(generator, job.ranks.part)
+        _, nats = pixel_term(job, self._autoencoder, self._likelihood, pixels, noise)
         loss = (nats / (pixels[0].numel() * math.log(2))).mean()
         self._optimiser.zero_grad()
         self._optimiser.scaler.scale(loss).backward()
@@ -139,7 +141,7 @@ class HeadTrainer:
             batches = eval_batches(data, job.batch_size, job.num_workers, indices=own, bad=report)
             for number, pixels in zip(job.ranks.share(count), batches, strict=True):
                 generator = make_generator(job.device, job.seed, "likelihood", "pixels", number)
-                yield pixel_term(job, self._autoencoder, self._likelihood, pixels, generator)[1].cpu()
+                yield pixel_term(job, self._autoencoder, self._likelihood, pixels, Noise(generator))[1].cpu()
 
         with evaluating(self._autoencoder):
             shares = job.ranks.gather_objects(list(nats()))

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from hparams.errors import RunError
 from hparams.settings.experiments import LikelihoodSettings
-from models.parts import WHOLE, BatchPart
-from models.prior.autoregressive import AutoregressivePrior
-from models.prior.bounds import BoundEstimate, estimate_bound
-from models.prior.diffusion import bound_nats
+from models.parts import Noise
+from models.prior.prior import CodeLength, Codes, Prior
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
 from utils.data.batch_order import BatchOrder
@@ -26,7 +24,6 @@ from utils.data.datasets import ImageData
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key
 from utils.machine.seeding import make_generator
-from utils.pretrained.building import Prior
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.job import Job
 from utils.runs.results import Value
@@ -53,7 +50,7 @@ def terms_of_images(job: Job, models: TrainedModels, likelihood: LikelihoodSetti
         for number, pixels in zip((numbers[::size] // size).tolist(), batches, strict=True):
             noise = [make_generator(job.device, job.seed, "likelihood", term, number) for term in ("pixels", "codes")]
             with evaluating(models.prior, models.autoencoder):
-                ids, nats = pixel_term(job, models.autoencoder, likelihood, pixels, noise[0])
+                ids, nats = pixel_term(job, models.autoencoder, likelihood, pixels, Noise(noise[0]))
                 with job.autocast():
                     codes = code_term(models.prior, likelihood, ids, noise[1])
             yield torch.stack([nats.double().cpu(), codes.nats.cpu(), codes.variance.cpu()], dim=1)
@@ -65,20 +62,15 @@ def terms_of_images(job: Job, models: TrainedModels, likelihood: LikelihoodSetti
 
 
 def pixel_term(
-    job: Job,
-    autoencoder: VQAutoEncoder,
-    likelihood: LikelihoodSettings,
-    pixels: Tensor,
-    generator: torch.Generator,
-    part: BatchPart = WHOLE,
+    job: Job, autoencoder: VQAutoEncoder, likelihood: LikelihoodSettings, pixels: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B,C,H,W], a part of a batch → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
+    """Images uint8 [B,C,H,W] → their codes [B,N] int64, and −log p(pixels | codes), [B] nats."""
     pixels = pixels.to(job.device)
     if likelihood.protocol == "published":
         seen = x = pixels.float() / 255
     else:
         levels = reduce_bits(pixels, likelihood.bits)
-        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, generator, part)
+        seen, x = level_images(levels, likelihood.bits), dequantise(levels, likelihood.bits, noise)
     with torch.no_grad():
         ids = autoencoder.encode(seen, check_range=False)  # in float32, as for the prior's training
     with job.autocast():
@@ -86,29 +78,16 @@ def pixel_term(
     return ids, level_nll_nats(x, mean, logsigma, likelihood.bits)
 
 
-def code_term(prior: Prior, likelihood: LikelihoodSettings, ids: Tensor, generator: torch.Generator) -> BoundEstimate:
-    """−log p(codes) of an autoregressive prior, or an estimate of a bound on it: ids [B,N] → [B] nats."""
-    if isinstance(prior, AutoregressivePrior):
-        nats = prior.losses(ids).double() * (ids.shape[1] * math.log(2))
-        return BoundEstimate(nats, torch.zeros_like(nats))
+def code_term(prior: Prior, likelihood: LikelihoodSettings, ids: Tensor, generator: torch.Generator) -> CodeLength:
+    """−log p(codes) of an exact prior, or an estimate of a bound on it: ids [B,N] → [B] nats."""
     if likelihood.protocol == "published":
-        uniforms = torch.rand((prior.total_steps, *ids.shape), generator=generator, device=ids.device)
-        nats = bound_nats(prior.logits, ids, uniforms, mask_id=prior.mask_id)
-        return BoundEstimate(nats, torch.full_like(nats, torch.nan))
-    return estimate_bound(
-        prior.logits,
-        ids,
-        likelihood.code_bound,
-        total_steps=prior.total_steps,
-        mask_id=prior.mask_id,
-        evaluations=likelihood.elbo_steps,
-        generator=generator,
-    )
+        return prior.code_length(Codes(ids), generator)
+    return prior.code_length(Codes(ids), generator, bound=likelihood.code_bound, evaluations=likelihood.elbo_steps)
 
 
 def describe_code_term(prior: Prior, likelihood: LikelihoodSettings) -> str:
     """What `code_term` computes, in words."""
-    if isinstance(prior, AutoregressivePrior):
+    if prior.exact:
         return "exact"
     if likelihood.protocol == "published":
         return f"bound of T = {prior.total_steps} steps, one draw of masks for each t"

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.stages import RunSettings
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
+from models.prior.prior import Prior
 from models.prior.transformer import Transformer
 from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.discriminator import Discriminator
+from models.vqgan.networks import Discriminator
+from models.vqgan.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
 from utils.data.datasets import ImageData, Split, open_images
 
-Prior = AbsorbingDiffusion | AutoregressivePrior
+QUANTIZERS: dict[str, Callable[[AutoencoderSettings], Quantizer]] = {
+    "nearest": lambda s: VectorQuantizer(s.codebook_size, s.emb_dim, s.beta, s.beta_term),
+    "gumbel": lambda s: GumbelQuantizer(
+        s.codebook_size, s.emb_dim, s.gumbel_kl_weight, straight_through=s.gumbel_straight_through
+    ),
+}
 
 
 def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
@@ -24,13 +34,8 @@ def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
         ch_mult=settings.ch_mult,
         res_blocks=settings.res_blocks,
         attn_resolutions=settings.attn_resolutions,
-        codebook_size=settings.codebook_size,
         emb_dim=settings.emb_dim,
-        quantizer=settings.quantizer,
-        beta=settings.beta,
-        beta_term=settings.beta_term,
-        gumbel_kl_weight=settings.gumbel_kl_weight,
-        gumbel_straight_through=settings.gumbel_straight_through,
+        quantizer=partial(QUANTIZERS[settings.quantizer], settings),
     )
 
 
@@ -49,11 +54,35 @@ def build_vqgan(autoencoder: AutoencoderSettings, vqgan: VQGANSettings, perceptu
 
 def build_prior(settings: PriorSettings, codebook_size: int) -> Prior:
     """A fresh prior over `codebook_size` codes; its weights come from the global random stream."""
-    absorbing = settings.sampler == "absorbing"
+    return PRIORS[settings.sampler](settings, codebook_size)
+
+
+def _absorbing(settings: PriorSettings, codebook_size: int) -> Prior:
+    return AbsorbingDiffusion(
+        _transformer(settings, codebook_size, causal=False),
+        mask_id=codebook_size,
+        total_steps=settings.total_steps,
+        loss_type=settings.loss_type,
+        reweighting=settings.reweighting,
+        mask_schedule=settings.mask_schedule,
+    )
+
+
+def _autoregressive(settings: PriorSettings, codebook_size: int) -> Prior:
+    return AutoregressivePrior(_transformer(settings, codebook_size, causal=True))
+
+
+PRIORS: dict[str, Callable[[PriorSettings, int], Prior]] = {
+    "absorbing": _absorbing,
+    "autoregressive": _autoregressive,
+}
+
+
+def _transformer(settings: PriorSettings, codebook_size: int, *, causal: bool) -> Transformer:
     assert settings.block_size is not None  # resolved settings
-    net = Transformer(
+    return Transformer(
         codebook_size=codebook_size,
-        vocab_size=codebook_size + 1 if absorbing else codebook_size,
+        vocab_size=codebook_size if causal else codebook_size + 1,
         n_emb=settings.bert_n_emb,
         n_head=settings.bert_n_head,
         n_layers=settings.bert_n_layers,
@@ -61,11 +90,8 @@ def build_prior(settings: PriorSettings, codebook_size: int) -> Prior:
         embd_pdrop=settings.embd_pdrop,
         attn_pdrop=settings.attn_pdrop,
         resid_pdrop=settings.resid_pdrop,
-        causal=not absorbing,
+        causal=causal,
     )
-    if absorbing:
-        return AbsorbingDiffusion(net, mask_id=codebook_size, total_steps=settings.total_steps)
-    return AutoregressivePrior(net)
 
 
 def open_data(run: RunSettings, *, split: Split, img_size: int, hold_out: bool) -> ImageData:

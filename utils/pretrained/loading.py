@@ -16,9 +16,10 @@ from hparams.resolve import LOGS, resolve_run
 from hparams.settings.models import AutoencoderSettings, PriorSettings
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from models.ema import share_of_start, updates_before
+from models.prior.prior import Prior
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.devices import pick_device
-from utils.pretrained.building import Prior, build_autoencoder, build_prior
+from utils.pretrained.building import build_autoencoder, build_prior
 from utils.runs.checkpoints import LOGSIGMA, load_into, load_state_dict
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, KINDS, VQGAN, Flags, RunFolder
 

@@ -13,11 +13,11 @@ from hparams.presets import FOLDERS
 from hparams.settings.experiments import PriorExperiment
 from hparams.settings.models import AutoencoderSettings
 from hparams.settings.stages import PriorStage, VQGANStage
+from models.prior.prior import Prior
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.compiling import compile_autoencoder, compile_prior
 from utils.machine.devices import precision_name
 from utils.machine.files import sha256_of
-from utils.pretrained.building import Prior
 from utils.pretrained.loading import note_of_average, restore_autoencoder, restore_prior
 from utils.runs.checkpoints import noted_autoencoder
 from utils.runs.job import Job, tell_parameters

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hparams.errors import NotFiniteError
 from hparams.settings.stages import SamplingSettings
-from models.parts import as_it_is
-from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.prior import Codes, Prior
+from models.sampling.categorical import Rule
+from models.sampling.rounds import Drawing
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.pictures import to_uint8
 from utils.machine.compiling import captures_graphs
@@ -22,7 +23,6 @@ from utils.machine.devices import autocast, precision_name
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key
 from utils.machine.seeding import make_generator
-from utils.pretrained.building import Prior
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.job import Job
 from utils.runs.results import Value
@@ -70,7 +70,7 @@ def sampled_codes(
     ids = Shards(job.folder.samples / key).fill(
         job,
         sampling.n_samples,
-        np.empty(models.prior.tokens, ids_dtype(models.autoencoder.quantize.codebook.shape[0])),
+        np.empty(models.prior.tokens, ids_dtype(models.autoencoder.quantize.size)),
         lambda indices, _: drawn_ids(job, models.prior, sampling, indices.tolist(), starts),
         what="sampling",
         size=job.batch_size,
@@ -96,22 +96,17 @@ def drawn_ids(
         NotFiniteError: the prior's predictions for a batch are not finite; the batch is not given.
     """
     generators = (make_generator("cpu", job.seed, "samples", index) for index in indices)
-    wrap = Captured if captures_graphs(job.compile, job.device) else as_it_is
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
-    if isinstance(prior, AbsorbingDiffusion):
-        samples = prior.samples(
-            generators,
-            batch_size=job.batch_size,
-            temp=sampling.temp,
-            sample_steps=sampling.sample_steps,
-            sample_type=sampling.sample_type,
-            starts=None if starts is None else starts[list(indices)],
-            n=len(indices),
-            wrap=wrap,
-            invalid=invalid,
-        )
-    else:
-        samples = prior.samples(generators, batch_size=job.batch_size, temp=sampling.temp, wrap=wrap, invalid=invalid)
+    drawing = Drawing(
+        job.batch_size,
+        Rule(sampling.temp),
+        steps=sampling.sample_steps,
+        sampler=sampling.sample_type,
+        n=len(indices),
+        wrap=Captured if captures_graphs(job.compile, job.device) else None,
+        invalid=invalid,
+    )
+    samples = prior.samples(generators, drawing, None if starts is None else Codes(starts[list(indices)]))
     while True:
         with evaluating(prior), job.autocast():
             batch = list(itertools.islice(samples, job.batch_size))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hparams.settings.experiments import LargerSettings
-from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.prior import Prior
+from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
 from utils.data.pictures import to_uint8
 from utils.machine.evaluation import evaluating
@@ -30,7 +31,6 @@ def larger_codes(job: Job, models: TrainedModels, larger: LargerSettings) -> tup
         NotFiniteError: the prior's predictions are not finite.
     """
     prior, window = models.prior, models.autoencoder.latent_size
-    assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
     height, width = larger.shape
     windows = len(window_starts(height, window[0], larger.stride)) * len(window_starts(width, window[1], larger.stride))
     together = -(-job.batch_size // windows)  # images, so that a batch is filled
@@ -47,9 +47,10 @@ def larger_codes(job: Job, models: TrainedModels, larger: LargerSettings) -> tup
 
 
 def _draw(
-    job: Job, prior: AbsorbingDiffusion, larger: LargerSettings, window: tuple[int, int], indices: list[int]
+    job: Job, prior: Prior, larger: LargerSettings, window: tuple[int, int], indices: list[int]
 ) -> Tensor:
     """[b, H·W + 1] int64."""
+    assert prior.mask_id is not None  # others are refused with the settings
     generators = (make_generator("cpu", job.seed, "larger", index) for index in indices)
     plans = (reveal_plan((larger.shape[0], larger.shape[1]), larger.order, larger.sample_steps, g) for g in generators)
     reveal, uniforms = (torch.stack(part).to(job.device) for part in zip(*plans, strict=True))
@@ -71,7 +72,7 @@ def _draw(
             mask_id=prior.mask_id,
             window=window,
             stride=larger.stride,
-            temp=larger.temp,
+            rule=Rule(larger.temp),
             batch_size=job.batch_size,
             invalid=invalid,
         ):

@@ -43,7 +43,7 @@ def encoded(
     """
     turns = (False, True) if flip else (False,)
     height, width = autoencoder.latent_size
-    like = np.empty((len(turns), height * width), ids_dtype(autoencoder.quantize.codebook.shape[0]))
+    like = np.empty((len(turns), height * width), ids_dtype(autoencoder.quantize.size))
 
     def encode(indices: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
         job.say(f"encoding {len(indices)} images{' and their mirror images' if flip else ''}")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hparams.settings.stages import SamplingSettings
-from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.prior import Prior
+from models.sampling.categorical import Rule
 from models.sampling.samplers import diffusion_trajectory
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.evaluation import evaluating
@@ -19,18 +20,18 @@ MOST_STEPS = 64  # of the reverse process, so that the picture costs little what
 MASKED = 0.85  # grey level of a masked token
 
 
-def unmasking_strip(
-    job: Job, prior: AbsorbingDiffusion, autoencoder: VQAutoEncoder, sampling: SamplingSettings
-) -> Tensor:
+def unmasking_strip(job: Job, prior: Prior, autoencoder: VQAutoEncoder, sampling: SamplingSettings) -> Tensor:
     """`MOMENTS` states of one ancestral sample, evenly from all masked to none: [2 · MOMENTS,C,H,W] in [0,1], CPU.
 
-    First the tokens, a colour per code and grey where masked; then, in the same order, the images that come of filling
-    each masked place with its most probable code. Changes nothing about the models.
+    The prior is one that has a mask. First the tokens, a colour per code and grey where masked; then, in the same
+    order, the images that come of filling each masked place with its most probable code. Changes nothing about the
+    models.
 
     Raises:
         NotFiniteError: predictions or images are not finite.
     """
-    steps = min(sampling.sample_steps or prior.total_steps, MOST_STEPS)
+    assert prior.mask_id is not None
+    steps = min(sampling.sample_steps, MOST_STEPS)
     start = torch.full((1, prior.tokens), prior.mask_id, device=job.device)
     generator = make_generator(job.device, job.seed, "unmasking")
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
@@ -41,7 +42,7 @@ def unmasking_strip(
                 start,
                 mask_id=prior.mask_id,
                 steps=steps,
-                temp=sampling.temp,
+                rule=Rule(sampling.temp),
                 generator=generator,
                 invalid=invalid,
             )

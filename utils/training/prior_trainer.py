@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hparams.settings.models import PriorSettings
 from hparams.settings.stages import PriorStage
 from models.ema import EMA
-from models.prior.absorbing import AbsorbingDiffusion
-from models.prior.autoregressive import AutoregressivePrior
-from models.prior.diffusion import sample_mask, sample_time
+from models.prior.prior import Codes, Draws, Prior
 from utils.machine.compiling import capture_stream, captured_step, compile_prior
 from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks, replicate
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator, reseed, seed_global
-from utils.pretrained.building import Prior
 from utils.training.optimiser import Optimiser
 
 VALIDATION_PASSES = 5  # over the validation codes, each with fresh times and masks, as published
@@ -32,35 +27,16 @@ def warmed_up(lr: float, step: int, warmup_iters: int) -> float:
     return lr * min(1.0, step / warmup_iters) if warmup_iters else lr
 
 
-@dataclass(frozen=True)
-class Draws:
-    """What is random in the diffusion's losses of a batch: times t [B] int64, and masks [B,N] bool."""
-
-    t: Tensor
-    mask: Tensor
-
-    def __getitem__(self, images: slice | Tensor) -> Draws:
-        return Draws(self.t[images], self.mask[images])
-
-
 class Objective(nn.Module):
     """A prior's training losses as one module, so that gradients can be averaged while its backward pass goes on."""
 
-    def __init__(self, prior: Prior, settings: PriorSettings) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
-        self.settings = settings
 
-    def forward(self, ids: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-        """Codes ids [B,N] int64 → objective [B], and bound [B] in bits per token.
-
-        Both are −log2 p per token for the autoregressive prior, which has no draws.
-        """
-        if isinstance(self.prior, AutoregressivePrior):
-            bits = self.prior.losses(ids)
-            return bits, bits
-        assert draws is not None
-        losses = self.prior.losses(ids, draws.t, draws.mask, self.settings.loss_type, self.settings.reweighting)
+    def forward(self, codes: Codes, draws: Draws | None) -> tuple[Tensor, Tensor]:
+        """Objective [B], and code length or bound [B] in bits per token."""
+        losses = self.prior.losses(codes, draws)
         return losses.loss, losses.vb_loss
 
 
@@ -91,16 +67,16 @@ class PriorTrainer:
             self.ema = EMA(prior, training.ema_beta, every=every, warmup=warmup)
         for model in self.models().values():
             compile_prior(model, settings.run.compile, device)
-        self.settings = settings.prior
+        self.warmup_iters = settings.prior.warmup_iters
         self.lr = settings.training.lr
         self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
-        self.optimisers: dict[str, Optimiser] = {self.settings.sampler: self.optimiser}
+        self.optimisers: dict[str, Optimiser] = {settings.prior.sampler: self.optimiser}
         if ranks.count > 1:
             for parameter in prior.idle_parameters():
                 parameter.requires_grad_(False)  # nothing to send
         stream = capture_stream(settings.run.compile, device, amp_dtype, ranks)
         self._objective = replicate(
-            Objective(prior, self.settings), ranks, compress=settings.training.compress_gradients, stream=stream
+            Objective(prior), ranks, compress=settings.training.compress_gradients, stream=stream
         )
         self._generator = torch.Generator(device)
         self._update: Callable[[Tensor], dict[str, Tensor]] = captured_step(
@@ -125,7 +101,7 @@ class PriorTrainer:
         """
         reseed(self._generator, self.seed, "prior", step)
         seed_global(self.seed, "dropout", step, *([self.ranks.rank] if self.ranks.rank else []))
-        lr = warmed_up(self.lr, step, self.settings.warmup_iters)
+        lr = warmed_up(self.lr, step, self.warmup_iters)
         self.optimiser.set_rate(lr)
         metrics = self._update(ids.long())
         if self.ema:
@@ -134,7 +110,7 @@ class PriorTrainer:
 
     def _update_weights(self, ids: Tensor) -> dict[str, Tensor]:
         """What `step` does on the device, and what it returns but the rate."""
-        draws = self._draw(self.prior, len(ids) * self.ranks.count, self._generator)
+        draws = self.prior.draw(len(ids) * self.ranks.count, self._generator)  # for the whole batch
         self.optimiser.zero_grad()
         losses, bounds = [], []
         size = len(ids) // self.micro_batches
@@ -143,38 +119,38 @@ class PriorTrainer:
             last = start + size == len(ids)
             with contextlib.nullcontext() if last else self._objective.no_sync():
                 with autocast(self.device, self.amp_dtype):
-                    loss, bound = self._objective(ids[start : start + size], draws and draws[first : first + size])
+                    codes = Codes(ids[start : start + size])
+                    loss, bound = self._objective(codes, draws and draws[first : first + size])
                 self.optimiser.scaler.scale(loss.mean() / self.micro_batches).backward()
             losses.append(loss.detach())
             bounds.append(bound.detach())
         loss, bound = self.ranks.gather(torch.stack([torch.cat(losses), torch.cat(bounds)], dim=1)).unbind(1)
-        if draws and isinstance(self.prior, AbsorbingDiffusion):
+        if draws:
             self.prior.record(draws.t, loss, bound)
         finite = self.optimiser.step()
         means = {"loss": loss.mean(), "elbo_bits_per_token": bound.mean()}
-        if isinstance(self.prior, AbsorbingDiffusion):
-            means["loss_by_time"] = self.prior.loss_by_time()
-        return {**means, "skipped": (~finite).float()}
+        return {**means, **self.prior.metrics(), "skipped": (~finite).float()}
 
     def validate(self, ids: Tensor, batch_size: int) -> dict[str, float]:
-        """Mean objective and bound of the averaged model on all codes ids [n,N], over `VALIDATION_PASSES` passes.
+        """Mean objective and bound of the averaged model on all codes ids [n,N].
 
-        Times and masks are the same at every validation, so that curves compare; no history is touched. Each process
-        evaluates its share.
+        Where something is random, the mean is over `VALIDATION_PASSES` passes, and the same at every validation, so
+        that curves compare; no history is touched. Each process evaluates its share.
         """
         model, sums = self.averaged, torch.zeros(2, dtype=torch.float64, device=self.device)
-        objective = Objective(model, self.settings)
+        objective, passes = Objective(model), 0
         generator = make_generator(self.device, self.seed, "validation")
-        passes = VALIDATION_PASSES if isinstance(model, AbsorbingDiffusion) else 1
         share = torch.arange(len(ids), device=ids.device)[self.ranks.rank :: self.ranks.count]
+        draws: Draws | None = None
         with evaluating(model):
-            for _ in range(passes):
-                draws = self._draw(model, len(ids), generator)
+            while passes == 0 or (draws and passes < VALIDATION_PASSES):  # nothing random: one pass tells all
+                draws = model.draw(len(ids), generator)
                 for start in range(0, len(share), batch_size):  # none where there are more processes than codes
                     batch = share[start : start + batch_size]
                     with autocast(self.device, self.amp_dtype):
-                        losses = objective(ids[batch].long(), draws and draws[batch])
+                        losses = objective(Codes(ids[batch].long()), draws and draws[batch])
                     sums += torch.stack([values.double().sum() for values in losses])
+                passes += 1
         loss, elbo = (self.ranks.sum(sums) / (passes * len(ids))).tolist()
         return {"loss": loss, "elbo_bits_per_token": elbo}
 
@@ -192,10 +168,3 @@ class PriorTrainer:
         for name, optimiser in self.optimisers.items():
             optimiser.load_adam(state["optimisers"][name])
         self.optimiser.load_scaler(state["scaler"])
-
-    def _draw(self, model: Prior, images: int, generator: torch.Generator) -> Draws | None:
-        """Times and masks of a whole batch, or of all validation images."""
-        if isinstance(model, AutoregressivePrior):
-            return None
-        t = sample_time(images, model.total_steps, generator)
-        return Draws(t, sample_mask(t, model.total_steps, model.tokens, self.settings.mask_schedule, generator))

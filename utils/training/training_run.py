@@ -36,11 +36,8 @@ from utils.runs.disk_space import space_notes
 from utils.runs.job import Job, tell_parameters
 from utils.runs.retention import clean_up, drop_weights
 from utils.runs.run_folder import VQGAN, RunFolder
-from utils.training.averages import Averages
-from utils.training.moments import load_moments
-from utils.training.optimiser import Optimiser
-from utils.training.rhythm import Rhythm
-from utils.training.skipped import SkippedUpdates
+from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
+from utils.training.optimiser import Optimiser, load_moments
 from utils.training.training_start import first_step
 
 

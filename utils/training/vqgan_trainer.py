@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,18 +11,17 @@ from torch import Tensor
 
 from hparams.settings.stages import VQGANStage
 from models.ema import EMA
-from models.parts import rewind
-from models.vqgan.batch_norm import synchronise_batch_norm
-from models.vqgan.codebook import CodeUsage, draw_latents, restart_codes
 from models.vqgan.quantizers import id_counts, perplexity
 from models.vqgan.similarity import psnr
-from models.vqgan.vqgan import VQGAN, Judged
+from models.vqgan.vqgan import VQGAN
 from utils.machine.compiling import capture_stream, captured_step, compile_autoencoder
 from utils.machine.devices import autocast
-from utils.machine.distributed import ALONE, Ranks, replicate
+from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import derive_seed, reseed
+from utils.training.batch_norm import synchronise_batch_norm
 from utils.training.optimiser import Optimiser
+from utils.training.vqgan_step import VQGANStep
 
 _Updated = tuple[
     dict[str, Tensor],  # terms of the losses, scalars
@@ -63,27 +61,29 @@ class VQGANTrainer:
             self.ema = EMA(vqgan, training.ema_beta, every=every, warmup=warmup)
         compile_autoencoder(vqgan, settings.run.compile, device)
         self.care = settings.vqgan
-        # Only there is a code a place among the encoder's outputs.
-        self.nearest = settings.autoencoder.quantizer == "nearest"
         self.lr = settings.training.lr
         self.optimisers = {
             name: Optimiser(network.parameters(), self.lr, device, amp_dtype)
             for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
         }
-        self.usage = CodeUsage(settings.autoencoder.codebook_size, device)
+        # How often each code was used since dead ones were last restarted
+        self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=device)
         if ranks.count > 1:
             for parameter in vqgan.ae.idle_parameters():
                 parameter.requires_grad_(False)  # nothing to send
             if settings.vqgan.sync_batchnorm:
                 synchronise_batch_norm(vqgan.disc)
-        # The Gumbel quantizer's temperature and the random numbers of micro-batches are the host's.
-        capturable = settings.autoencoder.quantizer != "gumbel" and self.micro_batches == 1
+        # A graph holds no number of the host's: not the step's, nor the random state that micro-batches go back to.
+        capturable = not vqgan.ae.quantize.depends_on_step and self.micro_batches == 1
         self._stream = capture_stream(settings.run.compile, device, amp_dtype, ranks) if capturable else None
-        compress = settings.training.compress_gradients
-        self._replicas = {
-            name: replicate(network, ranks, compress=compress, stream=self._stream)
-            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
-        }
+        self._backward = VQGANStep(
+            vqgan,
+            amp_dtype=amp_dtype,
+            micro_batches=self.micro_batches,
+            ranks=ranks,
+            compress=training.compress_gradients,
+            stream=self._stream,
+        )
         self._generator = torch.Generator(device)
         self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
 
@@ -107,8 +107,9 @@ class VQGANTrainer:
         x = self._prepare(images)
         if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
             x = x.flip(-1)
-        if step == 0 and self.nearest and self.care.codebook_init == "encoder":
-            self._start_codes(x, generator)
+        if step == 0 and self.care.codebook_init == "encoder" and self.vqgan.ae.quantize.restartable:
+            with torch.no_grad():
+                self._restart(torch.ones_like(self.usage, dtype=torch.bool), self.vqgan.ae.encoder(x), generator)
 
         terms, counts, z, finite = self._update(step)(x)
         self._care_for_codes(counts, z, step, generator)
@@ -127,7 +128,7 @@ class VQGANTrainer:
         update = partial(self._update_weights, step)
         if self._stream is None:
             return update
-        phase = (step >= self.vqgan.disc_start_step, step > self.vqgan.disc_start_step)
+        phase = (self.vqgan.adversarial(step), self.vqgan.discriminator_learns(step))
         if self._of_phase is None or self._of_phase[0] != phase:
             self._of_phase = phase, captured_step(update, self._generator, self._stream, self.ranks)
         return self._of_phase[1]
@@ -138,24 +139,14 @@ class VQGANTrainer:
         ae, disc = self.optimisers["ae"], self.optimisers["disc"]
         ae.zero_grad()
         scale = ae.scaler.scale(torch.ones((), device=self.device))
-        done = self.vqgan.generator_backward(
-            x,
-            step,
-            generator=self._generator,
-            amp_dtype=self.amp_dtype,
-            scale=scale,
-            part=self.ranks.part,
-            micro_batches=self.micro_batches,
-            replica=self._replicas["ae"],
-            mean=self.ranks.mean,
-        )
+        done = self._backward.generator_backward(x, step, self._generator, scale)
         terms = self._existing(vars(done.terms))
-        # The objective's weight counts from disc_start_step, the discriminator's own updates from the step after.
-        learns = step > self.vqgan.disc_start_step
+        learns = self.vqgan.discriminator_learns(step)
         if learns:
             disc.zero_grad()
-            terms = terms | {"d_loss": self._discriminator_backward(x, done.judged, self._generator)}
-        terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage.counts)))
+            d_loss = self._backward.discriminator_backward(x, done.judged, self._generator, disc.scaler)
+            terms = terms | {"d_loss": d_loss}
+        terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage)))
         finite = disc.step() if learns else terms["g_loss"].isfinite()
         for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
             now.copy_(torch.where(finite, now, before))
@@ -168,7 +159,7 @@ class VQGANTrainer:
         PSNR is the mean over images of that of each.
         """
         model, sums, images = self.averaged, torch.zeros(3, dtype=torch.float64), 0
-        usage = CodeUsage(len(self.usage.counts), self.device)
+        usage = torch.zeros_like(self.usage)
         with evaluating(model):
             for batch in batches:
                 x = self._prepare(batch)
@@ -177,11 +168,11 @@ class VQGANTrainer:
                     l1, perceptual = model.reconstruction_terms(x, x_hat.float())
                 quality = psnr(x_hat.float().clamp(0, 1), x).double().sum()
                 sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), quality]).cpu()
-                usage.add(quantized.ids)
+                usage += id_counts(quantized.ids, len(usage))
                 images += len(x)
         totals = self.ranks.sum(torch.cat([sums, torch.tensor([images])]).to(self.device))
         l1_mean, perceptual_mean, psnr_mean = (totals[:3] / totals[3]).tolist()
-        counts = self.ranks.sum(usage.counts)
+        counts = self.ranks.sum(usage)
         return {
             **self._existing({"l1": l1_mean, "perceptual": perceptual_mean}),
             "psnr_db": psnr_mean,
@@ -204,7 +195,7 @@ class VQGANTrainer:
         return {
             "optimisers": {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()},
             "scalers": {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()},
-            "usage": self.usage.counts,
+            "usage": self.usage,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,7 +203,7 @@ class VQGANTrainer:
         for name, optimiser in self.optimisers.items():
             optimiser.load_adam(state["optimisers"][name])
             optimiser.load_scaler(state["scalers"][name])
-        self.usage.counts.copy_(state["usage"])
+        self.usage.copy_(state["usage"])
 
     def _prepare(self, images: Tensor) -> Tensor:
         x = images.to(self.device, non_blocking=True).float() / 255
@@ -221,21 +212,6 @@ class VQGANTrainer:
     def _existing(self, terms: Mapping[str, Any]) -> dict[str, Any]:
         """Without a perceptual network there is no such term, rather than one of zeros."""
         return {name: term for name, term in terms.items() if name != "perceptual" or self.vqgan.perceptual is not None}
-
-    def _discriminator_backward(self, x: Tensor, judged: Sequence[Judged], generator: torch.Generator) -> Tensor:
-        """Add the gradients of the discriminator's loss; returns the loss, scalar."""
-        replica, scaler, losses = self._replicas["disc"], self.optimisers["disc"].scaler, []
-        parameters, count = list(self.vqgan.disc.parameters()), self.micro_batches
-        start = generator.get_state() if count > 1 else None
-        pieces = zip(self.ranks.part.split(count), x.chunk(count), judged, strict=True)
-        for number, (part, real, fake) in enumerate(pieces, start=1):
-            with contextlib.nullcontext() if number == count else replica.no_sync():
-                rewind(generator, start)
-                with autocast(self.device, self.amp_dtype):
-                    loss = self.vqgan.discriminator_loss(real, fake, generator, part, replica)
-                scaler.scale(loss / count).backward(inputs=parameters)
-                losses.append(loss.detach())
-        return torch.stack(losses).mean()
 
     def _over_all(self, terms: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Means of the terms over all processes, and sums of the code counts, in one message."""
@@ -246,30 +222,26 @@ class VQGANTrainer:
         means = dict(zip(terms, message[: len(terms)].unbind(), strict=True))
         return means, message[len(terms) :].round().long()
 
-    @torch.no_grad()
-    def _start_codes(self, x: Tensor, generator: torch.Generator) -> None:
-        codebook = self.vqgan.ae.quantize.codebook
-        z = self.ranks.gather(self.vqgan.ae.encoder(x))
-        codebook.copy_(draw_latents(z, len(codebook), generator))
-        if self.ema:
-            self.ema.model.ae.quantize.codebook.copy_(codebook)
+    def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
+        """Count the uses of codes, and restart those without any every `restart_dead_codes` steps."""
+        every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
+        if not (every and self.vqgan.ae.quantize.restartable) or (until and step >= until):
+            return
+        self.usage += counts
+        if (step + 1) % every == 0 and self._restart(self.usage == 0, z, generator):
+            self.usage.zero_()
 
     @torch.no_grad()
-    def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
-        every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
-        if not (self.nearest and every) or (until and step >= until):
-            return
-        self.usage.counts += counts
-        if (step + 1) % every:
-            return
+    def _restart(self, codes: Tensor, z: Tensor, generator: torch.Generator) -> bool:
+        """Move `codes` [K] bool onto the encoder's outputs z, gathered from all processes, if these are finite."""
         z = self.ranks.gather(z)
         if not z.isfinite().all():
-            return
-        codebook, dead = self.vqgan.ae.quantize.codebook, self.usage.dead()
-        restart_codes(codebook, dead, z, generator)
+            return False
+        quantizer = self.vqgan.ae.quantize
+        quantizer.restart(codes, z, generator)
         if self.ema:  # an average of a code's old and new place would be neither
-            self.ema.model.ae.quantize.codebook[dead] = codebook[dead]
-        if moments := self.optimisers["ae"].adam.state.get(codebook):  # none while every update was skipped
+            self.ema.model.ae.quantize.codebook[codes] = quantizer.codebook[codes]
+        if moments := self.optimisers["ae"].adam.state.get(quantizer.codebook):  # none while every update was skipped
             for name in ("exp_avg", "exp_avg_sq"):
-                moments[name][dead] = 0
-        self.usage.reset()
+                moments[name][codes] = 0
+        return True

@@ -6,28 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import transformer
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES
-from models.prior.transformer import Transformer
+from models.prior.prior import Codes, Draws
+from models.sampling.rounds import Drawing
 
 
 @pytest.fixture
 def prior() -> AbsorbingDiffusion:
-    torch.manual_seed(0)
-    net = Transformer(
-        codebook_size=5,
-        vocab_size=6,
-        n_emb=8,
-        n_head=2,
-        n_layers=1,
-        block_size=4,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        causal=False,
-    )
-    return AbsorbingDiffusion(net, mask_id=5, total_steps=10)
+    net = transformer(codebook_size=5, vocab_size=6, n_emb=8, n_head=2, n_layers=1, block_size=4)
+    return AbsorbingDiffusion(net, mask_id=5, total_steps=10, loss_type="elbo")
 
 
 @pytest.mark.parametrize("t", [[3, 7, 10], [4, 4, 4, 4], [2, 9, 2, 9, 9, 1]])
@@ -62,7 +52,8 @@ def test_losses_that_are_not_finite_leave_no_trace_and_the_start_at_0_none_in_th
 
 def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
     t = torch.tensor([3, 6])
-    losses = prior.losses(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]), t, torch.ones((2, 4), dtype=torch.bool), "elbo")
+    codes = Codes(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]))
+    losses = prior.losses(codes, Draws(t, torch.ones((2, 4), dtype=torch.bool)))
     assert losses.loss.requires_grad
     prior.record(t, losses.loss, losses.vb_loss)
     assert not prior.loss_history.requires_grad
@@ -73,10 +64,11 @@ def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
     """What is masked is hidden: the loss depends on a masked token as a target, never as an input."""
     x_0, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([5])
     mask = torch.tensor([[False, True, False, False]])
+    prior.loss_type = "mlm"
     log_p = prior.logits(torch.tensor([[0, 5, 2, 3]])).log_softmax(-1)
     for code in range(5):
         x_0[0, 1] = code
-        losses = prior.losses(x_0, t, mask, "mlm")
+        losses = prior.losses(Codes(x_0), Draws(t, mask))
         torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
 
 
@@ -87,11 +79,12 @@ def test_losses_are_the_same_by_the_way_of_every_device(cuda: None, prior: Absor
     x_0, t = torch.randint(5, (6, 4), generator=generator), torch.tensor([1, 3, 5, 7, 9, 10])
     mask = torch.rand((6, 4), generator=generator) < t[:, None] / 10
     mask[0] = False
+    prior.loss_type = loss_type
 
     def outcome(device: str) -> list[torch.Tensor]:
         prior.to(device)
         parameters = [parameter for name, parameter in prior.named_parameters() if "start_tok" not in name]
-        losses = prior.losses(x_0.to(device), t.to(device), mask.to(device), loss_type)
+        losses = prior.losses(Codes(x_0.to(device)), Draws(t.to(device), mask.to(device)))
         found = [losses.loss, losses.vb_loss, *torch.autograd.grad(losses.loss.mean(), parameters)]
         return [value.cpu() for value in found]
 
@@ -107,22 +100,21 @@ def test_number_of_tokens(prior: AbsorbingDiffusion) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temp": 0.0}, "temp must be a number above 0, not 0"),
-        ({"temp": -1.0}, "temp"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"sample_steps": 0}, "sample_steps must be within 1"),
-        ({"sample_steps": 10**6}, "sample_steps"),
-        ({"sample_type": "dream"}, "sample_type"),
-        ({"sample_type": "mlm", "starts": [torch.full((4,), 5)]}, "sample_type 'mlm' would draw given tokens anew"),
+        ({"steps": 0}, "sample_steps must be within 1"),
+        ({"steps": 10**6}, "sample_steps"),
+        ({"sampler": "dream"}, "sample_type"),
+        ({"sampler": "mlm"}, "sample_type 'mlm' would draw given tokens anew"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
+    starts = Codes(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=message):
-        prior.samples([], **{"batch_size": 1, **arguments})
+        list(prior.samples([torch.Generator()], Drawing(**{"batch_size": 1, **arguments}), starts))
 
 
 def test_logits_are_of_whole_images(prior: AbsorbingDiffusion) -> None:
-    with pytest.raises(ValueError, match=r"x_t must have shape \[B, \d+\], not \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, \d+\], not \[2, 3\]"):
         prior.logits(torch.zeros((2, 3), dtype=torch.int64))
 
 
@@ -130,7 +122,7 @@ def test_what_is_given_of_a_sample_stays(prior: AbsorbingDiffusion) -> None:
     starts = torch.tensor([[5, 5, 5, 5], [0, 5, 5, 3], [1, 2, 3, 4], [5, 4, 5, 5]])
     generators = [torch.Generator().manual_seed(number) for number in range(4)]
     with torch.no_grad():
-        samples = torch.stack(list(prior.samples(generators, batch_size=3, starts=starts)))
+        samples = torch.stack(list(prior.samples(generators, Drawing(3), Codes(starts))))
     given = starts != 5
     assert torch.equal(samples[given], starts[given])
     assert (samples < 5).all()

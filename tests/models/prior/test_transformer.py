@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from small_models import transformer
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
-from models.prior.transformer import Transformer
-
-SMALL: dict[str, Any] = {
-    "codebook_size": 9,
-    "vocab_size": 10,
-    "n_emb": 16,
-    "n_head": 4,
-    "n_layers": 2,
-    "block_size": 6,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "causal": False,
-}
-
-
-def transformer(**changes: Any) -> Transformer:
-    torch.manual_seed(0)
-    net = Transformer(**SMALL | changes)
-    torch.nn.init.normal_(net.pos_emb)
-    torch.nn.init.normal_(net.start_tok)
-    return net.eval()
+from models.prior.prior import Codes
 
 
 def ids(n: int = 6) -> torch.Tensor:
@@ -45,15 +23,8 @@ def changed_places(logits: torch.Tensor, other: torch.Tensor) -> list[bool]:
 def test_published_size(causal: bool, vocab_size: int, expected: int) -> None:
     sizes = {"codebook_size": 1024, "vocab_size": vocab_size, "n_emb": 512, "n_head": 8, "n_layers": 24}
     with torch.device("meta"):
-        net = Transformer(**SMALL | sizes | {"block_size": 256, "causal": causal})
+        net = transformer(**sizes, block_size=256, causal=causal)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
-
-
-def test_positions_and_start_token_start_at_zero() -> None:
-    net = Transformer(**SMALL)
-    assert not net.pos_emb.any()
-    assert not net.start_tok.any()
-    assert net.head.bias is None
 
 
 def test_logits_cover_the_codebook_and_not_the_mask() -> None:
@@ -102,7 +73,7 @@ def test_the_first_code_is_predicted_from_the_start_token() -> None:
 def test_autoregressive_loss_is_the_mean_code_length() -> None:
     prior, x = AutoregressivePrior(transformer(causal=True, vocab_size=9)), ids()
     p = prior.logits(x).softmax(-1).gather(2, x[..., None]).squeeze(2)
-    torch.testing.assert_close(prior.losses(x), -p.log2().mean(1))
+    torch.testing.assert_close(prior.losses(Codes(x)).loss, -p.log2().mean(1))
     assert prior.tokens == 6
 
 
@@ -135,7 +106,7 @@ def test_too_many_tokens_are_refused() -> None:
 def test_an_autoregressive_prior_predicts_whole_samples_only(shape: tuple[int, ...]) -> None:
     prior = AutoregressivePrior(transformer(causal=True, vocab_size=9))
     with pytest.raises(ValueError, match=r"shape \[B, 6\], not "):
-        prior.losses(torch.zeros(shape, dtype=torch.int64))
+        prior.losses(Codes(torch.zeros(shape, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.sampling.categorical import draw_categorical, image_generators, invert_cdf
+from models.sampling.categorical import Rule, image_generators
 
 CHANCE = 1e-4  # a right draw fails a test this seldom; the seeds are fixed, so in fact never
 PValue = Callable[[Tensor, Tensor], float]
@@ -16,6 +16,10 @@ PValue = Callable[[Tensor, Tensor], float]
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator) -> Tensor:
+    return Rule(temp).draw(logits, torch.rand(logits.shape[:-1], dtype=torch.float64, generator=generator))
 
 
 @pytest.mark.parametrize("temp", [0.5, 1.0, 2.0])
@@ -69,7 +73,7 @@ def test_each_code_owns_an_interval_as_long_as_its_probability() -> None:
     logits = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64).log()
     below = 1 - 2.0**-53  # the largest number that torch.rand gives
     uniforms = torch.tensor([0.0, 0.25, 0.5, 0.7, 0.75, below], dtype=torch.float64)
-    assert invert_cdf(logits.expand(6, 5), 1.0, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+    assert Rule(1.0).draw(logits.expand(6, 5), uniforms).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("size", [2, 1000, 16384])
@@ -77,7 +81,7 @@ def test_the_largest_uniform_draws_the_last_possible_code(size: int) -> None:
     """Rounding leaves the sum of many probabilities a little off 1."""
     logits = torch.randn((50, size), generator=seeded())
     logits[:, -1] = -torch.inf
-    assert (invert_cdf(logits, 1.0, torch.full((50,), 1 - 2.0**-53, dtype=torch.float64)) == size - 2).all()
+    assert (Rule(1.0).draw(logits, torch.full((50,), 1 - 2.0**-53, dtype=torch.float64)) == size - 2).all()
 
 
 def test_the_precision_does_not_follow_autocast() -> None:
@@ -85,7 +89,7 @@ def test_the_precision_does_not_follow_autocast() -> None:
     chance = logits.double().softmax(0)[0].item()  # about 2e-9: nothing in bfloat16 or float32 sums
     uniforms = torch.tensor([chance * 0.999, chance * 1.001], dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert invert_cdf(logits.expand(2, 2), 1.0, uniforms).tolist() == [0, 1]
+        assert Rule(1.0).draw(logits.expand(2, 2), uniforms).tolist() == [0, 1]
 
 
 def test_images_have_streams_of_their_own() -> None:
@@ -106,8 +110,14 @@ def test_logits_that_are_no_distribution_draw_a_code_and_are_counted(bad: list[f
     logits = torch.tensor([[1.0, -torch.inf, 0.5], bad, [0.5, 0.5, 0.0], bad], dtype=torch.float16)
     uniforms = torch.rand(4, dtype=torch.float64, generator=seeded())
     invalid = torch.tensor(5)
-    ids = invert_cdf(logits, 0.9, uniforms, invalid)
+    ids = Rule(0.9).draw(logits, uniforms, invalid)
     assert ids.max() < 3
     assert invalid.item() == 5 + 2
-    assert torch.equal(ids[::2], invert_cdf(logits[::2], 0.9, uniforms[::2], invalid))  # the others are as they were
+    assert torch.equal(ids[::2], Rule(0.9).draw(logits[::2], uniforms[::2], invalid))  # the others are as they were
     assert invalid.item() == 5 + 2
+
+
+@pytest.mark.parametrize("temp", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_are_numbers_above_0(temp: float) -> None:
+    with pytest.raises(ValueError, match="temp must be a number above 0, not"):
+        Rule(temp)

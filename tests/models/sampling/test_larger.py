@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from models.sampling.categorical import invert_cdf
+from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_mixture, window_starts
 
 K = MASK = 5
@@ -77,7 +77,7 @@ def plans(shape: tuple[int, ...], order: str, steps: int = 8) -> tuple[Tensor, T
 def fill(model: FakeModel, x: Tensor, order: str, stride: int = 1, start: int = 0) -> list[Tensor]:
     return list(
         larger_trajectory(
-            model.logits_at, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, temp=0.8,
+            model.logits_at, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, rule=Rule(0.8),
             batch_size=64, start=start,
         )
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_raster_order_with_stride_1_is_the_published_algorithm() -> None:
         for column in range(6):
             p = plain_mixture(model, expected, (3, 4))[:, row, column] ** (1 / 0.8)
             p /= p.sum(-1, keepdim=True)
-            expected[:, row, column] = invert_cdf(p.log(), 1.0, uniforms[:, row, column])
+            expected[:, row, column] = Rule().draw(p.log(), uniforms[:, row, column])
     states = fill(model, torch.full((2, 4, 6), MASK), "raster")
     assert torch.equal(states[-1], expected)
     for number, state in enumerate(states, start=1):  # one token per step, row by row
@@ -127,7 +127,7 @@ def test_at_the_priors_own_size_it_is_the_prior() -> None:
     uniforms = torch.rand((n, 3, 4), dtype=torch.float64, generator=seeded())
     reveal = plans((1, 3, 4), "raster")[0].expand(n, -1, -1)
     x = torch.full((n, 3, 4), MASK)
-    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": n}
+    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "rule": Rule(0.8), "batch_size": n}
     first = next(larger_trajectory(model.logits_at, x, reveal, uniforms, **options))[:, 0, 0]
     p = (model(torch.full((1, 12), MASK))[0, 0] / 0.8).double().softmax(-1)
     assert chisquare(torch.bincount(first, minlength=K).numpy(), (n * p).numpy()).pvalue > 1e-4
@@ -144,7 +144,7 @@ def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tupl
 
     states = larger_trajectory(
         logits_at, torch.full((1, *shape), 2), *plans((1, *shape), "raster"), mask_id=2, window=(16, 16), stride=stride,
-        temp=1.0, batch_size=4096,
+        rule=Rule(), batch_size=4096,
     )  # fmt: skip
     for _ in states:
         pass
@@ -173,7 +173,7 @@ def test_it_goes_on_from_the_middle(order: str) -> None:
 def test_images_that_are_done_early_wait_for_the_last_step() -> None:
     """Processes that share the images save their state together after each step, and so all make as many."""
     reveal, uniforms = plans((1, 4, 6), "random")
-    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "temp": 0.8, "batch_size": 64}
+    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "rule": Rule(0.8), "batch_size": 64}
     x = torch.full((1, 4, 6), MASK)
     states = list(larger_trajectory(FakeModel(3 * 4).logits_at, x, reveal.clamp(max=4), uniforms, **options, stop=8))
     assert len(states) == 8
@@ -200,7 +200,7 @@ def test_predictions_that_are_not_finite_draw_codes_only_and_are_counted() -> No
     model = FakeModel(3 * 4)
     *_, last = larger_trajectory(
         lambda windows, places: model.logits_at(windows, places) * torch.nan, x, reveal, uniforms, mask_id=MASK,
-        window=(3, 4), stride=1, temp=0.8, batch_size=64, invalid=invalid,
+        window=(3, 4), stride=1, rule=Rule(0.8), batch_size=64, invalid=invalid,
     )  # fmt: skip
     assert last.max() < MASK
     assert invalid.item() == 24

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.parts import Noise
 from models.vqgan.augment import brightness, contrast, diff_augment, saturation, translate
 
 PARTS = [brightness, saturation, contrast, translate, diff_augment]
@@ -17,8 +18,8 @@ def images(n: int = 4, size: int = 16, dtype: torch.dtype = torch.float32) -> Te
     return torch.rand((n, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Noise:
+    return Noise(torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("augment", PARTS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from models.parts import Noise
 from models.vqgan.gaussian import dequantise, gaussian_nll_nats, level_images, level_nll_nats, reduce_bits
 
 
@@ -59,7 +60,7 @@ def test_pixels_are_really_reduced(bits: int) -> None:
 
 def test_dequantised_values_are_uniform_within_their_level() -> None:
     levels = torch.tensor([0, 7, 31]).repeat_interleave(20_000)
-    y = dequantise(levels, 5, torch.Generator().manual_seed(0)) * 32
+    y = dequantise(levels, 5, Noise(torch.Generator().manual_seed(0))) * 32
     assert torch.equal(y.floor().long(), levels)
     fractions = y - levels
     assert chisquare(torch.histc(fractions, 20, 0, 1).numpy()).pvalue > 1e-4
@@ -75,7 +76,7 @@ def test_the_bound_on_the_levels_of_a_known_gaussian(bits: int, sigma: float, ga
     exact = -(normal.cdf(edges[1]) - normal.cdf(edges[0])).log()
 
     images = levels.expand(draws, -1).reshape(-1, 1, 1, 1)
-    y = dequantise(images, bits, torch.Generator().manual_seed(0))
+    y = dequantise(images, bits, Noise(torch.Generator().manual_seed(0)))
     nats = level_nll_nats(y, torch.full_like(y, mean), torch.full_like(y, math.log(sigma)), bits).double()
     nats = nats.view(draws, -1)
     error = 5 * nats.std(0) / draws**0.5
@@ -88,7 +89,7 @@ def test_the_mean_code_length_of_gaussian_data_is_its_entropy() -> None:
     sigma, bits = 0.08, 8
     x = 0.5 + sigma * torch.randn((200, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     levels = reduce_bits((x * 256).floor().clamp(0, 255).to(torch.uint8), bits)
-    y = dequantise(levels, bits, torch.Generator().manual_seed(1))
+    y = dequantise(levels, bits, Noise(torch.Generator().manual_seed(1)))
     nats = level_nll_nats(y, torch.full_like(y, 0.5), torch.full_like(y, math.log(sigma)), bits)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * sigma**2) + bits
     assert (nats.mean() / (3 * 16 * 16 * math.log(2))).item() == pytest.approx(entropy, abs=0.01)

@@ -11,13 +11,15 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from small_models import transformer as small_transformer
 from torch import nn
 
 from hparams.errors import UserError
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
+from models.prior.prior import Codes, Draws
 from models.prior.transformer import Block, Transformer
-from models.sampling.samplers import sample_autoregressive
+from models.sampling.rounds import Drawing
 from utils.machine import compiling
 from utils.machine.compiling import capture_stream, compile_autoencoder, compile_prior
 from utils.machine.cuda_graphs import Captured
@@ -34,19 +36,7 @@ def traced_only(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def transformer(causal: bool) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(
-        codebook_size=7,
-        vocab_size=7 if causal else 8,
-        n_emb=16,
-        n_head=2,
-        n_layers=2,
-        block_size=6,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        causal=causal,
-    )
+    return small_transformer(codebook_size=7, vocab_size=7 if causal else 8, n_head=2, causal=causal)
 
 
 def compiled(module: nn.Module) -> list[bool]:
@@ -93,7 +83,7 @@ def test_a_compiled_prior_trains_and_samples_as_before(traced_only: None) -> Non
     ids, t = torch.randint(7, (3, 6), generator=generator), torch.tensor([2, 5, 8])
     mask = torch.rand((3, 6), generator=generator) < 0.7
     for model in (eager, prior):
-        model.losses(ids, t, mask, "elbo").loss.sum().backward()
+        model.losses(Codes(ids), Draws(t, mask)).loss.sum().backward()
     for (name, one), other in zip(eager.named_parameters(), prior.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
     first, second = (
@@ -107,8 +97,8 @@ def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> No
     prior = copy.deepcopy(eager)
     compile_prior(prior, "on", CPU)
     uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = sample_autoregressive(eager.net, uniforms, temp=1.0)
-    assert torch.equal(sample_autoregressive(prior.net, uniforms, temp=1.0, static=True), expected)
+    expected = eager.draw_tokens(uniforms, Drawing(4))
+    assert torch.equal(prior.draw_tokens(uniforms, Drawing(4, static=True)), expected)
 
 
 def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import lpips
 import pytest
 import torch
+from small_models import autoencoder as small_autoencoder
 from torch import Tensor
 
 from hparams.errors import UserError
 from hparams.settings.models import VQGANSettings
-from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.discriminator import Discriminator
+from models.vqgan.networks import Discriminator
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
 from utils.metrics.neighbours import NearestNeighbours
 from utils.pretrained.perceptual import LPIPS, LPIPSEmbedding, build_perceptual, load_lpips, untrained_lpips
@@ -106,20 +106,7 @@ def test_gradients_reach_the_images_and_not_the_network(loss: PerceptualLoss) ->
 
 
 def vqgan(loss: PerceptualLoss) -> VQGAN:
-    autoencoder = VQAutoEncoder(
-        n_channels=3,
-        img_size=32,
-        nf=32,
-        ch_mult=(1,),
-        res_blocks=1,
-        attn_resolutions=(),
-        codebook_size=4,
-        emb_dim=4,
-        quantizer="nearest",
-        beta=0.25,
-        gumbel_kl_weight=0.0,
-        gumbel_straight_through=False,
-    )
+    autoencoder = small_autoencoder(img_size=32, ch_mult=(1,), attn_resolutions=())
     return VQGAN(
         autoencoder,
         Discriminator(3, 8, 1),

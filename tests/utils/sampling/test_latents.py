@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import autoencoder as small_autoencoder
 from torch import Tensor
 
 from jobs import a_job
 from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.quantizers import QUANTIZERS
+from models.vqgan.quantizers import GumbelQuantizer, VectorQuantizer
 from utils.data.datasets import ImageData, open_images
+from utils.pretrained.building import QUANTIZERS
 from utils.sampling.latents import code_statistics, encoded, latents_key
 
 IMAGES = 22
@@ -22,20 +24,11 @@ IMAGES = 22
 
 def autoencoder(codebook_size: int = 16, quantizer: str = "nearest") -> VQAutoEncoder:
     torch.manual_seed(0)
-    model = VQAutoEncoder(
-        n_channels=3,
-        img_size=16,
-        nf=32,
-        ch_mult=(1, 2),
-        res_blocks=1,
-        attn_resolutions=(),
-        codebook_size=codebook_size,
-        emb_dim=4,
-        quantizer=quantizer,
-        beta=0.25,
-        gumbel_kl_weight=0.0,
-        gumbel_straight_through=False,
-    )
+    kinds: dict[str, Any] = {
+        "nearest": lambda: VectorQuantizer(codebook_size, 4, beta=0.25),
+        "gumbel": lambda: GumbelQuantizer(codebook_size, 4, kl_weight=0.0, straight_through=False),
+    }
+    model = small_autoencoder(attn_resolutions=(), emb_dim=4, quantizer=kinds[quantizer])
     torch.nn.init.normal_(model.quantize.codebook)
     return model
 

@@ -1,15 +1,17 @@
-"""Updates, and those that are left out."""
+"""Updates, those that are left out, and moments from files of this project and of the published code."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from utils.training.optimiser import Optimiser
+from hparams.errors import UserError
+from utils.training.optimiser import Optimiser, load_moments, put_moments
 
 CPU = torch.device("cpu")
 
@@ -98,3 +100,105 @@ def test_moments_go_on_in_another_memory_format(here: torch.memory_format, there
     for each in ((network, optimiser), (other, others)):
         updated(*each)
     torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+# --- moments from files ------------------------------------------------------------------------------------------
+
+NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def adam(lr: float = 1e-3) -> torch.optim.Adam:
+    return torch.optim.Adam(network().parameters(), lr=lr)
+
+
+def published(*, parameters: int = 4, without: int | None = None) -> dict[str, Any]:
+    """As torch wrote it when the models were published: counts are plain numbers, groups have fewer entries."""
+    state = {
+        i: {"step": 8, "exp_avg": torch.full_like(value, i + 1.0), "exp_avg_sq": torch.full_like(value, i + 2.0)}
+        for i, value in enumerate(list(network().parameters())[:parameters])
+        if i != without
+    }
+    group = {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+    return {"state": state, "param_groups": [{**group, "params": list(range(parameters))}]}
+
+
+def adam_update(optimiser: torch.optim.Adam) -> None:
+    for parameter in optimiser.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+
+
+def moments(optimiser: torch.optim.Adam) -> list[dict[str, Any]]:
+    return [optimiser.state[parameter] for parameter in optimiser.param_groups[0]["params"]]
+
+
+def test_published_moments_go_on() -> None:
+    optimiser = adam()
+    load_moments(optimiser, NAMES, published(), "file")
+    adam_update(optimiser)
+    for i, entry in enumerate(moments(optimiser)):
+        assert entry["step"] == 9
+        torch.testing.assert_close(entry["exp_avg"], torch.full_like(entry["exp_avg"], 0.9 * (i + 1) + 0.1))
+        torch.testing.assert_close(entry["exp_avg_sq"], torch.full_like(entry["exp_avg_sq"], 0.999 * (i + 2) + 0.001))
+
+
+def test_the_rate_stays_that_of_the_settings() -> None:
+    for load in (lambda o: load_moments(o, NAMES, published(), "file"), lambda o: put_moments(o, published())):
+        optimiser = adam(lr=2e-3)
+        load(optimiser)
+        assert optimiser.param_groups[0]["lr"] == 2e-3
+
+
+def test_a_saved_state_goes_on_exactly() -> None:
+    one, other = adam(), adam()
+    adam_update(one)
+    load_moments(other, NAMES, one.state_dict(), "file")
+    for mine, theirs in zip(moments(one), moments(other), strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_parameters_without_a_gradient_have_no_moments() -> None:
+    optimiser = adam()
+    load_moments(optimiser, NAMES, published(without=1), "file")
+    assert [bool(entry) for entry in moments(optimiser)] == [True, False, True, True]
+
+
+def test_only_named_last_parameters_may_be_unknown_to_the_file() -> None:
+    optimiser = adam()
+    load_moments(optimiser, NAMES, published(parameters=2), "file", may_lack=("1.",))
+    assert [bool(entry) for entry in moments(optimiser)] == [True, True, False, False]
+    for parameters, may_lack in ((2, ()), (2, ("0.",)), (1, ("1.",))):
+        with pytest.raises(UserError, match=rf"^file does not fit .* of {parameters} parameters, the model has 4"):
+            load_moments(adam(), NAMES, published(parameters=parameters), "file", may_lack=may_lack)
+    with pytest.raises(UserError, match="of 4 parameters, the model has 3"):
+        load_moments(adam(), NAMES[:3], published(), "file")
+
+
+def test_moments_of_other_shapes_are_named() -> None:
+    state = published()
+    state["state"][2]["exp_avg_sq"] = torch.zeros(5)
+    del state["state"][3]["step"]
+    match = r"1\.weight is \[2, 4\] and \[5\] there and \[2, 4\] here, 1\.bias is without step there"
+    with pytest.raises(UserError, match=match):
+        load_moments(adam(), NAMES, state, "file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {"weight": torch.zeros(2)},
+        {"state": {}, "param_groups": []},
+        {"state": {0: 1}, "param_groups": [{"params": [0, 1, 2, 3]}]},
+        {"state": {}, "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}]},
+    ],
+)
+def test_other_content_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match=r"^file does not hold the state of an Adam optimiser$"):
+        load_moments(adam(), NAMES, content, "file")

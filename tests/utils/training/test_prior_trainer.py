@@ -12,11 +12,11 @@ from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
+from models.prior.prior import Codes, Draws
 from trainers import assert_same_state, state_of
 from trainers import prior_trainer as trainer
-from utils.training.averages import Averages
+from utils.training.bookkeeping import Averages, SkippedUpdates
 from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
-from utils.training.skipped import SkippedUpdates
 
 CPU = torch.device("cpu")
 N = 64
@@ -201,9 +201,9 @@ def test_validation_is_a_true_mean_over_images_and_passes() -> None:
     seen: list[int] = []
     losses = training.prior.losses
 
-    def count(x_0: Tensor, *arguments: Any) -> Any:
-        seen.append(len(x_0))
-        return losses(x_0, *arguments)
+    def count(codes: Codes, draws: Draws | None = None) -> Any:
+        seen.append(len(codes.ids))
+        return losses(codes, draws)
 
     training.prior.losses = count  # type: ignore[method-assign]
     training.validate(codes(99, 20), batch_size=8)
@@ -215,6 +215,6 @@ def test_autoregressive_validation_is_exact() -> None:
     run(training, 0, 5)
     ids = codes(99, 11)
     with torch.no_grad():
-        expected = training.prior.losses(ids.long()).double().mean().item()  # type: ignore[call-arg, union-attr]
+        expected = training.prior.losses(Codes(ids.long())).loss.double().mean().item()
     metrics = training.validate(ids, batch_size=4)
     assert metrics["loss"] == metrics["elbo_bits_per_token"] == pytest.approx(expected, rel=1e-5)

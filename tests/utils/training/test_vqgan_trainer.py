@@ -10,9 +10,9 @@ import torch
 from emulated_cuda import without_waiting
 from torch import Tensor, nn
 
-from models.vqgan.quantizers import QUANTIZERS
 from trainers import assert_same_state, state_of
 from trainers import vqgan_trainer as trainer
+from utils.pretrained.building import QUANTIZERS
 from utils.training.vqgan_trainer import VQGANTrainer
 
 
@@ -145,7 +145,7 @@ def test_whole_batches_are_flipped_half_of_the_time(monkeypatch: pytest.MonkeyPa
         seen.append(x)
         raise StopError
 
-    monkeypatch.setattr(training.vqgan, "generator_backward", look)
+    monkeypatch.setattr(training._backward, "generator_backward", look)
     for step in range(400):
         with pytest.raises(StopError):
             training.step(images(), step)
@@ -181,8 +181,7 @@ def test_codes_start_at_encoder_outputs_when_asked() -> None:
     plain, started = trainer(), trainer(codebook_init="encoder")
     z = started.vqgan.ae.encoder(images().float() / 255).detach()
     places = {tuple(row) for row in z.permute(0, 2, 3, 1).reshape(-1, 4).tolist()}
-    x = images().float() / 255
-    started._start_codes(x, torch.Generator().manual_seed(0))
+    started._restart(torch.ones(32, dtype=torch.bool), z, torch.Generator().manual_seed(0))
     codes = [tuple(row) for row in started.vqgan.ae.quantize.codebook.tolist()]
     assert set(codes) <= places
     assert len(set(codes)) == 32
@@ -198,7 +197,7 @@ def test_dead_codes_restart_with_clean_moments_and_average() -> None:
     training = trainer(restart_dead_codes=3, disc_start_step=10**6, lr=1e-5)
     codebook = training.vqgan.ae.quantize.codebook
     run(training, 0, 2)
-    used = training.usage.counts > 0
+    used = training.usage > 0
     before, moments = codebook.detach().clone(), training.optimisers["ae"].adam.state[codebook]
     assert 0 < used.sum() < 32
     for name in ("exp_avg", "exp_avg_sq"):  # as if every code had been in use once
@@ -212,7 +211,7 @@ def test_dead_codes_restart_with_clean_moments_and_average() -> None:
     assert not moments["exp_avg"][moved].any()
     assert not moments["exp_avg_sq"][moved].any()
     assert moments["exp_avg_sq"][used].any()
-    assert not training.usage.counts.any()
+    assert not training.usage.any()
 
 
 def test_restarts_end_when_they_should() -> None:
@@ -235,8 +234,8 @@ def test_a_continued_training_equals_an_uninterrupted_one(amp_dtype: torch.dtype
     for ema, model in second.models().items():
         model.load_state_dict(first.models()[ema].state_dict())
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert first.usage.counts.any()
-    assert torch.equal(second.usage.counts, first.usage.counts)
+    assert first.usage.any()
+    assert torch.equal(second.usage, first.usage)
     run(second, 5, 9)
     assert_same_state(whole, second)
 
@@ -246,7 +245,7 @@ def test_a_continued_training_equals_an_uninterrupted_one(amp_dtype: torch.dtype
 
 def everything(training: VQGANTrainer) -> tuple[dict[str, Tensor], list[bool], Tensor]:
     modes = [module.training for model in training.models().values() for module in model.modules()]
-    return state_of(training), modes, training.usage.counts.clone()
+    return state_of(training), modes, training.usage.clone()
 
 
 def test_validation_and_reconstruction_change_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Running means of metrics."""
+"""Running means of metrics, updates that were left out, and when processes agree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from utils.training.averages import Averages
+from hparams.errors import RunError
+from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
 
 CPU = torch.device("cpu")
 
@@ -65,3 +66,48 @@ def test_state_continues_where_it_was() -> None:
     for value in values[2:]:
         second.add({"loss": value})
     assert second.pop() == whole.pop()
+
+
+def add(skipped: SkippedUpdates, pattern: str, start: int = 0) -> None:
+    for number, mark in enumerate(pattern, start=start + 1):
+        skipped.add(number, torch.tensor(float(mark == "x")))
+
+
+def test_skipped_updates_are_counted() -> None:
+    skipped = SkippedUpdates(CPU, 3)
+    add(skipped, "..xx.xx.x")
+    assert skipped.check() == 5
+    assert skipped.state_dict() == {"total": 5, "in_a_row": 1, "last_good": 8}
+
+
+def test_too_many_in_a_row_end_the_run_also_across_a_resume() -> None:
+    skipped, resumed = (SkippedUpdates(CPU, 3) for _ in range(2))
+    add(skipped, "..xx")
+    assert skipped.check() == 2
+    resumed.load_state_dict(skipped.state_dict())
+    add(resumed, "x", start=4)
+    with pytest.raises(RunError, match=r"3 updates in a row .* last good step was 2.*--max_skipped"):
+        resumed.check()
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "steps_between"),
+    [(11, 10), (99, 10), (150, 6), (400, 2), (999, 1), (4500, 1), (0, 10)],
+)
+def test_processes_agree_once_a_second_or_every_ten_steps(step_ms: int, steps_between: int) -> None:
+    now = 0.0
+    rhythm = Rhythm(100, clock=lambda: now)
+    agreed = []
+    for done in range(101, 151):
+        now += step_ms / 1000
+        if rhythm.due(done):
+            agreed.append(done)
+            rhythm.agreed(done, rhythm.elapsed_ms())
+    assert agreed == list(range(101, 151, steps_between))
+
+
+def test_the_slowest_process_decides() -> None:
+    rhythm = Rhythm(0, clock=lambda: 0.0)
+    assert rhythm.due(1)
+    rhythm.agreed(1, 500)  # another's clock
+    assert [done for done in range(2, 5) if rhythm.due(done)] == [3, 4]

@@ -1,4 +1,4 @@
-"""Event-driven sampling against the exact laws, and against sampling in lock-step."""
+"""Plans, followed one by one and many at once: the exact laws, and what is evaluated when."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from emulated_cuda import without_waiting
-from scipy.stats import chi2_contingency
+from small_models import transformer
 from torch import Tensor
 
-from benchmarks.baseline import prior as published
-from models.prior.absorbing import SAMPLE_TYPES, AbsorbingDiffusion
-from models.prior.transformer import Transformer
-from models.sampling.categorical import image_generators
-from models.sampling.events import WIDTH, Image, diffusion_image, mlm_image, remask_times, sample_images
-from models.sampling.samplers import diffusion_trajectory
+from models.prior.absorbing import AbsorbingDiffusion
+from models.sampling.categorical import LogitsAtFn, Rule, image_generators
+from models.sampling.plans import Plan, diffusion_plan, follow, mlm_plan, remask_times
+from models.sampling.rounds import WIDTH, Denoiser, Drawing, run_plans
+from models.sampling.samplers import SAMPLERS
 
 DRAWS = 8_000
 CPU = torch.device("cpu")
@@ -29,20 +28,28 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def run(model: Any, images: Iterator[Image], temp: float = 1.0, batch_size: int = 1000) -> Tensor:
+def denoiser(logits_at: LogitsAtFn, mask_id: int = 3, device: torch.device = CPU) -> Denoiser:
+    return Denoiser(logits_at, mask_id, total_steps=1, device=device)
+
+
+def run(model: Any, plans: Iterator[Plan], temp: float = 1.0, batch_size: int = 1000) -> Tensor:
     def logits_at(x: Tensor, places: Tensor) -> Tensor:
         return model(x).gather(1, places.unsqueeze(2).expand(-1, -1, model.K))
 
-    ids = sample_images(logits_at, images, mask_id=model.mask_id, temp=temp, batch_size=batch_size, device=CPU)
-    return torch.stack(list(ids))
+    return torch.stack(list(run_plans(denoiser(logits_at, model.mask_id), plans, Drawing(batch_size, Rule(temp)))))
 
 
-def diffusion_images(
+def diffusion_plans(
     model: Any, steps: int, n: int = DRAWS, seed: int = 0, start: Sequence[int] | None = None
-) -> Iterator[Image]:
+) -> Iterator[Plan]:
     x_T = torch.full((model.N,), model.mask_id) if start is None else torch.tensor(start)
     for generator in image_generators(n, seeded(seed)):
-        yield diffusion_image(x_T, mask_id=model.mask_id, steps=steps, generator=generator)
+        yield diffusion_plan(x_T, mask_id=model.mask_id, steps=steps, generator=generator)
+
+
+def uniform(x: Tensor, places: Tensor) -> Tensor:
+    """Logits of two codes."""
+    return torch.zeros((*places.shape, 2), device=x.device)
 
 
 # --- the exact laws -----------------------------------------------------------------------------------------------
@@ -53,7 +60,7 @@ def diffusion_images(
 def test_the_law_of_the_reverse_process(exact_model: Any, p_value: PValue, steps: int, temp: float) -> None:
     expected = exact_model.ancestral(steps, temp)
     assert expected.sum().item() == pytest.approx(1)
-    counts = exact_model.counts(run(exact_model, diffusion_images(exact_model, steps), temp))
+    counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, steps), temp))
     assert p_value(counts, expected) > CHANCE
 
 
@@ -63,7 +70,7 @@ def test_the_law_of_the_reverse_process(exact_model: Any, p_value: PValue, steps
 def test_neither_batch_size_nor_queue_matters(exact_model: Any, p_value: PValue, batch_size: int, queue: int) -> None:
     """Queues of this many images, one after the other, in batches of this many."""
     parts = [
-        run(exact_model, diffusion_images(exact_model, 3, queue, seed), batch_size=batch_size)
+        run(exact_model, diffusion_plans(exact_model, 3, queue, seed), batch_size=batch_size)
         for seed in range(3000 // queue)
     ]
     assert p_value(exact_model.counts(torch.cat(parts)), exact_model.ancestral(3, 1.0)) > CHANCE
@@ -79,19 +86,13 @@ def test_neither_batch_size_nor_queue_matters(exact_model: Any, p_value: PValue,
     ids=["temperature", "steps", "reveal rate"],
 )
 def test_the_comparison_rejects_a_wrong_sampler(exact_model: Any, p_value: PValue, wrong: dict[str, Any]) -> None:
-    counts = exact_model.counts(run(exact_model, diffusion_images(exact_model, 3)))
+    counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, 3)))
     assert p_value(counts, exact_model.ancestral(**wrong)) < 1e-6
-
-
-def test_more_steps_bring_the_distribution_nearer_to_the_joint(exact_model: Any) -> None:
-    errors = [(exact_model.ancestral(steps, 1.0) - exact_model.p.flatten()).abs().sum() for steps in (1, 2, 8, 64)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.05 * errors[0]
 
 
 @pytest.mark.parametrize("start", [(3, 1, 3), (0, 3, 2), (2, 3, 3)])
 def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, p_value: PValue, start: tuple[int, ...]) -> None:
-    x = run(exact_model, diffusion_images(exact_model, 4, start=start))
+    x = run(exact_model, diffusion_plans(exact_model, 4, start=start))
     visible = torch.tensor(start) != exact_model.mask_id
     assert (x[:, visible] == torch.tensor(start)[visible]).all()
     assert p_value(exact_model.counts(x), exact_model.ancestral(4, 1.0, start)) > CHANCE
@@ -103,11 +104,11 @@ def test_the_law_of_masking_and_filling(
     exact_model: Any, p_value: PValue, probabilities: list[float], temp: float
 ) -> None:
     start = torch.full((exact_model.N,), exact_model.mask_id)
-    images = (
-        mlm_image(start, mask_id=exact_model.mask_id, mask_probabilities=probabilities, generator=generator)
+    plans = (
+        mlm_plan(start, mask_id=exact_model.mask_id, mask_probabilities=probabilities, generator=generator)
         for generator in image_generators(DRAWS, seeded())
     )
-    counts = exact_model.counts(run(exact_model, images, temp))
+    counts = exact_model.counts(run(exact_model, plans, temp))
     assert p_value(counts, exact_model.remasked(probabilities, temp)) > CHANCE
     assert p_value(counts, exact_model.remasked(probabilities, 1.25 * temp)) < 1e-6
 
@@ -135,7 +136,7 @@ class Counting:
 
 def test_evaluations_per_image_at_the_published_size() -> None:
     model, n, steps = Counting(256, 2), 64, 256
-    run(model, diffusion_images(model, steps, n), batch_size=16)
+    run(model, diffusion_plans(model, steps, n), batch_size=16)
     expected = steps * (1 - (1 - 1 / steps) ** model.N)
     per_image = sum(model.calls) / n
     assert per_image <= 165
@@ -144,7 +145,7 @@ def test_evaluations_per_image_at_the_published_size() -> None:
 
 def test_finished_images_make_room_at_once() -> None:
     model = Counting(16, 2)
-    run(model, diffusion_images(model, 16, 200), batch_size=8)
+    run(model, diffusion_plans(model, 16, 200), batch_size=8)
     shrinking = model.calls.index(next(rows for rows in model.calls if rows < 8))
     assert sum(model.calls[shrinking:]) < 8 * 16  # the batch is full until the last images are under way
     assert model.calls[shrinking:] == sorted(model.calls[shrinking:], reverse=True)
@@ -153,20 +154,13 @@ def test_finished_images_make_room_at_once() -> None:
 def test_the_queue_is_read_no_further_than_needed() -> None:
     taken = []
 
-    def images() -> Iterator[Image]:
-        for number, image in enumerate(diffusion_images(model, 4, 1000)):
+    def plans() -> Iterator[Plan]:
+        for number, plan in enumerate(diffusion_plans(model, 4, 1000)):
             taken.append(number)
-            yield image
+            yield plan
 
     model = Counting(8, 2)
-    samples = sample_images(
-        lambda x, places: torch.zeros((*places.shape, 2)),
-        images(),
-        mask_id=2,
-        temp=1.0,
-        batch_size=4,
-        device=CPU,
-    )
+    samples = run_plans(denoiser(uniform, 2), plans(), Drawing(4))
     next(samples)
     assert len(taken) <= 12
 
@@ -178,8 +172,7 @@ def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> N
         seen.append((x.clone(), places))
         return torch.zeros((*places.shape, 3))
 
-    (image,) = diffusion_images(exact_model, 50, 1)
-    (ids,) = sample_images(logits_at, [image], mask_id=3, temp=1.0, batch_size=1, device=CPU)
+    (ids,) = run_plans(denoiser(logits_at), diffusion_plans(exact_model, 50, 1), Drawing(1))
     due = torch.cat([places[0] for _, places in seen])
     assert sorted(due.tolist()) == [0, 1, 2]
     for number, (x, _) in enumerate(seen):
@@ -189,20 +182,19 @@ def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> N
 
 
 def test_nothing_masked_means_no_evaluation(exact_model: Any) -> None:
-    (x,) = run(exact_model, diffusion_images(exact_model, 8, 1, start=(0, 1, 2)))
+    (x,) = run(exact_model, diffusion_plans(exact_model, 8, 1, start=(0, 1, 2)))
     start = torch.tensor([2, 2, 0])
-    image = mlm_image(start, mask_id=exact_model.mask_id, mask_probabilities=[0.0], generator=seeded())
-    (y,) = run(exact_model, iter([image]))
+    plan = mlm_plan(start, mask_id=exact_model.mask_id, mask_probabilities=[0.0], generator=seeded())
+    (y,) = run(exact_model, iter([plan]))
     assert (x.tolist(), y.tolist()) == ([0, 1, 2], [2, 2, 0])
     assert exact_model.calls == []
 
 
 def test_random_numbers_are_the_same_whatever_is_masked() -> None:
     whole, part = (
-        diffusion_image(torch.tensor(start), mask_id=3, steps=1, generator=seeded(4))
-        for start in ([3, 3, 3], [3, 0, 3])
+        diffusion_plan(torch.tensor(start), mask_id=3, steps=1, generator=seeded(4)) for start in ([3, 3, 3], [3, 0, 3])
     )
-    ((first,), (second,)) = (list(image.events) for image in (whole, part))
+    ((first,), (second,)) = (list(plan.events) for plan in (whole, part))
     assert first.places.tolist() == [0, 1, 2]
     assert second.places.tolist() == [0, 2]
     assert torch.equal(first.uniforms[[0, 2]], second.uniforms)
@@ -216,23 +208,16 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
         assert not logits.requires_grad
         return logits
 
-    images = diffusion_images(exact_model, 2, 4)
-    assert len(list(sample_images(logits_at, images, mask_id=3, temp=1.0, batch_size=2, device=CPU))) == 4
+    plans = diffusion_plans(exact_model, 2, 4)
+    assert len(list(run_plans(denoiser(logits_at), plans, Drawing(2)))) == 4
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_the_host_never_waits_for_the_device(cuda: None, static: bool) -> None:
-    images = list(diffusion_images(Counting(8, 2), 4, 20))  # what is due is known before anything is evaluated
-    samples = sample_images(
-        lambda x, places: torch.zeros((*places.shape, 2), device=x.device),
-        images,
-        mask_id=2,
-        temp=1.0,
-        batch_size=3,
-        device=torch.device("cuda"),
-        static=static,
-    )
+    plans = list(diffusion_plans(Counting(8, 2), 4, 20))  # what is due is known before anything is evaluated
+    on_cuda = denoiser(uniform, 2, torch.device("cuda"))
+    samples = run_plans(on_cuda, plans, Drawing(3, static=static))
     first = next(samples)  # the batch is put there at the start
     with without_waiting():
         rest = list(samples)
@@ -260,13 +245,11 @@ def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any,
             return exact_model(x).gather(1, places.unsqueeze(2).expand(-1, -1, 3))
 
         # Some of the images have nothing to draw.
-        images = (
-            image if number % 5 else Image(torch.tensor([0, 1, 2]), [])
-            for number, image in enumerate(diffusion_images(exact_model, 3, n))
+        plans = (
+            plan if number % 5 else Plan(torch.tensor([0, 1, 2]), [])
+            for number, plan in enumerate(diffusion_plans(exact_model, 3, n))
         )
-        samples = sample_images(
-            logits_at, images, mask_id=3, temp=1.0, batch_size=6, device=CPU, static=static, wrap=shapes
-        )
+        samples = run_plans(denoiser(logits_at), plans, Drawing(6, static=static, wrap=shapes))
         return [ids.tolist() for ids in samples]
 
     free, static = Shapes(), Shapes()
@@ -283,19 +266,10 @@ def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any,
 def test_few_rows_are_evaluated_in_vain(n: int, batch_size: int, most: float, steps: int) -> None:
     """Static shapes cost little more than the evaluations that the images need, and few different ones."""
     model, shapes = Counting(256, 2), Shapes()
-    samples = sample_images(
-        lambda x, places: torch.zeros((*places.shape, 2)),
-        diffusion_images(model, steps, n),
-        mask_id=2,
-        temp=1.0,
-        batch_size=batch_size,
-        device=CPU,
-        n=n,
-        static=True,
-        wrap=shapes,
-    )
+    drawing = Drawing(batch_size, n=n, wrap=shapes, static=True)
+    samples = run_plans(denoiser(uniform, 2), diffusion_plans(model, steps, n), drawing)
     assert len(list(samples)) == n
-    needed = sum(len(image.events) for image in diffusion_images(model, steps, n))  # type: ignore[arg-type]
+    needed = sum(len(plan.events) for plan in diffusion_plans(model, steps, n))  # type: ignore[arg-type]
     evaluated = [shape[0][0] for shape in shapes.seen]
     assert needed <= sum(evaluated) <= most * needed
     assert max(evaluated) <= batch_size
@@ -306,30 +280,16 @@ def test_few_rows_are_evaluated_in_vain(n: int, batch_size: int, most: float, st
 
 
 def small_prior(tokens: int = 6, total_steps: int = 5) -> AbsorbingDiffusion:
-    torch.manual_seed(0)
-    net = Transformer(
-        codebook_size=7,
-        vocab_size=8,
-        n_emb=16,
-        n_head=2,
-        n_layers=2,
-        block_size=tokens,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        causal=False,
-    )
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return AbsorbingDiffusion(net.eval(), mask_id=7, total_steps=total_steps)
+    net = transformer(std=0.5, codebook_size=7, vocab_size=8, n_head=2, block_size=tokens)
+    return AbsorbingDiffusion(net, mask_id=7, total_steps=total_steps)
 
 
-@pytest.mark.parametrize("sample_type", SAMPLE_TYPES)
+@pytest.mark.parametrize("sample_type", SAMPLERS)
 def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     prior = small_prior()
 
     def samples(seeds: Sequence[int], batch_size: int) -> list[list[int]]:
-        drawn = prior.samples(map(seeded, seeds), batch_size=batch_size, temp=0.9, sample_type=sample_type)
+        drawn = prior.samples(map(seeded, seeds), Drawing(batch_size, Rule(0.9), sampler=sample_type))
         return [ids.tolist() for ids in drawn]
 
     alone = [samples([seed], 1)[0] for seed in range(12)]
@@ -340,19 +300,6 @@ def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
     assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
 
 
-@pytest.mark.parametrize("sample_type", SAMPLE_TYPES)
-def test_a_prior_samples_codes(sample_type: str) -> None:
-    prior = small_prior()
-    first, again, other = (
-        prior.sample(4, generator=seeded(seed), sample_type=sample_type, sample_steps=3, temp=0.9) for seed in (0, 0, 1)
-    )
-    assert first.shape == (4, 6)
-    assert first.dtype == torch.int64
-    assert first.max() < 7
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 def test_a_prior_samples_in_its_total_steps_unless_told_otherwise() -> None:
     prior = small_prior()
     free, five, two = (prior.sample(8, generator=seeded(), sample_steps=steps) for steps in (None, 5, 2))
@@ -360,56 +307,16 @@ def test_a_prior_samples_in_its_total_steps_unless_told_otherwise() -> None:
     assert not torch.equal(free, two)
 
 
-def test_a_prior_refuses_an_unknown_sampler() -> None:
-    with pytest.raises(ValueError, match="sample_type"):
-        small_prior().sample(1, generator=seeded(), sample_type="magic")
+@torch.no_grad()
+@pytest.mark.parametrize("mlm", [False, True])
+def test_many_plans_at_once_give_what_the_plain_algorithm_gives(mlm: bool) -> None:
+    prior, start = small_prior(), torch.tensor([7, 7, 2, 7, 7, 7])
 
+    def plan(seed: int) -> Plan:
+        if mlm:
+            return mlm_plan(start, mask_id=7, mask_probabilities=[0.9, 0.5, 0.2], generator=seeded(seed))
+        return diffusion_plan(start, mask_id=7, steps=4, generator=seeded(seed))
 
-@pytest.fixture(scope="module")
-def trained_prior() -> AbsorbingDiffusion:
-    """Trained for a moment on four tokens that repeat in pairs, so that its conditionals are far from independent."""
-    prior = small_prior(tokens=4, total_steps=8)
-    optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
-    generator = seeded()
-    for _ in range(200):
-        pair = torch.randint(3, (64, 2), generator=generator)
-        t = torch.randint(1, 9, (64,), generator=generator)
-        mask = torch.rand((64, 4), generator=generator) < t[:, None] / 8
-        optimiser.zero_grad()
-        prior.losses(pair.repeat(1, 2), t, mask, "reweighted_elbo").loss.mean().backward()
-        optimiser.step()
-    return prior
-
-
-def as_published(prior: AbsorbingDiffusion, n: int, temp: float) -> Tensor:
-    """By the benchmarks' baseline: every token of every image evaluated and drawn at every step."""
-    net = published.Transformer(codes=7, symbols=8, width=16, heads=2, layers=2, tokens=4, causal=False)
-    net.load_state_dict(prior._denoise_fn.state_dict())
-    torch.manual_seed(4)
-    *_, x = published.lock_step_samples(net, n, 4, mask_id=7, steps=8, temp=temp)
-    return x
-
-
-@pytest.mark.parametrize("temp", [0.8, 1.0])
-def test_a_trained_prior_draws_as_in_lock_step(trained_prior: AbsorbingDiffusion, temp: float) -> None:
-    """Two-sample tests over whole samples: outcomes that both ways drew, rare ones pooled."""
-    prior, n = trained_prior, 6000
-    *_, lock_step = diffusion_trajectory(
-        prior.logits, torch.full((n, 4), 7), mask_id=7, steps=8, temp=temp, generator=seeded(1)
-    )
-    event_driven = prior.sample(n, generator=seeded(2), temp=temp, batch_size=500)
-    colder = prior.sample(n // 3, generator=seeded(3), temp=0.7 * temp, batch_size=500)
-    fewer = prior.sample(n // 3, generator=seeded(5), temp=temp, sample_steps=1, batch_size=500)
-    assert (event_driven[:, :2] == event_driven[:, 2:]).all(1).float().mean() > 0.3  # it has learnt: chance is 1 in 9
-
-    def agreement(x: Tensor, y: Tensor) -> float:
-        codes = [(ids * 7 ** torch.arange(4)).sum(1) for ids in (x, y)]
-        table = torch.stack([torch.bincount(code, minlength=7**4) for code in codes])
-        rare = table.sum(0) < 20
-        table = torch.cat([table[:, ~rare], table[:, rare].sum(1, keepdim=True)], dim=1)
-        return float(chi2_contingency(table.numpy()).pvalue)
-
-    for reference in (lock_step, as_published(prior, n, temp)):
-        assert agreement(reference, event_driven) > CHANCE
-        assert agreement(reference, colder) < CHANCE
-        assert agreement(reference, fewer) < CHANCE
+    together = run_plans(denoiser(prior.logits_at, 7), map(plan, range(12)), Drawing(5, Rule(0.9), static=True))
+    alone = [follow(plan(seed), prior.logits_at, Rule(0.9), 7) for seed in range(12)]
+    assert torch.equal(torch.stack(list(together)), torch.stack(alone))

@@ -1,0 +1,132 @@
+"""The VQGAN's three networks: encoder, generator (decoder), and the discriminator that judges its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample, normalize, run_blocks
+
+
+class Encoder(nn.Module):
+    """Convolutional encoder; halves the resolution once between two levels. Sizes are those of `VQAutoEncoder`."""
+
+    def __init__(
+        self,
+        n_channels: int,
+        nf: int,
+        emb_dim: int,
+        ch_mult: Sequence[int],
+        res_blocks: int,
+        img_size: int,
+        attn_resolutions: Sequence[int],
+    ) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Conv2d(n_channels, nf, kernel_size=3, padding=1)]
+        width, resolution = nf, img_size
+        for level, mult in enumerate(ch_mult):
+            for _ in range(res_blocks):
+                blocks.append(ResBlock(width, nf * mult))
+                width = nf * mult
+                if resolution in attn_resolutions:
+                    blocks.append(AttnBlock(width))
+            if level != len(ch_mult) - 1:
+                blocks.append(Downsample(width))
+                resolution //= 2
+        blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
+        # As published: no activation between the last norm and the last convolution.
+        blocks += [normalize(width), nn.Conv2d(width, emb_dim, kernel_size=3, padding=1)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B,C,H,W] in [0,1] → latents z [B,D,h,w]."""
+        return run_blocks(self.blocks, x)
+
+
+class Generator(nn.Module):
+    """Mirror of the encoder; its log-sigma head serves the likelihood estimate and is trained on its own."""
+
+    def __init__(
+        self,
+        n_channels: int,
+        nf: int,
+        emb_dim: int,
+        ch_mult: Sequence[int],
+        res_blocks: int,
+        img_size: int,
+        attn_resolutions: Sequence[int],
+    ) -> None:
+        super().__init__()
+        width, resolution = nf * ch_mult[-1], img_size // 2 ** (len(ch_mult) - 1)
+        blocks: list[nn.Module] = [nn.Conv2d(emb_dim, width, kernel_size=3, padding=1)]
+        blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
+        for level in reversed(range(len(ch_mult))):
+            for _ in range(res_blocks):
+                blocks.append(ResBlock(width, nf * ch_mult[level]))
+                width = nf * ch_mult[level]
+                if resolution in attn_resolutions:
+                    blocks.append(AttnBlock(width))
+            if level != 0:
+                blocks.append(Upsample(width))
+                resolution *= 2
+        # As published: no activation between the last norm and the last convolution.
+        blocks += [normalize(width), nn.Conv2d(width, n_channels, kernel_size=3, padding=1)]
+        self.blocks = nn.ModuleList(blocks)
+        self.logsigma = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, n_channels, kernel_size=1),
+        )
+
+    @property
+    def last_conv(self) -> nn.Conv2d:
+        """The convolution that makes the image."""
+        return cast(nn.Conv2d, self.blocks[-1])
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution, where the adaptive weight compares gradients."""
+        return self.last_conv.weight
+
+    def features(self, z_q: Tensor) -> Tensor:
+        """Quantised latents [B,D,h,w] → the normalised features [B,nf,H,W] that enter the last convolution."""
+        return run_blocks(self.blocks[:-1], z_q)
+
+    def forward(self, z_q: Tensor) -> Tensor:
+        """Quantised latents [B,D,h,w] → images [B,C,H,W], about [0,1] but not clipped."""
+        return self.last_conv(self.features(z_q))
+
+    def distribution(self, z_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantised latents [B,D,h,w] → mean and log standard deviation of the pixels, each [B,C,H,W]."""
+        features = self.features(z_q)
+        return self.last_conv(features), self.logsigma(features)
+
+
+class Discriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017, arXiv 1611.07004): judges overlapping patches; batch-normalised, LeakyReLU 0.2."""
+
+    def __init__(
+        self,
+        n_channels: int,  # image channels
+        ndf: int,  # width of the first layer; doubles with each layer up to 8·ndf
+        disc_layers: int,  # number of stride-2 layers
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(n_channels, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = ndf
+        for depth in range(1, disc_layers + 1):
+            wider = ndf * min(2**depth, 8)
+            layers += [
+                nn.Conv2d(width, wider, kernel_size=4, stride=2 if depth < disc_layers else 1, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.LeakyReLU(0.2),
+            ]
+            width = wider
+        layers.append(nn.Conv2d(width, 1, kernel_size=4, stride=1, padding=1))
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B,C,H,W] in [0,1] → logits [B,1,h',w'], positive for real."""
+        return self.main(x)

@@ -1,0 +1,160 @@
+"""The autoregressive prior's sampler against distributions that are known exactly, and what both priors refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_models import transformer
+from torch import Tensor
+
+from models.prior.absorbing import AbsorbingDiffusion
+from models.prior.autoregressive import AutoregressivePrior
+from models.prior.prior import Codes, Prior
+from models.prior.transformer import Transformer
+from models.sampling.categorical import Rule, image_generators
+from models.sampling.rounds import Drawing
+
+CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
+PValue = Callable[[Tensor, Tensor], float]
+SIZES = {"codebook_size": 7, "n_head": 2}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network() -> Transformer:
+    """Far from uniform, so that a wrong cache shows."""
+    return transformer(std=0.5, **SIZES, vocab_size=7, causal=True)
+
+
+@torch.no_grad()
+def test_cached_keys_and_values_give_the_logits_of_the_whole_prefix() -> None:
+    net = network()
+    ids = torch.randint(7, (3, 6), generator=seeded())
+    whole = AutoregressivePrior(net).logits(ids)
+    cache, static = net.new_cache(3), net.new_cache(3)
+    steps = [net.next_logits(ids[:, :0], cache)]
+    static_steps = [net.next_logits(ids[:, :0], static)]
+    for place in range(5):
+        new = ids[:, place : place + 1]
+        steps.append(net.next_logits(new, cache))
+        static_steps.append(net.following_logits(new, torch.tensor([place + 1]), static))
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(static_steps, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_is_continued_by_several_codes_at_once() -> None:
+    net = network()
+    ids = torch.randint(7, (3, 5), generator=seeded())
+    cache = net.new_cache(3)
+    parts = [net.next_logits(ids[:, :2], cache), net.next_logits(ids[:, 2:], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), net.next_logits(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temp", [0.8, 1.0])
+def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) -> None:
+    prior = AutoregressivePrior(network())
+    uniforms = torch.stack([torch.rand(6, dtype=torch.float64, generator=g) for g in image_generators(50, seeded(4))])
+    ids = torch.empty((50, 0), dtype=torch.int64)
+    with torch.no_grad():
+        for place in range(6):
+            logits = prior.net.next_logits(ids)[:, -1]
+            ids = torch.cat([ids, Rule(temp).draw(logits, uniforms[:, place])[:, None]], dim=1)
+    assert torch.equal(prior.sample(50, generator=seeded(4), temp=temp), ids)
+    wrapped: list[Any] = []
+    drawing = Drawing(50, Rule(temp), wrap=lambda function: wrapped.append(function) or function, static=True)
+    assert torch.equal(prior.draw_tokens(uniforms, drawing), ids)
+    assert len(wrapped) == 1
+    assert not torch.equal(prior.sample(50, generator=seeded(5), temp=temp), ids)
+
+
+def test_an_autoregressive_sample_is_a_function_of_its_own_generator() -> None:
+    prior = AutoregressivePrior(network())
+    alone = [next(prior.samples([seeded(seed)], Drawing(1))).tolist() for seed in range(8)]
+    assert len({tuple(ids) for ids in alone}) > 4
+    for batch_size in (3, 8, 20):
+        assert [ids.tolist() for ids in prior.samples(map(seeded, range(8)), Drawing(batch_size))] == alone
+    assert [ids.tolist() for ids in prior.samples(map(seeded, range(1, 8, 3)), Drawing(2))] == alone[1::3]
+
+
+def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, together = AutoregressivePrior(network()), []
+    new_cache = prior.net.new_cache
+    monkeypatch.setattr(prior.net, "new_cache", lambda batch: together.append(batch) or new_cache(batch))
+    prior.sample(8, generator=seeded(), batch_size=3)
+    assert together == [3, 3, 2]
+
+
+def test_autoregressive_sampling_draws_from_the_product_of_its_conditionals(p_value: PValue) -> None:
+    net = network()
+    net.pos_emb = torch.nn.Parameter(net.pos_emb[:, :2].detach())  # 49 outcomes
+    prior = AutoregressivePrior(net)
+    outcomes = torch.cartesian_prod(torch.arange(7), torch.arange(7))
+    with torch.no_grad():
+        p = 2 ** (-2 * prior.losses(Codes(outcomes)).loss.double())
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    ids = prior.sample(20_000, generator=seeded(), batch_size=5000)
+    assert p_value(torch.bincount(ids[:, 0] * 7 + ids[:, 1], minlength=49), p / p.sum()) > CHANCE
+
+
+# --- both priors --------------------------------------------------------------------------------------------------
+
+
+def small_prior(kind: str) -> Prior:
+    if kind == "autoregressive":
+        return AutoregressivePrior(network())
+    return AbsorbingDiffusion(transformer(std=0.5, **SIZES, vocab_size=8), mask_id=7, total_steps=5)
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_no_samples_are_an_empty_batch(kind: str) -> None:
+    none = small_prior(kind).sample(0)
+    assert (none.shape, none.dtype) == ((0, 6), torch.int64)
+    with pytest.raises(ValueError, match="the number of samples must be at least 0, not -1"):
+        small_prior(kind).sample(-1)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        small_prior(kind).sample(2, batch_size=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_type": "mlm"}, {"kind": "autoregressive"}])
+def test_a_prior_without_finite_logits_draws_codes_only_and_says_so(options: dict[str, Any]) -> None:
+    options = dict(options)
+    prior = small_prior(options.pop("kind", "absorbing"))
+    for parameter in prior.parameters():
+        parameter.data.fill_(torch.nan)
+    ids = torch.stack(
+        list(prior.samples([seeded(0), seeded(1)], Drawing(2, sampler=options.get("sample_type", "diffusion"))))
+    )
+    assert ids.max() < 7
+    with pytest.raises(FloatingPointError, match="not finite"):
+        prior.sample(2, generator=seeded(), **options)
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_conditions_are_refused_by_priors_that_know_none(kind: str) -> None:
+    prior = small_prior(kind)
+    codes = Codes(torch.zeros((2, 6), dtype=torch.int64), torch.zeros(2))
+    with pytest.raises(ValueError, match="takes no condition"):
+        prior.losses(codes, prior.draw(2, seeded()))
+    with pytest.raises(ValueError, match="takes no condition"):
+        prior.code_length(codes, seeded())
+
+
+def test_an_autoregressive_prior_refuses_given_tokens() -> None:
+    starts = Codes(torch.zeros((1, 6), dtype=torch.int64))
+    with pytest.raises(ValueError, match="given ones"):
+        small_prior("autoregressive").samples([seeded()], Drawing(1), starts)
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_logits_at_some_places_are_those_of_all(kind: str) -> None:
+    prior, ids = small_prior(kind), torch.randint(7, (2, 6), generator=seeded())
+    places = torch.tensor([[0, 3], [5, 1]])
+    with torch.no_grad():
+        expected = prior.logits(ids).gather(1, places[..., None].expand(-1, -1, 7))
+        torch.testing.assert_close(prior.logits_at(ids, places), expected)
