@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hparams.cli import note, parse, run_script
-from hparams.lengths import notes_on_length
+from hparams.notes import notes_on_length
 from hparams.saved import describe
 from hparams.settings.stages import VQGANStage
+from utils.machine.progress import say
 from utils.runs.preflight import check_data
 from utils.runs.run_folder import VQGAN
-from utils.training.training_start import first_step
+from utils.training.training_start import completed, first_step
 
 EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
 
@@ -16,10 +17,13 @@ EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --
 def main() -> None:
     settings = parse(VQGANStage, description=__doc__, example=EXAMPLE)
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
-    first_step(settings, VQGAN)
+    start = first_step(settings, VQGAN)
     if settings.run.dry_run:
         print(describe(settings))
         note(notes_on_length(settings))
+        return
+    if line := completed(settings, VQGAN, start):
+        say(line)
         return
     train(settings)
 

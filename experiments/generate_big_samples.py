@@ -35,12 +35,13 @@ def draw(settings: LargerExperiment) -> None:
     from utils.runs.results import record_result
     from utils.sampling.larger_images import decode_larger, larger_ids
     from utils.sampling.sample_files import SampleFiles
+    from utils.sampling.sampling import sampling_conditions
 
-    run, larger = settings.run, settings.larger
+    run, larger, sampling = settings.run, settings.larger, settings.sampling
     models = load_trained_models(settings)
     folder = RunFolder(run.log_dir)
     height, width = larger.shape
-    what = f"{larger.n_samples} larger samples ({height}x{width} codes) of {settings.prior.sampler} on {run.dataset}"
+    what = f"{sampling.n_samples} larger samples ({height}x{width} codes) of {settings.prior.sampler} on {run.dataset}"
     introduce(settings, what, models.device, models.facts())
     with experiment_run(settings, models.device) as ranks:
         ids, evaluations = larger_ids(models, settings, folder.path / "codes.th", ranks)
@@ -61,10 +62,11 @@ def draw(settings: LargerExperiment) -> None:
                 "shape": f"{height}x{width}",
                 "images": len(ids),
                 "order": larger.order,
-                "sample_steps": larger.sample_steps if larger.order == "random" else None,
+                **sampling_conditions(sampling, settings.prior.sampler),
                 "stride": larger.stride,
-                "temp": larger.temp,
             }
+            if larger.order == "raster":  # one code a step
+                conditions["sample_steps"] = None
             values = {"windows_per_image": evaluations / len(ids)}
             line = record_result(folder.results, conditions, values)
             show_results(dashboard, folder.results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
@@ -40,7 +42,6 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     import torch
 
-    from hparams.settings.stages import SamplingSettings
     from models.sampling.inpainting import codes_of
     from utils.data.batches import eval_batches
     from utils.data.pictures import save_png, to_uint8
@@ -56,15 +57,15 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     from utils.sampling.sampled_ids import sampled_ids
     from utils.sampling.sampling import shared_decoding
 
-    run, inpainting = settings.run, settings.inpainting
+    run, inpainting, each = settings.run, settings.inpainting, settings.sampling.n_samples
     models = load_trained_models(settings)
     data = open_split(run, inpainting.split, settings.autoencoder.img_size).first(inpainting.n_images)
     hidden = codes_of(torch.from_numpy(painted), models.autoencoder.latent_size)
-    folder, n = RunFolder(run.log_dir), len(data) * inpainting.n_samples
-    what = f"{inpainting.n_samples} completions of each of {len(data)} images of {run.dataset}"
+    folder, n = RunFolder(run.log_dir), len(data) * each
+    what = f"{each} completions of each of {len(data)} images of {run.dataset}"
     anew = f"{int(hidden.sum())} of {hidden.numel()} codes"
     introduce(settings, what, models.device, models.facts() | {"drawn anew": anew})
-    sampling = SamplingSettings(n_samples=n, temp=inpainting.temp, sample_steps=inpainting.sample_steps)
+    sampling = replace(settings.sampling, n_samples=n)
     with experiment_run(settings, models.device, data) as ranks:
         bad = list_bad_images(run, ranks)
         codes = cached_latents(
@@ -80,14 +81,14 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
             ranks=ranks,
         )
         mask_id = settings.autoencoder.codebook_size
-        starts = given_codes(codes, hidden, mask_id=mask_id, completions=inpainting.n_samples)
+        starts = given_codes(codes, hidden, mask_id=mask_id, completions=each)
         ids = sampled_ids(folder, models, settings, sampling, ranks, starts)
         batches = shared_decoding(models.autoencoder, ids, run, models.amp_dtype, ranks)
         if not ranks.first:
             for _ in batches:  # to do its share is all that it does
                 pass
             return
-        picture = CompletionsPicture(len(data), inpainting.n_samples)
+        picture = CompletionsPicture(len(data), each)
         files = SampleFiles(folder.images, individually=True)
         for images in batches:
             pixels = to_uint8(images).cpu()
@@ -99,7 +100,7 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
         save_png(path, drawn)
         with open_dashboard(run) as dashboard:
             show_picture(dashboard, "inpainted", drawn, title="images, what is given of them, completions")
-    print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
+    print(f"{n} images in {files.where}: {each} for each image, one after the other")
     print(f"{path}: image, what is given of it, completions ({picture.rows} x {picture.completions})")
 
 

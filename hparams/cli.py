@@ -21,11 +21,11 @@ from typing import Any, NoReturn, TypeVar
 from hparams import launch
 from hparams.errors import RunError, UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of
-from hparams.idle import idle_flags
 from hparams.memory import keep_freed_memory
+from hparams.notes import idle_flags
 from hparams.output import lasting_output
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
+from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain
 from hparams.settings.stages import Plain, Stage
 from hparams.user import name_nameless_user
 
@@ -73,7 +73,6 @@ def parse(
         SystemExit: after ``--help``, with status 0.
     """
     typed = _typed(stage_class, argv, prog, description, example)
-    typed = resume_after_restart(stage_class, typed, logs=logs)
     stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
     values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}
     note(idle_flags(typed, values), prog)

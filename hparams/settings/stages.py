@@ -1,10 +1,8 @@
-"""The settings that several scripts share, and the stages of the training scripts: groups of fields, stages of groups.
+"""The settings that every script has, and the stages of the training scripts.
 
-A field's name is its flag (``nf`` is ``--nf``) and its key in a saved ``hparams.yaml``; it is unique within a stage.
-Groups of a concept of their own are in ``hparams.settings.training``, ``hparams.settings.models`` and, for experiments,
-``hparams.settings.experiments``. ``hparams.presets`` holds what differs by stage and data set.
-``hparams.checks`` refuses values that do not fit together, ``hparams.idle`` knows what does nothing beside others.
-A field whose default is None though its type is not optional is filled in by :func:`hparams.resolve.resolve`.
+A group is a dataclass of fields, a stage one of groups. A field's name is its flag (``nf`` is ``--nf``) and its key in
+a saved ``hparams.yaml``; it is unique within a stage. A field whose default is None though its type is not optional is
+filled in by `hparams.derived`.
 """
 
 from __future__ import annotations
@@ -12,18 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hparams.fields import setting
+from hparams.fields import Group, setting
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings.sampling import SamplingSettings
 from hparams.settings.training import TrainingSettings
 
 FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Group, title="run"):
     """What every script needs: data, run folder, device, dashboard."""
-
-    title: ClassVar[str] = "run"
 
     dataset: Literal["churches", "bedrooms", FolderDataset, "toy_churches"] = setting(
         None, help="data set; picks the preset", none_means="that of the loaded run, else required", subject="data"
@@ -126,36 +123,14 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class AutoencoderSource:
+class AutoencoderSource(Group, title="trained autoencoder"):
     """Which trained autoencoder makes the codes."""
-
-    title: ClassVar[str] = "trained autoencoder"
 
     ae_load_dir: str | None = setting(
         None, help="run folder of the trained VQGAN, under logs/", unit="run", none_means="required"
     )
     ae_load_step: int | None = setting(
         None, help="step of the trained VQGAN", unit="step", minimum=1, none_means="the newest"
-    )
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How images are drawn from the prior."""
-
-    title: ClassVar[str] = "sampling"
-
-    n_samples: int = setting(64, help="images to draw", unit="images", minimum=1)
-    temp: float = setting(1.0, help="sampling temperature of the codes", unit="tau", above=0)
-    sample_steps: int = setting(
-        None,
-        help="sampling steps, at most total_steps",
-        unit="steps",
-        minimum=1,
-        none_means="total_steps",
-    )
-    sample_type: Literal["diffusion", "mlm"] = setting(
-        "diffusion", help="diffusion: ancestral sampling; mlm: predicting and masking again, repeatedly"
     )
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from hparams.fields import setting
+from hparams.fields import Group, setting
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Group, title="training"):
     """The training loop of either stage."""
-
-    title: ClassVar[str] = "training"
 
     lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
     train_steps: int = setting(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hparams.fields import settings_of
-from hparams.settings.replay import Replay
+from hparams.settings.tools import Replay
 from stages import STAGES
 from utils.data.lmdb_images import write_lmdb
 

@@ -18,7 +18,8 @@ import utils.metrics.feature_sources as sources
 import utils.sampling.sampled_ids as sampled_ids
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
-from hparams.settings.experiments import FeatureSettings, FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from hparams.settings.metrics import FeatureSettings
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
 from utils.machine.devices import pick_amp_dtype, precision_name

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hparams.errors import UserError
-from hparams.settings.experiments import InpaintingSettings
+from hparams.settings.sampling import InpaintingSettings
 from utils.data.images import decode_rgb, resize_and_crop
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hparams.checks import check_image_count, image_source
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureExperiment, PRDCExperiment, PRDCSettings
+from hparams.settings.experiments import FeatureExperiment, PRDCExperiment
+from hparams.settings.metrics import PRDCSettings
 from hparams.settings.stages import RunSettings
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.bad_images import Report

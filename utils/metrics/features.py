@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from torchvision.models import VGG16_Weights
 
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
+from hparams.settings.metrics import FeatureSettings
 from utils.machine.devices import without_tf32
 from utils.machine.files import sha256_of
 from utils.metrics.r64 import R64

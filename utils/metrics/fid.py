@@ -11,7 +11,7 @@ from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 
-from hparams.settings.experiments import KIDSettings
+from hparams.settings.metrics import KIDSettings
 from utils.machine.distributed import ALONE, Ranks
 from utils.machine.progress import Progress
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hparams.errors import RunError
-from hparams.settings.experiments import LikelihoodExperiment, LikelihoodSettings
+from hparams.settings.experiments import LikelihoodExperiment
+from hparams.settings.metrics import LikelihoodSettings
 from models.parts import WHOLE, BatchPart
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.bounds import BoundEstimate, estimate_bound

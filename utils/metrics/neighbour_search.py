@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings, NeighbourSettings
+from hparams.settings.metrics import FeatureSettings, NeighbourSettings
 from utils.data.bad_images import Report, SharedReport
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData

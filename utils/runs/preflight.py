@@ -12,13 +12,9 @@ from typing import TypeVar
 
 from hparams.checks import image_source
 from hparams.errors import UserError
-from hparams.settings.experiments import (
-    CheckpointSource,
-    FeatureExperiment,
-    PRDCExperiment,
-    PRDCSettings,
-    PriorExperiment,
-)
+from hparams.settings.experiments import FeatureExperiment, PRDCExperiment, PriorExperiment
+from hparams.settings.metrics import PRDCSettings
+from hparams.settings.sampling import CheckpointSource
 from hparams.settings.stages import AutoencoderSource, RunSettings
 from utils.data.datasets import Split, check_images, open_folder
 from utils.runs.run_folder import KINDS, VQGAN, RunFolder

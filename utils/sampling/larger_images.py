@@ -34,17 +34,17 @@ def larger_ids(
     Raises:
         NotFiniteError: the prior's predictions are not finite; what was kept before stays.
     """
-    run, larger, prior = settings.run, settings.larger, models.prior
+    run, larger, sampling, prior = settings.run, settings.larger, settings.sampling, models.prior
     assert isinstance(prior, AbsorbingDiffusion)  # others are refused with the settings
     height, width = larger.shape
     plans = [
-        reveal_plan((height, width), larger.order, larger.sample_steps, make_generator("cpu", run.seed, "larger", i))
-        for i in range(larger.n_samples)
+        reveal_plan((height, width), larger.order, sampling.sample_steps, make_generator("cpu", run.seed, "larger", i))
+        for i in range(sampling.n_samples)
     ]
     reveal, uniforms = (torch.stack(part).to(models.device) for part in zip(*plans, strict=True))
     steps, done, evaluations = int(reveal.max()) + 1, 0, 0
-    most = -(-larger.n_samples // ranks.count)
-    mine = own_indices(range(larger.n_samples), most, ranks)
+    most = -(-sampling.n_samples // ranks.count)
+    mine = own_indices(range(sampling.n_samples), most, ranks)
     x = torch.full_like(reveal[mine], prior.mask_id)
     invalid = torch.zeros((), dtype=torch.int64, device=models.device)
 
@@ -56,7 +56,7 @@ def larger_ids(
 
     def state() -> dict[str, Any]:
         """Of all images."""
-        everyone = ranks.gather_rows(x, most)[: larger.n_samples].cpu()
+        everyone = ranks.gather_rows(x, most)[: sampling.n_samples].cpu()
         return {"x": everyone, "done": done, "evaluations": int(ranks.sum(torch.tensor(evaluations)))}
 
     key = {
@@ -65,6 +65,7 @@ def larger_ids(
         "precision": str(models.amp_dtype),
         "seed": run.seed,
         **vars(larger),
+        **vars(sampling),
     }
     with Partial(partial, key, ranks) as work, evaluating(prior):
         if saved := work.load():
@@ -79,7 +80,7 @@ def larger_ids(
                 mask_id=prior.mask_id,
                 window=models.autoencoder.latent_size,
                 stride=larger.stride,
-                temp=larger.temp,
+                temp=sampling.temp,
                 batch_size=run.batch_size,
                 start=done,
                 stop=steps,

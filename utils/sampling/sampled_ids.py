@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hparams.settings.experiments import PriorExperiment
-from hparams.settings.stages import SamplingSettings
+from hparams.settings.sampling import SamplingSettings
 from utils.machine.distributed import ALONE, Ranks
 from utils.machine.files import content_key, sha256_of
 from utils.pretrained.trained_models import TrainedModels

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hparams.errors import NotFiniteError
-from hparams.settings.stages import RunSettings, SamplingSettings
+from hparams.settings.sampling import SamplingSettings
+from hparams.settings.stages import RunSettings
 from models.parts import as_it_is
 from models.prior.absorbing import AbsorbingDiffusion
 from models.vqgan.autoencoder import VQAutoEncoder

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hparams.settings.stages import RunSettings, SamplingSettings
+from hparams.settings.sampling import SamplingSettings
+from hparams.settings.stages import RunSettings
 from models.prior.absorbing import AbsorbingDiffusion
 from models.sampling.samplers import diffusion_trajectory
 from models.vqgan.autoencoder import VQAutoEncoder

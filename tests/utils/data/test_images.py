@@ -287,7 +287,7 @@ DOORS = """
 import sys
 from pathlib import Path
 from hparams.errors import UserError
-from hparams.settings.experiments import InpaintingSettings
+from hparams.settings.sampling import InpaintingSettings
 from utils.data.datasets import open_folder, open_images
 from utils.data.masks import painted_pixels
 

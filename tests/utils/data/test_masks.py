@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hparams.errors import UserError
-from hparams.settings.experiments import InpaintingSettings
+from hparams.settings.sampling import InpaintingSettings
 from utils.data.masks import painted_pixels
 
 SETTINGS = InpaintingSettings()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models import vgg16
 
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
+from hparams.settings.metrics import FeatureSettings
 from utils.machine.files import sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from hparams.settings.experiments import FeatureSettings, KIDSettings
+from hparams.settings.metrics import FeatureSettings, KIDSettings
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
 from utils.machine.distributed import Ranks

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hparams.errors import UserError
-from hparams.settings.experiments import NeighbourSettings
+from hparams.settings.metrics import NeighbourSettings
 from utils.data.images import BadImageError
 from utils.metrics.nearest import NearestNeighbours
 from utils.metrics.neighbour_files import GAP, write_neighbours

@@ -20,7 +20,7 @@ from PIL import Image
 from hparams import saved
 from hparams.cli import parse
 from hparams.errors import UserError
-from hparams.settings.experiments import FeatureSettings
+from hparams.settings.metrics import FeatureSettings
 from hparams.settings.stages import VQGANStage
 from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
 from utils.data.bad_images import BadImages
