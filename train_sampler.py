@@ -11,9 +11,8 @@ from hparams.errors import NotFiniteError
 from hparams.notes import notes_on_length
 from hparams.saved import describe
 from hparams.settings.stages import PriorStage
-from utils.machine.progress import say
 from utils.runs.preflight import check_autoencoder, check_data
-from utils.training.training_start import completed, first_step
+from utils.training.training_start import first_step, is_complete
 
 EXAMPLE = (
     "python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches "
@@ -31,10 +30,8 @@ def main() -> None:
         print(describe(settings))
         note(notes_on_length(settings))
         return
-    if line := completed(settings, settings.prior.sampler, start):
-        say(line)
-        return
-    train(settings)
+    if not is_complete(settings, settings.prior.sampler, start):
+        train(settings)
 
 
 def train(settings: PriorStage) -> None:

@@ -6,10 +6,9 @@ from hparams.cli import note, parse, run_script
 from hparams.notes import notes_on_length
 from hparams.saved import describe
 from hparams.settings.stages import VQGANStage
-from utils.machine.progress import say
 from utils.runs.preflight import check_data
 from utils.runs.run_folder import VQGAN
-from utils.training.training_start import completed, first_step
+from utils.training.training_start import first_step, is_complete
 
 EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
 
@@ -22,10 +21,8 @@ def main() -> None:
         print(describe(settings))
         note(notes_on_length(settings))
         return
-    if line := completed(settings, VQGAN, start):
-        say(line)
-        return
-    train(settings)
+    if not is_complete(settings, VQGAN, start):
+        train(settings)
 
 
 def train(settings: VQGANStage) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from hparams.checks import latent_shape, require_run, run_folder, visdom_address
+from hparams.checks import visdom_address
+from hparams.derived import latent_shape
 from hparams.errors import UserError
+from hparams.folders import require_run, run_folder
 from hparams.resolve import resolve
 from hparams.settings.experiments import (
     FIDExperiment,

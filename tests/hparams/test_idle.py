@@ -8,7 +8,7 @@ import pytest
 
 from hparams.cli import parse
 from hparams.fields import settings_of
-from hparams.idle import CONDITIONS
+from hparams.notes import CONDITIONS
 from hparams.settings.experiments import LargerExperiment, PRDCExperiment, SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hparams.lengths import notes_on_length
+from hparams.notes import notes_on_length
 from hparams.presets import DATASETS
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from hparams import launch
 from hparams.errors import UserError
 from hparams.presets import preset
-from hparams.resolve import StageT, resolve, resume_after_restart
+from hparams.resolve import StageT, resolve
 from hparams.saved import save, to_flat
 from hparams.settings.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
@@ -362,36 +360,3 @@ def test_resume_needs_a_run_folder(logs: Path) -> None:
     with pytest.raises(UserError, match=r"--resume: .*killed has no hparams\.yaml: give all flags"):
         resolve(VQGANStage, {"resume": True, "log_dir": "killed"}, logs=logs)
     assert resolve(VQGANStage, {"resume": True, "log_dir": "killed", "dataset": "churches"}, logs=logs).training.resume
-
-
-# Under torchrun --max-restarts.
-
-
-@pytest.mark.parametrize("count", ["0", "2"])
-def test_a_restart_goes_on_with_the_run_that_its_torchrun_began(
-    count: str, logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine whose processes did not fail has counted no restart."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-    typed = {"log_dir": "mine", "dataset": "churches", "load_dir": "other", "load_step": 3, "load_optim": True}
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    run(logs, "mine", dataset="churches")
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    launch.mark(logs / "mine", ["elsewhere/7/1", launch.launcher()])
-    restarted = resume_after_restart(VQGANStage, typed, logs=logs)
-    assert restarted == {"log_dir": "mine", "dataset": "churches", "resume": True}
-
-
-def test_another_torchrun_does_not_go_on_with_it_though_its_job_has_the_same_id(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    run(logs, "mine", dataset="churches")
-    launch.mark(logs / "mine", [launch.launcher()])
-    typed = {"log_dir": "mine", "dataset": "churches"}
-    monkeypatch.setattr(os, "getppid", os.getpid)
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    monkeypatch.undo()
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed  # without torchrun

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hparams import saved
+from hparams import launch, saved
 from hparams.errors import UserError
 from hparams.resolve import LOGS
 from hparams.same_command import begun_from
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from utils.machine.files import sole_writer
+from utils.machine.progress import say
+from utils.runs.retention import clean_up
 from utils.runs.run_folder import KINDS, VQGAN, RunFolder
 
 
@@ -62,15 +65,22 @@ def first_step(settings: VQGANStage | PriorStage, kind: str, root: Path = LOGS) 
     return done
 
 
-def completed(settings: VQGANStage | PriorStage, kind: str, start: int) -> str | None:
-    """What to say of a run whose command was started again when nothing is left to do, else None."""
+def is_complete(settings: VQGANStage | PriorStage, kind: str, start: int) -> bool:
+    """Whether a command was started again that has nothing left to do; says so, and deletes what a kill had left.
+
+    `--resume` on a run that is done checks its files too, as it opens the run.
+    """
     if start < settings.training.train_steps or settings.training.resume:
-        return None
+        return False
     folder = RunFolder(settings.run.log_dir)
-    return (
-        f"{folder.path} is complete: {folder.model_file(kind, start)} is saved; --resume with a larger --train_steps "
-        "goes on"
+    if launch.rank() == 0:
+        with sole_writer(folder.path):
+            clean_up(folder, kind, start, settings.training)
+    say(
+        f"{folder.path} is complete: {folder.model_file(kind, start).name} is its last step; --resume with a larger "
+        "--train_steps goes on"
     )
+    return True
 
 
 def _is_published(folder: RunFolder, kind: str, step: int, stage_class: type[Stage]) -> bool:
