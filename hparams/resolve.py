@@ -98,11 +98,14 @@ def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_
     kept = saved.load(logs / log_dir / saved.FILE_NAME, stage_class)
     asked = _resolve(stage_class, typed, logs, same_command.processes_of(kept))
     same_command.require_same(asked, kept, typed, logs / log_dir)
-    same = same_command.SHARES | _STARTING_POINT
-    again = {name: value for name, value in typed.items() if name not in same} | {"log_dir": log_dir, "resume": True}
+    settled = same_command.SHARES | _STARTING_POINT
+    again = {name: value for name, value in typed.items() if name not in settled} | {"log_dir": log_dir, "resume": True}
+    global_batch = vars(asked)["training"].global_batch
+    if "batch_size" in typed and global_batch % (typed["batch_size"] * processes) == 0:
+        again["batch_size"] = typed["batch_size"]  # what fits into memory: fewer processes take more passes
     stage = _resolve(stage_class, again, logs, processes)
-    settled: Any = {"training": replace(vars(stage)["training"], resume=False)}
-    return replace(stage, **settled)
+    not_asked_to: Any = {"training": replace(vars(stage)["training"], resume=False)}
+    return replace(stage, **not_asked_to)
 
 
 def resolve_plain(stage_class: type[PlainT], typed: Mapping[str, Any]) -> PlainT:
