@@ -11,16 +11,17 @@ from hparams.errors import UserError
 from hparams.fields import Setting, as_text, settings_of
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
-# Each machine has its own, and no weight depends on them.
-_OF_MACHINES = frozenset(
-    {"device", "num_workers", "dashboard", "visdom_server", "visdom_port", "visdom_base_url", "summary"}
-)
 SHARES = frozenset({"global_batch", "batch_size", "accumulate_steps"})  # how processes divide an update
 
 
 def is_of_machine(setting: Setting) -> bool:
-    """Whether the processes of one run may differ in a setting: places of files are a matter of each machine, too."""
-    return setting.name in _OF_MACHINES or setting.unit in ("file", "folder")
+    """Whether the processes of one run may differ in a setting, on which no weight depends: devices, what is shown."""
+    return setting.name in ("device", "num_workers") or setting.subject == "dashboard and terminal"
+
+
+def is_place(setting: Setting) -> bool:
+    """Whether a setting says where files lie, which is a matter of each machine."""
+    return setting.unit in ("file", "folder")
 
 
 def begun_from(stage: VQGANStage | PriorStage) -> int:
@@ -58,7 +59,7 @@ def require_same(stage: Stage, kept: Mapping[str, Any], typed: Mapping[str, Any]
     differ = []
     for name in sorted(kept, key=lambda name: name not in typed):
         setting, now = settings[name], getattr(getattr(stage, settings[name].group), name)
-        free = setting.name in _OF_MACHINES or (is_of_machine(setting) and launch.processes() > 1)
+        free = is_of_machine(setting) or (is_place(setting) and launch.processes() > 1)
         newest = name == "ae_load_step" and now is None  # the newest one when the run began
         if name != "log_dir" and not free and not newest and now != kept[name]:
             differ.append((setting.flag, as_text(kept[name]), as_text(now)))

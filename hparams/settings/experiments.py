@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from hparams.settings.metrics import (
     FeatureSettings,
@@ -28,10 +27,8 @@ from hparams.settings.stages import AutoencoderSource, Stage
 
 
 @dataclass(frozen=True)
-class PriorExperiment(Stage):
+class PriorExperiment(Stage, tables=("autoencoder", "{sampler}", "experiment")):
     """What every experiment with a trained prior and its autoencoder needs."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "{sampler}", "experiment")
 
     source: AutoencoderSource
     checkpoint: CheckpointSource
@@ -40,21 +37,16 @@ class PriorExperiment(Stage):
 
 
 @dataclass(frozen=True)
-class SamplesExperiment(PriorExperiment):
+class SamplesExperiment(PriorExperiment, log_dir="samples_{dataset}", reads_data=False):
     """Images drawn from a trained prior."""
-
-    default_log_dir: ClassVar[str] = "samples_{dataset}"
-    reads_data: ClassVar[bool] = False
 
     sampling: SamplingSettings
     output: OutputSettings
 
 
 @dataclass(frozen=True)
-class FeatureExperiment(PriorExperiment):
+class FeatureExperiment(PriorExperiment, tables=("features", "metric", "metric_samples")):
     """Features of images drawn from a trained prior, compared with those of real ones."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "features", "metric", "metric_samples")
 
     sampling: SamplingSettings
     features: FeatureSettings
@@ -63,30 +55,24 @@ class FeatureExperiment(PriorExperiment):
 
 
 @dataclass(frozen=True)
-class FIDExperiment(FeatureExperiment):
+class FIDExperiment(FeatureExperiment, tables=("kid",), log_dir="FID_{dataset}"):
     """FID and KID."""
-
-    default_log_dir: ClassVar[str] = "FID_{dataset}"
-    preset_tables: ClassVar[tuple[str, ...]] = (*FeatureExperiment.preset_tables, "kid")
 
     kid: KIDSettings
 
 
 @dataclass(frozen=True)
-class PRDCExperiment(FeatureExperiment):
+class PRDCExperiment(FeatureExperiment, log_dir="PRDC_{dataset}"):
     """Precision, recall, density and coverage."""
-
-    default_log_dir: ClassVar[str] = "PRDC_{dataset}"
 
     prdc: PRDCSettings
 
 
 @dataclass(frozen=True)
-class ReconstructionExperiment(Stage):
+class ReconstructionExperiment(
+    Stage, tables=("autoencoder", "experiment", "features", "metric", "kid"), log_dir="VQGAN_FID_{dataset}"
+):
     """Images and their reconstructions by a trained autoencoder."""
-
-    default_log_dir: ClassVar[str] = "VQGAN_FID_{dataset}"
-    preset_tables: ClassVar[tuple[str, ...]] = ("autoencoder", "experiment", "features", "metric", "kid")
 
     source: AutoencoderSource
     weights: WhichWeights
@@ -98,44 +84,31 @@ class ReconstructionExperiment(Stage):
 
 
 @dataclass(frozen=True)
-class LikelihoodExperiment(PriorExperiment):
+class LikelihoodExperiment(PriorExperiment, tables=("likelihood",), log_dir="nll_{dataset}"):
     """Bits per dimension of validation images."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "likelihood")
-    default_log_dir: ClassVar[str] = "nll_{dataset}"
 
     likelihood: LikelihoodSettings
 
 
 @dataclass(frozen=True)
-class NeighboursExperiment(PriorExperiment):
+class NeighboursExperiment(PriorExperiment, tables=("neighbours",), log_dir="nearest_neighbours_{dataset}"):
     """Samples beside their nearest training images."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "neighbours")
-    default_log_dir: ClassVar[str] = "nearest_neighbours_{dataset}"
 
     sampling: SamplingSettings
     neighbours: NeighbourSettings
 
 
 @dataclass(frozen=True)
-class LargerExperiment(PriorExperiment):
+class LargerExperiment(PriorExperiment, tables=("larger",), log_dir="big_samples_{dataset}", reads_data=False):
     """Images larger than the training ones."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "larger")
-    default_log_dir: ClassVar[str] = "big_samples_{dataset}"
-    reads_data: ClassVar[bool] = False
 
     sampling: SamplingSettings
     larger: LargerSettings
 
 
 @dataclass(frozen=True)
-class InpaintingExperiment(PriorExperiment):
+class InpaintingExperiment(PriorExperiment, tables=("inpainting",), log_dir="inpainted_{dataset}"):
     """Images of which a part is painted anew."""
-
-    preset_tables: ClassVar[tuple[str, ...]] = (*PriorExperiment.preset_tables, "inpainting")
-    default_log_dir: ClassVar[str] = "inpainted_{dataset}"
 
     sampling: SamplingSettings
     inpainting: InpaintingSettings

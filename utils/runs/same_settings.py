@@ -8,7 +8,7 @@ from typing import Any
 
 from hparams.errors import UserError
 from hparams.fields import as_text, settings_of
-from hparams.same_command import is_of_machine
+from hparams.same_command import is_of_machine, is_place
 from hparams.saved import to_flat
 from hparams.settings.stages import Stage
 from utils.data.datasets import ImageData
@@ -21,7 +21,8 @@ def require_same_settings(settings: Stage, ranks: Ranks) -> None:
     known = settings_of(type(settings))
     for rank, theirs in enumerate(others, start=1):
         for name in first:
-            if not is_of_machine(known[name]) and theirs.get(name) != first[name]:
+            own = is_of_machine(known[name]) or is_place(known[name])
+            if not own and theirs.get(name) != first[name]:
                 raise UserError(
                     f"--{name}: rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}: "
                     "start all processes by the same command"
