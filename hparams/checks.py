@@ -58,12 +58,12 @@ def _rule(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-# What every script has.
-
-
 @_rule
-def _device(run: RunSettings) -> None:
-    """In PyTorch's notation, and not one GPU for NCCL's processes."""
+def _run(run: RunSettings) -> None:
+    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address.
+
+    And the system lets this process open as many files as its workers take.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
     if ":" in run.device and launch.local_processes() > 1 and run.dist_backend != "gloo":
@@ -71,11 +71,6 @@ def _device(run: RunSettings) -> None:
             f"--device {run.device} is one GPU for {launch.local_processes()} processes: use --device cuda for one "
             "each, or --dist_backend gloo to share it"
         )
-
-
-@_rule
-def _machine(run: RunSettings) -> None:
-    """The dashboard has an address, and this process may open as many files as its workers take."""
     visdom_address(run.visdom_server, run.visdom_port, run.visdom_base_url)
     require_open_files(run.num_workers)
 
@@ -103,20 +98,13 @@ def visdom_address(server: str, port: int, base_url: str = "/") -> str:
     return "/".join([address, *folders])
 
 
-# Training.
-
-
 @_rule
-def _starting_point(training: TrainingSettings) -> None:
-    if training.load_step == 0:
-        if training.load_optim:
-            raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
-        if training.load_dir:
-            raise UserError("--load_dir needs --load_step: say which step's weights to start from")
-
-
-@_rule
-def _kept_checkpoints(training: TrainingSettings) -> None:
+def _training(training: TrainingSettings) -> None:
+    """Flags about reloading come together, and at least one checkpoint is kept."""
+    if training.load_optim and not training.load_step:
+        raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
+    if training.load_dir and not training.load_step:
+        raise UserError("--load_dir needs --load_step: say which step's weights to start from")
     if not re.fullmatch(r"all|[1-9]\d*", training.keep_checkpoints):
         raise UserError(f"--keep_checkpoints {training.keep_checkpoints}: use a whole number from 1 on, or all")
 
@@ -130,9 +118,6 @@ def _objective(training: TrainingSettings, prior: PriorSettings) -> None:
             "--total_steps 1: --reweighting published weighs the last time by 0, so that nothing would be learnt: use "
             "--reweighting paper"
         )
-
-
-# Networks.
 
 
 @_rule
@@ -194,29 +179,21 @@ def heads(prior: PriorSettings) -> None:
         )
 
 
-# Trained models.
-
-
 @_rule
-def _autoencoder_named(stage: Stage, source: AutoencoderSource) -> None:
-    if image_source(stage) in ("prior", "latents"):
-        _named_and_apart(stage, "ae_load_dir", source.ae_load_dir, "VQGAN, such as vqgan_churches")
-
-
-@_rule
-def _prior_named(stage: Stage) -> None:
-    if (checkpoint := vars(stage).get("checkpoint")) and image_source(stage) == "prior":
-        _named_and_apart(stage, "load_dir", checkpoint.load_dir, "prior, such as absorbing_churches")
-
-
-def _named_and_apart(stage: Stage, name: str, folder: str | None, of_what: str) -> None:
-    """A run is named, and its folder is not written to."""
-    if not folder:
-        raise UserError(f"--{name} is required: name the run folder of the trained {of_what}")
-    if folder == stage.run.log_dir:
-        raise UserError(
-            f"--log_dir {folder} is also --{name}: use another --log_dir, so that the settings of that run are kept"
-        )
+def _trained(stage: Stage, source: AutoencoderSource) -> None:
+    """The runs of trained models are named, and not written to."""
+    images_from, needed = image_source(stage), []
+    if images_from in ("prior", "latents"):
+        needed.append(("--ae_load_dir", source.ae_load_dir, "VQGAN, such as vqgan_churches"))
+    if images_from == "prior" and (checkpoint := vars(stage).get("checkpoint")):
+        needed.append(("--load_dir", checkpoint.load_dir, "prior, such as absorbing_churches"))
+    for flag, folder, what in needed:
+        if not folder:
+            raise UserError(f"{flag} is required: name the run folder of the trained {what}")
+        if folder == stage.run.log_dir:
+            raise UserError(
+                f"--log_dir {folder} is also {flag}: use another --log_dir, so that the settings of that run are kept"
+            )
 
 
 def image_source(stage: Stage) -> Literal["prior", "latents", "images", "features"]:
@@ -236,9 +213,6 @@ def image_source(stage: Stage) -> Literal["prior", "latents", "images", "feature
     if len(given) > 1:
         raise UserError(f"{' and '.join(given.values())} both say what to compare: leave one of them out")
     return next(iter(given), "prior")
-
-
-# Drawing.
 
 
 @_rule
@@ -302,9 +276,6 @@ def _inpainting(
 def _ancestral(sampling: SamplingSettings, why_not: str) -> None:
     if sampling.sample_type != "diffusion":
         raise UserError(f"--sample_type {sampling.sample_type}: {why_not}: use --sample_type diffusion")
-
-
-# Metrics.
 
 
 @_rule

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from hparams.checks import visdom_address
-from hparams.derived import latent_shape
 from hparams.errors import UserError
 from hparams.folders import require_run, run_folder
 from hparams.resolve import resolve
@@ -23,17 +22,16 @@ from hparams.settings.experiments import (
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from utils.machine.files import make_folder
 
+AE, MODELS = {"ae_load_dir": "ae"}, {"ae_load_dir": "ae", "load_dir": "prior"}
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
-    PriorStage: {"dataset": "churches", "ae_load_dir": "ae"},
-    SamplesExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    FIDExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    PRDCExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    ReconstructionExperiment: {"dataset": "churches", "ae_load_dir": "ae"},
-    LikelihoodExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
-    NeighboursExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
-    LargerExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
-    InpaintingExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
+    PriorStage: {"dataset": "churches", **AE},
+    SamplesExperiment: {"dataset": "churches", **MODELS},
+    FIDExperiment: {"dataset": "toy_churches", **MODELS},
+    PRDCExperiment: {"dataset": "churches", **MODELS},
+    ReconstructionExperiment: {"dataset": "churches", **AE},
+    **{s: {"dataset": "ffhq", **MODELS} for s in (LikelihoodExperiment, NeighboursExperiment, LargerExperiment)},
+    InpaintingExperiment: {"dataset": "ffhq", **MODELS},
 }
 
 
@@ -187,11 +185,6 @@ def test_processes_share_the_updates_of_the_head_evenly(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="--batch_size 5: 2 processes cannot share an update of the log-sigma head"):
         resolve(LikelihoodExperiment, odd | {"train_steps": 10}, logs=tmp_path, processes=2)
     resolve(LikelihoodExperiment, odd | {"train_steps": 0}, logs=tmp_path, processes=2)
-
-
-def test_latent_shape() -> None:
-    assert latent_shape(256, (1, 1, 2, 2, 4)) == (1, 16, 16)
-    assert latent_shape(33, (1,)) == (1, 33, 33)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("a", "a"), ("a/b/", "a/b"), ("./a//b", "a/b"), ("...", "...")])
