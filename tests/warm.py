@@ -131,7 +131,6 @@ def serve() -> None:
 
     Scripts that run then, as after a test that failed on its way, are killed.
     """
-    sys.path.insert(0, str(REPO))
     for module in MODULES:
         __import__(module)
     if "often" in sys.argv[1:]:
@@ -240,6 +239,7 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(REPO))  # before this folder, which has a `utils` of its own
     if sys.argv[1:2] == ["in_turn"]:
         in_turn(sys.argv[2:])
     else:
