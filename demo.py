@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from utils.runs.results import read_results
-from utils.runs.run_folder import ABSORBING, VQGAN, RunFolder
+from utils.runs.run_folder import RunFolder
 from utils.runs.run_log import read_metrics
 
 AUTOENCODER, PRIOR, SAMPLES, SCORES = "demo/vqgan", "demo/absorbing", "demo/samples", "demo/scores"
@@ -40,9 +40,7 @@ LARGER = f"experiments/generate_big_samples.py {MODELS} --log_dir demo/big_sampl
 
 
 def main() -> None:
-    run(TRAIN_VQGAN + (" --resume" if RunFolder(AUTOENCODER).state_steps(VQGAN) else ""))
-    run(TRAIN_PRIOR + (" --resume" if RunFolder(PRIOR).state_steps(ABSORBING) else ""))
-    for command in (GET_SAMPLES, CALC_FID, CALC_PRDC, LIKELIHOOD, NEIGHBOURS, LARGER):
+    for command in (TRAIN_VQGAN, TRAIN_PRIOR, GET_SAMPLES, CALC_FID, CALC_PRDC, LIKELIHOOD, NEIGHBOURS, LARGER):
         run(command)
     print(report())
 

@@ -8,12 +8,12 @@ from functools import partial
 
 from hparams.cli import note, parse
 from hparams.errors import NotFiniteError
-from hparams.lengths import notes_on_length
+from hparams.notes import notes_on_length
 from hparams.saved import describe
 from hparams.script import run_script
 from hparams.settings.stages import PriorStage
 from utils.runs.preflight import check_autoencoder, check_data
-from utils.training.training_start import first_step
+from utils.training.training_start import first_step, is_complete
 
 EXAMPLE = (
     "python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches "
@@ -26,12 +26,13 @@ def main() -> None:
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
     # Saved with the run: its codes stay those of one autoencoder, also when stage 1 has gone on.
     settings = replace(settings, source=check_autoencoder(settings.source))
-    first_step(settings, settings.prior.sampler)
+    start = first_step(settings, settings.prior.sampler)
     if settings.run.dry_run:
         print(describe(settings))
         note(notes_on_length(settings))
         return
-    train(settings)
+    if not is_complete(settings, settings.prior.sampler, start):
+        train(settings)
 
 
 def train(settings: PriorStage) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hparams.cli import note, parse
-from hparams.lengths import notes_on_length
+from hparams.notes import notes_on_length
 from hparams.saved import describe
 from hparams.script import run_script
 from hparams.settings.stages import VQGANStage
 from utils.runs.preflight import check_data
 from utils.runs.run_folder import VQGAN
-from utils.training.training_start import first_step
+from utils.training.training_start import first_step, is_complete
 
 EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
 
@@ -17,12 +17,13 @@ EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --
 def main() -> None:
     settings = parse(VQGANStage, description=__doc__, example=EXAMPLE)
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
-    first_step(settings, VQGAN)
+    start = first_step(settings, VQGAN)
     if settings.run.dry_run:
         print(describe(settings))
         note(notes_on_length(settings))
         return
-    train(settings)
+    if not is_complete(settings, VQGAN, start):
+        train(settings)
 
 
 def train(settings: VQGANStage) -> None:

@@ -22,15 +22,16 @@ EXAMPLE = (
 def draw(job: Job, settings: LargerExperiment) -> None:
     """Draw exactly `n_samples` images, and write each by itself."""
     from utils.pretrained.trained_models import load_trained_models
+    from utils.sampling.drawing import sampling_conditions
     from utils.sampling.larger import decode_larger, larger_codes
     from utils.sampling.sample_files import write_samples
 
-    run, larger = settings.run, settings.larger
+    run, larger, n = settings.run, settings.larger, settings.sampling.n_samples
     models, (height, width) = load_trained_models(job, settings), larger.shape
     size = f"{height}x{width}"
-    what = f"{larger.n_samples} larger samples ({size} codes) of {settings.prior.sampler} on {run.dataset}"
+    what = f"{n} larger samples ({size} codes) of {settings.prior.sampler} on {run.dataset}"
     job.begin(settings, what, models.facts())
-    codes, windows = larger_codes(job, models, larger)
+    codes, windows = larger_codes(job, models, larger, settings.sampling)
     files = write_samples(
         job,
         len(codes),
@@ -45,9 +46,8 @@ def draw(job: Job, settings: LargerExperiment) -> None:
         "shape": size,
         "images": len(codes),
         "order": larger.order,
-        "sample_steps": larger.sample_steps if larger.order == "random" else None,
+        **sampling_conditions(settings.sampling, settings.prior.sampler),
         "stride": larger.stride,
-        "temp": larger.temp,
     }
     show(job, settings, {"larger samples": files.first}, (conditions, {"windows_per_image": windows}))
     print(f"{len(codes)} images in {files.where}")

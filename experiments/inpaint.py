@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from experiments._experiment import experiment, show
@@ -36,7 +37,6 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     """
     import torch
 
-    from hparams.settings.stages import SamplingSettings
     from models.sampling.inpainting import codes_of
     from utils.data.pictures import save_png
     from utils.pretrained.building import open_data
@@ -49,7 +49,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     run, inpainting, img_size = settings.run, settings.inpainting, settings.autoencoder.img_size
     models = load_trained_models(job, settings)
     whole = open_data(run, split=inpainting.split, img_size=img_size, hold_out=True)
-    data, each = whole.first(inpainting.n_images), inpainting.n_samples
+    data, each = whole.first(inpainting.n_images), settings.sampling.n_samples
     painted = torch.from_numpy(painted_pixels(inpainting.mask_path, inpainting.region, img_size))
     hidden = codes_of(painted, models.autoencoder.latent_size)
     job.begin(
@@ -60,7 +60,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     )
     codes = encoded(job, models.autoencoder, data, job.folder.latents)
     starts = given_codes(codes, hidden, mask_id=settings.autoencoder.codebook_size, completions=each)
-    sampling = SamplingSettings(n_samples=len(starts), temp=inpainting.temp, sample_steps=inpainting.sample_steps)
+    sampling = replace(settings.sampling, n_samples=len(starts))
     ids = sampled_codes(job, models, sampling, starts).ids
     files = write_samples(
         job,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
-from hparams.checks import require_possible_folder
 from hparams.cli import parse_plain
 from hparams.errors import UserError
+from hparams.folders import require_possible_folder
 from hparams.script import run_script
-from hparams.settings.replay import Replay
+from hparams.settings.tools import Replay
 from utils.reporting.dashboard import environment, replay
 from utils.reporting.summary import draw_summary
 from utils.reporting.visdom_server import Server

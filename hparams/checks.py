@@ -1,156 +1,65 @@
 """Settings that do not fit together, refused before anything is built: one line that names the flag and the fix.
 
-Each check reads one or two groups. Ranges of single values are checked where they are read, by their fields.
+A rule is a function whose parameters are groups of a stage; it holds for every stage that has them all. Ranges of
+single values are checked where they are read, by their fields.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
 from typing import Literal
 from urllib.parse import urlsplit
 
 from hparams import launch
+from hparams.derived import bound_terms, latent_shape
 from hparams.errors import UserError
-from hparams.experiment_checks import (
-    LPIPS_MIN_SIDES,
-    check_inpainting,
-    check_larger,
-    check_likelihood,
-    check_neighbours,
-)
 from hparams.fields import as_text
 from hparams.script import require_open_files
-from hparams.settings.experiments import CheckpointSource, FeatureSettings, InpaintingSettings
+from hparams.settings.metrics import FeatureSettings, LikelihoodSettings, NeighbourSettings
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
-from hparams.settings.stages import AutoencoderSource, RunSettings, SamplingSettings, Stage
+from hparams.settings.sampling import InpaintingSettings, LargerSettings, SamplingSettings
+from hparams.settings.stages import AutoencoderSource, RunSettings, Stage
 from hparams.settings.training import TrainingSettings
 
-_LONGEST_NAME = 255  # bytes, of most file systems
+LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
 _GROUPS = 32  # of every GroupNorm
+_RULES: list[Callable[..., None]] = []
 
 
 def check(stage: Stage) -> None:
-    """Run every check that applies to the groups of a resolved stage.
+    """Apply every rule for the groups of a resolved stage.
 
     Raises:
         UserError: something does not fit.
     """
-    groups = vars(stage)
-    check_run(stage.run)
-    if training := groups.get("training"):
-        check_training(training)
-    if autoencoder := groups.get("autoencoder"):
-        check_autoencoder(autoencoder)
-    if prior := groups.get("prior"):
-        check_prior(prior, groups["autoencoder"], trained="checkpoint" in groups)
-        if training:
-            check_objective(prior)
-    if vqgan := groups.get("vqgan"):
-        check_vqgan(vqgan, groups["autoencoder"])
-    if sampling := groups.get("sampling") or groups.get("inpainting"):
-        check_sampling(sampling, groups["prior"])
-    images_from = image_source(stage)
-    if (source := groups.get("source")) and images_from in ("prior", "latents"):
-        check_source(source, stage.run)
-    if (checkpoint := groups.get("checkpoint")) and images_from == "prior":
-        check_checkpoint(checkpoint, stage.run)
-    if features := groups.get("features"):
-        check_features(features)
-    if images_from == "prior" and (drawn := groups.get("sampling") or groups.get("reconstruction")) and drawn.n_samples:
-        check_image_count(stage, drawn.n_samples, "--n_samples")
-    if likelihood := groups.get("likelihood"):
-        check_likelihood(likelihood, groups["prior"], stage.run.batch_size)
-    if neighbours := groups.get("neighbours"):
-        check_neighbours(neighbours, groups["autoencoder"])
-    if larger := groups.get("larger"):
-        check_larger(larger, groups["prior"], groups["autoencoder"])
-    if inpainting := groups.get("inpainting"):
-        check_inpainting(inpainting, groups["prior"], groups["autoencoder"])
+    groups = vars(stage) | {"stage": stage}
+    for rule in _RULES:
+        names = inspect.signature(rule).parameters
+        if names.keys() <= groups.keys():
+            rule(**{name: groups[name] for name in names})
 
 
 def check_network(stage: Stage) -> None:
-    """The checks that the network which a stage trains needs, and no others.
+    """The rules for the network that a stage trains, and no others.
 
     Raises:
         UserError: something does not fit.
     """
     if prior := vars(stage).get("prior"):
-        check_heads(prior)
+        heads(prior)
     else:
-        check_autoencoder(vars(stage)["autoencoder"])
+        autoencoder_fits(vars(stage)["autoencoder"])
 
 
-def run_folder(flag: str, name: str) -> str:
-    """A run's name below ``logs/`` in its shortest spelling.
-
-    Raises:
-        UserError: the name is empty or would leave ``logs/``.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("~") or not name.isprintable():
-        raise UserError(f"{flag} {name!r}: give a name below logs/, without a leading / and without ..")
-    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in path.parts):
-        raise UserError(f"{flag} {name[:40]}…: too long, use names of at most {_LONGEST_NAME} bytes")
-    return str(path)
+def _rule(function: Callable[..., None]) -> Callable[..., None]:
+    _RULES.append(function)
+    return function
 
 
-def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
-    """UserError unless the run that a flag names is there; it says what to name instead, and `by` which other flag."""
-    if (logs / folder).is_dir():
-        return
-    require_possible_folder(logs / folder)
-    below = PurePosixPath(folder)
-    if not logs.is_dir():
-        fix = f"there is no {logs}/ here, run this in the folder that has it"
-    elif below.parts[:1] == (logs.name,) and (logs / below.relative_to(logs.name)).is_dir():
-        fix = f"leave out {logs.name}/, and name {below.relative_to(logs.name)}{by}"
-    else:
-        fix = f"name a folder under {logs}/{by}"
-    raise UserError(f"{flag}: there is no run folder {logs / folder}; {fix}")
-
-
-def require_possible_folder(folder: Path) -> None:
-    """UserError if a folder, or one above it, is a file, or a link whose target is missing: it cannot be made."""
-    for place in (folder, *folder.parents):
-        if place.is_file():
-            raise UserError(f"{place} is a file, where a folder belongs: move it away")
-        if place.is_symlink() and not place.exists():
-            raise UserError(
-                f"{place} is a link to {place.readlink()}, which is not there: make that folder, or the link anew"
-            )
-
-
-def data_path_of_a_run(name: str, path: str, file: Path, logs: Path) -> None:
-    """UserError unless a path that another run's settings `file` gives stays in this folder, and out of ``logs/``.
-
-    In ``logs/`` may lie whatever came with the run; variables and ~ may lead anywhere.
-    """
-    pure = PurePosixPath(path)
-    leaves = pure.is_absolute() or ".." in pure.parts or path.startswith("~") or "$" in path
-    if leaves or pure.is_relative_to(logs):
-        raise UserError(
-            f"{file}: {name} {path!r} is not followed, as it leads out of this folder or into {logs}/: if the data are "
-            f"there, say so by --{name}"
-        )
-
-
-def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int]:
-    """Shape (1, h, w) of one image's codes: each level but the first halves the image.
-
-    Raises:
-        UserError: the image cannot be halved that often.
-    """
-    factor = 2 ** (len(ch_mult) - 1)
-    if img_size % factor:
-        raise UserError(
-            f"--img_size {img_size} cannot be halved {len(ch_mult) - 1} times, as the {len(ch_mult)} levels of "
-            f"--ch_mult {as_text(ch_mult)} need: use a multiple of {factor}"
-        )
-    return (1, img_size // factor, img_size // factor)
-
-
-def check_run(run: RunSettings) -> None:
+@_rule
+def _run(run: RunSettings) -> None:
     """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address.
 
     And the system lets this process open as many files as its workers take.
@@ -189,18 +98,30 @@ def visdom_address(server: str, port: int, base_url: str = "/") -> str:
     return "/".join([address, *folders])
 
 
-def check_training(training: TrainingSettings) -> None:
+@_rule
+def _training(training: TrainingSettings) -> None:
     """Flags about reloading come together, and at least one checkpoint is kept."""
+    if training.load_optim and not training.load_step:
+        raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
+    if training.load_dir and not training.load_step:
+        raise UserError("--load_dir needs --load_step: say which step's weights to start from")
     if not re.fullmatch(r"all|[1-9]\d*", training.keep_checkpoints):
         raise UserError(f"--keep_checkpoints {training.keep_checkpoints}: use a whole number from 1 on, or all")
-    if training.load_step == 0:
-        if training.load_optim:
-            raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
-        if training.load_dir:
-            raise UserError("--load_dir needs --load_step: say which step's weights to start from")
 
 
-def check_autoencoder(autoencoder: AutoencoderSettings) -> None:
+@_rule
+def _objective(training: TrainingSettings, prior: PriorSettings) -> None:
+    """Some time has a weight in the objective."""
+    published = (prior.sampler, prior.loss_type, prior.reweighting) == ("absorbing", "reweighted_elbo", "published")
+    if published and prior.total_steps == 1:
+        raise UserError(
+            "--total_steps 1: --reweighting published weighs the last time by 0, so that nothing would be learnt: use "
+            "--reweighting paper"
+        )
+
+
+@_rule
+def autoencoder_fits(autoencoder: AutoencoderSettings) -> None:
     """Image size, levels, widths and latent shape fit."""
     a = autoencoder
     if a.n_channels != 3:
@@ -218,7 +139,8 @@ def check_autoencoder(autoencoder: AutoencoderSettings) -> None:
         )
 
 
-def check_vqgan(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
+@_rule
+def _losses(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
     """Discriminator and perceptual network accept images of this size."""
     side = autoencoder.img_size
     # Strided 4x4 convolutions with padding 1 halve (rounding down); the two last, with stride 1, take one pixel each.
@@ -235,29 +157,20 @@ def check_vqgan(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
         raise UserError("--perceptual_weights_file is not used with --perceptual none: leave one of them out")
 
 
-def check_prior(prior: PriorSettings, autoencoder: AutoencoderSettings, *, trained: bool) -> None:
-    """The Transformer's length and heads fit; the length of a `trained` one was its autoencoder's."""
-    codes = code_count(autoencoder)
+@_rule
+def _length(stage: Stage, prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
+    """The Transformer's length fits; that of a trained one was its autoencoder's."""
+    codes = autoencoder.latent_shape[1] * autoencoder.latent_shape[2]
     if prior.block_size != codes:
-        fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " if trained else ""
+        fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " * hasattr(stage, "checkpoint")
         raise UserError(
             f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
             f"{fix}use --block_size {codes}"
         )
-    check_heads(prior)
 
 
-def check_objective(prior: PriorSettings) -> None:
-    """Some time has a weight in the objective."""
-    published = (prior.sampler, prior.loss_type, prior.reweighting) == ("absorbing", "reweighted_elbo", "published")
-    if published and prior.total_steps == 1:
-        raise UserError(
-            "--total_steps 1: --reweighting published weighs the last time by 0, so that nothing would be learnt: use "
-            "--reweighting paper"
-        )
-
-
-def check_heads(prior: PriorSettings) -> None:
+@_rule
+def heads(prior: PriorSettings) -> None:
     """The attention heads divide the width."""
     if prior.bert_n_emb % prior.bert_n_head:
         raise UserError(
@@ -266,43 +179,29 @@ def check_heads(prior: PriorSettings) -> None:
         )
 
 
-def code_count(autoencoder: AutoencoderSettings) -> int:
-    """Codes per image, N."""
-    _, height, width = autoencoder.latent_shape
-    return height * width
-
-
-def check_sampling(sampling: SamplingSettings | InpaintingSettings, prior: PriorSettings) -> None:
-    """The reverse process has no more steps than the forward one."""
-    if sampling.sample_steps > prior.total_steps:
-        raise UserError(
-            f"--sample_steps {sampling.sample_steps} is more than --total_steps {prior.total_steps}: "
-            f"use {prior.total_steps} or fewer"
-        )
-
-
-def check_source(source: AutoencoderSource, run: RunSettings) -> None:
-    """An autoencoder is named, and its run folder is not written to."""
-    if not source.ae_load_dir:
-        raise UserError("--ae_load_dir is required: name the run folder of the trained VQGAN, such as vqgan_churches")
-    _check_apart("--ae_load_dir", source.ae_load_dir, run)
-
-
-def check_checkpoint(checkpoint: CheckpointSource, run: RunSettings) -> None:
-    """A prior is named, and its run folder is not written to."""
-    if not checkpoint.load_dir:
-        raise UserError("--load_dir is required: name the run folder of the trained prior, such as absorbing_churches")
-    _check_apart("--load_dir", checkpoint.load_dir, run)
-
-
-def check_features(features: FeatureSettings) -> None:
-    """Only networks with trained weights read a file of them."""
-    if features.features == "r64" and features.feature_weights:
-        raise UserError("--feature_weights is not used with --features r64, whose weights are fixed: leave it out")
+@_rule
+def _trained(stage: Stage, source: AutoencoderSource) -> None:
+    """The runs of trained models are named, and not written to."""
+    images_from, needed = image_source(stage), []
+    if images_from in ("prior", "latents"):
+        needed.append(("--ae_load_dir", source.ae_load_dir, "VQGAN, such as vqgan_churches"))
+    if images_from == "prior" and (checkpoint := vars(stage).get("checkpoint")):
+        needed.append(("--load_dir", checkpoint.load_dir, "prior, such as absorbing_churches"))
+    for flag, folder, what in needed:
+        if not folder:
+            raise UserError(f"{flag} is required: name the run folder of the trained {what}")
+        if folder == stage.run.log_dir:
+            raise UserError(
+                f"--log_dir {folder} is also {flag}: use another --log_dir, so that the settings of that run are kept"
+            )
 
 
 def image_source(stage: Stage) -> Literal["prior", "latents", "images", "features"]:
-    """Where an experiment's generated images come from; only the first two need trained models."""
+    """Where an experiment's generated images come from; only the first two need trained models.
+
+    Raises:
+        UserError: two flags say it.
+    """
     groups = vars(stage)
     flags: dict[Literal["latents", "images", "features"], tuple[str, str | None]] = {}
     if generated := groups.get("generated"):
@@ -314,6 +213,83 @@ def image_source(stage: Stage) -> Literal["prior", "latents", "images", "feature
     if len(given) > 1:
         raise UserError(f"{' and '.join(given.values())} both say what to compare: leave one of them out")
     return next(iter(given), "prior")
+
+
+@_rule
+def _sampling_steps(sampling: SamplingSettings, prior: PriorSettings) -> None:
+    """The reverse process has no more steps than the forward one."""
+    if sampling.sample_steps > prior.total_steps:
+        raise UserError(
+            f"--sample_steps {sampling.sample_steps} is more than --total_steps {prior.total_steps}: "
+            f"use {prior.total_steps} or fewer"
+        )
+
+
+@_rule
+def _larger(
+    larger: LargerSettings, sampling: SamplingSettings, prior: PriorSettings, autoencoder: AutoencoderSettings
+) -> None:
+    """The prior sees both sides of a code, the grid is at least as large as its own, and windows leave no gap."""
+    if prior.sampler != "absorbing":
+        raise UserError(
+            f"--sampler {prior.sampler}: larger images need a prior that predicts a code from all those around it, as "
+            "windows overlap on every side: use an absorbing prior"
+        )
+    _ancestral(sampling, "larger images are drawn code by code")
+    _, height, width = autoencoder.latent_shape
+    if len(larger.shape) != 2 or larger.shape[0] < height or larger.shape[1] < width:
+        raise UserError(
+            f"--shape {as_text(larger.shape)}: give height and width in codes, at least {height} {width}, the size of "
+            "the training images' codes"
+        )
+    if larger.stride > min(height, width):
+        raise UserError(
+            f"--stride {larger.stride} leaves gaps between windows of {height}x{width} codes: "
+            f"use {min(height, width)} or less"
+        )
+
+
+@_rule
+def _inpainting(
+    inpainting: InpaintingSettings, sampling: SamplingSettings, prior: PriorSettings, autoencoder: AutoencoderSettings
+) -> None:
+    """The prior sees what is kept on every side, and one region is given, which lies in the image."""
+    if prior.sampler != "absorbing":
+        raise UserError(
+            f"--sampler {prior.sampler}: what is painted anew has to fit what is kept on every side of it, which only "
+            "an absorbing prior sees: use one"
+        )
+    _ancestral(sampling, "it would draw anew what is to be kept")
+    if inpainting.region is None:  # the file of --mask_path says it
+        return
+    if inpainting.mask_path:
+        raise UserError("--region and --mask_path both say what to paint anew: leave one of them out")
+    side = autoencoder.img_size
+    told = f"--region {as_text(inpainting.region)}"
+    if len(inpainting.region) != 4 or 0 in inpainting.region[2:]:
+        raise UserError(f"{told}: give top, left, height and width in pixels, such as {side // 2} 0 {side // 2} {side}")
+    top, left, height, width = inpainting.region
+    if top + height > side or left + width > side:
+        raise UserError(f"{told} leaves the image, whose sides are {side}: use a smaller region")
+
+
+def _ancestral(sampling: SamplingSettings, why_not: str) -> None:
+    if sampling.sample_type != "diffusion":
+        raise UserError(f"--sample_type {sampling.sample_type}: {why_not}: use --sample_type diffusion")
+
+
+@_rule
+def _features(features: FeatureSettings) -> None:
+    """Only networks with trained weights read a file of them."""
+    if features.features == "r64" and features.feature_weights:
+        raise UserError("--feature_weights is not used with --features r64, whose weights are fixed: leave it out")
+
+
+@_rule
+def _image_count(stage: Stage) -> None:
+    drawn = vars(stage).get("reconstruction") or vars(stage).get("sampling")
+    if drawn and drawn.n_samples and image_source(stage) == "prior":
+        check_image_count(stage, drawn.n_samples, "--n_samples")
 
 
 def check_image_count(stage: Stage, images: int, where: str) -> None:
@@ -332,8 +308,38 @@ def check_image_count(stage: Stage, images: int, where: str) -> None:
         )
 
 
-def _check_apart(flag: str, folder: str, run: RunSettings) -> None:
-    if folder == run.log_dir:
+@_rule
+def _likelihood(likelihood: LikelihoodSettings, prior: PriorSettings, run: RunSettings) -> None:
+    """Processes share updates evenly, the published protocol is one of 5 bits, a bound has enough terms to evaluate."""
+    if likelihood.train_steps and run.batch_size % launch.processes():
         raise UserError(
-            f"--log_dir {run.log_dir} is also {flag}: use another --log_dir, so that the settings of that run are kept"
+            f"--batch_size {run.batch_size}: {launch.processes()} processes cannot share an update of the log-sigma "
+            f"head of {run.batch_size} images evenly: use a number of processes that divides it, or another "
+            "--batch_size"
+        )
+    if likelihood.protocol == "published" and likelihood.bits != 5:
+        raise UserError(
+            f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}: "
+            "leave one of them out"
+        )
+    terms = bound_terms(likelihood.code_bound, prior.total_steps, prior.block_size)
+    if likelihood.elbo_steps > 2 * terms and prior.sampler == "absorbing":
+        raise UserError(
+            f"--elbo_steps {likelihood.elbo_steps} is more than twice the {terms} terms of --code_bound "
+            f"{likelihood.code_bound}: use {2 * terms} or fewer"
+        )
+
+
+@_rule
+def _neighbours(neighbours: NeighbourSettings, autoencoder: AutoencoderSettings) -> None:
+    """The network of LPIPS takes images of this size, and weights are named for a network that reads them."""
+    n = neighbours
+    if n.distance != "lpips" and n.lpips_weights:
+        raise UserError(
+            f"--lpips_weights is not used with --distance {n.distance}: leave it out, or use --distance lpips"
+        )
+    if n.distance == "lpips" and autoencoder.img_size < (least := LPIPS_MIN_SIDES[n.lpips_net]):
+        raise UserError(
+            f"--lpips_net {n.lpips_net} needs images of at least {least} pixels, --img_size is {autoencoder.img_size}: "
+            "use --distance r64"
         )

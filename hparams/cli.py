@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TypeVar
 from hparams import launch
 from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of
-from hparams.idle import idle_flags
+from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain, resume_after_restart
+from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain
 from hparams.settings.stages import Plain, Stage
 
 PlainT = TypeVar("PlainT", bound=Plain)
@@ -44,7 +44,6 @@ def parse(
         SystemExit: after ``--help``, with status 0.
     """
     typed = _typed(stage_class, argv, prog, description, example)
-    typed = resume_after_restart(stage_class, typed, logs=logs)
     stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
     values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}
     note(idle_flags(typed, values), prog)

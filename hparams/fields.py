@@ -13,38 +13,45 @@ import numbers
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 _METADATA_KEY = "setting"
 _NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
+class Group:
+    """Settings that belong together. `class X(Group, title="x")` names them for ``--help`` and ``hparams.yaml``."""
+
+    title: ClassVar[str]
+
+    def __init_subclass__(cls, title: str) -> None:
+        cls.title = title
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a stage.
+    """One setting of a stage. Limits apply to each value of a tuple."""
 
-    ``kind`` is bool, int, float or str; ``many`` means a tuple of them. Limits apply to each value of a tuple.
-    """
-
-    name: str
-    group: str  # attribute of the stage that holds it
-    group_class: Any
-    kind: type
-    many: bool
-    optional: bool  # None is a value
-    choices: tuple[str, ...]
     default: Any
     help: str
-    unit: str  # shown as the value's name in --help
-    none_means: str  # what the default None stands for
-    minimum: float | None
-    maximum: float | None
-    above: float | None
-    below: float | None
-    saved: bool  # False: describes one call, not the run; never written to or read from a run folder
-    allow_empty: bool
-    subject: str  # under which --help lists it; "" for the group's title
+    unit: str = ""  # shown as the value's name in --help
+    none_means: str = ""  # what the default None stands for; where the type does not allow None, resolving fills it in
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    saved: bool = True  # False: describes one call, not the run; never written to or read from a run folder
+    allow_empty: bool = False
+    subject: str = ""  # under which --help lists it; "" for the group's title
+    # Read from the field's place and annotation.
+    name: str = ""
+    group: str = ""  # attribute of the stage that holds it
+    group_class: type[Group] = Group
+    kind: type = str  # bool, int, float or str
+    many: bool = False  # a tuple of them
+    optional: bool = False  # None is a value
+    choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -56,52 +63,21 @@ class Setting:
         """What is accepted, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        limits = [
-            text
-            for text, limit in (
-                (f"of at least {self.minimum}", self.minimum),
-                (f"above {self.above}", self.above),
-                (f"of at most {self.maximum}", self.maximum),
-                (f"below {self.below}", self.below),
-            )
-            if limit is not None
-        ]
-        return " ".join([_NOUNS[self.kind], " and ".join(limits)]).strip()
+        limits = {"of at least": self.minimum, "above": self.above, "of at most": self.maximum, "below": self.below}
+        texts = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
+        return " ".join([_NOUNS[self.kind], " and ".join(texts)]).strip()
 
 
-def setting(
-    default: Any,
-    *,
-    help: str,
-    unit: str = "",
-    none_means: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    saved: bool = True,
-    allow_empty: bool = False,
-    subject: str = "",
-) -> Any:
-    """A dataclass field that describes a setting; its type is the field's annotation.
+def setting(default: Any, *, help: str, **details: Any) -> Any:
+    """A dataclass field that describes a setting; its type is the field's annotation, `details` are `Setting`'s.
 
     Annotations may be bool, int, float, str, a ``Literal`` of strings (its values are the choices),
     ``tuple[int, ...]`` or ``tuple[float, ...]``, each also with ``| None``.
-    ``none_means`` says what the default None stands for; where the type does not allow None, resolving fills it in.
+
+    Raises:
+        TypeError: a setting has no such detail.
     """
-    details = {
-        "help": help,
-        "unit": unit,
-        "none_means": none_means,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "saved": saved,
-        "allow_empty": allow_empty,
-        "subject": subject,
-    }
-    return field(default=default, metadata={_METADATA_KEY: details})
+    return field(default=default, metadata={_METADATA_KEY: Setting(default, help, **details)})
 
 
 def settings_of(stage_class: type) -> dict[str, Setting]:
@@ -117,7 +93,8 @@ def settings_of(stage_class: type) -> dict[str, Setting]:
             if item.name in found:
                 raise TypeError(f"{stage_class.__name__}: {item.name} is in both {found[item.name].group} and {group}")
             kind, many, optional, choices = _read_type(hints[item.name], f"{group_class.__name__}.{item.name}")
-            found[item.name] = Setting(
+            found[item.name] = replace(
+                item.metadata[_METADATA_KEY],
                 name=item.name,
                 group=group,
                 group_class=group_class,
@@ -125,8 +102,6 @@ def settings_of(stage_class: type) -> dict[str, Setting]:
                 many=many,
                 optional=optional,
                 choices=choices,
-                default=item.default,
-                **item.metadata[_METADATA_KEY],
             )
     return found
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable
-from pathlib import Path
 
 from hparams.errors import UserError
-
-_MARK = ".torchrun"  # in a run folder: the torchruns, one per machine, that began or resumed the run
 
 
 def check() -> None:
@@ -62,36 +58,6 @@ def local_processes() -> int:
 def launched() -> bool:
     """Whether torchrun started this process."""
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ
-
-
-def launcher() -> str:
-    """A name of this machine's torchrun, the same after each of its restarts and no other's; empty without torchrun.
-
-    Machine, process id and start. Ids of jobs are given again, and restarts are counted by each machine for itself.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    pid = os.getppid()
-    try:
-        start = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    except OSError:  # not on Linux
-        start = ""
-    return f"{socket.gethostname()}/{pid}/{start}"
-
-
-def mark(folder: Path, launchers: Iterable[str]) -> None:
-    """Note in a run folder which `launchers` have begun the run, so that their restarts go on with it."""
-    if names := {name for name in launchers if name}:
-        (folder / _MARK).write_text("\n".join(sorted(names)), encoding="utf-8")
-
-
-def began(folder: Path) -> bool:
-    """Whether this machine's torchrun has begun the run in a folder: then this process is a restart."""
-    name = launcher()
-    try:
-        return bool(name) and name in (folder / _MARK).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
 
 
 def described() -> str:

@@ -102,7 +102,9 @@ TABLES: Mapping[str, Table] = {
     "metric_samples": Table(base={"n_samples": 50_000}, rows={"toy_churches": {"n_samples": 500}}),
     "kid": Table(rows={"toy_churches": {"kid_subset_size": 200}}),
     "likelihood": Table(rows={"toy_churches": {"train_steps": 120, "steps_per_eval": 60, "lr": 1e-3, "elbo_steps": 4}}),
-    "inpainting": Table(rows={"custom": {"split": "all"}}),  # a folder of few images has none to hold out
+    "larger": Table(base={"n_samples": 4, "temp": 0.8}),  # the temperature as published
+    # A folder of few images has none to hold out.
+    "inpainting": Table(base={"n_samples": 4}, rows={"custom": {"split": "all"}}),
     "neighbours": Table(base={"n_samples": 16}, rows={"toy_churches": {"distance": "r64"}}),
     "features": Table(base={"features": "inception"}, rows={"toy_churches": {"features": "r64"}}),
 }

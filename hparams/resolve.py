@@ -1,12 +1,14 @@
-"""From typed flags to a checked stage: defaults < preset < saved runs < typed flags.
+"""From typed flags to a checked stage: defaults < data set's preset < saved runs < typed flags.
 
 A flag that was not typed never overrides anything. Which saved run feeds what:
 
-- ``--resume``: the run's own folder feeds everything but its own name.
+- training that goes on: the run's own folder feeds everything but its own name.
 - training with ``--load_step``: ``load_dir`` feeds the architecture that it trains and the data set.
 - experiments: ``load_dir`` feeds prior, autoencoder, data set and which autoencoder to load.
 - ``ae_load_dir`` feeds the autoencoder, and wins over the others there; for an experiment without ``load_dir`` it feeds
   the data set too.
+
+Training goes on where its folder has saved steps: with ``--resume``, or by the same command as before.
 
 A run folder may come from anywhere, so that its file cannot lead out of this folder: runs lie below ``logs/``, and data
 that lie elsewhere are read only where a typed flag says so. ``--resume`` alone, which is for one's own runs, takes all.
@@ -15,13 +17,13 @@ that lie elsewhere are read only where a typed flag says so. ``--resume`` alone,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hparams import checks, launch, saved
-from hparams.batch import divide_batch
+from hparams import checks, folders, same_command, saved
+from hparams.derived import derive, divide_batch
 from hparams.errors import UserError
-from hparams.experiment_checks import bound_terms
 from hparams.fields import Setting, from_yaml, groups_of, settings_of
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
 from hparams.script import LOGS
@@ -52,14 +54,21 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
         The stage with every derived value filled in and all checks passed.
 
     Raises:
-        UserError: a required flag is missing, a saved file is not usable, or values do not fit together.
+        UserError: a required flag is missing, a saved file is not usable, values do not fit together, or training would
+            go on with other settings than the run has.
         TypeError: ``typed`` or a preset names no setting of the stage.
     """
-    settings = settings_of(stage_class)
     _require_known(typed, stage_class)
     typed = dict(typed)
     _shorten_folders(typed)
+    stage = _resolve(stage_class, typed, logs, processes)
+    if isinstance(stage, VQGANStage | PriorStage) and not typed.get("resume") and same_command.has_steps(stage, logs):
+        return _going_on(stage_class, typed, logs, stage.run.log_dir, processes)
+    return stage
 
+
+def _resolve(stage_class: type[StageT], typed: dict[str, Any], logs: Path, processes: int) -> StageT:
+    settings = settings_of(stage_class)
     kept = _saved_values(stage_class, typed, logs)
     chosen = {**kept, **typed}
     dataset = _dataset(chosen)
@@ -69,25 +78,34 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
     presets = preset(stage_class.preset_tables, dataset, sampler)
     _require_known(presets, stage_class)
     values |= {**presets, **chosen}
+    if values["log_dir"] is None:
+        values["log_dir"] = default_log_dir(stage_class, dataset, sampler)
+    if "resume" in values and values["load_step"] and values["load_dir"] is None:
+        values["load_dir"] = values["log_dir"]
     _shorten_folders(values)
     if "global_batch" in values:
         divide_batch(values, typed, kept if typed.get("resume") else {}, processes)
-    _derive(values, stage_class)
+    derive(values)
 
     stage = _build(stage_class, values)
     checks.check(stage)
-    checks.require_possible_folder(logs / stage.run.log_dir / "saved_models")
+    folders.require_possible_folder(logs / stage.run.log_dir / "saved_models")
     return stage
 
 
-def resume_after_restart(stage_class: type[Stage], typed: Mapping[str, Any], *, logs: Path = LOGS) -> dict[str, Any]:
-    """The flags of a process that torchrun started anew: the run that it had begun goes on from its newest step."""
-    known = settings_of(stage_class)
-    if "resume" not in known or ("log_dir" not in typed and "dataset" not in typed):
-        return dict(typed)
-    if launch.began(logs / _own_folder(stage_class, dict(typed))):
-        return {name: value for name, value in typed.items() if name not in _STARTING_POINT} | {"resume": True}
-    return dict(typed)
+def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_dir: str, processes: int) -> StageT:
+    """The settings of the run in `log_dir`, whose command was started again, on as many processes as there are now."""
+    kept = saved.load(logs / log_dir / saved.FILE_NAME, stage_class)
+    asked = _resolve(stage_class, typed, logs, same_command.processes_of(kept))
+    same_command.require_same(asked, kept, typed, logs / log_dir)
+    settled = same_command.SHARES | _STARTING_POINT
+    again = {name: value for name, value in typed.items() if name not in settled} | {"log_dir": log_dir, "resume": True}
+    global_batch = vars(asked)["training"].global_batch
+    if "batch_size" in typed and global_batch % (typed["batch_size"] * processes) == 0:
+        again["batch_size"] = typed["batch_size"]  # what fits into memory: fewer processes take more passes
+    stage = _resolve(stage_class, again, logs, processes)
+    not_asked_to: Any = {"training": replace(vars(stage)["training"], resume=False)}
+    return replace(stage, **not_asked_to)
 
 
 def resolve_plain(stage_class: type[PlainT], typed: Mapping[str, Any]) -> PlainT:
@@ -131,7 +149,7 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
     if chosen.get("block_size"):  # says all that a prior needs to know of the images' size
         chosen = {name: value for name, value in chosen.items() if name not in _IMAGE_SIZES}
     values |= {**preset(stage_class.preset_tables, chosen["dataset"], _sampler(chosen, settings)), **chosen}
-    _derive(values, stage_class)
+    derive(values)
     stage = _build(stage_class, values)
     checks.check_network(stage)
     return stage
@@ -153,7 +171,7 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
                 "--resume continues from this run's newest step: leave out --load_dir, --load_step and --load_optim"
             )
         folder = _own_folder(stage_class, typed)
-        checks.require_run("--resume", logs, folder, by=" by --log_dir")
+        folders.require_run("--resume", logs, folder, by=" by --log_dir")
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
         if not values and "dataset" not in typed:
             raise UserError(f"--resume: {logs / folder} has no {saved.FILE_NAME}: give all flags of the run again")
@@ -162,7 +180,7 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         values.pop("log_dir", None)  # the folder may have been renamed since
     elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
         if not (typed.get("ae_load_dir") and typed.get("dataset")):
-            checks.require_run("--load_dir", logs, typed["load_dir"])
+            folders.require_run("--load_dir", logs, typed["load_dir"])
         run_of = PriorStage if PriorSettings in groups else VQGANStage
         values = _of_other_run(logs, typed["load_dir"], run_of, stage_class, typed, _REBUILT)
     elif typed.get("load_step") and "training" in groups_of(stage_class):
@@ -173,10 +191,10 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         values.pop("ae_load_step", None)  # a step of another run
     ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
     if ae_folder and AutoencoderSource in groups:
-        ae_folder = checks.run_folder("--ae_load_dir", ae_folder)
+        ae_folder = folders.run_folder("--ae_load_dir", ae_folder)
         names = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
         if names and not typed.get("dataset"):
-            checks.require_run("--ae_load_dir", logs, ae_folder)
+            folders.require_run("--ae_load_dir", logs, ae_folder)
         values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), names)
     return values
 
@@ -205,7 +223,7 @@ def _of_other_run(
     custom = chosen.get("dataset") == "custom" and chosen.get("custom_dataset_path")
     where = "custom_dataset_path" if custom else "datasets_file"
     if stage_class.reads_data and where in values and where not in typed:
-        checks.data_path_of_a_run(where, values[where], file, logs)
+        folders.data_path_of_a_run(where, values[where], file, logs)
     return values
 
 
@@ -237,35 +255,7 @@ def _sampler(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
 def _shorten_folders(values: dict[str, Any]) -> None:
     for name in _FOLDERS:
         if values.get(name) is not None:
-            values[name] = checks.run_folder(f"--{name}", values[name])
-
-
-def _derive(values: dict[str, Any], stage_class: type[Stage]) -> None:
-    """Fill in the settings that follow from others, in place."""
-    if values["log_dir"] is None:
-        values["log_dir"] = default_log_dir(stage_class, values["dataset"], values.get("sampler", ""))
-    if "resume" in values and values["load_step"] and values["load_dir"] is None:
-        values["load_dir"] = values["log_dir"]
-    if "global_batch" in values and values["global_batch"] is None:
-        values["global_batch"] = values["batch_size"] * values["accumulate_steps"]
-    if "lr" in values and values["lr"] is None:
-        values["lr"] = values["base_lr"] * values["global_batch"]
-    if "latent_shape" in values and values["latent_shape"] is None:
-        values["latent_shape"] = checks.latent_shape(values["img_size"], values["ch_mult"])
-    if "block_size" in values and values["block_size"] is None and len(values["latent_shape"]) == 3:
-        values["block_size"] = values["latent_shape"][1] * values["latent_shape"][2]
-    if "bits" in values and values["bits"] is None:
-        values["bits"] = 5 if values["protocol"] == "published" else 8
-    if "elbo_steps" in values and values["elbo_steps"] is None and values["block_size"] is not None:
-        terms = bound_terms(values["code_bound"], values["total_steps"], values["block_size"])
-        values["elbo_steps"] = min(64, 2 * terms)
-    if "shape" in values and values["shape"] is None and len(values["latent_shape"]) == 3:
-        values["shape"] = (values["latent_shape"][1], 2 * values["latent_shape"][2])
-    if "region" in values and values["region"] is None and values["mask_path"] is None:
-        side = values["img_size"]
-        values["region"] = (side // 2, 0, side - side // 2, side)
-    if "sample_steps" in values and values["sample_steps"] is None:
-        values["sample_steps"] = values["total_steps"]
+            values[name] = folders.run_folder(f"--{name}", values[name])
 
 
 def _build(stage_class: type[PlainT], values: Mapping[str, Any]) -> PlainT:

@@ -1,8 +1,8 @@
 """Kills runs at random moments and resumes them, and watches their memory: `make soak`, or a short form by its flags.
 
 Each run of a stage is killed (SIGKILL) again and again, every third time once it has begun to save a step, and goes on
-with --resume until it is done. Then its weights, average, training state, codes, metrics and plots must be those of a
-run that nobody disturbed, to the bit; and after every kill the newest step that the run had called saved must be
+by the same command until it is done. Then its weights, average, training state, codes, metrics and plots must be those
+of a run that nobody disturbed, to the bit; and after every kill the newest step that the run had called saved must be
 there, whole. Scripts are forked from a warm process, see `warm.py`; images and models are tiny.
 
 Experiments are killed and started again until they are done; see `soak_experiments.py`.
@@ -99,9 +99,7 @@ class Soak:
         return seconds
 
     def command(self, kind: str, run: str) -> str:
-        """From the start, or from where an earlier one was killed."""
-        if (self.logs / run / "hparams.yaml").exists():
-            return f"{STAGES[kind].split()[0]} --log_dir {run} --resume"
+        """Of a run: it begins, or goes on from where it was killed."""
         lengths = f"--train_steps {self.steps} --steps_per_checkpoint {self.every}"
         return f"{STAGES[kind]} {lengths} --log_dir {run}"
 

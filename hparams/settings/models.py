@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from hparams.fields import setting
+from hparams.fields import Group, setting
 
 
 @dataclass(frozen=True)
-class AutoencoderSettings:
+class AutoencoderSettings(Group, title="autoencoder"):
     """The VQGAN's generator: everything needed to rebuild it."""
-
-    title: ClassVar[str] = "autoencoder"
 
     quantizer: Literal["nearest", "gumbel"] = setting(
         "nearest", help="how the encoder's outputs become codes: the nearest code, or Gumbel-softmax"
@@ -54,10 +52,8 @@ class AutoencoderSettings:
 
 
 @dataclass(frozen=True)
-class VQGANSettings:
+class VQGANSettings(Group, title="VQGAN losses"):
     """Losses, discriminator and codebook care of stage 1."""
-
-    title: ClassVar[str] = "VQGAN losses"
 
     ndf: int = setting(64, help="channels of the discriminator's first layer", unit="channels", minimum=1)
     disc_layers: int = setting(3, help="strided layers of the discriminator", unit="layers", minimum=1)
@@ -102,10 +98,8 @@ class VQGANSettings:
 
 
 @dataclass(frozen=True)
-class PriorSettings:
+class PriorSettings(Group, title="prior"):
     """The prior over codes and its objective."""
-
-    title: ClassVar[str] = "prior"
 
     sampler: Literal["absorbing", "autoregressive"] = setting("absorbing", help="kind of prior")
     bert_n_emb: int = setting(512, help="width of the Transformer", unit="channels", minimum=1)

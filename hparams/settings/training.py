@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
-from hparams.fields import setting
+from hparams.fields import Group, setting
+
+_average = partial(setting, subject="moving average")
+_start = partial(setting, subject="starting and resuming")
+_shown = partial(setting, subject="logging, validation and pictures")
+_checkpoints = partial(setting, subject="checkpoints")
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Group, title="training"):
     """The training loop of either stage."""
-
-    title: ClassVar[str] = "training"
 
     lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
     train_steps: int = setting(
@@ -38,94 +41,58 @@ class TrainingSettings:
     compress_gradients: bool = setting(
         False, help="send gradients between processes as bfloat16, half the bytes", subject="several processes"
     )
-    ema: bool = setting(False, help="keep an exponential moving average of the weights", subject="moving average")
-    ema_beta: float = setting(
-        0.995, help="decay of the moving average", unit="beta", minimum=0, below=1, subject="moving average"
-    )
-    ema_warmup: bool = setting(
+    ema: bool = _average(False, help="keep an exponential moving average of the weights")
+    ema_beta: float = _average(0.995, help="decay of the moving average", unit="beta", minimum=0, below=1)
+    ema_warmup: bool = _average(
         False,
         help="let the average's memory grow with its updates n, so that it forgets its start: decay "
         "min(ema_beta, (1 + n)/(10 + n))",
-        subject="moving average",
     )
-    steps_per_update_ema: int = setting(
-        10,
-        help="training steps between two updates of the moving average",
-        unit="steps",
-        minimum=1,
-        subject="moving average",
+    steps_per_update_ema: int = _average(
+        10, help="training steps between two updates of the moving average", unit="steps", minimum=1
     )
-    load_dir: str | None = setting(
-        None,
-        help="run to take the starting weights from, with --load_step",
-        unit="run",
-        none_means="this run's own",
-        subject="starting and resuming",
+    load_dir: str | None = _start(
+        None, help="run to take the starting weights from, with --load_step", unit="run", none_means="this run's own"
     )
-    load_step: int = setting(
-        0,
-        help="step of the starting weights; 0: start from random weights",
-        unit="step",
-        minimum=0,
-        subject="starting and resuming",
+    load_step: int = _start(
+        0, help="step of the starting weights; 0: start from random weights", unit="step", minimum=0
     )
-    load_optim: bool = setting(
-        False, help="with --load_step, load the optimisers of that step too", subject="starting and resuming"
-    )
-    resume: bool = setting(
+    load_optim: bool = _start(False, help="with --load_step, load the optimisers of that step too")
+    resume: bool = _start(
         False,
-        help="continue this run exactly, from its newest complete step and with its saved settings",
+        help="go on with this run, as the same command does, with its saved settings and the flags that are typed",
         saved=False,
-        subject="starting and resuming",
     )
-    steps_per_log: int = setting(
-        10, help="steps between two log lines", unit="steps", minimum=1, subject="logging, validation and pictures"
-    )
-    steps_per_eval: int = setting(
+    steps_per_log: int = _shown(10, help="steps between two log lines", unit="steps", minimum=1)
+    steps_per_eval: int = _shown(
         0,
         help="steps between two validations; 0: no validation, and of a folder all images train",
         unit="steps",
         minimum=0,
-        subject="logging, validation and pictures",
     )
-    steps_per_checkpoint: int = setting(
+    steps_per_checkpoint: int = _checkpoints(
         25_000,
         help="steps between two checkpoints; the last step is always saved; 0: only that",
         unit="steps",
         minimum=0,
-        subject="checkpoints",
     )
-    keep_states: int = setting(
+    keep_states: int = _checkpoints(
         2,
         help="how many of the newest saved steps keep what --resume needs; older ones keep weights only",
         unit="steps",
         minimum=1,
-        subject="checkpoints",
     )
-    keep_checkpoints: str = setting(
-        "all",
-        help="how many of the newest saved steps keep their weights: a number, or all",
-        unit="n",
-        subject="checkpoints",
+    keep_checkpoints: str = _checkpoints(
+        "all", help="how many of the newest saved steps keep their weights: a number, or all", unit="n"
     )
     max_skipped: int = setting(
         100, help="end the run after so many updates in a row whose gradients are not finite", unit="updates", minimum=1
     )
-    steps_per_display_output: int = setting(
-        5_000,
-        help="steps between two pictures on the dashboard; 0 for none",
-        unit="steps",
-        minimum=0,
-        subject="logging, validation and pictures",
+    steps_per_display_output: int = _shown(
+        5_000, help="steps between two pictures on the dashboard; 0 for none", unit="steps", minimum=0
     )
-    steps_per_save_output: int = setting(
-        5_000,
-        help="steps between two pictures written to images/; 0 for none",
-        unit="steps",
-        minimum=0,
-        subject="logging, validation and pictures",
+    steps_per_save_output: int = _shown(
+        5_000, help="steps between two pictures written to images/; 0 for none", unit="steps", minimum=0
     )
-    save_individually: bool = setting(
-        False, help="write each image to a file of its own, not in grids", subject="logging, validation and pictures"
-    )
+    save_individually: bool = _shown(False, help="write each image to a file of its own, not in grids")
     horizontal_flip: bool = setting(False, help="train on mirrored images too")

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from hparams.checks import latent_shape, require_run, run_folder, visdom_address
+from hparams.checks import visdom_address
 from hparams.errors import UserError
+from hparams.folders import require_run, run_folder
 from hparams.resolve import resolve
 from hparams.settings.experiments import (
     FIDExperiment,
+    InpaintingExperiment,
     LargerExperiment,
     LikelihoodExperiment,
     NeighboursExperiment,
@@ -20,16 +22,16 @@ from hparams.settings.experiments import (
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from utils.machine.files import make_folder
 
+AE, MODELS = {"ae_load_dir": "ae"}, {"ae_load_dir": "ae", "load_dir": "prior"}
 BASE: dict[type[Stage], dict[str, Any]] = {
     VQGANStage: {"dataset": "churches"},
-    PriorStage: {"dataset": "churches", "ae_load_dir": "ae"},
-    SamplesExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    FIDExperiment: {"dataset": "toy_churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    PRDCExperiment: {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"},
-    ReconstructionExperiment: {"dataset": "churches", "ae_load_dir": "ae"},
-    LikelihoodExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
-    NeighboursExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
-    LargerExperiment: {"dataset": "ffhq", "ae_load_dir": "ae", "load_dir": "prior"},
+    PriorStage: {"dataset": "churches", **AE},
+    SamplesExperiment: {"dataset": "churches", **MODELS},
+    FIDExperiment: {"dataset": "toy_churches", **MODELS},
+    PRDCExperiment: {"dataset": "churches", **MODELS},
+    ReconstructionExperiment: {"dataset": "churches", **AE},
+    **{s: {"dataset": "ffhq", **MODELS} for s in (LikelihoodExperiment, NeighboursExperiment, LargerExperiment)},
+    InpaintingExperiment: {"dataset": "ffhq", **MODELS},
 }
 
 
@@ -80,16 +82,8 @@ BASE: dict[type[Stage], dict[str, Any]] = {
             "use --reweighting paper",
         ),
         (PriorStage, {"bert_n_head": 7}, "--bert_n_head 7 does not divide --bert_n_emb 512: use --bert_n_emb 518"),
-        (
-            PriorStage,
-            {"block_size": 100},
-            "--block_size 100 does not fit --latent_shape 1 16 16: use --block_size 256",
-        ),
-        (
-            PriorStage,
-            {"sample_steps": 257},
-            "--sample_steps 257 is more than --total_steps 256: use 256 or fewer",
-        ),
+        (PriorStage, {"block_size": 100}, "--block_size 100 does not fit --latent_shape 1 16 16: use --block_size 256"),
+        (PriorStage, {"sample_steps": 257}, "--sample_steps 257 is more than --total_steps 256: use 256 or fewer"),
         (PriorStage, {"ae_load_dir": None}, "--ae_load_dir is required: name the run folder of the trained VQGAN"),
         (PriorStage, {"log_dir": "ae"}, "--log_dir ae is also --ae_load_dir: use another --log_dir"),
         (SamplesExperiment, {"load_dir": None}, "--load_dir is required: name the run folder of the trained prior"),
@@ -141,6 +135,14 @@ BASE: dict[type[Stage], dict[str, Any]] = {
         (LargerExperiment, {"shape": (32,)}, "--shape 32: give height and width"),
         (LargerExperiment, {"stride": 17}, "--stride 17 leaves gaps between windows of 16x16 codes: use 16 or less"),
         (LargerExperiment, {"sampler": "autoregressive"}, "use an absorbing prior"),
+        (LargerExperiment, {"sample_type": "mlm"}, "--sample_type mlm: larger images are drawn code by code: use"),
+        (LargerExperiment, {"sample_steps": 257}, "--sample_steps 257 is more than --total_steps 256"),
+        (InpaintingExperiment, {"sampler": "autoregressive"}, "an absorbing prior sees: use one"),
+        (InpaintingExperiment, {"sample_type": "mlm"}, "--sample_type mlm: it would draw anew what is to be kept: use"),
+        (InpaintingExperiment, {"region": (8, 8)}, "--region 8 8: give top, left, height and width in pixels"),
+        (InpaintingExperiment, {"region": (8, 8, 0, 8)}, "--region 8 8 0 8: give top, left, height and width"),
+        (InpaintingExperiment, {"region": (8, 0, 249, 256)}, "--region 8 0 249 256 leaves the image, whose sides are"),
+        (InpaintingExperiment, {"region": (0, 0, 8, 8), "mask_path": "m"}, "--region and --mask_path both say what"),
     ],
 )
 def test_misfits_name_flag_and_fix(
@@ -185,11 +187,6 @@ def test_processes_share_the_updates_of_the_head_evenly(tmp_path: Path, monkeypa
     resolve(LikelihoodExperiment, odd | {"train_steps": 0}, logs=tmp_path, processes=2)
 
 
-def test_latent_shape() -> None:
-    assert latent_shape(256, (1, 1, 2, 2, 4)) == (1, 16, 16)
-    assert latent_shape(33, (1,)) == (1, 33, 33)
-
-
 @pytest.mark.parametrize(("name", "expected"), [("a", "a"), ("a/b/", "a/b"), ("./a//b", "a/b"), ("...", "...")])
 def test_run_folder(name: str, expected: str) -> None:
     assert run_folder("--log_dir", name) == expected
@@ -200,6 +197,12 @@ def test_run_folder(name: str, expected: str) -> None:
 def test_run_folders_never_leave_logs(name: str, flag: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^--{flag} .* give a name below logs/"):
         resolve(SamplesExperiment, {**BASE[SamplesExperiment], flag: name}, logs=tmp_path)
+
+
+def test_a_name_that_no_file_system_takes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^--log_dir xxx.*: too long"):
+        run_folder("--log_dir", "x" * 256)
+    assert run_folder("--log_dir", "x" * 255)
 
 
 @pytest.mark.parametrize(

@@ -31,27 +31,24 @@ TIED = {
 ROBUST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+LETTERS = st.text(string.ascii_letters, min_size=1, max_size=10)
+
+
+def values_of(setting: Setting, texts: st.SearchStrategy[str] = LETTERS) -> st.SearchStrategy[Any]:
     """Allowed values of a setting."""
     if setting.kind is bool:
         one: st.SearchStrategy[Any] = st.booleans()
     elif setting.choices:
         one = st.sampled_from(setting.choices)
     elif setting.kind is int:
-        low = max(setting.minimum or 0, (setting.above if setting.above is not None else -1) + 1)
-        one = st.integers(int(low), min(int(setting.maximum or 10**6), 10**6))
+        one = st.integers(int(setting.minimum or 0), min(int(setting.maximum or 10**6), 10**6))
     elif setting.kind is float:
         low = setting.minimum if setting.minimum is not None else setting.above or 0.0
         high = setting.maximum if setting.maximum is not None else setting.below or 1e6
-        one = st.floats(
-            low,
-            high,
-            exclude_min=setting.above is not None,
-            exclude_max=setting.below is not None,
-            allow_subnormal=False,
-        )
+        ends = {"exclude_min": setting.above is not None, "exclude_max": setting.below is not None}
+        one = st.floats(low, high, allow_subnormal=False, **ends)
     else:
-        one = st.text(string.ascii_letters, min_size=1, max_size=10)
+        one = texts
     return st.lists(one, min_size=1, max_size=3).map(tuple) if setting.many else one
 
 
@@ -112,6 +109,21 @@ def test_saved_settings_come_back_and_typed_ones_win(tmp_path_factory, kind: str
     for name, value in flat(first).items():
         if settings_of(stage)[name].saved:
             assert changed[name] == again.get(name, value), name
+
+
+@ROBUST
+@given(data=st.data())
+def test_any_allowed_value_survives_the_file(tmp_path_factory, data: st.DataObject) -> None:
+    texts = st.text(st.characters(exclude_categories=["Cs"]))
+    known = {name: setting for name, setting in settings_of(PriorStage).items() if setting.saved}
+    values = {name: data.draw(values_of(setting, texts), label=name) for name, setting in known.items()}
+    groups = {
+        item.group: item.group_class(**{n: values[n] for n, s in known.items() if s.group == item.group})
+        for item in known.values()
+    }
+    file = tmp_path_factory.mktemp("run") / "hparams.yaml"
+    saved.save(PriorStage(**groups), file)
+    assert saved.load(file, PriorStage) == values
 
 
 @ROBUST

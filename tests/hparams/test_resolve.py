@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from hparams import launch
 from hparams.errors import UserError
 from hparams.presets import preset
-from hparams.resolve import StageT, resolve, resume_after_restart
+from hparams.resolve import StageT, resolve
 from hparams.saved import save, to_flat
 from hparams.settings.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
@@ -66,17 +64,6 @@ def test_a_run_from_before_a_flag_of_its_preset_goes_on_without_it(
     assert resolve(stage_class, typed, logs=logs).training.ema_warmup == expected
 
 
-@pytest.mark.parametrize(
-    ("saved", "typed", "expected"), [({}, {}, 0.995), ({"ema_beta": 0.5}, {}, 0.5), ({}, {"ema_beta": 0.1}, 0.1)]
-)
-def test_default_below_saved_and_typed(
-    saved: dict[str, Any], typed: dict[str, Any], expected: float, logs: Path
-) -> None:
-    run(logs, "mine", dataset="churches", **saved)
-    stage = resolve(VQGANStage, {"log_dir": "mine", "resume": True, **typed}, logs=logs)
-    assert stage.training.ema_beta == expected
-
-
 def test_typed_false_and_typed_default_override_too(logs: Path) -> None:
     run(logs, "mine", dataset="toy_churches", ema=True, diff_aug=True, beta=0.5)
     typed = {"log_dir": "mine", "resume": True, "ema": False, "diff_aug": False, "beta": 0.25}
@@ -94,25 +81,9 @@ def test_a_flag_that_was_not_typed_never_overrides(dataset: str, logs: Path) -> 
     assert {name for name in plain if plain[name] != typed[name]} == {"seed"}
 
 
-def test_resume_restores_every_setting(logs: Path) -> None:
-    before = trained(
-        logs, PriorStage, dataset="ffhq", ae_load_dir="ae", ae_load_step=5, log_dir="a/b", lr=3e-4, seed=9, img_size=64,
-        bert_n_emb=64, device="cpu", temp=0.9, sampler="autoregressive", horizontal_flip=True,
-    )  # fmt: skip
-    after = resolve(PriorStage, {"resume": True, "log_dir": "a/b"}, logs=logs)
-    assert to_flat(after) == to_flat(before)
-    assert after.training.resume
-    assert not before.training.resume
-
-
-def test_resume_follows_a_renamed_folder(logs: Path) -> None:
-    trained(logs, VQGANStage, dataset="churches", log_dir="old")
-    (logs / "old").rename(logs / "vqgan_churches")
-    assert resolve(VQGANStage, {"resume": True, "dataset": "churches"}, logs=logs).run.log_dir == "vqgan_churches"
-
-
 def test_resume_finds_the_default_folder(logs: Path) -> None:
-    trained(logs, VQGANStage, dataset="churches", nf=64)
+    trained(logs, VQGANStage, dataset="churches", nf=64, log_dir="old")
+    (logs / "old").rename(logs / "vqgan_churches")
     assert resolve(VQGANStage, {"resume": True, "dataset": "churches"}, logs=logs).autoencoder.nf == 64
     trained(logs, PriorStage, dataset="churches", ae_load_dir="ae", sampler="autoregressive", bert_n_emb=64)
     typed = {"resume": True, "dataset": "churches", "sampler": "autoregressive"}
@@ -362,36 +333,3 @@ def test_resume_needs_a_run_folder(logs: Path) -> None:
     with pytest.raises(UserError, match=r"--resume: .*killed has no hparams\.yaml: give all flags"):
         resolve(VQGANStage, {"resume": True, "log_dir": "killed"}, logs=logs)
     assert resolve(VQGANStage, {"resume": True, "log_dir": "killed", "dataset": "churches"}, logs=logs).training.resume
-
-
-# Under torchrun --max-restarts.
-
-
-@pytest.mark.parametrize("count", ["0", "2"])
-def test_a_restart_goes_on_with_the_run_that_its_torchrun_began(
-    count: str, logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine whose processes did not fail has counted no restart."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-    typed = {"log_dir": "mine", "dataset": "churches", "load_dir": "other", "load_step": 3, "load_optim": True}
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    run(logs, "mine", dataset="churches")
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    launch.mark(logs / "mine", ["elsewhere/7/1", launch.launcher()])
-    restarted = resume_after_restart(VQGANStage, typed, logs=logs)
-    assert restarted == {"log_dir": "mine", "dataset": "churches", "resume": True}
-
-
-def test_another_torchrun_does_not_go_on_with_it_though_its_job_has_the_same_id(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    run(logs, "mine", dataset="churches")
-    launch.mark(logs / "mine", [launch.launcher()])
-    typed = {"log_dir": "mine", "dataset": "churches"}
-    monkeypatch.setattr(os, "getppid", os.getpid)
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed
-    monkeypatch.undo()
-    assert resume_after_restart(VQGANStage, typed, logs=logs) == typed  # without torchrun

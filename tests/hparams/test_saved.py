@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from hparams.errors import UserError
-from hparams.fields import Setting, settings_of
+from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.saved import describe, load, save, to_flat
 from hparams.settings.experiments import SamplesExperiment
@@ -34,41 +30,6 @@ def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
     expected = {n: getattr(getattr(stage, s.group), n) for n, s in settings.items() if s.saved}
     assert load(path, stage_class) == expected
     assert [file.name for file in path.parent.iterdir()] == ["hparams.yaml"]
-
-
-def values_of(setting: Setting) -> st.SearchStrategy[object]:
-    """Values that the setting allows."""
-    if setting.choices:
-        return st.sampled_from(setting.choices)
-    if setting.kind is bool:
-        return st.booleans()
-    if setting.kind is str:
-        return st.text(st.characters(exclude_categories=["Cs"]))
-    low = setting.minimum if setting.minimum is not None else setting.above
-    high = setting.maximum if setting.maximum is not None else setting.below
-    if setting.kind is int:
-        one: st.SearchStrategy[object] = st.integers(low, high)  # type: ignore[arg-type]
-    else:
-        one = st.floats(
-            low, high, exclude_min=setting.above is not None, exclude_max=setting.below is not None, allow_nan=False,
-            allow_infinity=False,
-        )  # fmt: skip
-    return st.lists(one, min_size=1, max_size=5).map(tuple) if setting.many else one
-
-
-@hypothesis_settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_any_allowed_value_survives_the_file(data: st.DataObject) -> None:
-    settings = {n: s for n, s in settings_of(PriorStage).items() if s.saved}
-    values = {name: data.draw(values_of(setting), label=name) for name, setting in settings.items()}
-    groups = {
-        item.group: item.group_class(**{n: values[n] for n, s in settings.items() if s.group == item.group})
-        for item in settings.values()
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hparams.yaml"
-        save(PriorStage(**groups), path)
-        assert load(path, PriorStage) == values
 
 
 def test_file_is_flat_plain_and_readable(tmp_path: Path) -> None:

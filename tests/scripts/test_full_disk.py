@@ -52,7 +52,7 @@ def test_a_run_outlives_a_full_disk_and_goes_on_when_there_is_room(small_disk) -
     assert "could not be saved in logs/run/saved_models (No space left on device); the run goes on" in said
     last = ended.err.strip().splitlines()[-1]
     assert last.startswith("train_vqgan.py: error: step 16 could not be saved in logs/run/saved_models (No space left")
-    assert "--resume goes on from the newest saved step" in last
+    assert "the same command goes on from the newest saved step" in last
     assert "Traceback" not in said
 
     tiny.resize(64_000)

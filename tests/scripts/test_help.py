@@ -10,34 +10,17 @@ from pathlib import Path
 import pytest
 
 from hparams.fields import settings_of
-from hparams.settings.replay import Replay
+from hparams.settings.tools import Replay
 from stages import STAGES
 from utils.data.lmdb_images import write_lmdb
 
 REPO = Path(__file__).parents[2]
 SCRIPTS = {**STAGES, "experiments/replay_dashboard.py": Replay}
+# Beside those of the README.
 PUBLISHED = [
-    "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4",
-    "train_vqgan.py --dataset churches --log_dir vqgan_new --amp --ema --batch_size 4 --diff_aug",
-    "train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_new --ae_load_dir vqgan_churches "
-    "--ae_load_step 2200000 --amp --ema",
-    "experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples --ae_load_dir vqgan_churches "
-    "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 64 --temp 0.9",
     "experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches "
     "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
     "--steps_per_eval 5000 --train_steps 10000",
-    "experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
-    "--log_dir nearest_neighbours_churches --ae_load_dir vqgan_churches --ae_load_step 2200000 "
-    "--load_dir absorbing_churches --load_step 2000000 --ema",
-    "experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
-    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
-    "--shape 32 16",
-    "experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log --ae_load_dir vqgan_churches "
-    "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000 --temp 0.9",
-    "experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log --ae_load_dir vqgan_churches "
-    "--ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000",
-    "experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs --ae_load_dir vqgan_churches "
-    "--ae_load_step 2200000",
     # Every published flag of the two training scripts.
     "train_vqgan.py --dataset churches --batch_size 3 --lr 1e-4 --train_steps 2300000 --amp --ema --ema_beta 0.9 "
     "--steps_per_update_ema 5 --load_dir vqgan_churches --load_step 2200000 --load_optim --log_dir v "
@@ -83,9 +66,7 @@ def test_every_script_is_among_those_that_are_tried() -> None:
 def test_help_tells_every_flag_and_does_not_wait_for_torch(shell, script: str) -> None:
     done = shell.run(f"{script} --help", "-X", "importtime")
     assert done.code == 0
-    for name, setting in settings_of(SCRIPTS[script]).items():
-        assert re.search(rf"--{name}\b", done.out), name
-        assert " ".join(setting.help.split())[:30] in " ".join(done.out.split()), name
+    assert set(re.findall(r"--(\w+)", done.out)) >= settings_of(SCRIPTS[script]).keys()
     assert "example:" in done.out
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.err.splitlines() if "|" in line}
     assert "argparse" in imported

@@ -39,9 +39,9 @@ RUNS = {
 def resumed(toy, warm, new_shell) -> Path:
     """A logs folder with each of `RUNS` twice: in one go (`<name>`), and in two (`<name>_resumed`).
 
-    The float32 runs end at step 30 and are resumed. The others are killed on their way from step 30 to 60: their
-    first half is a copy of the whole run without the files of step 60. The second half runs with another number of
-    processes that read images, which must not matter.
+    The float32 runs end at step 30 and are resumed. The others are killed on their way from step 30 to 60, and their
+    command is started again: their first half is a copy of the whole run without the files of step 60. The second half
+    runs with another number of processes that read images, which must not matter.
     """
     shell = new_shell(warm)
     shutil.copytree(toy.folder / "data", shell.folder / "data")
@@ -60,8 +60,11 @@ def resumed(toy, warm, new_shell) -> Path:
             shutil.copytree(shell.logs / name, killed)
             for file in (killed / "saved_models").glob("*_60.th"):
                 file.unlink()
-    resume = "--resume --train_steps 60 --num_workers 2"
-    shell.abreast(*([f"{RUNS[name].split()[0]} --log_dir {name}_resumed {resume}"] for name in RUNS))
+    again = {
+        name: f"{command.split()[0]} --resume --train_steps 60" if "float32" in name else f"{command} {whole} 30"
+        for name, command in RUNS.items()
+    }
+    shell.abreast(*([f"{command} --log_dir {name}_resumed --num_workers 2"] for name, command in again.items()))
     return shell.logs
 
 
@@ -155,6 +158,14 @@ def test_stage_2_keeps_to_its_autoencoder(tiny) -> None:
 def test_a_finished_run_says_how_it_goes_on(tiny) -> None:
     out = tiny.ok("train_sampler.py --resume --log_dir prior")
     assert "continuing after step 8, 0 steps to do; a larger --train_steps goes on" in out
+    files = [file for file in (tiny.folder / "logs").rglob("*") if file.is_file() and file.name != ".lock"]
+    before = [file.read_bytes() for file in files]
+    command = f"{tiny.stage_2} --dataset custom --steps_per_checkpoint 4 --log_dir prior"
+    assert "logs/prior is complete: absorbing_8.th is its last step" in tiny.ok(f"{command} --train_steps 8")
+    assert [file.read_bytes() for file in files] == before
+    ended = tiny.run(f"{command} --train_steps 9")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--train_steps: the run in logs/prior has 8, this command 9: --resume goes on" in ended.err
     assert "; a larger" not in tiny.ok("train_sampler.py --resume --log_dir prior --train_steps 9")
 
 

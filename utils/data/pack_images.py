@@ -17,7 +17,7 @@ from hparams.cli import parse_plain
 from hparams.errors import UserError
 from hparams.presets import FOLDERS
 from hparams.script import require_open_files, run_script
-from hparams.settings.pack import Pack
+from hparams.settings.tools import Pack
 from utils.data.bad_images import BadImages
 from utils.data.batches import eval_batches
 from utils.data.datasets import open_images

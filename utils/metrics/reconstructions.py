@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hparams.experiment_checks import LPIPS_MIN_SIDES
+from hparams.checks import LPIPS_MIN_SIDES
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.similarity import SSIM_WINDOW, psnr, ssim
 from utils.data.batches import eval_batches

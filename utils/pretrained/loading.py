@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hparams import checks, saved
+from hparams import folders, saved
 from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.resolve import LOGS, resolve_run
@@ -54,7 +54,7 @@ def load_autoencoder(
         UserError: no such run, step, file or device, or a file that does not fit the settings.
         TypeError: a keyword is no flag.
     """
-    folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
+    folder = RunFolder(folders.run_folder("log_dir", log_dir), Path(root))
     stage = resolve_run(VQGANStage, folder.path, settings)
     autoencoder, file = restore_autoencoder(
         stage.autoencoder, folder.name, step, ema=ema, device=_device(device), root=Path(root), flags=_ARGUMENTS
@@ -78,7 +78,7 @@ def load_prior(
     prior at place i come from the ids before it. Its `sample` draws ids [n,N] int64. Without `sampler`, the kind is
     that of the run's settings, or of its only files.
     """
-    folder = RunFolder(checks.run_folder("log_dir", log_dir), Path(root))
+    folder = RunFolder(folders.run_folder("log_dir", log_dir), Path(root))
     if "sampler" not in settings and "sampler" not in saved.load(folder.hparams, PriorStage):
         settings["sampler"] = _only_kind(folder)
     stage = resolve_run(PriorStage, folder.path, settings)

@@ -126,7 +126,7 @@ class TrainingReport:
         self.say(tell(values))
         for name, value in values.items():
             self._lines[_short(name)] = f"{value:.4g}"
-        if not (self._settings.training.resume and self._kept):
+        if not self._kept:
             self._log.record(self._start, "codes", values)
 
     def picture(self, done: int, name: str, images: Tensor, columns: int, *, display: bool, save: bool) -> None:

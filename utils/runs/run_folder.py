@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hparams.checks import require_run
 from hparams.errors import UserError
+from hparams.folders import require_run
 from hparams.resolve import LOGS
 
 Flags = tuple[str, str]  # that name a run's folder and a step of it, for messages

@@ -8,16 +8,11 @@ from typing import Any
 
 from hparams.errors import UserError
 from hparams.fields import as_text, settings_of
+from hparams.same_command import is_of_machine, is_place
 from hparams.saved import to_flat
 from hparams.settings.stages import Stage
 from utils.data.datasets import ImageData
 from utils.machine.distributed import Ranks
-
-# A matter of each machine, as are places of files.
-_OF_MACHINES = frozenset(
-    {"device", "num_workers", "dashboard", "visdom_server", "visdom_port", "visdom_base_url", "summary"}
-)
-_PLACES = ("file", "folder")
 
 
 def require_same_settings(settings: Stage, ranks: Ranks) -> None:
@@ -26,7 +21,7 @@ def require_same_settings(settings: Stage, ranks: Ranks) -> None:
     known = settings_of(type(settings))
     for rank, theirs in enumerate(others, start=1):
         for name in first:
-            own = name in _OF_MACHINES or known[name].unit in _PLACES
+            own = is_of_machine(known[name]) or is_place(known[name])
             if not own and theirs.get(name) != first[name]:
                 raise UserError(
                     f"--{name}: rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}: "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hparams.settings.experiments import LargerSettings
+from hparams.settings.experiments import LargerSettings, SamplingSettings
 from models.prior.prior import Prior
 from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
@@ -22,7 +23,9 @@ from utils.runs.shards import Shards
 from utils.sampling.drawing import require_finite_draws, require_finite_images
 
 
-def larger_codes(job: Job, models: TrainedModels, larger: LargerSettings) -> tuple[np.ndarray, float]:
+def larger_codes(
+    job: Job, models: TrainedModels, larger: LargerSettings, sampling: SamplingSettings
+) -> tuple[np.ndarray, float]:
     """Codes of all `n_samples` images, [n,H,W] int32, and how many windows the prior evaluated for each on average.
 
     An image is a function of weights, settings, seed and its number; those that are drawn are kept in the run folder.
@@ -34,25 +37,30 @@ def larger_codes(job: Job, models: TrainedModels, larger: LargerSettings) -> tup
     height, width = larger.shape
     windows = len(window_starts(height, window[0], larger.stride)) * len(window_starts(width, window[1], larger.stride))
     together = -(-job.batch_size // windows)  # images, so that a batch is filled
-    plan = {name: value for name, value in vars(larger).items() if name != "n_samples"}
-    key = content_key("larger 1", *models.prior_key, plan, job.seed, job.amp_dtype)
+    key = content_key("larger 1", *models.prior_key, larger, replace(sampling, n_samples=1), job.seed, job.amp_dtype)
 
     def draw(indices: np.ndarray, _: object) -> Iterator[Tensor]:
         for first in range(0, len(indices), together):
-            yield _draw(job, prior, larger, window, indices[first : first + together].tolist())
+            yield _draw(job, prior, larger, sampling, window, indices[first : first + together].tolist())
 
     like = np.empty(height * width + 1, np.int32)  # behind the codes the number of windows
-    rows = Shards(job.folder.samples / key).fill(job, larger.n_samples, like, draw, what="sampling", size=together)[:]
+    rows = Shards(job.folder.samples / key).fill(job, sampling.n_samples, like, draw, what="sampling", size=together)[:]
     return rows[:, :-1].reshape(-1, height, width), rows[:, -1].mean()
 
 
 def _draw(
-    job: Job, prior: Prior, larger: LargerSettings, window: tuple[int, int], indices: list[int]
+    job: Job,
+    prior: Prior,
+    larger: LargerSettings,
+    sampling: SamplingSettings,
+    window: tuple[int, int],
+    indices: list[int],
 ) -> Tensor:
     """[b, H·W + 1] int64."""
     assert prior.mask_id is not None  # others are refused with the settings
     generators = (make_generator("cpu", job.seed, "larger", index) for index in indices)
-    plans = (reveal_plan((larger.shape[0], larger.shape[1]), larger.order, larger.sample_steps, g) for g in generators)
+    height, width = larger.shape
+    plans = (reveal_plan((height, width), larger.order, sampling.sample_steps, each) for each in generators)
     reveal, uniforms = (torch.stack(part).to(job.device) for part in zip(*plans, strict=True))
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
     evaluations = 0
@@ -72,7 +80,7 @@ def _draw(
             mask_id=prior.mask_id,
             window=window,
             stride=larger.stride,
-            rule=Rule(larger.temp),
+            rule=Rule(sampling.temp),
             batch_size=job.batch_size,
             invalid=invalid,
         ):

@@ -12,14 +12,13 @@ from typing import Any, NoReturn, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
-from hparams import launch
 from hparams.errors import RunError, UserError
-from hparams.lengths import notes_on_length
+from hparams.notes import notes_on_length
 from hparams.saved import describe, save
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.bad_images import BadImages, SharedReport
 from utils.data.datasets import ImageData
-from utils.machine.files import make_folder, naming, remove_remains, sha256_of, sole_writer
+from utils.machine.files import make_folder, remove_remains, sha256_of, sole_writer
 from utils.machine.signals import Stopped, exit_code
 from utils.machine.stopwatch import Stopwatch
 from utils.reporting.training_report import SilentReport, TrainingReport
@@ -35,10 +34,10 @@ from utils.runs.checkpoints import (
 from utils.runs.disk_space import space_notes
 from utils.runs.job import Job, tell_parameters
 from utils.runs.retention import clean_up, drop_weights
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_folder import RunFolder
 from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
 from utils.training.optimiser import Optimiser, load_moments
-from utils.training.training_start import first_step
+from utils.training.training_start import first_step, own_steps
 
 
 class DataNote(TypedDict):
@@ -78,7 +77,7 @@ class TrainingRun:
         self.folder = RunFolder(settings.run.log_dir)
         self.start = first_step(settings, kind)
         self.end = settings.training.train_steps
-        self._resumed = settings.training.resume and bool(self.folder.state_steps(kind))
+        self._own_steps = own_steps(settings, kind)
         self._trainer = trainer
         self._averages = Averages()
         self._skipped = SkippedUpdates(trainer.device, settings.training.max_skipped)
@@ -100,7 +99,7 @@ class TrainingRun:
         if ranks.first:
             remove_remains(self.folder.path)
         source = RunFolder(settings.training.load_dir or settings.run.log_dir)
-        goes_on = self._resumed or (self.start > 0 and source.path == self.folder.path)
+        goes_on = self._own_steps or (self.start > 0 and source.path == self.folder.path)
         kept = self.start if goes_on and self.folder.metrics.exists() else None
         self._report: TrainingReport | SilentReport = SilentReport()
         if ranks.first:
@@ -109,12 +108,10 @@ class TrainingRun:
             )
         self.say, self.warn = self._report.say, self._report.warn
         self.validated, self.baselines = self._report.validated, self._report.baselines
-        launchers = ranks.gather_objects(launch.launcher())
         if ranks.first:
-            save(settings, self.folder.hparams)
-            with naming(self.folder.path):
-                launch.mark(self.folder.path, launchers)
-            if self._resumed:  # an earlier process may have ended before it came to that
+            if settings.training.resume or not self._own_steps:  # else they are saved, for any number of processes
+                save(settings, self.folder.hparams)
+            if self._own_steps:  # an earlier process may have ended before it came to that
                 clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
@@ -151,7 +148,7 @@ class TrainingRun:
         self.say(self._job.introduction(what, more))
         for note in self._notes:
             self.say(note)
-        if self._unfinished and self.settings.training.resume:
+        if self._unfinished:
             self.say(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
         self.say(describe(self.settings))
 
@@ -181,11 +178,11 @@ class TrainingRun:
         return BadImages(self.folder.bad_images, share, self._report.warn, keep=keep, writes=writes)
 
     def _restore(self, trainer: Trainer) -> None:
-        """Load everything on resume, weights only with --load_step."""
+        """Load everything where the run goes on, weights only with --load_step."""
         training = self.settings.training
-        if training.resume and not self._resumed:
+        if training.resume and not self._own_steps:
             self._notes.append("this run was interrupted before it saved a step: it starts again")
-        if self._resumed:
+        if self._own_steps:
             state, file = self._newest_whole_state(), self.folder.state_file(self.kind, self.start)
             for ema, model in trainer.models().items():
                 sibling = self.folder.model_file(self.kind, self.start, ema=ema)
@@ -224,7 +221,7 @@ class TrainingRun:
     def _newest_whole_step(self, state: dict[str, Any]) -> int:
         """Its number; its content goes into `state`."""
         problems = []
-        for step in reversed(self.folder.state_steps(self.kind)):
+        for step in reversed(self._own_steps):
             try:
                 state |= load_state(self.folder, self.kind, step)
             except UserError as error:
@@ -264,11 +261,7 @@ class TrainingRun:
             self._stop(Signal(stop), self.start)
 
     def _stop(self, number: Signal, done: int) -> NoReturn:
-        script = "train_vqgan.py" if self.kind == VQGAN else "train_sampler.py"
-        self._report.warn(
-            f"stopped by {number.name} after step {done}; continue with: "
-            f"python3 {script} --resume --log_dir {self.folder.name}"
-        )
+        self._report.warn(f"stopped by {number.name} after step {done}; the same command goes on")
         raise SystemExit(exit_code(number))
 
     def due(self, every: int, done: int) -> bool:
@@ -329,7 +322,7 @@ class TrainingRun:
             if last:
                 self._saved = done  # no other attempt as this error ends the run
                 raise RunError(
-                    f"{problem}: make room there, then --resume goes on from the newest saved step"
+                    f"{problem}: make room there, then the same command goes on from the newest saved step"
                 ) from None
             self._report.warn(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
             if not self.folder.state_file(self.kind, done).exists():

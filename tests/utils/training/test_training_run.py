@@ -104,11 +104,11 @@ def run_of(settings: VQGANStage | PriorStage, kind: str, trainer: Any) -> Iterat
         yield run
 
 
-def idle_run(**changes: Any) -> AbstractContextManager[TrainingRun]:
+def idle_run(processes: int = 1, **changes: Any) -> AbstractContextManager[TrainingRun]:
     cadences = {name: 0 for name in settings_of(VQGANStage) if name.startswith("steps_per_")}
     given = {"ema": False, **cadences, "steps_per_log": 2, "steps_per_update_ema": 1, **SMALL, **changes}
-    settings = resolve(VQGANStage, {name: value for name, value in given.items() if name in settings_of(VQGANStage)})
-    return run_of(settings, VQGAN, Idle())
+    typed = {name: value for name, value in given.items() if name in settings_of(VQGANStage)}
+    return run_of(resolve(VQGANStage, typed, processes=processes), VQGAN, Idle())
 
 
 def go(run: TrainingRun, signals: dict[int, signal.Signals] | None = None) -> None:
@@ -179,6 +179,20 @@ def test_lines_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
         go(run)
     names = ("loss", "skipped_updates", "steps_per_second")
     assert lines(run, *names) == [(2, 1.5, 1, 2), (4, 3.5, 1, 1), (6, 5.5, 1, 2)]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_command_that_goes_on_leaves_the_settings_of_its_run() -> None:
+    """Or the next one, on as many processes as the first, would ask for other batches than the run has."""
+    with idle_run(train_steps=3, batch_size=4) as run:
+        go(run)
+    saved = run.folder.hparams.read_text()
+    for processes in (2, 1):
+        with idle_run(processes, train_steps=3, batch_size=4) as run:
+            assert (run.start, run.settings.run.batch_size) == (3, 4 // processes)
+        assert run.folder.hparams.read_text() == saved
+    with idle_run(2, train_steps=4, resume=True):
+        assert run.folder.hparams.read_text() != saved
 
 
 @pytest.mark.usefixtures("here")

@@ -1,15 +1,16 @@
-"""Flags that were typed and do nothing beside others: said in a line, so that nobody waits for what they ask for.
-
-They are no errors: published scripts pass whole sets of flags.
-"""
+"""What is no error, and said in a line: flags that do nothing beside others, and runs too short for what they ask."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hparams.fields import as_text
+from hparams.settings.stages import PriorStage, VQGANStage
+from hparams.settings.training import TrainingSettings
+
+TIME_CONSTANTS = 5  # of its average that a run should last: e⁻⁵ of the start is left then
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,27 @@ def idle_flags(typed: Collection[str], settings: Mapping[str, Any]) -> list[str]
 
 def _as_flag(name: str, value: Any) -> str:
     return f"--no_{name}" if value is False else f"--{name} {as_text(value)}"
+
+
+def notes_on_length(stage: VQGANStage | PriorStage) -> list[str]:
+    """A line for whatever takes longer than the whole run. Published settings give none."""
+    training = stage.training
+    lines = [*_of_average(training)]
+    length = f"--train_steps {training.train_steps}"
+    if isinstance(stage, VQGANStage) and (start := stage.vqgan.disc_start_step) > training.train_steps:
+        lines.append(f"--disc_start_step {start} is beyond {length}: the discriminator never takes part")
+    if isinstance(stage, PriorStage) and (warmup := stage.prior.warmup_iters) > training.train_steps:
+        lines.append(f"--warmup_iters {warmup} is beyond {length}: the learning rate never reaches --lr")
+    return lines
+
+
+def _of_average(training: TrainingSettings) -> Iterator[str]:
+    if not training.ema or training.ema_warmup or training.load_step:  # it starts from trained weights
+        return
+    constant = round(training.steps_per_update_ema / (1 - training.ema_beta))
+    if training.train_steps < TIME_CONSTANTS * constant:
+        yield (
+            f"--train_steps {training.train_steps} is short for the moving average, which forgets its random start "
+            f"over some {TIME_CONSTANTS} times {constant} steps: add --ema_warmup, or lower --ema_beta or "
+            "--steps_per_update_ema"
+        )

@@ -1,19 +1,17 @@
-"""Settings of the command that packs a folder of images."""
+"""The settings of commands that no preset and no saved run has a say in: packing images, showing a past run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from hparams.fields import setting
+from hparams.fields import Group, setting
 from hparams.settings.stages import FolderDataset, Plain
 
 
 @dataclass(frozen=True)
-class PackSettings:
+class PackSettings(Group, title="packing"):
     """Which images to pack, at which size, and where to."""
-
-    title: ClassVar[str] = "packing"
 
     dataset: Literal[FolderDataset] | None = setting(None, help="data set to pack", none_means="required")
     custom_dataset_path: str | None = setting(None, help="folder of images, for --dataset custom", unit="folder")
@@ -35,3 +33,25 @@ class Pack(Plain):
     """A folder of images, packed."""
 
     pack: PackSettings
+
+
+@dataclass(frozen=True)
+class ReplaySettings(Group, title="replay"):
+    """Which past run to show, and where."""
+
+    log_dir: str | None = setting(None, help="run folder to show, under logs/", unit="run", none_means="required")
+    visdom_server: str = setting("http://localhost", help="address of the visdom server, without its port", unit="url")
+    visdom_port: int = setting(8097, help="port of the visdom server", unit="port", minimum=1, maximum=65535)
+    visdom_base_url: str = setting(
+        "/", help="path below which the visdom server answers, as its own -base_url", unit="path"
+    )
+    summary_only: bool = setting(False, help="only draw summary.png; needs no visdom server")
+    dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)
+    traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
+
+
+@dataclass(frozen=True)
+class Replay(Plain):
+    """A past run, shown again."""
+
+    replay: ReplaySettings
