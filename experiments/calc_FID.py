@@ -31,7 +31,7 @@ def calculate(settings: FIDExperiment) -> None:
     from utils.machine.devices import pick_device
     from utils.metrics.feature_sources import facts_of, open_sources
     from utils.metrics.fid import distances
-    from utils.reporting.experiment_panes import open_dashboard, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
     from utils.runs.results import record_result
@@ -51,8 +51,8 @@ def calculate(settings: FIDExperiment) -> None:
     values = distances(features, real_features, statistics, real.n, settings.kid, quiet=run.quiet)
     conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
     line = record_result(folder.results, conditions, values)
-    with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.results)
+    with shown(run) as record:
+        record.results()
     print(line)
 
 

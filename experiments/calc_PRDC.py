@@ -31,7 +31,7 @@ def calculate(settings: PRDCExperiment) -> None:
     from utils.machine.devices import pick_device
     from utils.metrics.feature_sources import facts_of, open_sources
     from utils.metrics.prdc import prdc_of_arrays
-    from utils.reporting.experiment_panes import open_dashboard, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
     from utils.runs.results import record_result
@@ -49,8 +49,8 @@ def calculate(settings: PRDCExperiment) -> None:
         return
     conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
     line = record_result(folder.results, {**conditions, "nearest_k": nearest_k}, vars(values))
-    with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.results)
+    with shown(run) as record:
+        record.results()
     print(line)
 
 

@@ -43,7 +43,7 @@ def calculate(settings: ReconstructionExperiment) -> None:
     from utils.metrics.reconstructions import Reconstructions, lpips_if_there
     from utils.pretrained.loading import restore_autoencoder
     from utils.pretrained.trained_models import note_averages
-    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce, tell_parameters
     from utils.runs.results import record_result
@@ -90,9 +90,9 @@ def calculate(settings: ReconstructionExperiment) -> None:
         conditions |= {"lpips_net": settings.reconstruction.lpips_net, "lpips_weights": lpips.weights}
     line = record_result(folder.results, conditions, values)
     path, grid = reconstructions.picture(codes)
-    with open_dashboard(run) as dashboard:
-        show_results(dashboard, folder.results)
-        show_picture(dashboard, "reconstructions", grid, title="originals over reconstructions")
+    with shown(run) as record:
+        record.results()
+        record.picture(None, "originals_over_reconstructions", grid, write=False)
     print(line)
     print(f"originals over reconstructions: {path}")
 

@@ -34,9 +34,10 @@ def calculate(settings: LikelihoodExperiment) -> None:
     from utils.metrics.likelihood_run import evaluate, train_head
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models, note_if_seen
-    from utils.reporting.experiment_panes import ALL, open_dashboard, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
+    from utils.runs.record import ALL
     from utils.runs.results import record_result
 
     run, likelihood = settings.run, settings.likelihood
@@ -70,8 +71,8 @@ def calculate(settings: LikelihoodExperiment) -> None:
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
         line = record_result(folder.results, conditions, values)
-        with open_dashboard(run, resume_step=ALL) as dashboard:
-            show_results(dashboard, folder.results)
+        with shown(run, resume_step=ALL) as record:
+            record.results()
     print(line)
 
 

@@ -38,7 +38,7 @@ def find(settings: NeighboursExperiment) -> None:
     from utils.metrics.neighbour_search import build_embedding, images_to_compare, search
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
     from utils.runs.results import record_result
@@ -92,9 +92,9 @@ def find(settings: NeighboursExperiment) -> None:
         nearest = found.distances[:, 0].double()
         values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
         line = record_result(folder.results, conditions, values)
-        with open_dashboard(run) as dashboard:
-            show_picture(dashboard, "neighbours", grid, title=f"samples, then the nearest of {compared}")
-            show_results(dashboard, folder.results)
+        with shown(run) as record:
+            record.picture(None, "neighbours", grid, write=False)
+            record.results()
     print(line)
     print(f"{folder.images / 'neighbours.png'}: each sample, then the nearest of {compared}")
 

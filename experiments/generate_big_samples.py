@@ -29,7 +29,7 @@ def draw(settings: LargerExperiment) -> None:
     """Draw exactly `n_samples` images, and write each by itself and all in one picture."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture, show_results
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run
     from utils.runs.introduction import introduce
     from utils.runs.results import record_result
@@ -50,12 +50,12 @@ def draw(settings: LargerExperiment) -> None:
                 pass
             return
         files = SampleFiles(folder.images, individually=True)
-        with open_dashboard(run) as dashboard:
+        with shown(run) as record:
             for part in images:
                 for grid in files.add(part):
-                    show_picture(dashboard, "larger samples", grid, title="larger samples")
+                    record.picture(None, "larger_samples", grid)
             for grid in files.finish():
-                show_picture(dashboard, "larger samples", grid, title="larger samples")
+                record.picture(None, "larger_samples", grid)
             conditions = {
                 **models.conditions(run),
                 "shape": f"{height}x{width}",
@@ -67,7 +67,7 @@ def draw(settings: LargerExperiment) -> None:
             }
             values = {"windows_per_image": evaluations / len(ids)}
             line = record_result(folder.results, conditions, values)
-            show_results(dashboard, folder.results)
+            record.results()
     print(line)
     print(f"{len(ids)} images in {files.where}")
 

@@ -32,7 +32,7 @@ def sample(settings: SamplesExperiment) -> None:
     """
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run
     from utils.runs.introduction import introduce
     from utils.sampling.sample_files import SampleFiles
@@ -50,13 +50,14 @@ def sample(settings: SamplesExperiment) -> None:
             for _ in batches:  # to do its share is all that it does
                 pass
             return
-        with open_dashboard(run) as dashboard:
-            files = SampleFiles(folder.images, individually=settings.output.save_individually)
+        individually = settings.output.save_individually
+        with shown(run) as record:
+            files = SampleFiles(folder.images, individually=individually)
             for images in batches:
                 for grid in files.add(images):
-                    show_picture(dashboard, "samples", grid, title="samples")
+                    record.picture(None, "samples", grid, write=individually)
             for grid in files.finish():
-                show_picture(dashboard, "samples", grid, title="samples")
+                record.picture(None, "samples", grid, write=individually)
         print(f"{len(ids)} images in {files.where}")
 
 

@@ -43,11 +43,11 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
     from hparams.settings.stages import SamplingSettings
     from models.sampling.inpainting import codes_of
     from utils.data.batches import eval_batches
-    from utils.data.pictures import save_png, to_uint8
+    from utils.data.pictures import to_uint8
     from utils.machine.progress import say
     from utils.metrics.feature_sources import open_split
     from utils.pretrained.trained_models import load_trained_models
-    from utils.reporting.experiment_panes import open_dashboard, show_picture
+    from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
     from utils.sampling.inpainting import CompletionsPicture, given_codes
@@ -95,12 +95,12 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
             list(files.add(pixels))  # each is written
         list(files.finish())
         drawn = picture.draw(next(eval_batches(data, picture.rows, 0, bad=bad)), hidden)
-        path = folder.images / "inpainted.png"
-        save_png(path, drawn)
-        with open_dashboard(run) as dashboard:
-            show_picture(dashboard, "inpainted", drawn, title="images, what is given of them, completions")
+        with shown(run) as record:
+            record.picture(None, "inpainted", drawn)
     print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
-    print(f"{path}: image, what is given of it, completions ({picture.rows} x {picture.completions})")
+    print(
+        f"{folder.images / 'inpainted.png'}: image, what is given of it, completions ({picture.rows} x {picture.completions})"
+    )
 
 
 if __name__ == "__main__":

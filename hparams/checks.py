@@ -6,6 +6,8 @@ Each check reads one or two groups. Ranges of single values are checked where th
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
@@ -151,9 +153,9 @@ def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int
 
 
 def check_run(run: RunSettings) -> None:
-    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address.
+    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; a visdom server has an address.
 
-    And the system lets this process open as many files as its workers take.
+    Sinks have their packages, and the system lets this process open as many files as its workers take.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
@@ -163,7 +165,15 @@ def check_run(run: RunSettings) -> None:
             "each, or --dist_backend gloo to share it"
         )
     visdom_address(run.visdom_server, run.visdom_port, run.visdom_base_url)
+    require_packages(run.sinks)
     require_open_files(run.num_workers)
+
+
+def require_packages(sinks: Collection[str]) -> None:
+    """UserError unless the packages of the sinks that are installed only on demand are there."""
+    for name in ("tensorboard", "wandb"):
+        if name in sinks and not find_spec(name):
+            raise UserError(f"--sinks {name}: its package is missing: python -m pip install {name}, or leave it out")
 
 
 def visdom_address(server: str, port: int, base_url: str = "/") -> str:

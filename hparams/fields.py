@@ -86,7 +86,7 @@ def setting(
     """A dataclass field that describes a setting; its type is the field's annotation.
 
     Annotations may be bool, int, float, str, a ``Literal`` of strings (its values are the choices),
-    ``tuple[int, ...]`` or ``tuple[float, ...]``, each also with ``| None``.
+    or a tuple of any number of ints, floats or such a ``Literal``, each also with ``| None``.
     ``none_means`` says what the default None stands for; where the type does not allow None, resolving fills it in.
     """
     details = {
@@ -135,6 +135,12 @@ def groups_of(stage_class: type) -> dict[str, Any]:
     """The group classes of a stage by attribute name."""
     hints = typing.get_type_hints(stage_class)
     return {item.name: hints[item.name] for item in dataclasses.fields(stage_class)}
+
+
+def values_of(stage: Any) -> dict[str, Any]:
+    """The values of all settings of a stage, by name."""
+    groups = (getattr(stage, group.name) for group in dataclasses.fields(stage))
+    return {name: value for group in groups for name, value in vars(group).items()}
 
 
 def from_text(setting: Setting, text: str) -> Any:
@@ -194,10 +200,10 @@ def _read_type(hint: Any, where: str) -> tuple[type, bool, bool, tuple[str, ...]
         if len(inner) != 1:
             raise TypeError(f"{where}: {hint} is not a type of settings")
         hint, optional = inner[0], True
-    if typing.get_origin(hint) is typing.Literal:
-        return str, False, optional, typing.get_args(hint)
     many = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if many else hint
+    if typing.get_origin(kind) is typing.Literal:
+        return str, many, optional, typing.get_args(kind)
     if kind not in _NOUNS:
         raise TypeError(f"{where}: {hint} is not a type of settings")
     return kind, many, optional, ()

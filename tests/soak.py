@@ -39,8 +39,8 @@ from utils.machine.files import sha256_of
 from utils.reporting.dashboard import read_panes
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
+from utils.runs.logged import read_metrics
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
-from utils.runs.run_log import read_metrics
 
 ABOUT_THE_MACHINE = ("run", "images_per_second", "milliseconds")
 

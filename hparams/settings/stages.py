@@ -16,6 +16,7 @@ from hparams.fields import setting
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.training import TrainingSettings
 
+Sink = Literal["visdom", "summary", "tensorboard", "wandb"]
 FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 
@@ -70,10 +71,11 @@ class RunSettings:
         minimum=1,
         subject="data",
     )
-    dashboard: bool = setting(
-        True,
-        help="show the run on a visdom server; --no_dashboard sends nothing to any server, and the panes are kept in "
-        "dashboard.jsonl all the same, for experiments/replay_dashboard.py",
+    sinks: tuple[Sink, ...] = setting(
+        ("visdom", "summary"),
+        help="what shows the run: a visdom server; summary.png, a page that is drawn at training's checkpoints and at "
+        "an experiment's end; TensorBoard; Weights & Biases. experiments/replay_dashboard.py shows it later, too",
+        allow_empty=True,
         subject="dashboard and terminal",
     )
     visdom_server: str = setting(
@@ -94,11 +96,6 @@ class RunSettings:
         "/",
         help="path below which the visdom server answers, as its own -base_url",
         unit="path",
-        subject="dashboard and terminal",
-    )
-    summary: bool = setting(
-        True,
-        help="draw summary.png, one page of curves and pictures: at training's checkpoints, at an experiment's end",
         subject="dashboard and terminal",
     )
     quiet: bool = setting(

@@ -113,7 +113,7 @@ class TrainingSettings:
     )
     steps_per_display_output: int = setting(
         5_000,
-        help="steps between two pictures on the dashboard; 0 for none",
+        help="steps between two pictures that sinks show, and that are written as well; 0 for none",
         unit="steps",
         minimum=0,
         subject="logging, validation and pictures",
@@ -126,6 +126,8 @@ class TrainingSettings:
         subject="logging, validation and pictures",
     )
     save_individually: bool = setting(
-        False, help="write each image to a file of its own, not in grids", subject="logging, validation and pictures"
+        False,
+        help="write each image to a file of its own, and as grids only those that sinks show",
+        subject="logging, validation and pictures",
     )
     horizontal_flip: bool = setting(False, help="train on mirrored images too")

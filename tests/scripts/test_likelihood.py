@@ -35,9 +35,9 @@ from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import load_trained_models
 from utils.reporting.panes import read_panes
 from utils.runs.checkpoints import load_file
+from utils.runs.logged import read_metrics
 from utils.runs.partial import Partial
 from utils.runs.run_folder import RunFolder
-from utils.runs.run_log import read_metrics
 from utils.sampling.larger_images import decode_larger, larger_ids
 
 RUN: dict[str, Any] = {

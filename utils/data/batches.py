@@ -239,7 +239,6 @@ class _Stacks(Dataset[_Result]):
                 bad[name] = f"cannot read {name} ({error.strerror}): replace or remove it"
         raise UserError(f"hardly any image can be read; {bad[self.data.source(i)]}")
 
-
     def _name(self, i: int, error: OSError) -> str:
         """An image's name; the file that the error is about where an LMDB's keys cannot be read either."""
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any
 
 from hparams.settings.experiments import LikelihoodExperiment
@@ -22,12 +21,11 @@ from utils.metrics.likelihood import (
     validation_images,
 )
 from utils.pretrained.trained_models import TrainedModels
-from utils.reporting.experiment_panes import open_dashboard
-from utils.reporting.panes import curves
+from utils.reporting.sinks import open_sinks
 from utils.runs.checkpoints import require_finite
 from utils.runs.partial import Partial
+from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
-from utils.runs.run_log import RunLog
 from utils.runs.shared_batches import in_order
 from utils.training.averages import Averages
 
@@ -69,25 +67,19 @@ def train_head(
             trainer.load_state_dict(saved["trainer"])
             require_finite(trainer.state_dict(), file, "delete it, and the head is trained anew")
             done = saved["step"]
-        log: RunLog | None = None
+        record: Record | None = None
         if ranks.first:
-            log = RunLog(folder.log, folder.metrics, resume_step=done or None, quiet=run.quiet)
-            opened.enter_context(closing(log))
-            dashboard = opened.enter_context(
-                open_dashboard(replace(run, summary=False), resume_step=done or None, warn=log.warn)
-            )
-            content = curves(["train", "val"], "pixel term", "step", "bits per dimension")
-            dashboard.reserve("pixel term", content)
+            record = opened.enter_context(closing(Record(folder, resume_step=done or None, quiet=run.quiet)))
+            open_sinks(record, folder, vars(run), resume_step=done or None)
         progress = opened.enter_context(
-            Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=log.show if log else say)
+            Progress("log-sigma head", end, "step", done=done, quiet=run.quiet, say=record.show if record else say)
         )
 
         def tell(split: str, bits: float) -> None:
-            if not log:
+            if not record:
                 return
-            log.note(f"log-sigma head, step {done}/{end}  {split}: {bits:.4f} bits per dimension")
-            log.record(done, split, {"pixel_bits_per_dim": bits})
-            dashboard.line("pixel term", done, {split: bits}, title="pixel term", ylabel="bits per dimension")
+            record.note(f"log-sigma head, step {done}/{end}  {split}: {bits:.4f} bits per dimension")
+            record.scalars(done, split, {"pixel_bits_per_dim": bits})
             progress.update(0, **{f"{split} bits/dim": bits})
 
         order = BatchOrder(len(train_data), run.batch_size, run.seed, ranks.part)

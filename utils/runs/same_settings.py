@@ -14,9 +14,7 @@ from utils.data.datasets import ImageData
 from utils.machine.distributed import Ranks
 
 # A matter of each machine, as are places of files.
-_OF_MACHINES = frozenset(
-    {"device", "num_workers", "dashboard", "visdom_server", "visdom_port", "visdom_base_url", "summary"}
-)
+_OF_MACHINES = frozenset({"device", "num_workers", "sinks", "visdom_server", "visdom_port", "visdom_base_url"})
 _PLACES = ("file", "folder")
 
 
