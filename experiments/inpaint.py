@@ -98,9 +98,8 @@ def paint(settings: InpaintingExperiment, painted: np.ndarray) -> None:
         with shown(run) as record:
             record.picture(None, "inpainted", drawn)
     print(f"{n} images in {files.where}: {inpainting.n_samples} for each image, one after the other")
-    print(
-        f"{folder.images / 'inpainted.png'}: image, what is given of it, completions ({picture.rows} x {picture.completions})"
-    )
+    path = folder.images / "inpainted.png"
+    print(f"{path}: image, what is given of it, completions ({picture.rows} x {picture.completions})")
 
 
 if __name__ == "__main__":

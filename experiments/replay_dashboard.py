@@ -1,4 +1,4 @@
-"""Show a past run again, on a visdom server or wherever --sinks says, and draw its summary.png, from its folder alone."""
+"""Show a past run again, from its folder alone: on a visdom server, as summary.png, or where --sinks says."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
 from models.prior.diffusion import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
+from shown import shown
 from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.seeding import make_generator, seed_global
 from utils.metrics.likelihood import (
@@ -33,7 +34,6 @@ from utils.metrics.likelihood import (
 from utils.metrics.likelihood_run import evaluate, train_head
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import load_trained_models
-from utils.reporting.panes import read_panes
 from utils.runs.checkpoints import load_file
 from utils.runs.logged import read_metrics
 from utils.runs.partial import Partial
@@ -309,7 +309,7 @@ def printed(toy: Any) -> dict[str, str]:
         [
             "experiments/calc_nearest_neighbours.py {RUN} --load_dir autoregressive --sampler autoregressive "
             "--log_dir neighbours --n_samples 3 --top_k 4 --train_images 20",
-            f"{LARGER} --log_dir larger --order random --stride 2 --amp --summary",
+            f"{LARGER} --log_dir larger --order random --stride 2 --amp --sinks summary",
         ],
     )
     return dict(
@@ -324,14 +324,14 @@ def results(run: Path) -> list[dict[str, dict[str, Any]]]:
 @pytest.mark.parametrize(
     ("run", "panes"),
     [
-        ("nll", ["pixel term", "results"]),
+        ("nll", ["pixel_bits_per_dim", "results"]),
         ("neighbours", ["neighbours", "results"]),
-        ("larger", ["larger samples", "results"]),
+        ("larger", ["larger_samples", "results"]),
     ],
 )
 def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:
-    assert list(read_panes(toy.logs / run / "dashboard.jsonl")) == panes
-    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --no_summary
+    assert list(shown(toy.logs / run).panes) == panes
+    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --sinks visdom
 
 
 ABSORBING = {

@@ -128,15 +128,6 @@ def thinned(pictures: list[Any]) -> list[Any]:
     return pictures if len(pictures) <= MOST_PICTURES else [*pictures[:-1:2], pictures[-1]]
 
 
-def read_board(
-    folder: RunFolder, keep: Callable[[Pictures, int | None, np.ndarray], Any], *, last_step: int | None = None
-) -> Board:
-    """A board of a past run; see `Board` and `replay`."""
-    board = Board(read_settings(folder.hparams), keep)
-    replay(folder, board, last_step=last_step)
-    return board
-
-
 def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_pictures: int = MOST_PICTURES) -> None:
     """Hand what a run folder holds to a sink, as the run did; curves and pictures end at `last_step`, if one is given.
 
