@@ -2,7 +2,7 @@
 
     python benchmarks/measure_dashboard_cost.py --out benchmarks/results/dashboard_cost.json
 
-Reports as a training run makes them are timed on the training thread; the dashboard's own thread runs beside it.
+Reports as a training run makes them are timed on the training thread; the visdom sink's thread runs beside it.
 `per_step_ms` is the larger of median wall time and mean processor time of a logged step, over the published
 `--steps_per_log` 10, and a picture's time over the published 5,000 steps between pictures; `summary.png` is drawn by
 another process. `share_of_step` compares with `--step_ms`; the published runs took 206 ms a step on an RTX 2080 Ti (ten
@@ -29,6 +29,7 @@ from signal import SIGCONT, SIGSTOP
 import requests
 import torch
 
+from hparams.fields import values_of
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.reporting.summary import draw_summary
@@ -77,12 +78,20 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
     """Milliseconds on the training thread: of a logged step, of a picture, of closing; and of drawing the page."""
     with tempfile.TemporaryDirectory() as name, visdom(state, Path(name)) as port:
         folder = RunFolder("run", Path(name))
-        typed = {"dataset": "churches", "visdom_port": port, "quiet": True, "steps_per_eval": 5000, "summary": False}
+        typed = {
+            "dataset": "churches",
+            "visdom_port": port,
+            "quiet": True,
+            "steps_per_eval": 5000,
+            "sinks": ("visdom",),
+        }
         if kind == VQGAN:
             settings = resolve(VQGANStage, typed)
         else:
             settings = resolve(PriorStage, {**typed, "ae_load_dir": "vqgan"}, logs=Path(name))
-        report = TrainingReport(settings, kind, folder, start=0, resume_step=None, device=torch.device("cpu"))
+        report = TrainingReport(
+            values_of(settings), kind, folder, start=0, resume_step=None, device=torch.device("cpu")
+        )
         seconds = {"data": 0.01, "step": 2.0, "other": 0.01}
         spent, worked = [], []
         for number in range(1, logs + 1):
@@ -105,7 +114,7 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
         report.close()
         closing = time.perf_counter() - begin
         begin = time.perf_counter()
-        draw_summary(folder.dashboard, folder.summary, title="run")
+        draw_summary(folder)
         page = time.perf_counter() - begin
     return {
         "log_median_ms": 1000 * statistics.median(spent),

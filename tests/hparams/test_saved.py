@@ -39,7 +39,8 @@ def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
 def values_of(setting: Setting) -> st.SearchStrategy[object]:
     """Values that the setting allows."""
     if setting.choices:
-        return st.sampled_from(setting.choices)
+        one_of = st.sampled_from(setting.choices)
+        return st.lists(one_of).map(tuple) if setting.many else one_of
     if setting.kind is bool:
         return st.booleans()
     if setting.kind is str:
@@ -117,6 +118,20 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> 
 
 def test_missing_file_says_nothing(tmp_path: Path) -> None:
     assert load(tmp_path / "hparams.yaml", VQGANStage) == {}
+
+
+@pytest.mark.parametrize(
+    ("switches", "sinks"),
+    [
+        ("dashboard: true\nsummary: true", ("visdom", "summary")),
+        ("dashboard: false\nsummary: true", ("summary",)),
+        ("summary: false", ("visdom",)),
+        ("dashboard: false\nsummary: false", ()),
+    ],
+)
+def test_switches_of_earlier_versions_are_sinks(switches: str, sinks: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "hparams.yaml").write_text(f"# 3 settings\nnf: 64\n{switches}\nlr: 0.1\n")
+    assert load(tmp_path / "hparams.yaml", VQGANStage) == {"nf": 64, "lr": 0.1, "sinks": sinks}
 
 
 @pytest.mark.parametrize(
