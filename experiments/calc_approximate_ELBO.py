@@ -37,7 +37,6 @@ def calculate(settings: LikelihoodExperiment) -> None:
     from utils.reporting.sinks import shown
     from utils.runs.experiment_run import experiment_run, list_bad_images
     from utils.runs.introduction import introduce
-    from utils.runs.record import ALL
     from utils.runs.results import record_result
 
     run, likelihood = settings.run, settings.likelihood
@@ -71,7 +70,7 @@ def calculate(settings: LikelihoodExperiment) -> None:
         c, h, w = models.autoencoder.image_shape
         values = summarise(likelihoods, dimensions=c * h * w, tokens=models.prior.tokens)
         line = record_result(folder.results, conditions, values)
-        with shown(run, resume_step=ALL) as record:
+        with shown(run) as record:
             record.results()
     print(line)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,24 +146,27 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
             known = {name: number for name, number in numbers.items() if number is not None}
             sink.scalars(line["step"], line["split"], known)
     if last_step is None:  # a picture of a later step is another run's, which was here before
-        last_step = newest + _whole(settings.get("steps_per_log"))
+        steps_per_log = settings.get("steps_per_log")
+        last_step = newest + (steps_per_log if isinstance(steps_per_log, int) else 0)
     for name, step, file in _pictures(folder.images, last_step, most_pictures, "steps_per_checkpoint" in settings):
         try:
             sink.picture(step, name, np.asarray(decode_rgb(file)).transpose(2, 0, 1))
         except BadImageError:
             continue
-    kept = read_newest(folder.newest)
-    for name, entry in kept["histograms"].items():
-        if isinstance(entry, dict) and isinstance(entry.get("values"), list):
-            values = [_number(value) for value in entry["values"]]
-            sink.histogram(_whole(entry.get("step")), name, np.array([np.nan if v is None else v for v in values]))
     if folder.results.exists():
         sink.table("results", *results_table(folder.results))
-    for name, entry in kept["tables"].items():
-        if _is_table(entry):
-            sink.table(name, entry["columns"], entry["rows"])
-    for name, entry in kept["texts"].items():
-        sink.text(name, str(entry))
+    for kind, things in read_newest(folder.newest).items():
+        for name, thing in things.items():
+            with suppress(ArithmeticError, LookupError, TypeError, ValueError):
+                if kind == "histograms":
+                    values = np.array([*thing["values"]], dtype=np.float64).ravel()  # null becomes nan
+                    sink.histogram(int(thing["step"]), name, values)
+                elif kind == "tables":
+                    columns, rows = [str(column) for column in thing["columns"]], [[*row] for row in thing["rows"]]
+                    if all(len(row) == len(columns) for row in rows):
+                        sink.table(name, columns, rows)
+                else:
+                    sink.text(name, str(thing))
 
 
 def _pictures(images: Path, last_step: int, most: int, training: bool) -> list[tuple[str, int | None, Path]]:
@@ -192,14 +196,3 @@ def _number(value: object) -> float | None:
         return float(value) if isinstance(value, int | float) else None
     except OverflowError:
         return None
-
-
-def _whole(value: object) -> int:
-    return value if type(value) is int else 0
-
-
-def _is_table(entry: object) -> bool:
-    if not isinstance(entry, dict) or not isinstance(columns := entry.get("columns"), list):
-        return False
-    rows = entry.get("rows")
-    return isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(columns) for row in rows)

@@ -14,7 +14,7 @@ from utils.reporting.board import replay
 from utils.reporting.summary import Summary
 from utils.reporting.visdom import Visdom
 from utils.reporting.visdom_server import Server
-from utils.runs.record import Record
+from utils.runs.record import ALL, Record
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 
@@ -113,14 +113,14 @@ def open_sinks(record: Record, folder: RunFolder, settings: Mapping[str, Any], *
 
 
 @contextmanager
-def shown(run: RunSettings, *, resume_step: int | None = None) -> Iterator[Record]:
+def shown(run: RunSettings) -> Iterator[Record]:
     """The record of an experiment, shown by the sinks that it asks for; at the end of the block they draw.
 
-    resume_step: what an earlier part of the experiment recorded up to this step stays; None: nothing does.
+    What other experiments recorded in the folder stays, and is shown as well.
     """
     folder = RunFolder(run.log_dir)
-    with closing(Record(folder, resume_step=resume_step, quiet=run.quiet)) as record:
-        open_sinks(record, folder, vars(run), resume_step=resume_step)
+    with closing(Record(folder, resume_step=ALL, quiet=run.quiet)) as record:
+        open_sinks(record, folder, vars(run), resume_step=ALL)
         yield record
         record.draw()
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.reporting.layout import cell
+from utils.runs.record import ALL
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 
@@ -19,8 +20,8 @@ class TensorBoard(Sink):
     """
 
     def __init__(self, folder: RunFolder, resume_step: int | None) -> None:
-        first = 0 if resume_step is None else 1 + min(resume_step, 2**62)
-        self._writer = SummaryWriter(folder.path / "tensorboard", purge_step=first)
+        hidden_from = None if resume_step == ALL else 0 if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(folder.path / "tensorboard", purge_step=hidden_from)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """A curve for each name and split; those of one name stand together."""

@@ -17,7 +17,7 @@ PROJECT = "unleashing-transformers"  # unless WANDB_PROJECT names another
 
 
 class WandB(Sink):
-    """Logs to a run of the run folder's name, with the settings as its configuration.
+    """Logs to a run of the run folder's name, with the settings as its configuration; a resumed run is one more there.
 
     Every value goes beside its step as a value of its own: W&B's own count of steps would not go back on a resume.
     """
@@ -26,6 +26,7 @@ class WandB(Sink):
         self._run = wandb.init(
             project=PROJECT if "WANDB_PROJECT" not in os.environ else None,
             name=folder.name,
+            group=folder.name,
             dir=folder.path,
             config=dict(settings),
             settings=wandb.Settings(silent=True),
