@@ -53,9 +53,9 @@ def draw(settings: LargerExperiment) -> None:
         with shown(run) as record:
             for part in images:
                 for grid in files.add(part):
-                    record.picture(None, "larger_samples", grid)
+                    record.picture(None, "samples", grid, write=False)
             for grid in files.finish():
-                record.picture(None, "larger_samples", grid)
+                record.picture(None, "samples", grid, write=False)
             conditions = {
                 **models.conditions(run),
                 "shape": f"{height}x{width}",

@@ -50,14 +50,13 @@ def sample(settings: SamplesExperiment) -> None:
             for _ in batches:  # to do its share is all that it does
                 pass
             return
-        individually = settings.output.save_individually
         with shown(run) as record:
-            files = SampleFiles(folder.images, individually=individually)
+            files = SampleFiles(folder.images, individually=settings.output.save_individually)
             for images in batches:
                 for grid in files.add(images):
-                    record.picture(None, "samples", grid, write=individually)
+                    record.picture(None, "samples", grid, write=False)
             for grid in files.finish():
-                record.picture(None, "samples", grid, write=individually)
+                record.picture(None, "samples", grid, write=False)
         print(f"{len(ids)} images in {files.where}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hparams.fields import setting
-from hparams.settings.stages import Plain, Sink
+from hparams.settings.stages import Plain, SinkName
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ReplaySettings:
     visdom_base_url: str = setting(
         "/", help="path below which the visdom server answers, as its own -base_url", unit="path"
     )
-    sinks: tuple[Sink, ...] = setting(
+    sinks: tuple[SinkName, ...] = setting(
         ("visdom", "summary"), help="what shows the run: a visdom server, summary.png, TensorBoard, Weights & Biases"
     )
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)

@@ -16,7 +16,7 @@ from hparams.fields import setting
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.training import TrainingSettings
 
-Sink = Literal["visdom", "summary", "tensorboard", "wandb"]
+SinkName = Literal["visdom", "summary", "tensorboard", "wandb"]
 FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 
@@ -71,7 +71,7 @@ class RunSettings:
         minimum=1,
         subject="data",
     )
-    sinks: tuple[Sink, ...] = setting(
+    sinks: tuple[SinkName, ...] = setting(
         ("visdom", "summary"),
         help="what shows the run: a visdom server; summary.png, a page that is drawn at training's checkpoints and at "
         "an experiment's end; TensorBoard; Weights & Biases. experiments/replay_dashboard.py shows it later, too",

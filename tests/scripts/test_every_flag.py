@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def images(self) -> np.ndarray:
-        beside = ("unmasking", "inpainted", "neighbours", "larger_samples", "samples.png")
+        beside = ("unmasking", "inpainted", "neighbours")
         files = [file for file in sorted(self.folder.rglob("*.png")) if not file.name.startswith(beside)]
         return np.stack([np.asarray(Image.open(file)) for file in files])
 

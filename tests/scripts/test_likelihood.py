@@ -326,7 +326,7 @@ def results(run: Path) -> list[dict[str, dict[str, Any]]]:
     [
         ("nll", ["pixel_bits_per_dim", "results"]),
         ("neighbours", ["neighbours", "results"]),
-        ("larger", ["larger_samples", "results"]),
+        ("larger", ["samples", "results"]),
     ],
 )
 def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:

@@ -24,7 +24,7 @@ from utils.pretrained.perceptual import untrained_lpips
 from utils.reporting.training_report import TrainingReport
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import VQGAN, RunFolder
-from visdom_process import VisdomServer, eventually, free_port, other_program
+from visdom_process import VisdomServer, eventually, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
 LPIPS = "--perceptual lpips --perceptual_weights_file vgg.pth"
@@ -84,7 +84,7 @@ EXPERIMENTS = {
     "larger": (
         "experiments/generate_big_samples.py {RUN} --load_dir stage_2 --shape 8 9 --n_samples 2 --order random "
         "--stride 2",
-        {"results", "larger samples"},
+        {"results", "samples"},
     ),
 }
 TEXTS = {"run", "results"}  # panes of words
@@ -183,14 +183,11 @@ def experiments(watched, server: VisdomServer) -> Any:
     return watched
 
 
-def test_the_pane_of_a_gpus_memory(
-    server: VisdomServer, browser: Browser, artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pane_of_a_gpus_memory(server: VisdomServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With numbers in CUDA's place."""
     typed = {"dataset": "churches", "visdom_port": server.port, "log_dir": "on_a_gpu", "sinks": ("visdom",)}
-    settings = values_of(resolve(VQGANStage, typed))
-    folder, cuda = RunFolder("on_a_gpu", tmp_path), torch.device("cuda")
-    report = TrainingReport(settings, VQGAN, folder, start=0, resume_step=None, device=cuda)
+    settings, cuda = values_of(resolve(VQGANStage, typed)), torch.device("cuda")
+    report = TrainingReport(settings, VQGAN, RunFolder("on_a_gpu", tmp_path), start=0, resume_step=None, device=cuda)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     for step in (1, 2, 3):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, gib=step: gib * 2**30)
@@ -199,11 +196,6 @@ def test_the_pane_of_a_gpus_memory(
     report.close()
     curves = {"in use outside CUDA graphs": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
     assert server.curves("on_a_gpu", "gpu_memory") == curves
-    browser.open(f"http://127.0.0.1:{server.port}/env/on_a_gpu")
-    panes = {pane["title"]: pane for pane in browser.panes(len(shown(folder.path).panes))}
-    browser.screenshot(artefacts / "on_a_gpu.png")
-    assert panes["GPU memory, peak"]["points"] == {"in use outside CUDA graphs": 3, "reserved": 3}
-    assert panes["GPU memory, peak"]["labels"] == ["step", "GiB"]
 
 
 @pytest.mark.parametrize("stage", list(BOTH_STAGES))
@@ -321,19 +313,6 @@ def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda:
     return out + err
 
 
-def test_no_server(watched) -> None:
-    assert disturbed(watched, "no_server", free_port()).count("dashboard:") == 1
-
-
-def test_another_program_on_the_port_is_sent_nothing(watched) -> None:
-    with other_program(200, b"hello") as (port, asked):
-        told = disturbed(watched, "another_program", port)
-    assert told.count("dashboard:") == 1
-    assert "something other than visdom" in told
-    assert "--sinks" in told
-    assert set(asked) == {"GET / 0"}
-
-
 def test_without_a_sink_no_server_is_asked_and_the_run_can_be_shown_later(watched, server: VisdomServer) -> None:
     with other_program(200, b"hello") as (port, asked):
         off = f"--sinks none --visdom_port {port}"
@@ -366,30 +345,23 @@ def test_a_run_of_an_odd_name(watched, server: VisdomServer, browser: Browser, a
     assert browser.errors == []
 
 
-def test_a_server_that_hangs(watched, server: VisdomServer) -> None:
-    told = disturbed(watched, "hung", server.port, server.freeze)
-    server.thaw()
-    assert told.count("dashboard:") <= 1  # none where the run ends before the server's time is up
-    assert_whole(watched.logs / "hung")
-
-
-def test_a_server_that_is_killed(watched, server: VisdomServer) -> None:
-    told = disturbed(watched, "killed", server.port, server.stop)
-    server.start()
-    assert told.count("dashboard:") == 1
-    assert_whole(watched.logs / "killed")
-
-
-def test_a_server_that_is_replaced_gets_everything(watched, server: VisdomServer) -> None:
+@pytest.mark.parametrize("trouble", ["hung", "killed", "replaced"])
+def test_a_run_whose_server_is_in_trouble(watched, server: VisdomServer, trouble: str) -> None:
     def replace() -> None:
         server.stop()
         server.start()
 
-    told = disturbed(watched, "replaced", server.port, replace)
-    assert told.count("dashboard:") <= 1  # none where nothing was posted in between
-    eventually(lambda: server.panes("replaced").keys() == shown(watched.logs / "replaced").panes.keys())
-    assert_no_gap(server, "replaced")
-    assert_whole(watched.logs / "replaced")
+    happens = {"hung": server.freeze, "killed": server.stop, "replaced": replace}[trouble]
+    told = disturbed(watched, trouble, server.port, happens)
+    server.thaw()
+    # None where the run ends before the server's time is up, or where nothing was posted in between.
+    assert told.count("dashboard:") == 1 or (trouble != "killed" and "dashboard:" not in told)
+    assert_whole(watched.logs / trouble)
+    if trouble == "killed":
+        server.start()
+    if trouble == "replaced":
+        eventually(lambda: server.panes("replaced").keys() == shown(watched.logs / "replaced").panes.keys())
+        assert_no_gap(server, "replaced")
 
 
 def test_logs_on_a_full_disk(watched, server: VisdomServer) -> None:

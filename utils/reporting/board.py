@@ -31,6 +31,7 @@ from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 
 RESOLUTION = 1000  # points of a curve that lie closer than this fraction of its length are left out
+SMALLEST_SIDE = 96  # pixels of an image in a grid, which is enlarged up to there
 MOST_PICTURES = 16  # of a pane; with more, every second of the older ones goes
 
 
@@ -148,11 +149,14 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
     if last_step is None:  # a picture of a later step is another run's, which was here before
         steps_per_log = settings.get("steps_per_log")
         last_step = newest + (steps_per_log if isinstance(steps_per_log, int) else 0)
-    for name, step, file in _pictures(folder.images, last_step, most_pictures, "steps_per_checkpoint" in settings):
-        try:
+    training = "steps_per_checkpoint" in settings
+    pictures = _pictures(folder.images, last_step, most_pictures, training)
+    for name, step, file in pictures:
+        with suppress(BadImageError):
             sink.picture(step, name, np.asarray(decode_rgb(file)).transpose(2, 0, 1))
-        except BadImageError:
-            continue
+    if not (training or pictures) and (files := sorted((folder.images / "samples").glob("*.png"))):
+        with suppress(BadImageError, ValueError):
+            sink.picture(None, "samples", _grid([np.asarray(decode_rgb(file)) for file in files[:64]]))
     if folder.results.exists():
         sink.table("results", *results_table(folder.results))
     for kind, things in read_newest(folder.newest).items():
@@ -186,6 +190,15 @@ def _pictures(images: Path, last_step: int, most: int, training: bool) -> list[t
                 kept = thinned([*kept, (step, file)])
         shown += [(name, step if training else None, file) for step, file in kept[-most:]]
     return shown
+
+
+def _grid(images: list[np.ndarray]) -> np.ndarray:
+    """Images [H,W,3], all uint8 and of a size, as one picture [3,H',W'] of rows of eight."""
+    factor = max(1, -(-SMALLEST_SIDE // min(images[0].shape[:2])))
+    tiles = [np.pad(one.repeat(factor, 0).repeat(factor, 1), ((0, 2), (0, 2), (0, 0))) for one in images]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % 8)
+    rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, len(tiles), 8)]
+    return np.concatenate(rows).transpose(2, 0, 1)
 
 
 def _number(value: object) -> float | None:

@@ -171,6 +171,16 @@ def test_of_an_experiments_pictures_the_newest_of_each_name_is_shown(tmp_path: P
     assert seen == ["inpainted None", "samples None"]
 
 
+def test_samples_that_were_written_individually_are_shown_as_a_grid(tmp_path: Path) -> None:
+    for shade in range(10):
+        save_png(tmp_path / f"run/images/samples/{shade:06}.png", np.full((3, 48, 96), shade, np.uint8))
+    seen: list[np.ndarray] = []
+    replay(RunFolder("run", tmp_path), Board({}, lambda pane, step, picture: seen.append(picture)))
+    (grid,) = seen
+    assert grid.shape == (3, 2 * 98, 8 * 194)
+    assert [grid[0, 98 * (n // 8) + 50, 194 * (n % 8) + 90] for n in range(10)] == list(range(10))
+
+
 HOSTILE = [
     '{"texts": 3}',
     '{"histograms": {"a": 3, "b": {"values": 3}}}',
