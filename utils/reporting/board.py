@@ -193,11 +193,12 @@ def _pictures(images: Path, last_step: int, most: int, training: bool) -> list[t
 
 
 def _grid(images: list[np.ndarray]) -> np.ndarray:
-    """Images [H,W,3], all uint8 and of a size, as one picture [3,H',W'] of rows of eight."""
-    factor = max(1, -(-SMALLEST_SIDE // min(images[0].shape[:2])))
-    tiles = [np.pad(one.repeat(factor, 0).repeat(factor, 1), ((0, 2), (0, 2), (0, 0))) for one in images]
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % 8)
-    rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, len(tiles), 8)]
+    """Images [H,W,3], all uint8 and of a size, as one picture [3,H',W'], in rows of at most eight."""
+    factor, columns = max(1, -(-SMALLEST_SIDE // min(images[0].shape[:2]))), min(8, len(images))
+    edge: Any = {"pad_width": ((0, 2), (0, 2), (0, 0)), "constant_values": 255}
+    tiles = [np.pad(one.repeat(factor, 0).repeat(factor, 1), **edge) for one in images]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     return np.concatenate(rows).transpose(2, 0, 1)
 
 
