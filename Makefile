@@ -9,7 +9,7 @@ UV := $(VENV)/bin/uv
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test soak soaktorchrun mutants lint lock demo bench bench-full bench-gpu clean
+.PHONY: help setup test browser soak soaktorchrun mutants lint lock demo bench bench-full bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +33,12 @@ lint: setup  ## ruff and mypy
 	$(VENV)/bin/mypy
 
 test: setup lint  ## lint, then every test
-	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python || echo "test: the dashboard's tests will be skipped"
-	@bash tests/install_browser.sh || echo "test: the browser's test will be skipped"
 	@# Two processes of two threads each would wait for one another on two cores.
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+browser: setup  ## install what tests of the dashboard need: visdom's browser files (npm), chromium (apt, as root)
+	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python
+	@bash tests/install_browser.sh
 
 soak: setup  ## kill runs 100 times a stage, resume them, compare; watch their memory: some minutes
 	$(VENV)/bin/python tests/soak.py

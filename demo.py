@@ -11,9 +11,9 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from utils.runs.logged import read_metrics
 from utils.runs.results import read_results
 from utils.runs.run_folder import RunFolder
-from utils.runs.run_log import read_metrics
 
 AUTOENCODER, PRIOR, SAMPLES, SCORES = "demo/vqgan", "demo/absorbing", "demo/samples", "demo/scores"
 

@@ -2,11 +2,11 @@
 
     python benchmarks/measure_dashboard_cost.py --out benchmarks/results/dashboard_cost.json
 
-Reports as a training run makes them are timed on the training thread; the dashboard's own thread runs beside it.
+Reports as a training run makes them are timed on the training thread; the visdom sink's thread runs beside it.
 `per_step_ms` is the larger of median wall time and mean processor time of a logged step, over the published
-`--steps_per_log` 10, and a picture's time over the published 5,000 steps between pictures; `summary.png` is drawn by
-another process. `share_of_step` compares with `--step_ms`; the published runs took 206 ms a step on an RTX 2080 Ti (ten
-days for 2.2 and 2.0 million steps).
+`--steps_per_log` 10, and the time to hand a picture over, by the published 5,000 steps between pictures; its file is
+written whatever sinks there are, and `summary.png` is drawn by another process. `share_of_step` compares with
+`--step_ms`; the published runs took 206 ms a step on an RTX 2080 Ti (ten days for 2.2 and 2.0 million steps).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from signal import SIGCONT, SIGSTOP
 import requests
 import torch
 
+from hparams.fields import values_of
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
+from utils.data.pictures import image_grid
 from utils.reporting.summary import draw_summary
 from utils.reporting.training_report import TrainingReport
 from utils.runs.run_folder import ABSORBING, VQGAN, RunFolder
@@ -77,12 +79,20 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
     """Milliseconds on the training thread: of a logged step, of a picture, of closing; and of drawing the page."""
     with tempfile.TemporaryDirectory() as name, visdom(state, Path(name)) as port:
         folder = RunFolder("run", Path(name))
-        typed = {"dataset": "churches", "visdom_port": port, "quiet": True, "steps_per_eval": 5000, "summary": False}
+        typed = {
+            "dataset": "churches",
+            "visdom_port": port,
+            "quiet": True,
+            "steps_per_eval": 5000,
+            "sinks": ("visdom",),
+        }
         if kind == VQGAN:
             settings = resolve(VQGANStage, typed)
         else:
             settings = resolve(PriorStage, {**typed, "ae_load_dir": "vqgan"}, logs=Path(name))
-        report = TrainingReport(settings, kind, folder, start=0, resume_step=None, device=torch.device("cpu"))
+        report = TrainingReport(
+            values_of(settings), kind, folder, start=0, resume_step=None, device=torch.device("cpu")
+        )
         seconds = {"data": 0.01, "step": 2.0, "other": 0.01}
         spent, worked = [], []
         for number in range(1, logs + 1):
@@ -97,15 +107,15 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
             worked.append(time.thread_time() - work)
             spent.append(time.perf_counter() - begin)
             time.sleep(pause)
-        images = torch.randint(256, (64, 3, 256, 256), dtype=torch.uint8)
+        grid = image_grid(torch.randint(256, (64, 3, 256, 256), dtype=torch.uint8), 8)
         begin = time.perf_counter()
-        report.picture(logs * 10, "samples", images, 8, display=True, save=False)
+        report._record.picture(logs * 10, "samples", grid, write=False)
         picture = time.perf_counter() - begin
         begin = time.perf_counter()
         report.close()
         closing = time.perf_counter() - begin
         begin = time.perf_counter()
-        draw_summary(folder.dashboard, folder.summary, title="run")
+        draw_summary(folder)
         page = time.perf_counter() - begin
     return {
         "log_median_ms": 1000 * statistics.median(spent),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import FIDExperiment
 from utils.runs.preflight import check_comparison
@@ -32,7 +32,7 @@ def calculate(job: Job, settings: FIDExperiment) -> None:
     if job.go_on_alone():
         values = distances(job, features, real_features, statistics, real.n, settings.kid)
         conditions = {"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}
-        show(job, settings, {}, (conditions, values))
+        job.result(conditions, values)
 
 
 main = experiment(FIDExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import PRDCExperiment
 from utils.runs.preflight import check_comparison
@@ -31,7 +31,7 @@ def calculate(job: Job, settings: PRDCExperiment) -> None:
     values = prdc(job, real.features(job), generated.features(job), nearest_k)
     if job.go_on_alone():
         conditions = {"metric": "PRDC", "features": "given", **real.conditions, **generated.conditions}
-        show(job, settings, {}, ({**conditions, "nearest_k": nearest_k}, vars(values)))
+        job.result({**conditions, "nearest_k": nearest_k}, vars(values))
 
 
 main = experiment(PRDCExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)

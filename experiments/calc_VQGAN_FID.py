@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import ReconstructionExperiment
 from utils.runs.preflight import check_reconstruction
@@ -21,7 +21,6 @@ EXAMPLE = (
 def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     from hparams.checks import check_image_count
-    from utils.data.pictures import save_png
     from utils.machine.devices import precision_name
     from utils.metrics.feature_sources import real_source
     from utils.metrics.features import build_features
@@ -68,9 +67,8 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     }
     if lpips:
         conditions |= {"lpips_net": compared.lpips_net, "lpips_weights": lpips.weights}
-    path, picture = job.folder.images / "originals_over_reconstructions.png", picture_of(job, autoencoder, shown, codes)
-    save_png(path, picture)
-    show(job, settings, {"originals over reconstructions": picture}, (conditions, values))
+    path = job.picture("originals_over_reconstructions", picture_of(job, autoencoder, shown, codes))
+    job.result(conditions, values)
     print(f"originals over reconstructions: {path}")
 
 

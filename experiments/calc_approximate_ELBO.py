@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
 from utils.runs.preflight import check_data, check_experiment
@@ -65,7 +65,7 @@ def calculate(job: Job, settings: LikelihoodExperiment) -> None:
         "batch_size": run.batch_size,
     }
     c, h, w = models.autoencoder.image_shape
-    show(job, settings, {}, (conditions, summarise(terms, dimensions=c * h * w, tokens=models.prior.tokens)))
+    job.result(conditions, summarise(terms, dimensions=c * h * w, tokens=models.prior.tokens))
 
 
 main = experiment(LikelihoodExperiment, calculate, description=__doc__, example=EXAMPLE, check=check)

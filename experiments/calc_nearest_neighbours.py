@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import NeighboursExperiment
 from utils.runs.preflight import check_data, check_experiment, check_file
@@ -32,7 +32,6 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
 
     Codes of samples are kept as they are drawn, and so is what was compared: an interrupted call goes on.
     """
-    from utils.data.pictures import save_png
     from utils.metrics.neighbours import build_embedding, images_to_compare, nearest_images, write_neighbours
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
@@ -67,11 +66,10 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
         "split": "all",
         "training_images": most,
     }
-    picture, path = write_neighbours(job, samples, found, data, conditions), job.folder.images / "neighbours.png"
-    save_png(path, picture)
+    path = job.picture("neighbours", write_neighbours(job, samples, found, data, conditions))
     nearest = found.distances[:, 0].double()
     values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
-    show(job, settings, {f"samples, then the nearest of {compared}": picture}, (conditions, values))
+    job.result(conditions, values)
     print(f"{path}: each sample, then the nearest of {compared}")
 
 

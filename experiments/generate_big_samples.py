@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import LargerExperiment
 from utils.runs.preflight import check_experiment
@@ -49,7 +49,8 @@ def draw(job: Job, settings: LargerExperiment) -> None:
         **sampling_conditions(settings.sampling, settings.prior.sampler),
         "stride": larger.stride,
     }
-    show(job, settings, {"larger samples": files.first}, (conditions, {"windows_per_image": windows}))
+    job.picture("larger_samples", files.first, write=False)
+    job.result(conditions, {"windows_per_image": windows})
     print(f"{len(codes)} images in {files.where}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import SamplesExperiment
 from utils.runs.preflight import check_experiment
@@ -39,7 +39,7 @@ def sample(job: Job, settings: SamplesExperiment) -> None:
         individually=settings.output.save_individually,
     )
     if job.go_on_alone():
-        show(job, settings, {"samples": files.first})
+        job.picture("samples", files.first, write=False)
         print(f"{n} images in {files.where}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment, show
+from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.images import painted_pixels
@@ -38,7 +38,6 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     import torch
 
     from models.sampling.inpainting import codes_of
-    from utils.data.pictures import save_png
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
     from utils.sampling.drawing import decoded, sampled_codes
@@ -71,9 +70,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     )
     if not job.go_on_alone():
         return
-    path, picture = job.folder.images / "inpainted.png", completions_picture(job, models.autoencoder, data, ids, hidden)
-    save_png(path, picture)
-    show(job, settings, {"images, what is given of them, completions": picture})
+    path = job.picture("inpainted", completions_picture(job, models.autoencoder, data, ids, hidden))
     print(f"{len(ids)} images in {files.where}: {each} for each image, one after the other")
     print(f"{path}: image, what is given of it, completions")
 

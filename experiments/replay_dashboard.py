@@ -1,16 +1,16 @@
-"""Show a past run's dashboard on a visdom server, and draw its summary.png, from the run folder alone."""
+"""Show a past run again, from its folder alone: on a visdom server, as summary.png, or where --sinks says."""
 
 from __future__ import annotations
 
 import sys
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
+from hparams.checks import require_packages
 from hparams.cli import parse_plain
 from hparams.errors import UserError
 from hparams.folders import require_possible_folder
 from hparams.script import run_script
 from hparams.settings.tools import Replay
-from utils.reporting.dashboard import environment, replay
 from utils.reporting.summary import draw_summary
 from utils.reporting.visdom_server import Server
 from utils.runs.run_folder import RunFolder
@@ -24,27 +24,42 @@ def main() -> None:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
     folder = RunFolder(settings.log_dir)
     require_possible_folder(folder.path)
-    if not folder.dashboard.exists():
-        raise UserError(f"--log_dir {settings.log_dir}: there is no {folder.dashboard}; name a run that has one")
-    env, visdom = (
-        environment(folder.name),
-        Server(settings.visdom_server, settings.visdom_port, settings.visdom_base_url),
-    )
+    if not any(path.exists() for path in (folder.metrics, folder.results, folder.images)):
+        raise UserError(
+            f"--log_dir {settings.log_dir}: there is no {folder.metrics.name}, {folder.results.name} or "
+            f"{folder.images.name}/ in {folder.path}; name a run that has one"
+        )
+    require_packages(settings.sinks)
+    # Imported late, so that --help and a refused flag need not wait for it.
+    from utils.reporting.board import replay
+    from utils.reporting.layout import read_settings
+    from utils.reporting.visdom import environment, show_on_visdom
+
+    server = Server(settings.visdom_server, settings.visdom_port, settings.visdom_base_url)
     if settings.dry_run:
-        shown = "" if settings.summary_only else f"shown at {visdom.address}, and "
-        print(f"{folder.dashboard} would be {shown}drawn in {folder.summary}")
+        places = {"visdom": f"at {server.address}", "summary": f"in {folder.summary}"}
+        shown = ", ".join(places.get(sink, f"in {sink}") for sink in settings.sinks)
+        print(f"{folder.path} would be shown {shown}")
         return
-    if not settings.summary_only:
-        panes = replay(folder.dashboard, env, visdom)
-        print(f"{panes} panes at {visdom.page(env)}", flush=True)
-    try:
-        draw_summary(folder.dashboard, folder.summary, title=folder.name)
-    except UserError as error:
-        if settings.summary_only:
-            raise
-        print(f"WARNING: no summary: {error}", file=sys.stderr)
-    else:
-        print(f"summary in {folder.summary}")
+    for sink in settings.sinks:
+        if sink == "visdom":
+            print(f"{show_on_visdom(folder, server)} panes at {server.page(environment(folder.name))}", flush=True)
+        elif sink == "summary":
+            try:
+                draw_summary(folder)
+            except UserError as error:
+                if len(settings.sinks) == 1:
+                    raise
+                print(f"WARNING: no summary: {error}", file=sys.stderr)
+            else:
+                print(f"summary in {folder.summary}")
+        else:
+            from utils.reporting.sinks import open_service
+
+            view = open_service(sink, folder, read_settings(folder.hparams))
+            replay(folder, view)
+            view.close()
+            print(f"shown in {sink}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -60,9 +61,9 @@ def _rule(function: Callable[..., None]) -> Callable[..., None]:
 
 @_rule
 def _run(run: RunSettings) -> None:
-    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; the dashboard has an address.
+    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; a visdom server has an address.
 
-    And the system lets this process open as many files as its workers take.
+    Sinks have their packages, and the system lets this process open as many files as its workers take.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
@@ -72,7 +73,15 @@ def _run(run: RunSettings) -> None:
             "each, or --dist_backend gloo to share it"
         )
     visdom_address(run.visdom_server, run.visdom_port, run.visdom_base_url)
+    require_packages(run.sinks)
     require_open_files(run.num_workers)
+
+
+def require_packages(sinks: Collection[str]) -> None:
+    """UserError unless the packages of the sinks that are installed only on demand are there."""
+    for name in ("tensorboard", "wandb"):
+        if name in sinks and not find_spec(name):
+            raise UserError(f"--sinks {name}: its package is missing: python -m pip install {name}, or leave it out")
 
 
 def visdom_address(server: str, port: int, base_url: str = "/") -> str:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from hparams import launch
 from hparams.errors import UserError
-from hparams.fields import Setting, as_text, from_text, nearest, settings_of
+from hparams.fields import Setting, as_text, from_text, nearest, settings_of, values_of
 from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
 from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain
@@ -18,6 +18,16 @@ from hparams.settings.stages import Plain, Stage
 
 PlainT = TypeVar("PlainT", bound=Plain)
 StageT = TypeVar("StageT", bound=Stage)
+
+_NONE = "none"  # typed for no value, where a flag may have none
+# Flags of earlier versions, and what says the same.
+_RETIRED = {
+    "--dashboard": "--sinks visdom",
+    "--no_dashboard": "--sinks summary, or --sinks none",
+    "--summary": "--sinks summary",
+    "--no_summary": "--sinks visdom, or --sinks none",
+    "--summary_only": "--sinks summary",
+}
 
 
 def parse(
@@ -45,8 +55,7 @@ def parse(
     """
     typed = _typed(stage_class, argv, prog, description, example)
     stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
-    values = {name: getattr(getattr(stage, setting.group), name) for name, setting in settings_of(stage_class).items()}
-    note(idle_flags(typed, values), prog)
+    note(idle_flags(typed, values_of(stage)), prog)
     return stage
 
 
@@ -79,7 +88,16 @@ def _typed(
         parser.parse_args(["--help"])
     _refuse_slips(words, settings)
     typed = vars(parser.parse_args(words))
-    return {name: tuple(value) if settings[name].many else value for name, value in typed.items()}
+    return {name: _in_full(settings[name], value) for name, value in typed.items()}
+
+
+def _in_full(setting: Setting, value: Any) -> Any:
+    """A flag's value in its type; of a flag that takes any number of values, `none` alone is no value."""
+    if not setting.many:
+        return value
+    if _NONE in value and len(value) > 1:
+        raise UserError(f"{setting.flag}: give {_NONE}, or values, not both")
+    return () if value == [_NONE] else tuple(value)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,7 +145,7 @@ def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> No
     if setting.kind is bool:
         section.add_argument(setting.flag, f"--no_{setting.name}", action=_Switch, nargs=0, help=text)
         return
-    choices = "{" + ",".join(setting.choices) + "}"
+    choices = "{" + ",".join((*setting.choices, *([_NONE] if setting.allow_empty else []))) + "}"
     metavar = choices if setting.choices else (setting.unit or setting.kind.__name__).upper()
     nargs = ("*" if setting.allow_empty else "+") if setting.many else None
     section.add_argument(setting.flag, type=_converter(setting), nargs=nargs, metavar=metavar, help=text)
@@ -135,6 +153,8 @@ def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> No
 
 def _converter(setting: Setting) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
+        if setting.many and setting.allow_empty and text == _NONE:
+            return text
         try:
             return from_text(setting, text)
         except ValueError as error:
@@ -173,6 +193,8 @@ def _refuse_slips(words: Sequence[str], settings: dict[str, Setting]) -> None:
         is_flag = flag.startswith("-") and not _is_number(word)
         if is_flag and hungry:
             break
+        if is_flag and flag not in flags and flag in _RETIRED:
+            raise UserError(f"unknown flag {flag}: use {_RETIRED[flag]}")
         if is_flag and flag not in flags:
             close = nearest(flag.strip("-"), (name.strip("-") for name in flags))
             raise UserError(f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help"))

@@ -112,6 +112,12 @@ def groups_of(stage_class: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(stage_class)}
 
 
+def values_of(stage: Any) -> dict[str, Any]:
+    """The values of all settings of a stage, by name."""
+    groups = (getattr(stage, group.name) for group in dataclasses.fields(stage))
+    return {name: value for group in groups for name, value in vars(group).items()}
+
+
 def from_text(setting: Setting, text: str) -> Any:
     """One value typed on the command line (one element where the setting is a tuple).
 
@@ -169,10 +175,10 @@ def _read_type(hint: Any, where: str) -> tuple[type, bool, bool, tuple[str, ...]
         if len(inner) != 1:
             raise TypeError(f"{where}: {hint} is not a type of settings")
         hint, optional = inner[0], True
-    if typing.get_origin(hint) is typing.Literal:
-        return str, False, optional, typing.get_args(hint)
     many = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if many else hint
+    if typing.get_origin(kind) is typing.Literal:
+        return str, many, optional, typing.get_args(kind)
     if kind not in _NOUNS:
         raise TypeError(f"{where}: {hint} is not a type of settings")
     return kind, many, optional, ()

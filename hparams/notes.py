@@ -15,7 +15,7 @@ TIME_CONSTANTS = 5  # of its average that a run should last: e⁻⁵ of the star
 
 @dataclass(frozen=True)
 class Condition:
-    """`names` act only where the setting `other` has one of `values`; None: where it is not given."""
+    """`names` act only where the setting `other` has one of `values`, or one among its own; None: is not given."""
 
     names: tuple[str, ...]
     other: str
@@ -34,7 +34,7 @@ CONDITIONS = (
     Condition(("reweighting",), "loss_type", ("reweighted_elbo",)),
     Condition(("ema_beta", "ema_warmup", "steps_per_update_ema"), "ema", (True,)),
     Condition(("amp_dtype",), "amp", (True,)),
-    Condition(("visdom_server", "visdom_port", "visdom_base_url"), "dashboard", (True,)),
+    Condition(("visdom_server", "visdom_port", "visdom_base_url"), "sinks", ("visdom",)),
     Condition(("perceptual_weight", "lpips_input"), "perceptual", ("lpips",)),
     *(Condition(("save_images",), given, (None,)) for given in ("fake_images_path", "fake_feats")),
     *(
@@ -55,8 +55,12 @@ def idle_flags(typed: Collection[str], settings: Mapping[str, Any]) -> list[str]
         f"--{name} does nothing with {_as_flag(condition.other, settings[condition.other])}"
         for condition in CONDITIONS
         for name in condition.names
-        if name in typed and condition.other in settings and settings[condition.other] not in condition.values
+        if name in typed and condition.other in settings and not _holds(settings[condition.other], condition.values)
     ]
+
+
+def _holds(value: Any, values: Collection[Any]) -> bool:
+    return any(one in values for one in (value if isinstance(value, tuple) else (value,)))
 
 
 def _as_flag(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 FILE_NAME = "hparams.yaml"
+_RETIRED = {"dashboard": "visdom", "summary": "summary"}  # switches of earlier versions, and the sink of each
 _SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "train_sampler.py"}
 
 
@@ -84,6 +85,8 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
         raise UserError(f"{path}: is cut off, or not ended, in its last line: check the value there, and end the line")
 
     known = _saved_settings(stage_class)
+    if retired := {name: content.pop(name) for name in _RETIRED if name in content}:
+        content["sinks"] = [sink for name, sink in _RETIRED.items() if retired.get(name, True)]
     values = {}
     for name, value in content.items():
         if name not in known:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs Debian's chromium for the test that looks at the dashboard in a browser. Needs root; elsewhere it says why not.
+# Installs Debian's chromium for the tests that look at the dashboard in a browser. Needs root; elsewhere it says why not.
 set -euo pipefail
 
 command -v chromium >/dev/null && exit 0
+echo "install_browser: Debian's chromium, by apt-get"
 command -v apt-get >/dev/null || { echo "install_browser: no chromium, and no apt-get to install it" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "install_browser: no chromium, and only root can install it" >&2; exit 1; }
 export DEBIAN_FRONTEND=noninteractive

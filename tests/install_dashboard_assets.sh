@@ -11,6 +11,7 @@ print(importlib.metadata.version("visdom"), pathlib.Path(importlib.util.find_spe
 [ "$(cat "$static/version.built" 2>/dev/null)" = "$version" ] && exit 0
 command -v npm >/dev/null || { echo "install_dashboard_assets: npm is missing" >&2; exit 1; }
 
+echo "install_dashboard_assets: visdom's browser files, from the npm registry"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"

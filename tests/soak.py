@@ -36,13 +36,10 @@ from soak_experiments import EXPERIMENTS, Experiments
 from warm import REPO, Warm
 
 from utils.machine.files import sha256_of
-from utils.reporting.dashboard import read_panes
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
+from utils.runs.logged import read_metrics
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
-from utils.runs.run_log import read_metrics
-
-ABOUT_THE_MACHINE = ("run", "images_per_second", "milliseconds")
 
 RUN = "--dataset toy_churches --toy_images 480 --batch_size 8 --device cpu --num_workers 0 --visdom_port 9"
 MODEL = (
@@ -54,7 +51,7 @@ PRIOR = (
 )
 OFTEN = (
     "--steps_per_log 3 --steps_per_eval 20 --steps_per_save_output 30 --steps_per_display_output 30 --ema "
-    "--ema_beta 0.9 --horizontal_flip --no_summary"
+    "--ema_beta 0.9 --horizontal_flip --sinks visdom"
 )
 STAGES = {
     VQGAN: f"train_vqgan.py {RUN} {MODEL} {OFTEN} --amp",
@@ -169,19 +166,16 @@ class Soak:
         """What a finished run does not share with the undisturbed one."""
         ours, theirs = RunFolder(run, self.logs), RunFolder(f"reference_{kind}", self.logs)
         found = []
-        files, own = ({file.name for file in folder.saved_models.iterdir()} for folder in (theirs, ours))
-        if own != files:
-            found.append(f"{run}: too much or missing: {', '.join(sorted(own ^ files))}")
-        else:
+        for part in ("saved_models", "images"):
+            places = [folder.path / part for folder in (ours, theirs)]
+            own, files = ({file.name for file in place.iterdir()} for place in places)
+            if own != files:
+                found.append(f"{run}: too much or missing: {', '.join(sorted(own ^ files))}")
             found += [
-                f"{run}: {name} differs"
-                for name in sorted(files)
-                if not same_files(*(folder.saved_models / name for folder in (ours, theirs)))
+                f"{run}: {name} differs" for name in sorted(own & files) if not same_files(*(p / name for p in places))
             ]
         if self.metrics(ours) != self.metrics(theirs):
             found.append(f"{run}: metrics differ")
-        if self.curves(ours) != self.curves(theirs):
-            found.append(f"{run}: plots differ")
         if kind != VQGAN:
             codes = {file.name: sha256_of(file) for file in (self.logs / "ae/latents").iterdir()}
             if codes != {file.name: sha256_of(file) for file in (self.logs / "reference_latents").iterdir()}:
@@ -191,11 +185,6 @@ class Soak:
     def metrics(self, folder: RunFolder) -> list[dict]:
         """All that a seed determines."""
         return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(folder.metrics)]
-
-    def curves(self, folder: RunFolder) -> dict:
-        """Plots by window, but for those of how fast the machine was."""
-        panes = read_panes(folder.dashboard)
-        return {window: message["data"] for window, message in panes.items() if window not in ABOUT_THE_MACHINE}
 
     def memory(self, kind: str, steps: int) -> dict[str, float]:
         """Resident memory of an undisturbed run, in MB: median early on (5% to 15% of the steps) and at the end."""

@@ -30,7 +30,7 @@ EXPERIMENTS = {
 }
 # Whose content grows or changes before an experiment is done, and which tell of time or processes.
 GROWING = ("*.partial", "*.progress.json", "*.th", "*.jsonl", "log.txt", "hparams.yaml")
-ABOUT_THE_PROCESS = (".lock", "log.txt", "dashboard.jsonl", "summary.png")
+ABOUT_THE_PROCESS = (".lock", "log.txt", "newest.json", "summary.png")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import rows
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator
-from utils.runs.run_log import read_metrics
+from utils.runs.logged import read_metrics
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "logs" / run / "saved_models" / f"{file}.th").touch()
     (folder / "logs/vqgan_photos/hparams.yaml").write_text("dataset: custom\nimg_size: 64\nch_mult: [1, 2, 4]\n")
     (folder / "logs/demo/vqgan/saved_models/vqgan_state_1100.th").touch()
-    (folder / "logs/demo/vqgan/dashboard.jsonl").touch()
+    (folder / "logs/demo/vqgan/metrics.jsonl").touch()
     (folder / "logs/demo/vqgan/hparams.yaml").write_text("dataset: toy_churches\n")
     return folder
 

@@ -16,6 +16,7 @@ from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSet
 from hparams.settings.sampling import SamplingSettings
 from hparams.settings.training import TrainingSettings
 
+SinkName = Literal["visdom", "summary", "tensorboard", "wandb"]
 FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 _data = partial(setting, subject="data")
@@ -60,19 +61,16 @@ class RunSettings(Group, title="run"):
         unit="images",
         minimum=1,
     )
-    dashboard: bool = _shown(
-        True,
-        help="show the run on a visdom server; --no_dashboard sends nothing to any server, and the panes are kept in "
-        "dashboard.jsonl all the same, for experiments/replay_dashboard.py",
+    sinks: tuple[SinkName, ...] = _shown(
+        ("visdom", "summary"),
+        help="what shows the run: a visdom server; summary.png, a page that is drawn at training's checkpoints and at "
+        "an experiment's end; TensorBoard; Weights & Biases. experiments/replay_dashboard.py shows it later, too",
+        allow_empty=True,
     )
     visdom_server: str = _shown("http://localhost", help="address of the visdom server, without its port", unit="url")
     visdom_port: int = _shown(8097, help="port of the visdom server", unit="port", minimum=1, maximum=65535)
     visdom_base_url: str = _shown(
         "/", help="path below which the visdom server answers, as its own -base_url", unit="path"
-    )
-    summary: bool = _shown(
-        True,
-        help="draw summary.png, one page of curves and pictures: at training's checkpoints, at an experiment's end",
     )
     quiet: bool = _shown(False, help="print nothing but warnings, errors and results", saved=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = _together(

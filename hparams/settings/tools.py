@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hparams.fields import Group, setting
-from hparams.settings.stages import FolderDataset, Plain
+from hparams.settings.stages import FolderDataset, Plain, SinkName
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class ReplaySettings(Group, title="replay"):
     visdom_base_url: str = setting(
         "/", help="path below which the visdom server answers, as its own -base_url", unit="path"
     )
-    summary_only: bool = setting(False, help="only draw summary.png; needs no visdom server")
+    sinks: tuple[SinkName, ...] = setting(
+        ("visdom", "summary"), help="what shows the run: a visdom server, summary.png, TensorBoard, Weights & Biases"
+    )
     dry_run: bool = setting(False, help="check the settings, say what would be done, and stop", saved=False)
     traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
 

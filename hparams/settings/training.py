@@ -89,10 +89,13 @@ class TrainingSettings(Group, title="training"):
         100, help="end the run after so many updates in a row whose gradients are not finite", unit="updates", minimum=1
     )
     steps_per_display_output: int = _shown(
-        5_000, help="steps between two pictures on the dashboard; 0 for none", unit="steps", minimum=0
+        5_000,
+        help="steps between two pictures that sinks show, and that are written as well; 0 for none",
+        unit="steps",
+        minimum=0,
     )
     steps_per_save_output: int = _shown(
         5_000, help="steps between two pictures written to images/; 0 for none", unit="steps", minimum=0
     )
-    save_individually: bool = _shown(False, help="write each image to a file of its own, not in grids")
+    save_individually: bool = _shown(False, help="write each image to a file of its own, and as grids only those shown")
     horizontal_flip: bool = setting(False, help="train on mirrored images too")

@@ -40,7 +40,7 @@ class Browser:
     def __init__(self, folder: Path, width: int = 1640, height: int = 2000) -> None:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if chromium is None:
-            pytest.skip("no chromium to draw the dashboard with")
+            pytest.skip("no chromium to draw the dashboard with: make browser installs it")
         flags = (
             "--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-port=0 --remote-allow-origins=*"
         )

@@ -55,7 +55,8 @@ class VisdomServer:
             self.process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
         eventually(lambda: self.process.poll() is not None or self._answers())
         if self.process.poll() is not None:
-            pytest.skip("visdom's server does not start: " + self._output.read_text().strip().splitlines()[-1])
+            reason = self._output.read_text().strip().splitlines()[-1]
+            pytest.skip(f"visdom's server does not start, if for its browser files, make browser gets them: {reason}")
 
     def _answers(self) -> bool:
         try:

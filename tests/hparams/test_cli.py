@@ -112,6 +112,18 @@ def test_help_shows_presets_where_they_differ(capsys: pytest.CaptureFixture[str]
         (VQGANStage, "--no_emma", "unknown flag --no_emma, did you mean --no_ema?"),
         (VQGANStage, "--xyzzy=3", "unknown flag --xyzzy: see --help"),
         (VQGANStage, "--dataset churches -- --nf 32", "unknown flag --: see --help"),
+        (
+            VQGANStage,
+            "--dataset churches --no_dashboard",
+            "unknown flag --no_dashboard: use --sinks summary, or --sinks",
+        ),
+        (
+            VQGANStage,
+            "--dataset churches --no_summary",
+            "unknown flag --no_summary: use --sinks visdom, or --sinks none",
+        ),
+        (VQGANStage, "--dataset churches --sinks vizdom", "is not one of visdom, summary, tensorboard, wandb (did you"),
+        (VQGANStage, "--dataset churches --sinks none visdom", "--sinks: give none, or values, not both"),
         (VQGANStage, "--dataset churches extra", "'extra' belongs to no flag: see --help"),
         (VQGANStage, "--dataset churches 3", "'3' belongs to no flag: see --help"),
         (VQGANStage, "--dataset churches --nf 64 32", "'32' belongs to no flag: see --help"),
@@ -155,6 +167,15 @@ def test_spellings() -> None:
     assert stage.training.ema
     assert not read(VQGANStage, "--dataset churches --ema --no_ema").training.ema
     assert read(VQGANStage, "--dataset churches --dataset ffhq").run.dataset == "ffhq"
+
+
+def test_any_number_of_values_or_none() -> None:
+    def sinks(words: str) -> tuple[str, ...]:
+        return parse(VQGANStage, ["--dataset", "churches", *words.split()], description="", example="").run.sinks
+
+    assert sinks("") == ("visdom", "summary")
+    assert sinks("--sinks summary visdom") == ("summary", "visdom")
+    assert sinks("--sinks none") == sinks("--sinks") == ()
 
 
 def test_switch_of_three_values() -> None:

@@ -27,7 +27,7 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
         (VQGANStage, "--dataset churches --custom_dataset_path x", "--custom_dataset_path does nothing with --dataset"),
         (VQGANStage, "--dataset custom --custom_dataset_path x", ""),
         (VQGANStage, "--dataset churches --ema_beta 0.9", "--ema_beta does nothing with --no_ema"),
-        (VQGANStage, "--dataset churches --no_dashboard --visdom_base_url x", "does nothing with --no_dashboard"),
+        (VQGANStage, "--dataset churches --sinks none --visdom_base_url x", "does nothing with --sinks none"),
         (VQGANStage, "--dataset churches --ema_beta 0.9 --ema", ""),
         (VQGANStage, "--dataset churches --ema_warmup", "--ema_warmup does nothing with --no_ema"),
         (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --amp_dtype float16", "with --no_amp"),

@@ -25,7 +25,7 @@ TIED = {
     *("dataset", "log_dir", "load_dir", "load_step", "load_optim", "resume", "ae_load_dir", "ae_load_step", "device"),
     *("img_size", "ch_mult", "latent_shape", "block_size", "nf", "n_channels", "bert_n_emb", "bert_n_head", "ndf"),
     *("disc_layers", "perceptual", "perceptual_weights_file", "total_steps", "sample_steps", "keep_checkpoints"),
-    *("max_bad_images", "sampler", "custom_dataset_path", "datasets_file", "dry_run", "visdom_server"),
+    *("max_bad_images", "sampler", "custom_dataset_path", "datasets_file", "dry_run", "sinks", "visdom_server"),
     *("accumulate_steps", "global_batch", "num_workers"),
 }
 ROBUST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -81,6 +81,20 @@ def test_missing_file_says_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("switches", "sinks"),
+    [
+        ("dashboard: true\nsummary: true", ("visdom", "summary")),
+        ("dashboard: false\nsummary: true", ("summary",)),
+        ("summary: false", ("visdom",)),
+        ("dashboard: false\nsummary: false", ()),
+    ],
+)
+def test_switches_of_earlier_versions_are_sinks(switches: str, sinks: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "hparams.yaml").write_text(f"# 3 settings\nnf: 64\n{switches}\nlr: 0.1\n")
+    assert load(tmp_path / "hparams.yaml", VQGANStage) == {"nf": 64, "lr": 0.1, "sinks": sinks}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nff: 64\n", "unknown setting 'nff', did you mean 'nf'?"),

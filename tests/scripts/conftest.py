@@ -21,7 +21,7 @@ from PIL import Image
 REPO = Path(__file__).parents[2]
 
 # Nothing listens on port 9, so that a dashboard which happens to run stays empty.
-_EVERYWHERE = "--device cpu --num_workers 0 --visdom_port 9 --no_summary"
+_EVERYWHERE = "--device cpu --num_workers 0 --visdom_port 9 --sinks visdom"
 _FLAGS = {
     "RUN": f"--dataset toy_churches --toy_images 96 --batch_size 8 {_EVERYWHERE}",
     "EVERYWHERE": _EVERYWHERE,
@@ -141,7 +141,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 # A second each; drawing a summary would take several.
-TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --no_summary"
+TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --sinks visdom"
 TINY_STAGE_1 = (
     f"train_vqgan.py {TINY} --nf 32 --ch_mult 1 1 --res_blocks 1 --attn_resolutions --emb_dim 4 --codebook_size 8 "
     "--img_size 8 --ndf 8 --disc_layers 1 --disc_start_step 2 --perceptual none --ema --steps_per_log 2"

@@ -98,7 +98,7 @@ def test_experiments_go_on_too_and_list_what_they_met(tiny) -> None:
         refused = tiny.run(f"experiments/{command} {models} --log_dir {run}")
         assert refused.code == 2
         assert "more than --max_bad_images 0.01 allows" in refused.err
-        out = tiny.ok(f"experiments/{command} {models} --log_dir {run} --no_summary --max_bad_images 0.2")
+        out = tiny.ok(f"experiments/{command} {models} --log_dir {run} --sinks visdom --max_bad_images 0.2")
         listed = (tiny.folder / f"logs/{run}/bad_images.txt").read_text().splitlines()
         assert sorted(line.split("\t")[0].rsplit("/", 1)[-1] for line in listed) == ["05.png", "09.png", "13.png"]
         assert out.count("it is no neighbour" if run == "near" else "another image stands in for it") == 3

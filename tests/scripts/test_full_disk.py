@@ -116,7 +116,7 @@ def make_read_only() -> Iterator[Callable[[Path], None]]:
 STAGE_2 = "--dataset custom --train_steps 2"
 SCORES = (
     "experiments/calc_VQGAN_FID.py --ae_load_dir ae --features r64 --n_samples 6 --kid_subsets 0 --batch_size 4 "
-    "--device cpu --num_workers 0 --visdom_port 9 --no_summary --log_dir scores"
+    "--device cpu --num_workers 0 --visdom_port 9 --sinks visdom --log_dir scores"
 )
 
 

@@ -14,11 +14,11 @@ from experiments import inpaint
 from hparams.cli import parse
 from hparams.resolve import resolve
 from hparams.settings.experiments import InpaintingExperiment
+from shown import shown
 from utils.data.batches import eval_batches
 from utils.data.images import painted_pixels
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import load_trained_models
-from utils.reporting.panes import read_panes
 
 INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing --n_images 3 --n_samples 2"
 
@@ -81,7 +81,7 @@ def test_pictures(toy: Any, printed: list[str]) -> None:
     assert np.array_equal(np.delete(given, range(24, 48), 0), np.delete(whole, range(24, 48), 0))
     first = np.asarray(Image.open(images / "samples/000000.png")).repeat(6, 0).repeat(6, 1)
     assert np.array_equal(picture[2:98, 198:294], first)
-    assert list(read_panes(toy.logs / "by_region/dashboard.jsonl")) == ["inpainted"]
+    assert list(shown(toy.logs / "by_region").panes) == ["inpainted"]
 
 
 def test_what_is_said(printed: list[str]) -> None:
@@ -95,7 +95,7 @@ def test_what_is_said(printed: list[str]) -> None:
 
 def test_kept_codes_serve_no_other_region(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toy.folder)
-    words = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --no_summary --visdom_port 9 --quiet"
+    words = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --sinks visdom --visdom_port 9 --quiet"
     words += " --load_dir absorbing --n_images 1 --log_dir regions --region"
     for region in ("0 0 4 4", "8 8 4 4", "0 0 4 4"):
         settings = parse(InpaintingExperiment, f"{words} {region}".split(), description="", example="")

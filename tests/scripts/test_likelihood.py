@@ -21,6 +21,7 @@ from models.parts import Noise
 from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
+from shown import shown
 from utils.data.pictures import to_uint8
 from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.seeding import make_generator, seed_global
@@ -29,10 +30,9 @@ from utils.metrics.head import HeadTrainer
 from utils.metrics.likelihood import code_term, pixel_term, terms_of_images
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import TrainedModels, load_trained_models
-from utils.reporting.panes import read_panes
 from utils.runs.job import Job
+from utils.runs.logged import read_metrics
 from utils.runs.run_folder import RunFolder
-from utils.runs.run_log import read_metrics
 from utils.runs.shards import Shards
 from utils.sampling import larger as larger_module
 from utils.sampling.larger import decode_larger, larger_codes
@@ -353,7 +353,7 @@ def printed(toy: Any) -> dict[str, str]:
         [
             "experiments/calc_nearest_neighbours.py {RUN} --load_dir autoregressive --sampler autoregressive "
             "--log_dir neighbours --n_samples 3 --top_k 4 --train_images 20",
-            f"{LARGER} --log_dir larger --order random --stride 2 --amp --summary",
+            f"{LARGER} --log_dir larger --order random --stride 2 --amp --sinks summary",
         ],
     )
     return dict(
@@ -368,14 +368,14 @@ def results(run: Path) -> list[dict[str, dict[str, Any]]]:
 @pytest.mark.parametrize(
     ("run", "panes"),
     [
-        ("nll", ["pixel term", "results"]),
-        ("neighbours", ["samples, then the nearest of the first 20 of 96 training images", "results"]),
-        ("larger", ["larger samples", "results"]),
+        ("nll", ["pixel_bits_per_dim", "results"]),
+        ("neighbours", ["neighbours", "results"]),
+        ("larger", ["larger_samples", "results"]),
     ],
 )
 def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:
-    assert list(read_panes(toy.logs / run / "dashboard.jsonl")) == panes
-    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --no_summary
+    assert list(shown(toy.logs / run).panes) == panes
+    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --sinks visdom
 
 
 ABSORBING = {

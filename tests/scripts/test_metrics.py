@@ -19,13 +19,13 @@ import utils.sampling.drawing as drawing
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
 from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
+from shown import shown
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
 from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.files import sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.pretrained.perceptual import untrained_lpips
-from utils.reporting.panes import read_panes
 from utils.runs.job import open_job
 
 CPU = torch.device("cpu")
@@ -182,10 +182,11 @@ def test_reconstructions(scored: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "panes"), [("fid", ["results"]), ("prdc", ["results"]), ("recs", ["results", "reconstructions"])]
+    ("run", "panes"),
+    [("fid", ["results"]), ("prdc", ["results"]), ("recs", ["originals_over_reconstructions", "results"])],
 )
 def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str, panes: list[str]) -> None:
-    assert list(read_panes(scored.logs / "scored" / run / "dashboard.jsonl")) == panes
+    assert list(shown(scored.logs / "scored" / run).panes) == panes
 
 
 def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
@@ -221,7 +222,7 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(words: str, *, prdc: bool = False) -> dict[str, Any]:
         common = f"--dataset toy_churches {VAL} --n_samples 30 --quiet"
-        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
+        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --sinks visdom")
         if prdc:
             settings = parse(PRDCExperiment, f"{common} {words}".split(), description="", example="")
             work = calc_PRDC.calculate
@@ -311,7 +312,7 @@ def test_statistics_of_real_images_are_kept(score: Any) -> None:
 def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     """LPIPS weights, and features, that are replaced under the same name: new numbers, and the old ones stay."""
     words = f"--dataset toy_churches {VAL} --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --quiet"
-    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --no_summary")
+    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --sinks visdom")
     words += " --lpips_net vgg --lpips_weights weights.pth"
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -332,7 +333,7 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     assert second["values"]["lpips"] == pytest.approx(expected, rel=1e-4)
 
     np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
-    words = "--dataset toy_churches --device cpu --no_summary --quiet --log_dir prdc"
+    words = "--dataset toy_churches --device cpu --sinks visdom --quiet --log_dir prdc"
     words += " --real_feats real.npy --fake_feats fake.npy"
     for shift in (0, 5):
         np.save("fake.npy", np.load("real.npy") + np.float32(shift))

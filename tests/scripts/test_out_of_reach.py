@@ -89,9 +89,7 @@ def test_a_worker_that_is_killed_costs_no_step(tiny) -> None:
     (state,) = (tiny.folder / "logs/run/saved_models").glob("vqgan_state_*.th")
     step = int(state.stem.rpartition("_")[2])
     assert step >= json.loads(metrics.read_text().splitlines()[-1])["step"]
-    assert f"continuing after step {step}" in tiny.ok(
-        f"train_vqgan.py --resume --log_dir run --train_steps {step + 2}"
-    )
+    assert f"continuing after step {step}" in tiny.ok(f"train_vqgan.py --resume --log_dir run --train_steps {step + 2}")
 
 
 def test_a_logs_folder_that_is_away_for_a_moment_ends_no_run(tiny) -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from utils.reporting.panes import read_panes
+from shown import shown
 
 REPO = Path(__file__).parents[2]
 DRAWS = {
@@ -135,33 +135,30 @@ def test_pictures_in_files_of_their_own(toy) -> None:
     assert found == {f"originals_over_reconstructions_{step}_{i}.png" for step in (10, 20) for i in range(32)}
 
 
-def test_without_a_dashboard_one_line_warns_and_the_plots_are_kept(toy) -> None:
+def test_without_a_server_one_line_warns_and_the_folder_has_everything(toy) -> None:
     log = (toy.logs / "vqgan" / "log.txt").read_text()
     assert log.count("dashboard:") == 1
-    panes = read_panes(toy.logs / "vqgan" / "dashboard.jsonl")
-    curves = {curve["name"]: (curve["x"], curve["y"]) for curve in panes["l1"]["data"]}
-    train = [line["l1"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
-    assert curves["train"] == ([7, 14], pytest.approx(train))
-    assert curves["val"][0] == [10, 20]
-    assert panes["lr"]["layout"]["yaxis"]["rangemode"] == "tozero"
-    parts = {curve["name"]: curve for curve in panes["milliseconds"]["data"]}
-    assert list(parts) == ["data", "step", "other"]
-    assert all(part["stackgroup"] for part in parts.values())
-    step_ms = [line["step_ms"] for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
-    assert parts["step"]["y"] == pytest.approx(step_ms)
-    pictures = [picture["content"] for picture in panes["originals_over_reconstructions"]["data"]]
-    assert [picture["step"] for picture in pictures] == [10, 20]
-    assert all(picture["src"].startswith("data:image/") for picture in pictures)
-    assert "samples" in read_panes(toy.logs / "absorbing" / "dashboard.jsonl")
+    board = shown(toy.logs / "vqgan")
+    train = [line for line in metrics(toy.logs / "vqgan") if line["split"] == "train"]
+    curves = board.curves["l1"]
+    assert (curves["train"].x, curves["train"].y) == ([7, 14], [line["l1"] for line in train])
+    assert curves["val"].x == [10, 20]
+    assert {name: curve.y for name, curve in board.curves["milliseconds"].items()} == {
+        name: [line[f"{name}_ms"] for line in train] for name in ("data", "step", "other")
+    }
+    assert [step for step, _ in board.pictures["originals_over_reconstructions"]] == [10, 20]
+    assert [step for step, _ in shown(toy.logs / "absorbing").pictures["samples"]] == [10, 20]
 
 
-def test_bars_are_numbered_as_what_they_show(toy) -> None:
-    """Codes, most used first, from 0; times from 1."""
-    (codes,) = read_panes(toy.logs / "vqgan" / "dashboard.jsonl")["code_counts"]["data"]
-    assert codes["x"] == list(range(setting(toy.logs / "vqgan", "codebook_size")))
-    assert codes["y"] == sorted(codes["y"], reverse=True)
-    (times,) = read_panes(toy.logs / "absorbing" / "dashboard.jsonl")["loss_by_time"]["data"]
-    assert times["x"] == list(range(1, setting(toy.logs / "absorbing", "total_steps") + 1))
+def test_bars_are_those_of_the_last_log(toy) -> None:
+    """Codes, most used first; times from 1."""
+    codes = shown(toy.logs / "vqgan").bars["code_counts"]
+    assert len(codes) == setting(toy.logs / "vqgan", "codebook_size")
+    assert sorted(codes, reverse=True) == list(codes)
+    assert codes.sum() == 8 * 64  # images, and codes of each, in a step
+    board = shown(toy.logs / "absorbing")
+    assert len(board.bars["loss_by_time"]) == setting(toy.logs / "absorbing", "total_steps")
+    assert board.panes["loss_by_time"].first == 1
 
 
 def test_stages_learn(toy) -> None:
@@ -248,7 +245,7 @@ def test_the_first_lines_say_what_runs_where_and_with_which_settings(drawn) -> N
 
 def test_drawing_without_a_dashboard_warns_once_and_keeps_the_picture(toy, drawn) -> None:
     assert all(out.count("dashboard:") == 1 for out in drawn.printed.values())
-    assert list(read_panes(toy.logs / "drawn_cold" / "dashboard.jsonl")) == ["samples"]
+    assert list(shown(toy.logs / "drawn_cold").panes) == ["samples"]
 
 
 AS_ON_MACOS = """

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 SMALL = "--nf 32 --ch_mult 1 1 1 --res_blocks 1 --attn_resolutions 16 --emb_dim 16 --codebook_size 32 --ndf 8"
 SHORT = (
     "{EVERYWHERE} --batch_size 4 --train_steps 4 --steps_per_log 2 --steps_per_eval 4 --steps_per_save_output 4 "
-    "--no_summary"
+    "--sinks visdom"
 )
 
 

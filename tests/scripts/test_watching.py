@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from browser import Browser
+from hparams.fields import values_of
 from hparams.resolve import resolve
 from hparams.settings.stages import VQGANStage
+from shown import shown
 from utils.pretrained.perceptual import untrained_lpips
-from utils.reporting.dashboard import Dashboard
-from utils.reporting.panes import read_panes
-from utils.reporting.training_panes import panes_of
 from utils.reporting.training_report import TrainingReport
+from utils.runs.logged import read_metrics
 from utils.runs.run_folder import VQGAN, RunFolder
-from visdom_process import VisdomServer, eventually, free_port, other_program
+from visdom_process import VisdomServer, eventually, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
 LPIPS = "--perceptual lpips --perceptual_weights_file vgg.pth"
@@ -79,12 +79,12 @@ EXPERIMENTS = {
     ),
     "neighbours": (
         "experiments/calc_nearest_neighbours.py {RUN} --load_dir stage_2 --n_samples 3 --top_k 4 --train_images 20",
-        {"results", "samples, then the nearest of the first 20 of 96 training images"},
+        {"results", "samples, then the nearest training images"},
     ),
     "larger": (
         "experiments/generate_big_samples.py {RUN} --load_dir stage_2 --shape 8 9 --n_samples 2 --order random "
         "--stride 2",
-        {"results", "larger samples"},
+        {"results", "samples"},
     ),
 }
 TEXTS = {"run", "results"}  # panes of words
@@ -109,9 +109,9 @@ def watched(toy, warm: Any, server: VisdomServer, new_shell) -> Any:
     torch.save(untrained_lpips("vgg").state_dict(), shell.folder / "vgg.pth")
     port = f"--visdom_port {server.port}"
     shell.abreast(
-        [f"{STAGE_1} {port} --train_steps 40 --log_dir stage_1 --summary"],
+        [f"{STAGE_1} {port} --train_steps 40 --log_dir stage_1 --sinks visdom summary tensorboard"],
         [
-            f"{STAGE_2} {port} --train_steps 40 --log_dir stage_2 --summary",
+            f"{STAGE_2} {port} --train_steps 40 --log_dir stage_2 --sinks visdom summary",
             f"{STAGE_2} {port} --train_steps {LONG} --log_dir undisturbed",
         ],
     )
@@ -183,13 +183,11 @@ def experiments(watched, server: VisdomServer) -> Any:
     return watched
 
 
-def test_the_pane_of_a_gpus_memory(
-    server: VisdomServer, browser: Browser, artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pane_of_a_gpus_memory(server: VisdomServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With numbers in CUDA's place."""
-    settings = resolve(VQGANStage, {"dataset": "churches", "visdom_port": server.port, "log_dir": "on_a_gpu"})
-    folder, cuda = RunFolder("on_a_gpu", tmp_path), torch.device("cuda")
-    report = TrainingReport(settings, VQGAN, folder, start=0, resume_step=None, device=cuda)
+    typed = {"dataset": "churches", "visdom_port": server.port, "log_dir": "on_a_gpu", "sinks": ("visdom",)}
+    settings, cuda = values_of(resolve(VQGANStage, typed)), torch.device("cuda")
+    report = TrainingReport(settings, VQGAN, RunFolder("on_a_gpu", tmp_path), start=0, resume_step=None, device=cuda)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     for step in (1, 2, 3):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, gib=step: gib * 2**30)
@@ -198,11 +196,6 @@ def test_the_pane_of_a_gpus_memory(
     report.close()
     curves = {"in use outside CUDA graphs": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
     assert server.curves("on_a_gpu", "gpu_memory") == curves
-    browser.open(f"http://127.0.0.1:{server.port}/env/on_a_gpu")
-    shown = {pane["title"]: pane for pane in browser.panes(len(panes_of(settings, cuda=True)))}
-    browser.screenshot(artefacts / "on_a_gpu.png")
-    assert shown["GPU memory, peak"]["points"] == {"in use outside CUDA graphs": 3, "reserved": 3}
-    assert shown["GPU memory, peak"]["labels"] == ["step", "GiB"]
 
 
 @pytest.mark.parametrize("stage", list(BOTH_STAGES))
@@ -222,15 +215,32 @@ def test_train_and_validation_share_a_plot(watched, server: VisdomServer) -> Non
 
 
 def test_replay_shows_a_past_run_from_its_folder(watched, server: VisdomServer) -> None:
+    """On visdom what it showed before, and on one page, and in TensorBoard."""
+    folder = watched.logs / "stage_2"
     before = server.panes("stage_2")
     server.forget("stage_2")
-    (watched.logs / "stage_2/summary.png").unlink()
-    with (watched.logs / "stage_2/dashboard.jsonl").open("a") as log:
-        log.write('["update", {"win": "loss", "eid"')  # cut off
-    out = watched.ok(f"experiments/replay_dashboard.py --log_dir stage_2 --visdom_port {server.port}")
-    assert f"{len(before)} panes" in out
-    assert (watched.logs / "stage_2/summary.png").exists()
+    (folder / "summary.png").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 42, "split": "tr')  # cut off
+    command = "experiments/replay_dashboard.py --log_dir stage_2 --sinks visdom summary tensorboard"
+    out = watched.ok(f"{command} --visdom_port {server.port}")
+    assert out.splitlines()[0] == f"{len(before)} panes at http://localhost:{server.port}/env/stage_2"
+    assert out.splitlines()[1:] == ["summary in logs/stage_2/summary.png", "shown in tensorboard"]
+    assert (folder / "summary.png").exists()
+    assert list((folder / "tensorboard").glob("events*"))
     assert contents(server.panes("stage_2")) == contents(before)
+
+
+def test_tensorboard_shows_the_run(watched) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(watched.logs / "stage_1/tensorboard"))
+    events.Reload()
+    lines = read_metrics(watched.logs / "stage_1/metrics.jsonl")
+    for split in ("train", "val"):
+        expected = [(line["step"], pytest.approx(line["l1"])) for line in lines if line["split"] == split]
+        assert [(one.step, one.value) for one in events.Scalars(f"l1/{split}")] == expected
+    assert [one.step for one in events.Images("originals_over_reconstructions")] == [20, 40]
+    assert "code_counts" in events.Tags()["histograms"]
 
 
 def test_replay_where_no_summary_can_be_written(recorded, server: VisdomServer) -> None:
@@ -240,7 +250,7 @@ def test_replay_where_no_summary_can_be_written(recorded, server: VisdomServer) 
     assert done.err == "WARNING: no summary: logs/run/summary.png: Is a directory\n"
     assert done.out == f"1 panes at http://localhost:{server.port}/env/run\n"
     assert list(server.panes("run")) == ["loss"]
-    told = recorded.refused("experiments/replay_dashboard.py --log_dir run --summary_only")
+    told = recorded.refused("experiments/replay_dashboard.py --log_dir run --sinks summary")
     assert "summary.png: Is a directory" in told
 
 
@@ -248,14 +258,19 @@ def test_replay_without_a_server(recorded) -> None:
     summary = recorded.logs / "run/summary.png"
     told = recorded.refused("experiments/replay_dashboard.py --log_dir run --visdom_port 9")
     assert "--visdom_port" in told
-    assert "--summary_only" in told
-    assert "--log_dir nowhere" in recorded.refused("experiments/replay_dashboard.py --log_dir nowhere")
+    assert "--sinks summary" in told
+    (recorded.logs / "older").mkdir()
+    (recorded.logs / "older/dashboard.jsonl").touch()  # all that it can be shown from is metrics and pictures
+    for name in ("nowhere", "older"):
+        told = recorded.refused(f"experiments/replay_dashboard.py --log_dir {name}")
+        assert f"--log_dir {name}: there is no metrics.jsonl, results.json or images/" in told
     assert not summary.exists()
     command = "experiments/replay_dashboard.py --log_dir run --visdom_port 9"
-    plan = "would be shown at http://localhost:9, and drawn in logs/run/summary.png"
+    plan = "logs/run would be shown at http://localhost:9, in logs/run/summary.png"
     assert plan in recorded.ok(f"{command} --dry_run")
-    command += " --summary_only"
-    assert "would be drawn in logs/run/summary.png" in recorded.ok(f"{command} --dry_run")
+    assert "use --sinks summary" in recorded.refused(f"{command} --summary_only")
+    command += " --sinks summary"
+    assert "logs/run would be shown in logs/run/summary.png" in recorded.ok(f"{command} --dry_run")
     assert not summary.exists()
     assert recorded.ok(command) == "summary in logs/run/summary.png\n"
     with Image.open(summary) as page:
@@ -264,12 +279,11 @@ def test_replay_without_a_server(recorded) -> None:
 
 @pytest.fixture
 def recorded(shell) -> Any:
-    """A shell whose logs/ has a run with a curve, and nothing else."""
+    """A shell whose logs/ has a run with a curve, and nothing else: as runs of earlier versions have it."""
     folder = shell.logs / "run"
     folder.mkdir(parents=True)
-    with Dashboard("run", folder / "dashboard.jsonl", port=9, warn=lambda _: None) as board:
-        for step in range(3):
-            board.line("loss", step, {"train": 1 / (1 + step)}, title="loss", ylabel="nats")
+    lines = [{"step": step, "split": "train", "loss": 1 / (1 + step)} for step in range(3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return shell
 
 
@@ -299,85 +313,63 @@ def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda:
     return out + err
 
 
-def test_no_server(watched) -> None:
-    assert disturbed(watched, "no_server", free_port()).count("dashboard:") == 1
-
-
-def test_another_program_on_the_port_is_sent_nothing(watched) -> None:
+def test_without_a_sink_no_server_is_asked_and_the_run_can_be_shown_later(watched, server: VisdomServer) -> None:
     with other_program(200, b"hello") as (port, asked):
-        told = disturbed(watched, "another_program", port)
-    assert told.count("dashboard:") == 1
-    assert "something other than visdom" in told
-    assert "--no_dashboard" in told
-    assert set(asked) == {"GET / 0"}
-
-
-def test_without_a_dashboard_no_server_is_asked_and_the_run_can_be_replayed(watched, server: VisdomServer) -> None:
-    with other_program(200, b"hello") as (port, asked):
-        off = f"--no_dashboard --visdom_port {port}"
+        off = f"--sinks none --visdom_port {port}"
         said = watched.run(f"{STAGE_2} {off} --train_steps 2 --log_dir silent").err
         watched.ok(f"{EXPERIMENTS['samples'][0]} {off} --log_dir silent_samples")
     assert asked == []
-    assert "note: --visdom_port does nothing with --no_dashboard" in said
+    assert "note: --visdom_port does nothing with --sinks none" in said
     assert "dashboard:" not in said
     for run in ("silent", "silent_samples"):
+        assert not (watched.logs / run / "summary.png").exists()
         watched.ok(f"experiments/replay_dashboard.py --log_dir {run} --visdom_port {server.port}")
-        assert server.panes(run).keys() == panes_on_disk(watched.logs / run).keys()
+        assert server.panes(run).keys() == shown(watched.logs / run).panes.keys()
 
 
 def test_a_run_of_an_odd_name(watched, server: VisdomServer, browser: Browser, artefacts: Path) -> None:
     """Its summary is drawn, and its page opens: in the browser, where it is shown, by the address that is printed."""
     name = r"a$b$c_$/100%+\'é漢😀#?<b>"
     port = f"--visdom_port {server.port}"
-    done = watched.run(f"{STAGE_2} {port} --train_steps 4 --summary --log_dir {shlex.quote(name)}")
+    done = watched.run(f"{STAGE_2} {port} --train_steps 4 --sinks visdom summary --log_dir {shlex.quote(name)}")
     assert (done.code, done.err) == (0, "")
     (watched.logs / name / "summary.png").unlink()
     done = watched.run(f"experiments/replay_dashboard.py {port} --log_dir {shlex.quote(name)}")
     assert (done.code, done.err) == (0, "")
     assert (watched.logs / name / "summary.png").exists()
-    shown = panes_on_disk(watched.logs / name)
-    page = re.match(rf"{len(shown)} panes at (\S+)\n", done.out)[1]
+    panes = shown(watched.logs / name).panes
+    page = re.match(rf"{len(panes)} panes at (\S+)\n", done.out)[1]
     browser.open(page)
-    assert {pane["title"] for pane in browser.panes(len(shown))} == {pane["opts"]["title"] for pane in shown.values()}
+    assert {pane["title"] for pane in browser.panes(len(panes))} == {pane.title for pane in panes.values()}
     browser.screenshot(artefacts / "odd_name.png")
     assert browser.errors == []
 
 
-def test_a_server_that_hangs(watched, server: VisdomServer) -> None:
-    told = disturbed(watched, "hung", server.port, server.freeze)
-    server.thaw()
-    assert told.count("dashboard:") <= 1  # none where the run ends before the server's time is up
-    assert_whole(watched.logs / "hung")
-
-
-def test_a_server_that_is_killed(watched, server: VisdomServer) -> None:
-    told = disturbed(watched, "killed", server.port, server.stop)
-    server.start()
-    assert told.count("dashboard:") == 1
-    assert_whole(watched.logs / "killed")
-
-
-def test_a_server_that_is_replaced_gets_everything(watched, server: VisdomServer) -> None:
+@pytest.mark.parametrize("trouble", ["hung", "killed", "replaced"])
+def test_a_run_whose_server_is_in_trouble(watched, server: VisdomServer, trouble: str) -> None:
     def replace() -> None:
         server.stop()
         server.start()
 
-    told = disturbed(watched, "replaced", server.port, replace)
-    assert told.count("dashboard:") <= 1  # none where nothing was posted in between
-    eventually(lambda: server.panes("replaced").keys() == panes_on_disk(watched.logs / "replaced").keys())
-    assert_no_gap(server, "replaced")
-    assert_whole(watched.logs / "replaced")
+    happens = {"hung": server.freeze, "killed": server.stop, "replaced": replace}[trouble]
+    told = disturbed(watched, trouble, server.port, happens)
+    server.thaw()
+    # None where the run ends before the server's time is up, or where nothing was posted in between.
+    assert told.count("dashboard:") == 1 or (trouble != "killed" and "dashboard:" not in told)
+    assert_whole(watched.logs / trouble)
+    if trouble == "killed":
+        server.start()
+    if trouble == "replaced":
+        eventually(lambda: server.panes("replaced").keys() == shown(watched.logs / "replaced").panes.keys())
+        assert_no_gap(server, "replaced")
 
 
 def test_logs_on_a_full_disk(watched, server: VisdomServer) -> None:
     run = watched.logs / "full"
     run.mkdir()
-    for name in ("log.txt", "dashboard.jsonl.tmp"):
-        (run / name).symlink_to("/dev/full")
+    (run / "log.txt").symlink_to("/dev/full")
     told = disturbed(watched, "full", server.port)
-    assert_whole(run)  # the link went with the failed attempt, so a later one, the end's at the latest, found room
-    assert not (run / "dashboard.jsonl.tmp").is_symlink()
-    assert told.count("plots are kept in memory until it can be written") == 1
+    assert_whole(run)
     assert told.count("log.txt: No space left on device") == 1
     assert_no_gap(server, "full")
 
@@ -389,15 +381,10 @@ def assert_no_gap(server: VisdomServer, run: str) -> None:
     assert steps == list(range(2, 2 * len(steps) + 1, 2))
 
 
-def panes_on_disk(run: Path) -> dict[str, Any]:
-    return read_panes(run / "dashboard.jsonl")
-
-
 def assert_whole(run: Path) -> None:
-    """The folder has all of the run's curves, whatever the server got."""
-    (train, *_) = panes_on_disk(run)["loss"]["data"]
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert train["x"] == [line["step"] for line in logged if line["split"] == "train"] == list(range(2, LONG + 1, 2))
+    """The folder has all of the run's numbers, whatever the server got."""
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(2, LONG + 1, 2))
 
 
 def test_curves_of_a_run_resumed_twice_with_a_new_server_in_between(watched, server: VisdomServer) -> None:

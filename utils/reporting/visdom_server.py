@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from hparams.checks import visdom_address
-from utils.reporting.panes import Event, Message
+from utils.reporting.visdom_messages import Message
 
 TIMEOUT = (2.0, 5.0)  # seconds to connect, seconds between bytes of the answer
 MARK = b"var ENV_LIST"  # stands early on visdom's page, and not on the one that asks for a password
@@ -49,15 +49,14 @@ class Server:
                     break
         raise ValueError(f"{self.address} does not answer as visdom does")
 
-    def send(self, event: Event) -> None:
-        """Have an event carried out."""
-        answer = self._post(*event)
-        if answer != event.message["win"]:  # the window's name says that visdom took the event
+    def send(self, endpoint: str, message: Message) -> None:
+        """Have a request carried out: "events" makes the pane `message["win"]` anew, "update" appends to it."""
+        if self._post(endpoint, message) != message["win"]:  # the window's name says that visdom took it
             raise ValueError(f"{self.address} does not answer as visdom does")
 
-    def has(self, message: Message) -> bool:
-        """Whether the pane of a message is there."""
-        return self._post("win_exists", {"win": message["win"], "eid": message["eid"]}) == "true"
+    def has(self, window: str, env: str) -> bool:
+        """Whether a pane is there."""
+        return self._post("win_exists", {"win": window, "eid": env}) == "true"
 
     def clear(self, env: str) -> None:
         """Remove all panes of an environment."""

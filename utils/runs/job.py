@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hparams.errors import RunError, UserError
+from hparams.fields import values_of
 from hparams.saved import describe, save
 from hparams.settings.stages import RunSettings, Stage
 from utils.data.bad_images import STANDS_IN, BadImages, Report
@@ -21,11 +25,14 @@ from utils.machine.distributed import ALONE, Ranks, joined
 from utils.machine.files import remove_remains, sole_writer
 from utils.machine.progress import Progress
 from utils.machine.signals import Signals, Stopped, end_politely
+from utils.runs.record import ALL, Record
+from utils.runs.results import Value, record_result
 from utils.runs.run_folder import RunFolder
-from utils.runs.run_log import RunLog
 from utils.runs.same_settings import require_same_images, require_same_settings
 
 _POLL_S = 0.2
+# Of a record, in a run folder, of a run with settings by name, whose earlier part up to a step stays.
+OpenSinks = Callable[[Record, RunFolder, Mapping[str, Any], int | None], None]
 
 
 class Job:
@@ -46,9 +53,14 @@ class Job:
     """
 
     def __init__(
-        self, run: RunSettings, device: torch.device, ranks: Ranks = ALONE, joined: ExitStack | None = None
+        self,
+        run: RunSettings,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        joined: ExitStack | None = None,
+        open_sinks: OpenSinks = lambda *_: None,
     ) -> None:
-        """joined: lets the processes go when it is closed."""
+        """joined: lets the processes go when it is closed. open_sinks: opens what shows the job."""
         self.ranks = ranks
         self.device = device
         self.amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
@@ -60,9 +72,9 @@ class Job:
         self.bad_images: Report = _refuse_bad_images
         self.signals = Signals()
         self._bad_share = run.max_bad_images
-        self._log: RunLog | None = None  # of the first process, from `begin` on
-        self.metrics_kept = False
+        self._record: Record | None = None  # of the first process, from `begin` on
         self._joined = joined or ExitStack()
+        self._open_sinks = open_sinks
         self._opened = ExitStack()
 
     def __enter__(self) -> Job:
@@ -72,6 +84,8 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._record and not error:
+            self._record.draw()
         self._opened.close()
         if isinstance(error, Stopped):  # asked to while it waited for data
             end_politely(error.number)
@@ -82,27 +96,43 @@ class Job:
 
     def say(self, text: str) -> None:
         """Lines for people, to the terminal, unless it is quiet, and to the log."""
-        if self._log:
-            self._log.say(text)
+        if self._record:
+            self._record.say(text)
         elif not self.quiet:
             progress.say(text)
 
     def warn(self, text: str) -> None:
         """Lines that a quiet run shows too."""
-        if self._log:
-            self._log.warn(text)
+        if self._record:
+            self._record.warn(text)
         else:
             progress.say(text)
 
     def note(self, text: str) -> None:
         """Lines for the log alone."""
-        if self._log:
-            self._log.note(text)
+        if self._record:
+            self._record.note(text)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Metrics of a step, by name."""
-        if self._log:
-            self._log.record(step, split, values)
+        if self._record:
+            self._record.scalars(step, split, values)
+
+    def picture(self, name: str, picture: np.ndarray, *, write: bool = True) -> Path:
+        """Show a picture uint8 [3,H,W], and write it to `images/<name>.png`, whose path is returned.
+
+        write: False for one that only sinks show.
+        """
+        if self._record:
+            self._record.picture(None, name, picture, write=write)
+        return self.folder.images / f"{name}.png"
+
+    def result(self, conditions: Mapping[str, Value], values: Mapping[str, Value]) -> None:
+        """Enter numbers in `results.json`, under all that they depend on; print and show them. The first process."""
+        line = record_result(self.folder.results, conditions, values)
+        if self._record:
+            self._record.results()
+        print(line)
 
     def progress(self, what: str, total: int, unit: str, *, done: int = 0) -> Progress:
         """A progress bar, for a `with` block; see `Progress`."""
@@ -157,7 +187,7 @@ class Job:
         *,
         data: Mapping[str, Sequence[ImageData]] | None = None,
         until_replaced: str = STANDS_IN,
-        resume_step: int | None = None,
+        resume_step: int | None = ALL,
     ) -> None:
         """Say what runs, take the run folder for this job alone, and write its settings.
 
@@ -169,7 +199,7 @@ class Job:
             facts: on what, a line each.
             data: the images that it reads, by the flag that names them; all processes must find the same.
             until_replaced: what becomes of images that cannot be read.
-            resume_step: the step up to which the run's metrics stay, and the log goes on; None begins them anew.
+            resume_step: the step up to which the folder's metrics stay, and the log goes on; None begins them anew.
 
         Raises:
             UserError: another job writes to the folder, or the processes have different images.
@@ -180,9 +210,9 @@ class Job:
             self._opened.enter_context(sole_writer(self.folder.path))
             remove_remains(self.folder.path)
             save(settings, self.folder.hparams)
-            log = RunLog(self.folder.log, self.folder.metrics, resume_step=resume_step, quiet=self.quiet)
-            self._log = self._opened.enter_context(closing(log))
-            self.metrics_kept = resume_step is not None
+            self._record = Record(self.folder, resume_step=resume_step, quiet=self.quiet)
+            self._opened.enter_context(closing(self._record))
+            self._open_sinks(self._record, self.folder, values_of(settings), resume_step)
         self.say(self.introduction(what, facts))
         self.say(describe(settings))
         listed = BadImages(
@@ -209,8 +239,10 @@ class Job:
 
 
 @contextmanager
-def open_job(settings: Stage) -> Iterator[Job]:
+def open_job(settings: Stage, open_sinks: OpenSinks = lambda *_: None) -> Iterator[Job]:
     """The job of a script with these settings: its processes join, and its device is picked.
+
+    open_sinks: opens what shows the job; see `utils.reporting.sinks.open_sinks`.
 
     Raises:
         UserError: there is no such device, or the processes have different settings.
@@ -221,7 +253,7 @@ def open_job(settings: Stage) -> Iterator[Job]:
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout))
         require_same_settings(settings, ranks)
-        with Job(run, device, ranks, stack) as job:
+        with Job(run, device, ranks, stack, open_sinks) as job:
             yield job
 
 

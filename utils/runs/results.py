@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -52,6 +52,29 @@ def read_results(path: Path) -> list[dict[str, dict[str, Value]]]:
     ):
         raise UserError(f"{path} is damaged or no results file: move it away, or use another --log_dir")
     return entries
+
+
+def results_table(path: Path) -> tuple[list[str], list[Sequence[Value]]]:
+    """Columns and rows that show a results file: a row per entry, its numbers first, then the conditions that differ.
+
+    A single entry has a row for each number and each condition.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    entries = read_results(path)
+    if len(entries) == 1:
+        named = {**entries[0]["values"], **entries[0]["conditions"]}
+        return ["result", ""], [(name.replace("_", " "), value) for name, value in named.items() if value is not None]
+    values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
+    conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
+    told = {name: {repr(entry["conditions"].get(name)) for entry in entries} for name in conditions}
+    conditions = [name for name in conditions if len(told[name]) > 1]
+    rows: list[Sequence[Value]] = [
+        [entry["values"].get(name) for name in values] + [entry["conditions"].get(name) for name in conditions]
+        for entry in entries
+    ]
+    return [name.replace("_", " ") for name in values + conditions], rows
 
 
 def _is_value(value: object) -> bool:

@@ -30,7 +30,7 @@ class RunFolder:
         self.hparams = self.path / "hparams.yaml"
         self.log = self.path / "log.txt"
         self.metrics = self.path / "metrics.jsonl"
-        self.dashboard = self.path / "dashboard.jsonl"
+        self.newest = self.path / "newest.json"
         self.summary = self.path / "summary.png"
         self.images = self.path / "images"
         self.bad_images = self.path / "bad_images.txt"

@@ -26,11 +26,11 @@ class SampleFiles:
 
     Attributes:
         where: the files, in words.
-        first: a grid of the first ones, uint8 [3,H',W']; only the first process has it.
+        first: a grid of the first ones, uint8 [3,H',W']; nothing but on the first process.
     """
 
     where: str
-    first: np.ndarray | None
+    first: np.ndarray
 
 
 def write_samples(
@@ -51,17 +51,17 @@ def write_samples(
             shutil.rmtree(unfinished)
         make_folder(unfinished / "samples" if individually else unfinished)
     job.ranks.wait()
-    first: np.ndarray | None = None
+    first = np.empty((3, 0, 0), np.uint8)
     with job.progress("decoding", n, "image") as progress, ThreadPoolExecutor() as pool:
         for number in job.ranks.share(len(grids)):
             pixels = images(grids[number]).cpu()
             if individually:  # compressing takes longer than drawing does on a GPU
                 files = (unfinished / "samples" / f"{index:06d}.png" for index in grids[number])
                 list(pool.map(_write_image, files, pixels))
-            grid = image_grid(pixels, COLUMNS) if number == 0 or not individually else None
-            if grid is not None and not individually:
-                save_png(unfinished / f"samples_{number:03d}.png", grid)
-            first = grid if number == 0 else first
+            if not individually:
+                save_png(unfinished / f"samples_{number:03d}.png", image_grid(pixels, COLUMNS))
+            if number == 0:
+                first = image_grid(pixels, COLUMNS)
             progress.update(len(pixels))
             job.check()
     written = n if individually else len(grids)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hparams.errors import RunError, UserError
+from hparams.fields import values_of
 from hparams.notes import notes_on_length
 from hparams.saved import describe, save
 from hparams.settings.stages import PriorStage, VQGANStage
@@ -104,7 +105,7 @@ class TrainingRun:
         self._report: TrainingReport | SilentReport = SilentReport()
         if ranks.first:
             self._report = TrainingReport(
-                settings, kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
+                values_of(settings), kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
             )
         self.say, self.warn = self._report.say, self._report.warn
         self.validated, self.baselines = self._report.validated, self._report.baselines

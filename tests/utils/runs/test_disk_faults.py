@@ -25,14 +25,13 @@ from utils.data.bad_images import BadImages
 from utils.data.lmdb_images import write_lmdb
 from utils.data.pictures import save_png
 from utils.machine.files import sole_writer
-from utils.reporting import dashboard
-from utils.reporting.dashboard import Dashboard, read_panes
 from utils.runs import shards
 from utils.runs.checkpoints import load_state, save_step
+from utils.runs.logged import read_metrics, read_newest
+from utils.runs.record import Record
 from utils.runs.results import read_results, record_result
 from utils.runs.retention import clean_up
 from utils.runs.run_folder import VQGAN, RunFolder
-from utils.runs.run_log import RunLog, read_metrics
 from utils.runs.shards import Rows, Shards
 from utils.sampling.sample_files import write_samples
 
@@ -300,58 +299,28 @@ def test_samples_on_a_full_disk_are_no_set(disk: Path, individually: bool) -> No
 
 
 def test_logs_wait_for_room_and_lose_nothing(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(disk / "log.txt", disk / "metrics.jsonl", resume_step=None)
-    board = Dashboard("run", disk / "dashboard.jsonl", port=9, warn=log.warn)
-    bad = BadImages(disk / "bad_images.txt", 0.9, log.warn, keep=False)
+    folder = RunFolder("run", disk)
+    record = Record(folder, resume_step=None)
+    bad = BadImages(folder.bad_images, 0.9, record.warn, keep=False)
+    record.text("run", "x" * 9000)
     fill(disk)
     for step in range(1, 400):
-        log.record(step, "train", {"loss": 1 / step})
-        board.line("loss", step, {"train": 1 / step}, title="loss", ylabel="loss")
-        log.sync()
+        record.scalars(step, "train", {"loss": 1 / step})
+        record.text("run", f"{step}" * 3000)
+        record.sync()
     bad.report({"a.png": "cannot read a.png"}, 10)
+    assert [file.name for file in folder.path.glob("*newest*")] == ["newest.json"]
+    assert read_newest(folder.newest)["texts"] == {"run": "x" * 9000}
     (disk / "filler").unlink()
-    log.record(400, "train", {"loss": 0.5})
-    board.line("loss", 400, {"train": 0.5}, title="loss", ylabel="loss")
+    record.scalars(400, "train", {"loss": 0.5})
     bad.report({"b.png": "cannot read b.png"}, 10)
-    board.close()
-    log.close()
-    assert [line["step"] for line in read_metrics(disk / "metrics.jsonl")] == list(range(1, 401))
-    assert read_panes(disk / "dashboard.jsonl")["loss"]["data"][0]["x"] == list(range(1, 401))
-    assert (disk / "bad_images.txt").read_text().count("\n") == 2
+    record.close()
+    assert [line["step"] for line in read_metrics(folder.metrics)] == list(range(1, 401))
+    assert read_newest(folder.newest)["texts"] == {"run": "399" * 3000}
+    assert folder.bad_images.read_text().count("\n") == 2
     said = capsys.readouterr()
-    assert (said.out + said.err).count("metrics.jsonl: No space left on device") == 1
-
-
-@pytest.mark.parametrize("room_at_the_end", [True, False])
-def test_attempts_to_write_the_dashboards_log_are_few_and_leave_nothing(
-    disk: Path, monkeypatch: pytest.MonkeyPatch, room_at_the_end: bool
-) -> None:
-    clock, attempts, said, opened = [0.0], [], [], Path.open
-
-    def opening(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "dashboard.jsonl.tmp":
-            attempts.append(clock[0])
-            clock[0] += 1  # what an attempt takes, in seconds
-        return opened(path, *arguments, **options)
-
-    monkeypatch.setattr(dashboard, "monotonic", lambda: clock[0])
-    with Dashboard("run", disk / "dashboard.jsonl", port=9, warn=said.append) as board:
-        board.text("settings", "x" * 9000, title="settings")
-        fill(disk, 4096)
-        monkeypatch.setattr(Path, "open", opening)
-        for step in range(1, 1001):
-            clock[0] += 1
-            board.line("loss", step, {"train": 1 / step}, title="loss", ylabel="loss")
-        assert 5 < len(attempts) < 12  # one in a hundred seconds
-        assert {file.name for file in disk.iterdir()} == {"dashboard.jsonl", "filler"}
-        if room_at_the_end:
-            (disk / "filler").unlink()
-    if room_at_the_end:
-        assert read_panes(disk / "dashboard.jsonl")["loss"]["data"][0]["x"] == list(range(1, 1001))
-    assert not (disk / "dashboard.jsonl.tmp").exists()
-    said = [line.split("device: ")[1] for line in said if "No space left" in line]
-    kept = "plots are kept in memory until it can be written"
-    assert said == ([kept] if room_at_the_end else [kept, "its newest plots are lost"])
+    for name in ("metrics.jsonl", "newest.json"):
+        assert (said.out + said.err).count(f"{name}: No space left on device") == 1
 
 
 def test_a_read_only_folder_is_refused_and_read(disk: Path) -> None:

@@ -35,7 +35,7 @@ def compare(others: dict[str, Any]) -> None:
 
 def test_what_is_a_machines_own_may_differ() -> None:
     compare({"custom_dataset_path": "/ssd/photos", "num_workers": 8, "device": "cuda:1", "visdom_port": 9})
-    compare({"dashboard": False, "visdom_base_url": "/visdom"})
+    compare({"sinks": (), "visdom_base_url": "/visdom"})
     require_same_settings(resolve(VQGANStage, TYPED), Ranks())
 
 

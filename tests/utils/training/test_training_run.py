@@ -21,9 +21,9 @@ from torch import nn
 from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
+from shown import curve, shown
 from utils.machine.stopwatch import Stopwatch
 from utils.pretrained.building import build_prior, build_vqgan
-from utils.reporting.panes import read_panes
 from utils.runs.checkpoints import load_state_dict, save_step
 from utils.runs.job import Job
 from utils.runs.run_folder import VQGAN, RunFolder
@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "visdom_port": 9,
     "quiet": True,
-    "summary": False,
+    "sinks": (),
     "img_size": 8,
     "nf": 32,
     "ch_mult": (1, 1),
@@ -204,11 +204,11 @@ def test_rates_and_codebook_usage(monkeypatch: pytest.MonkeyPatch) -> None:
             figures = {"loss": torch.ones(()), "l1": torch.ones(()), "code_counts": counts}
             run.log(done, figures | {"skipped": torch.zeros(())})
         run.save_if_due(4)
-        status = read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
+        status = shown(run.folder.path).words["run"]
         assert "4 of 6" in status
         assert "8 s" in status  # left
         run.save_if_due(6)
-        assert " 0 s" in read_panes(run.folder.dashboard)["run"]["data"][0]["content"]
+        assert " 0 s" in shown(run.folder.path).words["run"]
     line = json.loads(run.folder.metrics.read_text().splitlines()[-1])
     rates = {"steps_per_second": 0.25, "images_per_second": 3.75, "data_ms": 500, "step_ms": 1000, "other_ms": 2500}
     usage = {"codebook_perplexity": 2, "codebook_used": 0.5}
@@ -231,8 +231,7 @@ def test_a_run_keeps_nothing_of_another_that_saved_no_step(loaded: bool) -> None
     first = 3 if loaded else 0
     assert lines(run) == [(first,), *((step,) for step in (2, 4, 6) if step > first)]
     assert run.folder.log.read_text().count("entropy") == 1
-    (loss,) = read_panes(run.folder.dashboard)["loss"]["data"]
-    assert loss["x"] == [step for step in (2, 4, 6) if step > first]
+    assert curve(run.folder.path, "loss", "train")[0] == [step for step in (2, 4, 6) if step > first]
 
 
 @pytest.mark.usefixtures("here")

@@ -1,0 +1,145 @@
+"""The log's lines, whoever writes them, and which of the metrics a resumed run keeps."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from utils.runs import record as module
+from utils.runs.logged import LineFile, read_metrics, read_newest
+from utils.runs.record import ALL, Record
+from utils.runs.results import record_result, results_table
+from utils.runs.run_folder import RunFolder
+from utils.runs.sink import Sink
+
+LINES = 5000
+
+
+@pytest.fixture(autouse=True)
+def frequent_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_lines_of_two_threads_are_all_there_once(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "log.txt", "wb")
+
+    def write(name: str) -> None:
+        for number in range(LINES):
+            file.write(f"{name} {number}\n")
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    file.close()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(LINES))
+
+
+def test_a_line_that_comes_late_is_passed_over(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "log.txt", "wb")
+    file.write("in time\n")
+    file.close()
+    file.write("late\n")
+    file.close()
+    assert (tmp_path / "log.txt").read_text() == "in time\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder("run", tmp_path)
+    folder.path.mkdir()
+    return folder
+
+
+def test_a_resumed_run_keeps_the_metrics_up_to_its_step(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they were; what came later or is damaged goes. A last line that was cut off is no damage."""
+    kept = ['{"step": 5, "split": "train", "loss": 0.10}', '{"step": 9,  "split": "val"}']
+    lines = [kept[0], "damaged", '{"split": "train"}', kept[1], '{"step": 10, "split": "train"}', '{"step": 4, "sp']
+    folder.metrics.write_text("\n".join(lines))
+    record = Record(folder, resume_step=9)
+    record.scalars(10, "train", {"loss": float("inf")})
+    record.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"WARNING: {folder.metrics}: 2 damaged lines")
+    assert folder.metrics.read_text().splitlines() == [*kept, '{"step": 10, "split": "train", "loss": null}']
+    assert [line["step"] for line in read_metrics(folder.metrics)] == [5, 9, 10]
+
+
+def test_newest_things_stay_on_resume_and_go_with_a_new_run(folder: RunFolder) -> None:
+    for resume_step, kept in ((None, {"b"}), (ALL, {"a", "b"}), (None, {"b"})):
+        if resume_step:
+            folder.newest.write_text('{"texts": {"a": "older"}}')
+        record = Record(folder, resume_step=resume_step)
+        record.text("b", "newer")
+        record.close()
+        assert read_newest(folder.newest)["texts"].keys() == kept
+
+
+def test_newest_things_are_written_now_and_then_and_when_a_step_is_saved(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    record = Record(folder, resume_step=None)
+
+    def written(number: int) -> str:
+        record.text("run", f"{number}")
+        return read_newest(folder.newest)["texts"]["run"]
+
+    assert [written(0), written(1)] == ["0", "0"]
+    record.sync()
+    assert read_newest(folder.newest)["texts"]["run"] == "1"
+    clock[0] += module.SECONDS_BETWEEN_WRITES
+    assert [written(2), written(3)] == ["2", "2"]
+    record.close()
+    assert read_newest(folder.newest)["texts"]["run"] == "3"
+
+
+def test_sinks_get_what_the_folder_gets(folder: RunFolder) -> None:
+    told: list[str] = []
+
+    class Told(Sink):
+        def __getattribute__(self, name: str) -> Any:
+            return lambda *arguments: told.append(f"{name} {arguments[:2]}")
+
+    record = Record(folder, resume_step=None)
+    record.sinks.append(Told())
+    record.scalars(1, "train", {"loss": 1.0})
+    record.picture(1, "samples", np.zeros((3, 2, 2), np.uint8))
+    record.picture(None, "grid", np.zeros((3, 2, 2), np.uint8), write=False)
+    record.histogram(1, "codes", [1.0])
+    record_result(folder.results, {}, {"fid": 1.5})
+    record.results()
+    record.text("run", "1 of 1")
+    record.draw()
+    record.close()
+    assert told == [
+        "scalars (1, 'train')",
+        "picture (1, 'samples')",
+        "picture (None, 'grid')",
+        "histogram (1, 'codes')",
+        "table ('results', ['result', ''])",
+        "text ('run', '1 of 1')",
+        "draw ()",
+        "close ()",
+    ]
+    assert [file.name for file in folder.images.iterdir()] == ["samples_1.png"]
+
+
+def test_results_become_a_table(folder: RunFolder) -> None:
+    record_result(folder.results, {"features": "inception", "temp": 1.0}, {"fid": 5.58, "kid_mean": None})
+    assert results_table(folder.results) == (["result", ""], [("fid", 5.58), ("features", "inception"), ("temp", 1.0)])
+    record_result(folder.results, {"features": "inception", "temp": 0.9}, {"fid": 4.07, "kid_mean": None})
+    # What all entries share is left out.
+    assert results_table(folder.results) == (["fid", "kid mean", "temp"], [[5.58, None, 1.0], [4.07, None, 0.9]])

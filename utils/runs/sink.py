@@ -1,0 +1,35 @@
+"""What shows a run: the interface of visdom, summary page, TensorBoard and Weights & Biases, or of one of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+class Sink:
+    """A view of a run: a subclass says how it shows what it can show; the rest it ignores.
+
+    No method raises or makes the run wait, but `close`, for some seconds.
+    """
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Numbers after a step, by name; nan and ±inf are possible."""
+
+    def picture(self, step: int | None, name: str, picture: np.ndarray) -> None:
+        """A picture, uint8 [3,H,W]: of a step, or None: in place of the last one of its name."""
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """The newest values [n], float, of which each has its place, such as the uses of each code."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table in place of the last one of its name; each row has a value (None: blank) for each column."""
+
+    def text(self, name: str, text: str) -> None:
+        """Plain text in place of the last one of its name; line breaks and spaces count."""
+
+    def draw(self) -> bool | None:
+        """A step was saved, or the work is done: draw what is not drawn at once. Returns whether more is left to do."""
+
+    def close(self) -> None:
+        """Nothing comes any more."""
