@@ -183,7 +183,7 @@ def test_reconstructions(scored: Any) -> None:
 
 @pytest.mark.parametrize(
     ("run", "panes"),
-    [("fid", ["results"]), ("prdc", ["results"]), ("recs", ["originals_over_reconstructions", "results"])],
+    [("fid", ["samples", "results"]), ("prdc", ["results"]), ("recs", ["originals_over_reconstructions", "results"])],
 )
 def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str, panes: list[str]) -> None:
     assert list(shown(scored.logs / "scored" / run).panes) == panes
