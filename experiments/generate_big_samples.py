@@ -41,12 +41,15 @@ def draw(job: Job, settings: LargerExperiment) -> None:
     )
     if not job.go_on_alone():
         return
+    drawn = sampling_conditions(settings.sampling, settings.prior.sampler)
+    if larger.order == "raster":
+        del drawn["sample_steps"]  # one code a step
     conditions = {
         **models.conditions(job, run.dataset),
         "shape": size,
         "images": len(codes),
         "order": larger.order,
-        **sampling_conditions(settings.sampling, settings.prior.sampler),
+        **drawn,
         "stride": larger.stride,
     }
     job.picture("larger_samples", files.first, write=False)

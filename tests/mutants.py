@@ -37,7 +37,7 @@ a token is revealed with probability 1/(s + 1) | test_samplers.py
 a draw on the edge of two codes takes the lower one | test_categorical.py
     target.unsqueeze(-1), right=True)  =>  target.unsqueeze(-1), right=False)
 a draw may be K, which is the mask | test_categorical.py
-    ids.clamp(max=logits.shape[-1] - 1)  =>  ids.clamp(max=logits.shape[-1])
+    ids.clamp(max=p.shape[-1] - 1)  =>  ids.clamp(max=p.shape[-1])
 the adaptive weight is upside down | test_vqgan.py
     return ratio.clamp(0.0, max_weight)  =>  return ratio.reciprocal().clamp(0.0, max_weight)
 the hinge pushes fakes up | test_vqgan.py
@@ -45,23 +45,23 @@ the hinge pushes fakes up | test_vqgan.py
 beta weighs the other term | test_quantizers.py
     full + self.beta * weighed  =>  self.beta * full + weighed
 the Gumbel KL forgets log K | test_quantizers.py
-    torch.log(q * logits.shape[1] + 1e-10)  =>  torch.log(q + 1e-10)
+    torch.log(q * self.size + 1e-10)  =>  torch.log(q + 1e-10)
 images never move as far to the right as to the left | test_augment.py
-    torch.randint(-reach, reach + 1,  =>  torch.randint(-reach, reach,
+    noise.integers(-reach, reach + 1,  =>  noise.integers(-reach, reach,
 rows and columns of the codes are swapped | test_quantizers.py
     unflatten(1, tuple(size)).permute(0, 3, 1, 2)  =>  unflatten(1, tuple(size)).permute(0, 3, 2, 1)
-a place attends to the one after it | test_attention.py
+a place attends to the one after it | test_kernels.py
     .tril(m - n)  =>  .tril(m - n + 1)
 the autoregressive prior sees the token that it predicts | test_transformer.py
-    self.net.next_logits(ids[:, :-1])  =>  self.net.next_logits(ids[:, 1:])
+    self.net.next_logits(x[:, :-1])  =>  self.net.next_logits(x[:, 1:])
 no window covers the end of a larger image | test_larger.py
     stride), length - window})  =>  stride)})
 the average follows at step 0 | test_ema.py
     if step > 0 and step % self._every == 0:  =>  if step % self._every == 0:
 a resumed run leaves out a batch | test_batches.py
-    step = self._start_step  =>  step = self._start_step + (self._start_step > 0)
-the quantiser's loss misses the loss scale | test_vqgan.py
-    quantized.loss * scale / micro_batches  =>  quantized.loss / micro_batches
+    count(start_step)  =>  count(start_step + (start_step > 0))
+the quantiser's loss misses the loss scale | test_vqgan_step.py
+    quantized.loss * scale / self._count  =>  quantized.loss / self._count
 accumulated gradients are not divided | test_spread.py
     scale(loss.mean() / self.micro_batches)  =>  scale(loss.mean())
 the warm-up is a step ahead | test_prior_trainer.py
@@ -72,10 +72,10 @@ every step draws the same times and masks | test_prior_trainer.py
     reseed(self._generator, self.seed, "prior", step)  =>  reseed(self._generator, self.seed, "prior")
 ! dropout is the same on all processes | test_spread.py test_prior_trainer.py
     *([self.ranks.rank] if self.ranks.rank else [])  =>
-the learning rate of a loaded optimiser wins over --lr | test_moments.py
+the learning rate of a loaded optimiser wins over --lr | test_optimiser.py
     {**own, "params": ids}  =>  {**own, "lr": state["param_groups"][0].get("lr", 1.0), "params": ids}
 training and validation images are swapped | test_datasets.py
-    (0, train) if split == "train" else (train, n - train)  =>  (0, train) if split != "train" else (train, n - train)
+    part[:train] if split == "train"  =>  part[:train] if split != "train"
 all epochs have the same order | test_batches.py
     default_rng([self.seed, epoch])  =>  default_rng([self.seed])
 the centre crop is off by one pixel | test_images.py
@@ -83,7 +83,7 @@ the centre crop is off by one pixel | test_images.py
 colours are blue, green, red | test_images.py
     pixels.transpose(2, 0, 1)  =>  pixels[..., ::-1].transpose(2, 0, 1)
 a packed folder's validation part begins at its first image | test_pack_images.py
-    self._images.read(self._first + i)  =>  self._images.read(i)
+    self._store.read(self._part[i])  =>  self._store.read(i)
 one image stands in for all that cannot be read | test_batches.py
     derive_seed("stand-in", i, attempt)  =>  derive_seed("stand-in", attempt)
 files are renamed without being flushed to disk | test_disk_faults.py
@@ -115,8 +115,8 @@ means over processes are sums | test_spread.py
 every process reads the first one's images | test_torchrun.py
     np.split(whole, self.part.count)[self.part.index]  =>  np.split(whole, self.part.count)[0]
 metrics are logged one step early | test_training_run.py
-    self._log.record(done, "train"  =>  self._log.record(done - 1, "train"
-curves are means since the run's start | test_averages.py
+    self._record.scalars(done, TRAIN,  =>  self._record.scalars(done - 1, TRAIN,
+curves are means since the run's start | test_bookkeeping.py
     self._sums, self._counts = {}, {} scalars  =>  scalars
 a user's mistake exits with 1 | test_cli.py
     status = 2 if isinstance(error, UserError)  =>  status = 1 if isinstance(error, UserError)
