@@ -225,3 +225,20 @@ def test_two_machines_whose_locks_do_nothing_make_one_set() -> None:
             thread.join()
     assert [rows[:].tolist() for rows in found] == [expected(10)] * 2
     assert len([name for name in parts() if name.endswith("npy")]) == 3
+
+
+def test_work_on_other_data_beside_it_does_not_wait() -> None:
+    """Features of unrelated data sets lie in folders beside each other."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def until(row: int) -> None:
+        begun.set()
+        assert ended.wait(20)
+
+    with a_job() as one, a_job() as other:
+        slow = threading.Thread(target=fill, args=(Work(until=until),), kwargs={"folder": "features/a", "job": one})
+        slow.start()
+        assert begun.wait(20)
+        assert fill(Work(), folder="features/b", job=other)[:].tolist() == expected(10)
+        ended.set()
+        slow.join()
