@@ -43,6 +43,7 @@ def train(settings: PriorStage) -> None:
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_prior, open_data
     from utils.pretrained.loading import note_of_average, restore_autoencoder
+    from utils.reporting.sinks import open_sinks
     from utils.runs.job import open_job
     from utils.runs.run_folder import RunFolder
     from utils.runs.same_settings import require_same_images
@@ -55,7 +56,7 @@ def train(settings: PriorStage) -> None:
     run_settings, training, source = settings.run, settings.training, settings.source
     codebook_size = settings.autoencoder.codebook_size
     validates = training.steps_per_eval > 0
-    with open_job(settings) as job:
+    with open_job(settings, open_sinks) as job:
         device, ranks, ae_folder = job.device, job.ranks, RunFolder(str(source.ae_load_dir))
         images_of = partial(open_data, run_settings, img_size=settings.autoencoder.img_size, hold_out=validates)
         images, val_images = images_of(split="train"), images_of(split="val") if validates else None

@@ -35,13 +35,14 @@ def train(settings: VQGANStage) -> None:
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_vqgan, open_data
     from utils.pretrained.perceptual import build_perceptual
+    from utils.reporting.sinks import open_sinks
     from utils.runs.job import open_job
     from utils.runs.same_settings import require_same_images
     from utils.training.training_run import TrainingRun
     from utils.training.vqgan_trainer import VQGANTrainer
 
     run_settings, training = settings.run, settings.training
-    with open_job(settings) as job:
+    with open_job(settings, open_sinks) as job:
         device, ranks = job.device, job.ranks
         validates = training.steps_per_eval > 0
         batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers

@@ -85,8 +85,8 @@ class HeadTrainer:
                 if likelihood.steps_per_eval and self.done % likelihood.steps_per_eval == 0:
                     told["val"] = self._validate(val_data)
                 for split, bits in told.items():
-                    job.note(f"log-sigma head, step {self.done}/{end}  {split}: {bits:.4f} bits per dimension")
-                    job.scalars(self.done, split, {"pixel_bits_per_dim": bits})
+                    job.record.note(f"log-sigma head, step {self.done}/{end}  {split}: {bits:.4f} bits per dimension")
+                    job.record.scalars(self.done, split, {"pixel_bits_per_dim": bits})
                     progress.update(0, **{f"{split} bits/dim": bits})
                 report.exchange()
                 due = time.monotonic() - saved >= SECONDS_PER_SAVE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from models.vqgan.quantizers import perplexity
 from utils.data.pictures import image_grid, save_png
 from utils.machine.progress import Progress, tell, tell_duration
 from utils.reporting.layout import BASELINES, STATUS, TRAIN, VAL
-from utils.reporting.sinks import open_sinks
-from utils.runs.record import Record
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.job import Job
+from utils.runs.run_folder import VQGAN
 
 # The two figures of a run that matter most, by the name under which they stand beside its progress.
 HEADLINES = {"loss": "loss", "l1": "L1", "elbo_bits_per_token": "ELBO"}
@@ -30,44 +29,27 @@ SECONDS_BETWEEN_SNAPSHOTS = 15.0  # of what is shown anew each time: histograms 
 class TrainingReport:
     """Log, progress, metrics and pictures of a run of the given kind.
 
-    settings: those of the run, by name. start: updates done before the run. resume_step: step up to which the files'
-    content is kept and goes on; None begins them anew.
+    job: whose record it fills. settings: those of the run, by name. start: updates done before the run. kept: whether
+    the run goes on with what the files of the run folder hold.
     """
 
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        kind: str,
-        folder: RunFolder,
-        *,
-        start: int,
-        resume_step: int | None,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, job: Job, settings: Mapping[str, Any], kind: str, *, start: int, kept: bool) -> None:
+        self._job, self._record = job, job.record
         self._settings = settings
-        self._folder = folder
+        self._folder = job.folder
         self._start, self._end = start, settings["train_steps"]
-        self._kept = resume_step is not None
-        self._device = device
+        self._kept = kept
         self._headlines = ("loss", "l1") if kind == VQGAN else ("loss", "elbo_bits_per_token")
-        self._record = Record(folder, resume_step=resume_step, quiet=settings["quiet"])
-        self.say, self.warn, self.sync = self._record.say, self._record.warn, self._record.sync
+        self.say, self.warn = job.say, job.warn
         self._progress: Progress | None = None
-        self._lines = {"what": f"{kind} on {settings['dataset']}", "folder": str(folder.path)}  # of the status
+        self._lines = {"what": f"{kind} on {settings['dataset']}", "folder": str(job.folder.path)}  # of the status
         self._next_snapshot = 0.0
-        open_sinks(self._record, folder, settings, resume_step=resume_step)
         self._show_status()
 
     def begin(self) -> None:
         """Show the progress of the training from here on."""
-        self._progress = Progress(
-            "training",
-            self._end,
-            "step",
-            done=self._start,
-            quiet=self._settings["quiet"],
-            say=self._record.show,
-        )
+        quiet, show = self._job.quiet, self._record.show
+        self._progress = Progress("training", self._end, "step", done=self._start, quiet=quiet, say=show)
 
     def stepped(self) -> None:
         """One more update is done."""
@@ -154,34 +136,24 @@ class TrainingReport:
         return f"step {done:>{len(str(self._end))}}/{self._end}"
 
     def close(self) -> None:
-        """Close everything; waits for each sink as long as its module says."""
+        """End the progress bar."""
         if self._progress:
             self._progress.close()
-        self._record.close()
 
     def _timings(self, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
         total = sum(seconds.values())
         rate = steps / max(total, 1e-9)
         timings = {"steps_per_second": rate, "images_per_second": rate * self._settings["global_batch"]}
         timings |= {f"{phase}_ms": 1000 * seconds.get(phase, 0.0) / steps for phase in ("data", "step", "other")}
-        if self._device.type == "cuda":
-            timings["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
-            timings["gpu_reserved_gib"] = torch.cuda.max_memory_reserved(self._device) / 2**30
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._job.device.type == "cuda":
+            timings["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._job.device) / 2**30
+            timings["gpu_reserved_gib"] = torch.cuda.max_memory_reserved(self._job.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self._job.device)
         return timings
 
     def _show_status(self) -> None:
         width = max(map(len, self._lines)) + 2
         self._record.text(STATUS, "\n".join(f"{name:<{width}}{value}" for name, value in self._lines.items()))
-
-
-class SilentReport:
-    """Stands for the report where another process writes it."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return self._ignore
-
-    def _ignore(self, *_: Any, **__: Any) -> None: ...
 
 
 def _short(name: str) -> str:

@@ -25,7 +25,7 @@ from utils.machine.distributed import ALONE, Ranks, joined
 from utils.machine.files import remove_remains, sole_writer
 from utils.machine.progress import Progress
 from utils.machine.signals import Signals, Stopped, end_politely
-from utils.runs.record import ALL, Record
+from utils.runs.record import ALL, NoRecord, Record
 from utils.runs.results import Value, record_result
 from utils.runs.run_folder import RunFolder
 from utils.runs.same_settings import require_same_images, require_same_settings
@@ -50,6 +50,7 @@ class Job:
         patience_s: how long a process waits for another.
         bad_images: takes images that cannot be read; see `begin`.
         signals: which signals came.
+        record: what the job writes of itself: the first process alone, from `take_folder` on.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Job:
         self.bad_images: Report = _refuse_bad_images
         self.signals = Signals()
         self._bad_share = run.max_bad_images
-        self._record: Record | None = None  # of the first process, from `begin` on
+        self.record: Record | NoRecord = NoRecord()
         self._joined = joined or ExitStack()
         self._open_sinks = open_sinks
         self._opened = ExitStack()
@@ -84,8 +85,8 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._record and not error:
-            self._record.draw()
+        if not error:
+            self.record.draw()
         self._opened.close()
         if isinstance(error, Stopped):  # asked to while it waited for data
             end_politely(error.number)
@@ -96,42 +97,30 @@ class Job:
 
     def say(self, text: str) -> None:
         """Lines for people, to the terminal, unless it is quiet, and to the log."""
-        if self._record:
-            self._record.say(text)
+        if isinstance(self.record, Record):
+            self.record.say(text)
         elif not self.quiet:
             progress.say(text)
 
     def warn(self, text: str) -> None:
         """Lines that a quiet run shows too."""
-        if self._record:
-            self._record.warn(text)
+        if isinstance(self.record, Record):
+            self.record.warn(text)
         else:
             progress.say(text)
-
-    def note(self, text: str) -> None:
-        """Lines for the log alone."""
-        if self._record:
-            self._record.note(text)
-
-    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Metrics of a step, by name."""
-        if self._record:
-            self._record.scalars(step, split, values)
 
     def picture(self, name: str, picture: np.ndarray, *, write: bool = True) -> Path:
         """Show a picture uint8 [3,H,W], and write it to `images/<name>.png`, whose path is returned.
 
         write: False for one that only sinks show.
         """
-        if self._record:
-            self._record.picture(None, name, picture, write=write)
+        self.record.picture(None, name, picture, write=write)
         return self.folder.images / f"{name}.png"
 
     def result(self, conditions: Mapping[str, Value], values: Mapping[str, Value]) -> None:
         """Enter numbers in `results.json`, under all that they depend on; print and show them. The first process."""
         line = record_result(self.folder.results, conditions, values)
-        if self._record:
-            self._record.results()
+        self.record.results()
         print(line)
 
     def progress(self, what: str, total: int, unit: str, *, done: int = 0) -> Progress:
@@ -206,23 +195,26 @@ class Job:
         """
         for flag, splits in (data or {}).items():
             require_same_images(flag, splits, self.ranks)
+        self.take_folder(settings, resume_step=resume_step)
+        if self.ranks.first:
+            save(settings, self.folder.hparams)
+        self.say(self.introduction(what, facts))
+        self.say(describe(settings))
+        self.list_bad_images(until_replaced=until_replaced)
+
+    def take_folder(self, settings: Stage, *, resume_step: int | None) -> None:
+        """Take the run folder for this job alone, and open its record and what shows it; see `begin`."""
         if self.ranks.first:
             self._opened.enter_context(sole_writer(self.folder.path))
             remove_remains(self.folder.path)
-            save(settings, self.folder.hparams)
-            self._record = Record(self.folder, resume_step=resume_step, quiet=self.quiet)
-            self._opened.enter_context(closing(self._record))
-            self._open_sinks(self._record, self.folder, values_of(settings), resume_step)
-        self.say(self.introduction(what, facts))
-        self.say(describe(settings))
-        listed = BadImages(
-            self.folder.bad_images,
-            self._bad_share,
-            self.warn,
-            keep=False,
-            writes=self.ranks.first,
-            until_then=until_replaced,
-        )
+            record = self._opened.enter_context(closing(Record(self.folder, resume_step=resume_step, quiet=self.quiet)))
+            self._open_sinks(record, self.folder, values_of(settings), resume_step)
+            self.record = record
+
+    def list_bad_images(self, *, keep: bool = False, until_replaced: str = STANDS_IN) -> None:
+        """Let the run folder list images that cannot be read, up to the share allowed; keep: go on from its list."""
+        file, writes = self.folder.bad_images, self.ranks.first
+        listed = BadImages(file, self._bad_share, self.warn, keep=keep, writes=writes, until_then=until_replaced)
         self.bad_images = listed.report
 
     def introduction(self, what: str, facts: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,3 +162,12 @@ class Record:
             if not self._failed:
                 self.warn(f"{self._folder.newest}: {error.strerror}: kept in memory until it can be written")
             self._failed = True
+
+
+class NoRecord:
+    """Stands for the record where nothing is to be written: it takes everything, and does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return self._ignore
+
+    def _ignore(self, *_: Any, **__: Any) -> None: ...

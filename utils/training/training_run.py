@@ -17,12 +17,12 @@ from hparams.fields import values_of
 from hparams.notes import notes_on_length
 from hparams.saved import describe, save
 from hparams.settings.stages import PriorStage, VQGANStage
-from utils.data.bad_images import BadImages, SharedReport
+from utils.data.bad_images import SharedReport
 from utils.data.datasets import ImageData
-from utils.machine.files import make_folder, remove_remains, sha256_of, sole_writer
+from utils.machine.files import make_folder, sha256_of
 from utils.machine.signals import Stopped, exit_code
 from utils.machine.stopwatch import Stopwatch
-from utils.reporting.training_report import SilentReport, TrainingReport
+from utils.reporting.training_report import TrainingReport
 from utils.runs.checkpoints import (
     LOGSIGMA,
     load_file,
@@ -91,22 +91,15 @@ class TrainingRun:
         self._open = ExitStack()
         # Release captured CUDA graphs before destroy_process_group(): NCCL hangs while one references its collectives.
         self._open.callback(trainer.release)
-        if ranks.first:
-            self._open.enter_context(sole_writer(self.folder.path))
         self._signals = job.signals
         self._stopping: Signal | None = None
         self._rhythm = Rhythm(self.start)
         self._unfinished = self.folder.unfinished_steps(kind)
-        if ranks.first:
-            remove_remains(self.folder.path)
         source = RunFolder(settings.training.load_dir or settings.run.log_dir)
         goes_on = self._own_steps or (self.start > 0 and source.path == self.folder.path)
         kept = self.start if goes_on and self.folder.metrics.exists() else None
-        self._report: TrainingReport | SilentReport = SilentReport()
-        if ranks.first:
-            self._report = TrainingReport(
-                values_of(settings), kind, self.folder, start=self.start, resume_step=kept, device=trainer.device
-            )
+        job.take_folder(settings, resume_step=kept)
+        self._report = TrainingReport(job, values_of(settings), kind, start=self.start, kept=kept is not None)
         self.say, self.warn = self._report.say, self._report.warn
         self.validated, self.baselines = self._report.validated, self._report.baselines
         if ranks.first:
@@ -114,9 +107,8 @@ class TrainingRun:
                 save(settings, self.folder.hparams)
             if self._own_steps:  # an earlier process may have ended before it came to that
                 clean_up(self.folder, kind, self.start, settings.training)
-        self.bad_images = self._list_bad_images(keep=self._data is not None)
-        self.bad_images_met = SharedReport(lambda *told: self.bad_images.report(*told), ranks)
-        job.bad_images = lambda *told: self.bad_images.report(*told)
+        job.list_bad_images(keep=self._data is not None)
+        self.bad_images_met = SharedReport(lambda *told: job.bad_images(*told), ranks)
         self._watch = Stopwatch(trainer.device)
         self._logged = self._saved = self.start
         self._whole: int | None = self.start  # the updates done; None while one is being made
@@ -157,26 +149,22 @@ class TrainingRun:
         """Say if a resumed run's images are not those that it was trained on; every saved step notes which they are."""
         now: DataNote = {"images": len(images), "fingerprint": images.fingerprint}
         if self._data and self._data != now:
-            self._report.warn(
+            self.warn(
                 f"WARNING: the data set changed since step {self.start}: {self._data['images']} images then, "
                 f"{len(images)} now, or other files, sizes or times; the run goes on, but not as it would have"
             )
-            self.bad_images = self._list_bad_images(keep=False)
+            self._job.list_bad_images()
         self._data = now
 
     def compare_autoencoder(self, file: Path) -> None:
         """Say if a resumed run's autoencoder is not the one whose codes it was trained on; saved steps note which."""
         now = sha256_of(file)
         if self._autoencoder not in (None, now):
-            self._report.warn(
+            self.warn(
                 f"WARNING: {file} is not the autoencoder that the run had until step {self.start}: its codes mean "
                 "something else; the run goes on, but not as it would have"
             )
         self._autoencoder = now
-
-    def _list_bad_images(self, *, keep: bool) -> BadImages:
-        share, writes = self.settings.run.max_bad_images, self.ranks.first
-        return BadImages(self.folder.bad_images, share, self._report.warn, keep=keep, writes=writes)
 
     def _restore(self, trainer: Trainer) -> None:
         """Load everything where the run goes on, weights only with --load_step."""
@@ -251,18 +239,8 @@ class TrainingRun:
             if stop and done < self.end:
                 self._stop(stop, done)
 
-    def stop_if_asked(self) -> None:
-        """For long work before the first step, all processes together: what it has done is kept by whoever does it.
-
-        Raises:
-            SystemExit: a signal asked the run to stop.
-        """
-        (stop,) = self.ranks.agree(self._signals.stop or 0)
-        if stop:
-            self._stop(Signal(stop), self.start)
-
     def _stop(self, number: Signal, done: int) -> NoReturn:
-        self._report.warn(f"stopped by {number.name} after step {done}; the same command goes on")
+        self.warn(f"stopped by {number.name} after step {done}; the same command goes on")
         raise SystemExit(exit_code(number))
 
     def due(self, every: int, done: int) -> bool:
@@ -294,6 +272,8 @@ class TrainingRun:
     def picture(self, done: int, name: str, images: Tensor, columns: int = 8) -> None:
         """Show and write images [n,C,H,W], uint8 or in [0,1], as far as each is due."""
         training = self.settings.training
+        if not self.ranks.first:
+            return
         self._report.picture(
             done,
             name,
@@ -325,7 +305,7 @@ class TrainingRun:
                 raise RunError(
                     f"{problem}: make room there, then the same command goes on from the newest saved step"
                 ) from None
-            self._report.warn(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
+            self.warn(f"WARNING: {problem}; the run goes on and tries again at its next checkpoint")
             if not self.folder.state_file(self.kind, done).exists():
                 drop_weights(self.folder, self.kind, done)  # or they would take the room of the next one
             return
@@ -334,7 +314,7 @@ class TrainingRun:
 
     def _save(self, done: int) -> None:
         """Save a step, which is the same on every process; OSError where the disk does not take it."""
-        self._report.sync()  # a whole step has its metrics
+        self._job.record.sync()  # a whole step has its metrics
         state = {
             "trainer": self._trainer.state_dict(),
             "averages": self._averages.state_dict(),
@@ -362,7 +342,7 @@ class TrainingRun:
         except FileExistsError:
             pass
         except Exception as error:  # the first error is the one to tell
-            self._report.warn(f"WARNING: step {done} could not be saved ({' '.join(str(error).split())[:120]})")
+            self.warn(f"WARNING: step {done} could not be saved ({' '.join(str(error).split())[:120]})")
 
     def _heed_signals(self, done: int) -> bool:
         """Take notice of signals, and of images that others could not read; whether a signal asks to save.
