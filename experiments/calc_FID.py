@@ -26,7 +26,7 @@ def calculate(job: Job, settings: FIDExperiment) -> None:
 
     generated, real = open_sources(job, settings, as_many=False)
     data = images_read(generated, real, settings.run.dataset)
-    job.begin(settings, "FID and KID", facts_of(generated, real), data=data)
+    job.begin("FID and KID", facts_of(generated, real), data=data)
     features, statistics = generated.features(job), real.statistics(job)
     real_features = real.features(job) if settings.kid.kid_subsets else None
     if job.go_on_alone():

@@ -26,7 +26,7 @@ def calculate(job: Job, settings: PRDCExperiment) -> None:
 
     generated, real = open_sources(job, settings, as_many=True)
     what, data = "precision, recall, density and coverage", images_read(generated, real, settings.run.dataset)
-    job.begin(settings, what, facts_of(generated, real), data=data)
+    job.begin(what, facts_of(generated, real), data=data)
     nearest_k = settings.prdc.nearest_k
     values = prdc(job, real.features(job), generated.features(job), nearest_k)
     if job.go_on_alone():

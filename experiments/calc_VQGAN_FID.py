@@ -47,7 +47,7 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
         "real": f"{real.n} images, {real.where}",
         "features": f"{extractor.name} (weights {extractor.weights})",
     }
-    job.begin(settings, "FID of reconstructions", facts, data={f"--dataset {settings.run.dataset}": [data]})
+    job.begin("FID of reconstructions", facts, data={f"--dataset {settings.run.dataset}": [data]})
     shown = data.first(compared.n_samples)
     codes = encoded(job, autoencoder, shown, ae_folder.latents)
     key = ae_key(ae_file, sizes)

@@ -42,7 +42,6 @@ def calculate(job: Job, settings: LikelihoodExperiment) -> None:
     )
     head = HeadTrainer(job, models, likelihood, train_data)
     job.begin(
-        settings,
         f"likelihood of {settings.prior.sampler} on {run.dataset}",
         models.facts() | {"data": f"{len(train_data)} training images, {len(val_data)} to evaluate"},
         data={f"--dataset {run.dataset}": [train_data, val_data]},

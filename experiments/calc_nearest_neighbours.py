@@ -45,7 +45,6 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
     most = images_to_compare(data, wanted.train_images, wanted.top_k)
     compared = f"the first {most} of {len(data)} training images" if most < len(data) else f"all {most} training images"
     job.begin(
-        settings,
         f"nearest neighbours of {sampling.n_samples} samples of {settings.prior.sampler} on {run.dataset}",
         models.facts() | {"data": compared, "distance": embedding.name},
         data={f"--dataset {run.dataset}": [data]},

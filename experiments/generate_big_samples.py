@@ -30,7 +30,7 @@ def draw(job: Job, settings: LargerExperiment) -> None:
     models, (height, width) = load_trained_models(job, settings), larger.shape
     size = f"{height}x{width}"
     what = f"{n} larger samples ({size} codes) of {settings.prior.sampler} on {run.dataset}"
-    job.begin(settings, what, models.facts())
+    job.begin(what, models.facts())
     codes, windows = larger_codes(job, models, larger, settings.sampling)
     files = write_samples(
         job,
@@ -52,7 +52,7 @@ def draw(job: Job, settings: LargerExperiment) -> None:
         **drawn,
         "stride": larger.stride,
     }
-    job.picture("larger_samples", files.first, write=False)
+    job.picture("samples", files.first, write=False)
     job.result(conditions, {"windows_per_image": windows})
     print(f"{len(codes)} images in {files.where}")
 

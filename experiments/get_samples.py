@@ -29,7 +29,7 @@ def sample(job: Job, settings: SamplesExperiment) -> None:
     from utils.sampling.sample_files import write_samples
 
     models, n = load_trained_models(job, settings), settings.sampling.n_samples
-    job.begin(settings, f"{n} samples of {settings.prior.sampler} on {settings.run.dataset}", models.facts())
+    job.begin(f"{n} samples of {settings.prior.sampler} on {settings.run.dataset}", models.facts())
     ids = sampled_codes(job, models, settings.sampling).ids
     files = write_samples(
         job,

@@ -52,7 +52,6 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     painted = torch.from_numpy(painted_pixels(inpainting.mask_path, inpainting.region, img_size))
     hidden = codes_of(painted, models.autoencoder.latent_size)
     job.begin(
-        settings,
         f"{each} completions of each of {len(data)} images of {run.dataset}",
         models.facts() | {"drawn anew": f"{int(hidden.sum())} of {hidden.numel()} codes"},
         data={f"--dataset {run.dataset}": [data]},

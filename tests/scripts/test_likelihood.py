@@ -79,7 +79,7 @@ def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     settings, job, models, (train, val) = likelihood_of(folder, **changes)
     trainer = HeadTrainer(job, models, settings.likelihood, train)
     with job:
-        job.begin(settings, "a test", {}, resume_step=trainer.done or None)
+        job.begin("a test", {}, resume_step=trainer.done or None)
         trainer.train(val)
     return models.autoencoder.state_dict()
 
@@ -183,9 +183,10 @@ def test_what_was_kept_serves_no_other_work(here: Any, tmp_path: Path, monkeypat
     cases = []
     for changed in ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, random, {"order": "random"}):
         settings, job, _ = larger_of(tmp_path, **changed)
-        cases.append((job, models, settings.larger))
+        cases.append((job, models, settings.larger, settings.sampling))
     settings, job, _ = larger_of(tmp_path)
-    cases += [(job, others[1], settings.larger), (half(job_of(settings, tmp_path)), models, settings.larger)]
+    drawn = (settings.larger, settings.sampling)
+    cases += [(job, others[1], *drawn), (half(job_of(settings, tmp_path)), models, *drawn)]
     distinct(larger_codes, cases)
 
 
@@ -291,7 +292,7 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(
     here: Any, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, job, models = larger_of(tmp_path / "whole", order=order, batch_size=3)  # an image fills a batch
-    codes, windows = larger_codes(job, models, settings.larger)
+    codes, windows = larger_codes(job, models, settings.larger, settings.sampling)
     assert codes.shape == (3, 8, 10)
     assert (codes < 32).all()
     if order == "raster":
@@ -300,7 +301,7 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(
     draw = larger_module._draw
 
     def counted(*given: Any) -> torch.Tensor:
-        drawn.append(given[4])
+        drawn.append(given[5])
         if len(drawn) == 3:
             raise KeyboardInterrupt
         return draw(*given)
@@ -308,12 +309,13 @@ def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(
     monkeypatch.setattr(larger_module, "_draw", counted)
     parts = job_of(settings, tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        larger_codes(parts, models, settings.larger)
-    rest, counted_windows = larger_codes(parts, models, settings.larger)
+        larger_codes(parts, models, settings.larger, settings.sampling)
+    rest, counted_windows = larger_codes(parts, models, settings.larger, settings.sampling)
     assert drawn == [[0], [1], [2], [2]]
     assert np.array_equal(rest, codes)
     assert counted_windows == windows
-    alone = larger_codes(job_of(settings, tmp_path / "alone"), models, replace(settings.larger, n_samples=1))[0]
+    alone_job, one = job_of(settings, tmp_path / "alone"), replace(settings.sampling, n_samples=1)
+    alone = larger_codes(alone_job, models, settings.larger, one)[0]
     assert np.array_equal(alone[0], codes[0])
     assert not np.array_equal(codes[0], codes[1])
 
@@ -324,7 +326,7 @@ def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any
     seen = set()
     attention = next(module for module in models.prior.modules() if isinstance(module, SelfAttention))
     attention.key.register_forward_hook(lambda _, __, out: seen.add((len(out), out.dtype)))
-    larger_codes(job, models, settings.larger)
+    larger_codes(job, models, settings.larger, settings.sampling)
     # Three windows for each image, and two images together.
     assert seen == {(4, torch.bfloat16), (2, torch.bfloat16), (3, torch.bfloat16)}
 
@@ -370,7 +372,7 @@ def results(run: Path) -> list[dict[str, dict[str, Any]]]:
     [
         ("nll", ["pixel_bits_per_dim", "results"]),
         ("neighbours", ["neighbours", "results"]),
-        ("larger", ["larger_samples", "results"]),
+        ("larger", ["samples", "results"]),
     ],
 )
 def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:

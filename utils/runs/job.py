@@ -60,8 +60,9 @@ class Job:
         ranks: Ranks = ALONE,
         joined: ExitStack | None = None,
         open_sinks: OpenSinks = lambda *_: None,
+        settings: Stage | None = None,
     ) -> None:
-        """joined: lets the processes go when it is closed. open_sinks: opens what shows the job."""
+        """joined: lets the processes go when closed. open_sinks: opens what shows the job. settings: to save."""
         self.ranks = ranks
         self.device = device
         self.amp_dtype = pick_amp_dtype(device, run.amp, run.amp_dtype)
@@ -73,6 +74,7 @@ class Job:
         self.bad_images: Report = _refuse_bad_images
         self.signals = Signals()
         self._bad_share = run.max_bad_images
+        self._settings = settings
         self.record: Record | NoRecord = NoRecord()
         self._joined = joined or ExitStack()
         self._open_sinks = open_sinks
@@ -170,7 +172,6 @@ class Job:
 
     def begin(
         self,
-        settings: Stage,
         what: str,
         facts: Mapping[str, str],
         *,
@@ -183,7 +184,6 @@ class Job:
         Until then nothing is written, so that a refusal leaves the folder as it was.
 
         Args:
-            settings: of the script.
             what: what runs, in words.
             facts: on what, a line each.
             data: the images that it reads, by the flag that names them; all processes must find the same.
@@ -195,21 +195,24 @@ class Job:
         """
         for flag, splits in (data or {}).items():
             require_same_images(flag, splits, self.ranks)
-        self.take_folder(settings, resume_step=resume_step)
-        if self.ranks.first:
-            save(settings, self.folder.hparams)
-        self.say(self.introduction(what, facts))
-        self.say(describe(settings))
+        self.take_folder(resume_step=resume_step)
+        self.introduce(what, facts)
         self.list_bad_images(until_replaced=until_replaced)
 
-    def take_folder(self, settings: Stage, *, resume_step: int | None) -> None:
-        """Take the run folder for this job alone, and open its record and what shows it; see `begin`."""
+    def take_folder(self, *, resume_step: int | None, saves: bool = True) -> None:
+        """Take the run folder for this job alone, save its settings, open its record and what shows it; see `begin`.
+
+        saves: False where the folder has the settings already.
+        """
         if self.ranks.first:
             self._opened.enter_context(sole_writer(self.folder.path))
             remove_remains(self.folder.path)
             record = self._opened.enter_context(closing(Record(self.folder, resume_step=resume_step, quiet=self.quiet)))
-            self._open_sinks(record, self.folder, values_of(settings), resume_step)
             self.record = record
+            if self._settings:
+                self._open_sinks(record, self.folder, values_of(self._settings), resume_step)
+                if saves:
+                    save(self._settings, self.folder.hparams)
 
     def list_bad_images(self, *, keep: bool = False, until_replaced: str = STANDS_IN) -> None:
         """Let the run folder list images that cannot be read, up to the share allowed; keep: go on from its list."""
@@ -217,8 +220,8 @@ class Job:
         listed = BadImages(file, self._bad_share, self.warn, keep=keep, writes=writes, until_then=until_replaced)
         self.bad_images = listed.report
 
-    def introduction(self, what: str, facts: Mapping[str, str]) -> str:
-        """Aligned lines, a fact each: what runs, in which folder, on which devices, in which precision, and `facts`."""
+    def introduce(self, what: str, facts: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+        """Say what runs, in which folder, on which devices, in which precision, `facts`, notes, and the settings."""
         more = f" and {self.ranks.count - 1} like it" if self.ranks.count > 1 else ""
         precision = precision_name(self.amp_dtype)
         lines = {
@@ -227,7 +230,11 @@ class Job:
             "precision": f"mixed ({precision})" if self.amp_dtype else precision,
             **facts,
         }
-        return "\n".join(f"{name:<12}{fact}" for name, fact in lines.items())
+        self.say("\n".join(f"{name:<12}{fact}" for name, fact in lines.items()))
+        for note in notes:
+            self.say(note)
+        if self._settings:
+            self.say(describe(self._settings))
 
 
 @contextmanager
@@ -245,7 +252,7 @@ def open_job(settings: Stage, open_sinks: OpenSinks = lambda *_: None) -> Iterat
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(device, backend=run.dist_backend, timeout_s=run.dist_timeout))
         require_same_settings(settings, ranks)
-        with Job(run, device, ranks, stack, open_sinks) as job:
+        with Job(run, device, ranks, stack, open_sinks, settings) as job:
             yield job
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hparams.errors import RunError, UserError
 from hparams.fields import values_of
 from hparams.notes import notes_on_length
-from hparams.saved import describe, save
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.bad_images import SharedReport
 from utils.data.datasets import ImageData
@@ -98,15 +97,13 @@ class TrainingRun:
         source = RunFolder(settings.training.load_dir or settings.run.log_dir)
         goes_on = self._own_steps or (self.start > 0 and source.path == self.folder.path)
         kept = self.start if goes_on and self.folder.metrics.exists() else None
-        job.take_folder(settings, resume_step=kept)
+        saves = settings.training.resume or not self._own_steps  # else they are saved, for any number of processes
+        job.take_folder(resume_step=kept, saves=saves)
         self._report = TrainingReport(job, values_of(settings), kind, start=self.start, kept=kept is not None)
         self.say, self.warn = self._report.say, self._report.warn
         self.validated, self.baselines = self._report.validated, self._report.baselines
-        if ranks.first:
-            if settings.training.resume or not self._own_steps:  # else they are saved, for any number of processes
-                save(settings, self.folder.hparams)
-            if self._own_steps:  # an earlier process may have ended before it came to that
-                clean_up(self.folder, kind, self.start, settings.training)
+        if ranks.first and self._own_steps:  # an earlier process may have ended before it came to that
+            clean_up(self.folder, kind, self.start, settings.training)
         job.list_bad_images(keep=self._data is not None)
         self.bad_images_met = SharedReport(lambda *told: job.bad_images(*told), ranks)
         self._watch = Stopwatch(trainer.device)
@@ -138,12 +135,10 @@ class TrainingRun:
             "steps": f"{begin}, {to_do} steps to do{'' if to_do else '; a larger --train_steps goes on'}",
         }
         what = f"{self.kind} on {self.settings.run.dataset}"
-        self.say(self._job.introduction(what, more))
-        for note in self._notes:
-            self.say(note)
+        notes = list(self._notes)
         if self._unfinished:
-            self.say(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
-        self.say(describe(self.settings))
+            notes.append(f"not finished, and left aside: step {', '.join(map(str, self._unfinished))}")
+        self._job.introduce(what, more, notes)
 
     def compare_data(self, images: ImageData) -> None:
         """Say if a resumed run's images are not those that it was trained on; every saved step notes which they are."""

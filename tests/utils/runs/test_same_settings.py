@@ -74,7 +74,7 @@ OTHER = r"other names or sizes of files on rank 1 on there \(41 images\) than on
 def test_a_job_asks_for_all_images_before_it_writes(tmp_path: Path, job: Job) -> None:
     job.ranks, data = Two(0, 2), {"--dataset custom": [], "--fake_images_path": [photos(tmp_path)]}
     with pytest.raises(UserError, match=f"^--fake_images_path: {OTHER}"):
-        job.begin(resolve(VQGANStage, TYPED), "a test", {}, data=data)
+        job.begin("a test", {}, data=data)
     assert not (tmp_path / "logs").exists()
 
 
