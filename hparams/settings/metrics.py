@@ -14,12 +14,9 @@ class FeatureSettings(Group, title="features"):
 
     features: Literal["inception", "dinov2", "vgg16", "r64"] = setting(
         "inception",
-        "features to compare: Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a VGG16 of fixed "
-        "random weights, which needs no download",
+        "Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a VGG16 of random weights: no download",
     )
-    feature_weights: str | None = setting(
-        None, "file of weights for --features, for use without a network", unit="file", none_means="downloaded"
-    )
+    feature_weights: str | None = setting(None, "file of weights for --features", unit="file", none_means="downloaded")
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,10 @@ class GeneratedSettings(Group, title="generated images"):
     """What to compare in place of images drawn from the prior, and whether to keep them."""
 
     latents_path: str | None = setting(
-        None, "file of codes to decode, integers [n,N]: .npy or by torch.save", unit="file", none_means="drawn"
+        None, "codes to decode, integers [n,N]: .npy or by torch.save", unit="file", none_means="drawn"
     )
     fake_images_path: str | None = setting(
-        None, "images to compare instead of samples, resized to img_size where they differ", unit="folder"
+        None, "images to compare instead of samples, resized to img_size", unit="folder"
     )
     save_images: bool = setting(False, "write each generated image to images/samples/")
 
@@ -74,10 +71,7 @@ class ReconstructionSettings(Group, title="reconstructions"):
     )
     lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", "network of LPIPS")
     lpips_weights: str | None = setting(
-        None,
-        "file of weights for --lpips_net, or for all of LPIPS; where there are none, LPIPS is left out",
-        unit="file",
-        none_means="downloaded",
+        None, "weights of --lpips_net or LPIPS; without, LPIPS is left out", unit="file", none_means="downloaded"
     )
 
 
@@ -85,36 +79,25 @@ class ReconstructionSettings(Group, title="reconstructions"):
 class LikelihoodSettings(Group, title="likelihood"):
     """The bound on the likelihood of validation images, and the head that it needs."""
 
-    train_steps: int = setting(
-        10_000, "updates of the log-sigma head before the evaluation; 0: use it as it is", unit="steps", minimum=0
-    )
-    steps_per_eval: int = setting(
-        5_000, "updates between two evaluations of the pixel term; 0: only at the end", unit="steps", minimum=0
-    )
+    train_steps: int = setting(10_000, "updates of the log-sigma head; 0: use it as it is", unit="steps", minimum=0)
+    steps_per_eval: int = setting(5_000, "updates between two evaluations; 0: only at the end", unit="steps", minimum=0)
     lr: float = setting(1e-4, "learning rate of the head's Adam", unit="rate", above=0)
     protocol: Literal["dequantised", "published"] = setting(
         "dequantised",
-        "dequantised: a bound for images of --bits, over the whole validation set; published: as in that code, "
-        "one batch, the density at pixels / 255, log 32 per dimension",
+        "dequantised: a bound for images of --bits, over all of them; published: one batch, log 32 per dimension",
     )
     bits: int = setting(
         None,
-        "reduce images to so many bits per colour channel",
+        "reduce images to so many bits per channel",
         unit="bits",
         maximum=8,
         none_means="8; 5 with --protocol published",
     )
     code_bound: Literal["t_step", "continuous"] = setting(
-        "t_step",
-        "bound of an absorbing prior: t_step, over total_steps diffusion steps as in the paper; continuous, its "
-        "limit in continuous time, tighter and less variable",
+        "t_step", "bound of an absorbing prior: t_step, over total_steps as in the paper; continuous, its tighter limit"
     )
     elbo_steps: int = setting(
-        None,
-        "evaluations of the prior per image, spread evenly over the bound's terms; at most twice their number",
-        unit="n",
-        minimum=2,
-        none_means="64, or the most possible if that is less",
+        None, "evaluations per image, at most twice the bound's terms", unit="n", minimum=2, none_means="at most 64"
     )
 
 
@@ -124,14 +107,11 @@ class NeighbourSettings(Group, title="neighbours"):
 
     top_k: int = setting(10, "how many nearest training images to find for each sample", unit="images")
     train_images: int | None = setting(
-        None, "compare with the first so many training images only", unit="images", none_means="all of them"
+        None, "how many to compare with, the first", unit="images", none_means="all of them"
     )
     distance: Literal["lpips", "r64"] = setting(
         "lpips",
-        "LPIPS, or the squared distance of features of a VGG16 of fixed random weights; these need no download, "
-        "and stand in where LPIPS weights cannot be had",
+        "LPIPS, or the squared distance of features of a VGG16 of fixed random weights, which needs no download",
     )
     lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", "network of LPIPS")
-    lpips_weights: str | None = setting(
-        None, "file of weights for --lpips_net, for use without a network", unit="file", none_means="downloaded"
-    )
+    lpips_weights: str | None = setting(None, "file of weights for --lpips_net", unit="file", none_means="downloaded")

@@ -19,28 +19,18 @@ class AutoencoderSettings(Group, title="autoencoder"):
     emb_dim: int = setting(256, "length of a code's vector", unit="channels")
     nf: int = setting(128, "channels of the first level, a multiple of 32", unit="channels")
     ch_mult: tuple[int, ...] = setting(
-        (1, 1, 2, 2, 4),
-        "channels of each level, as multiples of nf; each level but the first halves the image",
-        unit="multiple",
+        (1, 1, 2, 2, 4), "channels of each level, in nf; each but the first halves the image", unit="multiple"
     )
     res_blocks: int = setting(2, "residual blocks per level", unit="blocks")
     attn_resolutions: tuple[int, ...] = setting(
-        (16,),
-        "sides of the feature maps that get attention; without a value, only the middle does",
-        unit="pixels",
-        allow_empty=True,
+        (16,), "sides of feature maps with attention; none: only the middle", unit="pixels", allow_empty=True
     )
     img_size: int = setting(256, "side of the square images", unit="pixels")
     latent_shape: tuple[int, ...] = setting(
-        None,
-        "shape of the codes of one image: 1, height, width",
-        unit="n",
-        none_means="1 s s, s = img_size / 2^(levels - 1)",
+        None, "codes of one image: 1, height, width", unit="n", none_means="1 s s, s = img_size / 2^(levels - 1)"
     )
     n_channels: int = setting(3, "colour channels of an image, always 3", unit="channels")
-    beta: float = setting(
-        0.25, "weight of the term of the quantizer's loss that beta_term names", unit="weight", minimum=0
-    )
+    beta: float = setting(0.25, "weight of the quantizer loss's beta_term", unit="weight", minimum=0)
     beta_term: Literal["codebook", "commitment"] = setting(
         "codebook", "term that beta weighs: codebook as in the published code, commitment as in the VQ-VAE paper"
     )
@@ -55,35 +45,26 @@ class VQGANSettings(Group, title="VQGAN losses"):
     ndf: int = setting(64, "channels of the discriminator's first layer", unit="channels")
     disc_layers: int = setting(3, "strided layers of the discriminator", unit="layers")
     disc_start_step: int = setting(30_001, "step from which on the discriminator takes part", unit="step", minimum=0)
-    disc_weight_max: float = setting(
-        1.0, "upper bound of the adaptive weight of the adversarial loss", unit="weight", minimum=0
-    )
+    disc_weight_max: float = setting(1.0, "most adaptive weight of the adversarial loss", unit="weight", minimum=0)
     perceptual: Literal["lpips", "none"] = setting("lpips", "perceptual loss; none needs no downloaded weights")
     perceptual_weights_file: str | None = setting(
-        None, "file of LPIPS (VGG16) weights, for use without a network", unit="file", none_means="downloaded"
+        None, "file of LPIPS (VGG16) weights", unit="file", none_means="downloaded"
     )
     perceptual_weight: float = setting(1.0, "weight of the perceptual loss", unit="weight", minimum=0)
     lpips_input: Literal["unit", "symmetric"] = setting(
         "unit", "images that LPIPS sees: unit, 0..1 as in the published code; symmetric, -1..1 as it expects"
     )
-    base_lr: float = setting(
-        4.5e-6, "learning rate per image of global_batch, unless lr is given", unit="rate", above=0
-    )
-    sync_batchnorm: bool = setting(
-        True, "with several processes, take the discriminator's batch-norm statistics over all of them"
-    )
+    base_lr: float = setting(4.5e-6, "learning rate per image, unless lr is given", unit="rate", above=0)
+    sync_batchnorm: bool = setting(True, "take the discriminator's batch-norm statistics over all processes")
     diff_aug: bool = setting(False, "DiffAugment before the discriminator, for the paper's best reconstructions")
     codebook_init: Literal["uniform", "encoder"] = setting(
         "uniform", "first codes: uniform in -1/K..1/K, or drawn from the encoder's first outputs"
     )
     restart_dead_codes: int = setting(
-        0,
-        "every so many steps, move codes unused since the last time onto encoder outputs; 0: never",
-        unit="steps",
-        minimum=0,
+        0, "steps between moving unused codes onto encoder outputs; 0: never", unit="steps", minimum=0
     )
     restart_dead_codes_until: int = setting(
-        0, "step after which restart_dead_codes stops; 0: it never stops", unit="step", minimum=0
+        0, "step after which restart_dead_codes stops; 0: never", unit="step", minimum=0
     )
 
     @property
@@ -112,6 +93,4 @@ class PriorSettings(Group, title="prior"):
     mask_schedule: Literal["random", "fixed"] = setting(
         "random", "random: mask each code with probability t/T; fixed: exactly round(t/T * N) codes"
     )
-    warmup_iters: int = setting(
-        10_000, "steps over which the learning rate grows linearly from 0", unit="steps", minimum=0
-    )
+    warmup_iters: int = setting(10_000, "steps of linear growth of the learning rate", unit="steps", minimum=0)

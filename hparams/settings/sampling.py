@@ -12,18 +12,14 @@ from hparams.fields import Group, setting
 class WhichWeights(Group, title="weights"):
     """Averaged or raw weights."""
 
-    ema: bool | None = setting(
-        None, "load averaged weights, or with --no_ema raw ones", none_means="averaged where they exist"
-    )
+    ema: bool | None = setting(None, "load averaged weights, or raw ones", none_means="averaged where they exist")
 
 
 @dataclass(frozen=True)
 class CheckpointSource(WhichWeights, title="trained prior"):
     """Which trained prior an experiment loads."""
 
-    load_dir: str | None = setting(
-        None, "run folder of the trained prior, under logs/", unit="run", none_means="required"
-    )
+    load_dir: str | None = setting(None, "run of the trained prior, under logs/", unit="run", none_means="required")
     load_step: int | None = setting(None, "step of the trained prior", unit="step", none_means="the newest")
 
 
@@ -36,10 +32,7 @@ class SamplingSettings(Group, title="sampling"):
         1.0, "sampling temperature of the codes; of larger images, on the mean over windows", unit="tau", above=0
     )
     sample_steps: int = setting(
-        None,
-        "sampling steps, at most total_steps; of larger images, those of --order random",
-        unit="steps",
-        none_means="total_steps",
+        None, "at most total_steps; of larger images, those of --order random", unit="steps", none_means="total_steps"
     )
     sample_type: Literal["diffusion", "mlm"] = setting(
         "diffusion", "diffusion: ancestral sampling; mlm: predicting and masking again, repeatedly"
@@ -58,17 +51,12 @@ class LargerSettings(Group, title="larger images"):
     """Images larger than the training ones."""
 
     shape: tuple[int, ...] = setting(
-        None,
-        "height and width in codes, each at least that of latent_shape",
-        unit="n",
-        none_means="height of latent_shape, twice its width",
+        None, "height and width in codes, at least latent_shape's", unit="n", none_means="its height, twice its width"
     )
     order: Literal["raster", "random"] = setting(
         "raster", "raster: one code a step, row by row, as published; random: all over the grid, in sample_steps"
     )
-    stride: int = setting(
-        1, "distance between the windows in which the prior predicts, at most their side", unit="codes"
-    )
+    stride: int = setting(1, "distance between the prior's windows, at most their side", unit="codes")
 
 
 @dataclass(frozen=True)
@@ -81,14 +69,13 @@ class InpaintingSettings(Group, title="inpainting"):
     n_images: int = setting(8, "images to complete, the first ones; all if there are fewer", unit="images")
     region: tuple[int, ...] | None = setting(
         None,
-        "part to paint anew: top, left, height and width in pixels at img_size; every code that it touches is drawn",
+        "part to paint anew: top, left, height and width at img_size",
         unit="px",
         minimum=0,
         none_means="the lower half",
     )
     mask_path: str | None = setting(
         None,
-        "instead of --region, an image that is white (lighter than mid-grey) where to paint anew; resized and "
-        "cropped like the data",
+        "instead of --region: an image, white (lighter than mid-grey) where to paint, cropped like the data",
         unit="file",
     )

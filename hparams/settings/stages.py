@@ -42,26 +42,17 @@ class RunSettings(Group, title="run"):
         "auto", "type for --amp; auto: bfloat16 where the hardware has it, else float16 with a loss scaler"
     )
     compile: Literal["auto", "on", "off"] = _device(
-        "auto",
-        "compile the layers, and on CUDA replay steps as graphs; auto: on CUDA only, without the decoder of "
-        "experiments, and without graphs when several processes train",
+        "auto", "compile layers, and replay steps as CUDA graphs; auto: on CUDA, no graphs when several processes train"
     )
     batch_size: int = setting(20, "images in a batch of each process", unit="images")
     num_workers: int = _data(4, "processes that read images; 0: the main process reads them", unit="n", minimum=0)
     max_bad_images: float = _data(
-        0.01,
-        "end when a larger share of the images is unreadable; until then others stand in for them",
-        unit="share",
-        minimum=0,
-        below=1,
+        0.01, "end when a larger share of images is unreadable; else others stand in", unit="share", minimum=0, below=1
     )
-    toy_images: int = _data(
-        10_000, "training scenes drawn for toy_churches; validation gets a tenth, at least 64", unit="images"
-    )
+    toy_images: int = _data(10_000, "scenes of toy_churches; a tenth more, at least 64, validate", unit="images")
     sinks: tuple[SinkName, ...] = _shown(
         ("visdom", "summary"),
-        "what shows the run: a visdom server; summary.png, a page that is drawn at training's checkpoints and at "
-        "an experiment's end; TensorBoard; Weights & Biases. experiments/replay_dashboard.py shows it later, too",
+        "what shows the run, as experiments/replay_dashboard.py does later; summary: the page summary.png",
         allow_empty=True,
     )
     visdom_server: str = _shown("http://localhost", "address of the visdom server, without its port", unit="url")
@@ -80,9 +71,7 @@ class RunSettings(Group, title="run"):
 class AutoencoderSource(Group, title="trained autoencoder"):
     """Which trained autoencoder makes the codes."""
 
-    ae_load_dir: str | None = setting(
-        None, "run folder of the trained VQGAN, under logs/", unit="run", none_means="required"
-    )
+    ae_load_dir: str | None = setting(None, "run of the trained VQGAN, under logs/", unit="run", none_means="required")
     ae_load_step: int | None = setting(None, "step of the trained VQGAN", unit="step", none_means="the newest")
 
 

@@ -18,9 +18,7 @@ class PackSettings(Group, title="packing"):
     datasets_file: str = setting("datasets.yaml", "file that says where each data set lies", unit="file")
     img_size: int = setting(256, "side of the packed images", unit="pixels")
     num_workers: int = setting(4, "processes that read images; 0: the main process reads them", unit="n", minimum=0)
-    max_bad_images: float = setting(
-        0.01, "end when a larger share of the images is unreadable", unit="share", minimum=0, below=1
-    )
+    max_bad_images: float = setting(0.01, "end when a larger share is unreadable", unit="share", minimum=0, below=1)
     out: str | None = setting(None, "folder to write; must not exist", unit="folder", none_means="required")
     dry_run: bool = setting(False, "check the settings, say what would be done, and stop", saved=False)
     traceback: bool = setting(False, "show the traceback of an error above its line", saved=False)
