@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -86,9 +86,10 @@ def _typed(
     parser = _build_parser(stage_class, prog, description, example)
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
-    _refuse_slips(words, settings)
-    typed = vars(parser.parse_args(words))
-    return {name: _in_full(settings[name], value) for name, value in typed.items()}
+    typed, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_slip(unknown[0], settings))
+    return {name: _in_full(settings[name], value) for name, value in vars(typed).items()}
 
 
 def _in_full(setting: Setting, value: Any) -> Any:
@@ -101,10 +102,19 @@ def _in_full(setting: Setting, value: Any) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports through UserError instead of printing usage."""
+    """Reports through UserError, and names the fix."""
+
+    settings: Mapping[str, Setting] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        flags, _, what = message.partition(": ")
+        if setting := self.settings.get(flags.partition("/")[0].removeprefix("--")):
+            if what.startswith("expected"):
+                message = f"{setting.flag} needs a value: {setting.allowed}"
+            elif what.startswith("ignored explicit argument"):
+                message = f"{setting.flag} takes no value: use {setting.flag} or --no_{setting.name}"
+        raise UserError(message)
 
 
 class _Switch(argparse.Action):
@@ -124,7 +134,7 @@ def _build_parser(stage_class: type[Plain], prog: str | None, description: str, 
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    settings = settings_of(stage_class)
+    settings = parser.settings = settings_of(stage_class)
     differences = _preset_differences(stage_class)
     if issubclass(stage_class, Stage):
         differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
@@ -133,11 +143,11 @@ def _build_parser(stage_class: type[Plain], prog: str | None, description: str, 
         subject = setting.subject or setting.group_class.title
         if subject not in sections:
             sections[subject] = parser.add_argument_group(subject)
-        _add_flag(sections[subject], setting, differences.get(setting.name, {}))
+        _add_flag(sections[subject], setting, differences.get(setting.name, {}), settings)
     return parser
 
 
-def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> None:
+def _add_flag(section: Any, setting: Setting, differences: dict[str, Any], settings: Mapping[str, Setting]) -> None:
     default = differences.get("", setting.default)
     shown = as_text(default) if default is not None else setting.none_means or "none"
     notes = [f"default: {shown}", *(f"{where}: {as_text(value)}" for where, value in differences.items() if where)]
@@ -148,19 +158,18 @@ def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> No
     choices = "{" + ",".join((*setting.choices, *([_NONE] if setting.allow_empty else []))) + "}"
     metavar = choices if setting.choices else (setting.unit or setting.kind.__name__).upper()
     nargs = ("*" if setting.allow_empty else "+") if setting.many else None
-    section.add_argument(setting.flag, type=_converter(setting), nargs=nargs, metavar=metavar, help=text)
 
-
-def _converter(setting: Setting) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         if setting.many and setting.allow_empty and text == _NONE:
             return text
         try:
             return from_text(setting, text)
         except ValueError as error:
+            if setting.many and _as_name(text) in _names(settings):  # the next flag, without its dashes
+                raise UserError(_slip(text, settings)) from None
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return convert
+    section.add_argument(setting.flag, type=convert, nargs=nargs, metavar=metavar, help=text)
 
 
 def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
@@ -179,49 +188,23 @@ def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _refuse_slips(words: Sequence[str], settings: dict[str, Setting]) -> None:
-    """Raise UserError for what argparse would report without naming the fix.
-
-    These are unknown flags, flags without their value, values of switches, and bare words where no value belongs.
-    """
-    flags = {setting.flag: setting for setting in settings.values()}
-    flags |= {f"--no_{name}": setting for name, setting in settings.items() if setting.kind is bool}
-    hungry: Setting | None = None  # the flag before, while it has no value yet
-    open_ended = False  # the flag before takes any number of values
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        is_flag = flag.startswith("-") and not _is_number(word)
-        if is_flag and hungry:
-            break
-        if is_flag and flag not in flags and flag in _RETIRED:
-            raise UserError(f"unknown flag {flag}: use {_RETIRED[flag]}")
-        if is_flag and flag not in flags:
-            close = nearest(flag.strip("-"), (name.strip("-") for name in flags))
-            raise UserError(f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help"))
-        if is_flag:
-            setting = flags[flag]
-            if setting.kind is bool and equals:
-                raise UserError(f"{flag} takes no value: use --{setting.name} or --no_{setting.name}")
-            takes_more = setting.kind is not bool and not equals
-            open_ended = takes_more and setting.many
-            hungry = setting if takes_more and not setting.allow_empty else None
-        elif hungry:
-            hungry = None
-        elif _as_flag(flag) in flags:
-            raise UserError(f"{word!r} is a flag without its dashes, did you mean {_as_flag(flag)}?")
-        elif not open_ended:
-            raise UserError(f"{word!r} belongs to no flag: see --help")
-    if hungry:
-        raise UserError(f"{hungry.flag} needs a value: {hungry.allowed}")
+def _slip(word: str, settings: Mapping[str, Setting]) -> str:
+    """What to say of a word that is neither a flag nor a flag's value."""
+    flag, name = word.partition("=")[0], _as_name(word)
+    if flag in _RETIRED:
+        return f"unknown flag {flag}: use {_RETIRED[flag]}"
+    if flag.startswith("-"):
+        close = nearest(flag.strip("-"), _names(settings))
+        return f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help")
+    if name in _names(settings):
+        return f"{word!r} is a flag without its dashes, did you mean --{name}?"
+    return f"{word!r} belongs to no flag: see --help"
 
 
-def _as_flag(word: str) -> str:
-    return "--" + word.strip("-").replace("-", "_")
+def _names(settings: Mapping[str, Setting]) -> list[str]:
+    """Of all flags, without their dashes."""
+    return [*settings, *(f"no_{name}" for name, setting in settings.items() if setting.kind is bool)]
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def _as_name(word: str) -> str:
+    return word.partition("=")[0].strip("-").replace("-", "_")
