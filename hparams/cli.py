@@ -13,11 +13,10 @@ from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of, values_of
 from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain
+from hparams.resolve import LOGS, default_log_dir, resolve
 from hparams.settings.stages import Plain, Stage
 
 PlainT = TypeVar("PlainT", bound=Plain)
-StageT = TypeVar("StageT", bound=Stage)
 
 _NONE = "none"  # typed for no value, where a flag may have none
 # Flags of earlier versions, and what says the same.
@@ -31,15 +30,15 @@ _RETIRED = {
 
 
 def parse(
-    stage_class: type[StageT],
+    stage_class: type[PlainT],
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
     description: str,
     example: str,
     logs: Path = LOGS,
-) -> StageT:
-    """Read a command line and resolve it against presets and saved runs.
+) -> PlainT:
+    """Read a command line and resolve it, that of a stage against presets and saved runs.
 
     Args:
         stage_class: which script's settings.
@@ -53,43 +52,24 @@ def parse(
         UserError: anything about the flags is wrong; the message names the flag and the fix.
         SystemExit: after ``--help``, with status 0.
     """
-    typed = _typed(stage_class, argv, prog, description, example)
-    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
-    note(idle_flags(typed, values_of(stage)), prog)
-    return stage
-
-
-def note(lines: Iterable[str], prog: str | None = None) -> None:
-    """Print notes on stderr; of several processes the first alone does."""
-    for line in lines if launch.rank() == 0 else ():
-        print(f"{prog or Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
-
-
-def parse_plain(
-    stage_class: type[PlainT],
-    argv: Sequence[str] | None = None,
-    *,
-    prog: str | None = None,
-    description: str,
-    example: str,
-) -> PlainT:
-    """As `parse`, for a script whose settings no preset and no saved run has a say in."""
-    return resolve_plain(stage_class, _typed(stage_class, argv, prog, description, example))
-
-
-def _typed(
-    stage_class: type[Plain], argv: Sequence[str] | None, prog: str | None, description: str, example: str
-) -> dict[str, Any]:
-    """The flags that were typed, by name, as values of their types."""
     words = sys.argv[1:] if argv is None else list(argv)
     settings = settings_of(stage_class)
     parser = _build_parser(stage_class, prog, description, example)
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
-    typed, unknown = parser.parse_known_args(words)
+    found, unknown = parser.parse_known_args(words)
     if unknown:
         raise UserError(_slip(unknown[0], settings))
-    return {name: _in_full(settings[name], value) for name, value in vars(typed).items()}
+    typed = {name: _in_full(settings[name], value) for name, value in vars(found).items()}
+    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
+    note(idle_flags(typed, values_of(stage)))
+    return stage
+
+
+def note(lines: Iterable[str]) -> None:
+    """Print notes on stderr; of several processes the first alone does."""
+    for line in lines if launch.rank() == 0 else ():
+        print(f"{Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
 
 
 def _in_full(setting: Setting, value: Any) -> Any:

@@ -41,8 +41,8 @@ _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_image
 _DISCRIMINATOR = frozenset({"ndf", "disc_layers"})  # its architecture
 
 
-def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> StageT:
-    """Settle every setting of a stage.
+def resolve(stage_class: type[PlainT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> PlainT:
+    """Settle every setting of a stage; of one without a data set no preset and no saved run has a say.
 
     Args:
         stage_class: which script's settings.
@@ -61,6 +61,8 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
     _require_known(typed, stage_class)
     typed = dict(typed)
     _shorten_folders(typed)
+    if not issubclass(stage_class, Stage):
+        return _build(stage_class, {name: one.default for name, one in settings_of(stage_class).items()} | typed)
     stage = _resolve(stage_class, typed, logs, processes)
     if isinstance(stage, VQGANStage | PriorStage) and not typed.get("resume") and same_command.has_steps(stage, logs):
         return _going_on(stage_class, typed, logs, stage.run.log_dir, processes)
@@ -106,17 +108,6 @@ def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_
     stage = _resolve(stage_class, again, logs, processes)
     not_asked_to: Any = {"training": replace(vars(stage)["training"], resume=False)}
     return replace(stage, **not_asked_to)
-
-
-def resolve_plain(stage_class: type[PlainT], typed: Mapping[str, Any]) -> PlainT:
-    """Settings in which no preset and no saved run has a say: defaults < `typed`.
-
-    Raises:
-        UserError: a run folder's name is not usable.
-    """
-    values = {name: setting.default for name, setting in settings_of(stage_class).items()} | dict(typed)
-    _shorten_folders(values)
-    return _build(stage_class, values)
 
 
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
@@ -235,7 +226,7 @@ def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:
     return default_log_dir(stage_class, _dataset(typed), _sampler(typed, settings_of(stage_class)))
 
 
-def _require_known(values: Mapping[str, Any], stage_class: type[Stage]) -> None:
+def _require_known(values: Mapping[str, Any], stage_class: type[Plain]) -> None:
     if unknown := values.keys() - settings_of(stage_class).keys():
         raise TypeError(f"{stage_class.__name__} has no setting {', '.join(sorted(unknown))}")
 
