@@ -12,10 +12,10 @@ from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
-from hparams.saved import save
 from hparams.settings.experiments import SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
+from utils.runs.run_folder import save_settings
 
 EXAMPLE = "python train_vqgan.py --dataset churches  # 100%"
 
@@ -185,7 +185,9 @@ def test_switch_of_three_values() -> None:
 
 
 def test_only_typed_flags_reach_resolution(tmp_path: Path) -> None:
-    save(read(VQGANStage, "--dataset toy_churches --nf 64 --no_amp --log_dir mine"), tmp_path / "mine" / "hparams.yaml")
+    save_settings(
+        read(VQGANStage, "--dataset toy_churches --nf 64 --no_amp --log_dir mine"), tmp_path / "mine" / "hparams.yaml"
+    )
     stage = read(VQGANStage, "--log_dir mine --resume", tmp_path)
     assert (stage.run.dataset, stage.autoencoder.nf, stage.run.amp) == ("toy_churches", 64, False)
     assert read(VQGANStage, "--log_dir mine --resume --amp", tmp_path).run.amp

@@ -9,10 +9,11 @@ import yaml
 from hparams.errors import UserError
 from hparams.presets import preset
 from hparams.resolve import StageT, resolve
-from hparams.saved import save, to_flat
+from hparams.saved import to_flat
 from hparams.settings.experiments import FIDExperiment, PriorExperiment, ReconstructionExperiment, SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
+from utils.runs.run_folder import save_settings
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def run(logs: Path, folder: str, **values: Any) -> None:
 def trained(logs: Path, stage_class: type[StageT], **typed: Any) -> StageT:
     """A run folder saved by a whole stage."""
     stage = resolve(stage_class, typed, logs=logs)
-    save(stage, logs / stage.run.log_dir / "hparams.yaml")
+    save_settings(stage, logs / stage.run.log_dir / "hparams.yaml")
     return stage
 
 

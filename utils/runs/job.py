@@ -15,7 +15,7 @@ from torch import nn
 
 from hparams.errors import RunError, UserError
 from hparams.fields import values_of
-from hparams.saved import describe, save
+from hparams.saved import describe
 from hparams.settings.stages import RunSettings, Stage
 from utils.data.bad_images import STANDS_IN, BadImages, Report
 from utils.data.datasets import ImageData
@@ -27,7 +27,7 @@ from utils.machine.progress import Progress
 from utils.machine.signals import Signals, Stopped, end_politely
 from utils.runs.record import ALL, Record
 from utils.runs.results import Value, record_result
-from utils.runs.run_folder import RunFolder
+from utils.runs.run_folder import RunFolder, save_settings
 from utils.runs.same_settings import require_same_images, require_same_settings
 
 _POLL_S = 0.2
@@ -209,7 +209,7 @@ class Job:
         if self.ranks.first:
             self._opened.enter_context(sole_writer(self.folder.path))
             remove_remains(self.folder.path)
-            save(settings, self.folder.hparams)
+            save_settings(settings, self.folder.hparams)
             self._record = Record(self.folder, resume_step=resume_step, quiet=self.quiet)
             self._opened.enter_context(closing(self._record))
             self._open_sinks(self._record, self.folder, values_of(settings), resume_step)

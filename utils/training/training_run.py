@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hparams.errors import RunError, UserError
 from hparams.fields import values_of
 from hparams.notes import notes_on_length
-from hparams.saved import describe, save
+from hparams.saved import describe
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.bad_images import BadImages, SharedReport
 from utils.data.datasets import ImageData
@@ -35,7 +35,7 @@ from utils.runs.checkpoints import (
 from utils.runs.disk_space import space_notes
 from utils.runs.job import Job, tell_parameters
 from utils.runs.retention import clean_up, drop_weights
-from utils.runs.run_folder import RunFolder
+from utils.runs.run_folder import RunFolder, save_settings
 from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
 from utils.training.optimiser import Optimiser, load_moments
 from utils.training.training_start import first_step, own_steps
@@ -111,7 +111,7 @@ class TrainingRun:
         self.validated, self.baselines = self._report.validated, self._report.baselines
         if ranks.first:
             if settings.training.resume or not self._own_steps:  # else they are saved, for any number of processes
-                save(settings, self.folder.hparams)
+                save_settings(settings, self.folder.hparams)
             if self._own_steps:  # an earlier process may have ended before it came to that
                 clean_up(self.folder, kind, self.start, settings.training)
         self.bad_images = self._list_bad_images(keep=self._data is not None)
