@@ -72,16 +72,6 @@ def test_typed_false_and_typed_default_override_too(logs: Path) -> None:
     assert (stage.training.ema, stage.vqgan.diff_aug, stage.autoencoder.beta) == (False, False, 0.25)
 
 
-@pytest.mark.parametrize("dataset", ["churches", "ffhq", "toy_churches"])
-def test_a_flag_that_was_not_typed_never_overrides(dataset: str, logs: Path) -> None:
-    presets = preset(VQGANStage.preset_tables, dataset)
-    plain = to_flat(resolve(VQGANStage, {"dataset": dataset}, logs=logs))
-    for name, value in presets.items():
-        assert plain[name] == (list(value) if isinstance(value, tuple) else value)
-    typed = to_flat(resolve(VQGANStage, {"dataset": dataset, "seed": 1}, logs=logs))
-    assert {name for name in plain if plain[name] != typed[name]} == {"seed"}
-
-
 def test_resume_finds_the_default_folder(logs: Path) -> None:
     trained(logs, VQGANStage, dataset="churches", nf=64, log_dir="old")
     (logs / "old").rename(logs / "vqgan_churches")

@@ -47,7 +47,7 @@ def test_the_same_command_has_the_settings_of_its_run(
     stage = begun(logs, stage_class, typed)
     assert resolve(stage_class, typed, logs=logs) == stage
     # Of a machine, of this call, or another spelling.
-    more = {"device": "cpu", "num_workers": 1, "visdom_port": 9, "summary": False, "quiet": True}
+    more = {"device": "cpu", "num_workers": 1, "visdom_port": 9, "sinks": (), "quiet": True}
     assert resolve(stage_class, typed | more | {"log_dir": stage.run.log_dir + "/"}, logs=logs).run.quiet
 
 

@@ -62,10 +62,6 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> 
             load(path, VQGANStage)
 
 
-def test_missing_file_says_nothing(tmp_path: Path) -> None:
-    assert load(tmp_path / "hparams.yaml", VQGANStage) == {}
-
-
 @pytest.mark.parametrize(
     ("switches", "sinks"),
     [
