@@ -6,7 +6,7 @@ import sys
 
 from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import require_packages
-from hparams.cli import parse_plain
+from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.folders import require_possible_folder
 from hparams.script import run_script
@@ -19,7 +19,7 @@ EXAMPLE = "python experiments/replay_dashboard.py --log_dir vqgan_churches --vis
 
 
 def main() -> None:
-    settings = parse_plain(Replay, description=__doc__, example=EXAMPLE).replay
+    settings = parse(Replay, description=__doc__, example=EXAMPLE).replay
     if not settings.log_dir:
         raise UserError("--log_dir is required: the run folder to show, under logs/")
     folder = RunFolder(settings.log_dir)

@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import Literal
-from urllib.parse import urlsplit
 
 from hparams import launch
 from hparams.derived import bound_terms, latent_shape
 from hparams.errors import UserError
-from hparams.fields import as_text
+from hparams.fields import as_text, values_of
 from hparams.script import require_open_files
-from hparams.settings.metrics import FeatureSettings, LikelihoodSettings, NeighbourSettings
+from hparams.settings.metrics import LikelihoodSettings, NeighbourSettings
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.sampling import InpaintingSettings, LargerSettings, SamplingSettings
 from hparams.settings.stages import AutoencoderSource, RunSettings, Stage
@@ -91,12 +90,7 @@ def visdom_address(server: str, port: int, base_url: str = "/") -> str:
         UserError: server, port and path make no address.
     """
     address = f"{server if '://' in server else 'http://' + server}:{port}"
-    try:
-        parts = urlsplit(address)
-        whole = parts.hostname is not None and parts.port == port and parts.scheme in {"http", "https"}
-    except ValueError:
-        whole = False
-    if not whole or parts.path or parts.query or parts.fragment or re.search(r"\s", address):
+    if not re.fullmatch(r"https?://([^\s/?#@\[\]]*@)?([^\s/?#@:\[\]]+|\[[0-9a-fA-F:.]+\]):\d+", address):
         raise UserError(
             f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097, "
             "and a path below them by --visdom_base_url"
@@ -162,8 +156,6 @@ def _losses(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
             f"--perceptual lpips needs images of at least {LPIPS_MIN_SIDES['vgg']} pixels, --img_size is {side}: "
             "use --perceptual none"
         )
-    if vqgan.perceptual_weights_file and vqgan.perceptual == "none":
-        raise UserError("--perceptual_weights_file is not used with --perceptual none: leave one of them out")
 
 
 @_rule
@@ -288,10 +280,16 @@ def _ancestral(sampling: SamplingSettings, why_not: str) -> None:
 
 
 @_rule
-def _features(features: FeatureSettings) -> None:
+def _weights(stage: Stage) -> None:
     """Only networks with trained weights read a file of them."""
-    if features.features == "r64" and features.feature_weights:
-        raise UserError("--feature_weights is not used with --features r64, whose weights are fixed: leave it out")
+    values = values_of(stage)
+    for flag, network, without in (
+        ("perceptual_weights_file", "perceptual", "none"),
+        ("feature_weights", "features", "r64"),
+        ("lpips_weights", "distance", "r64"),
+    ):
+        if values.get(flag) and values.get(network) == without:
+            raise UserError(f"--{flag} is not used with --{network} {without}: leave one of them out")
 
 
 @_rule
@@ -341,12 +339,8 @@ def _likelihood(likelihood: LikelihoodSettings, prior: PriorSettings, run: RunSe
 
 @_rule
 def _neighbours(neighbours: NeighbourSettings, autoencoder: AutoencoderSettings) -> None:
-    """The network of LPIPS takes images of this size, and weights are named for a network that reads them."""
+    """The network of LPIPS takes images of this size."""
     n = neighbours
-    if n.distance != "lpips" and n.lpips_weights:
-        raise UserError(
-            f"--lpips_weights is not used with --distance {n.distance}: leave it out, or use --distance lpips"
-        )
     if n.distance == "lpips" and autoencoder.img_size < (least := LPIPS_MIN_SIDES[n.lpips_net]):
         raise UserError(
             f"--lpips_net {n.lpips_net} needs images of at least {least} pixels, --img_size is {autoencoder.img_size}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -13,11 +13,10 @@ from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of, values_of
 from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve, resolve_plain
+from hparams.resolve import LOGS, default_log_dir, resolve
 from hparams.settings.stages import Plain, Stage
 
 PlainT = TypeVar("PlainT", bound=Plain)
-StageT = TypeVar("StageT", bound=Stage)
 
 _NONE = "none"  # typed for no value, where a flag may have none
 # Flags of earlier versions, and what says the same.
@@ -31,15 +30,15 @@ _RETIRED = {
 
 
 def parse(
-    stage_class: type[StageT],
+    stage_class: type[PlainT],
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
     description: str,
     example: str,
     logs: Path = LOGS,
-) -> StageT:
-    """Read a command line and resolve it against presets and saved runs.
+) -> PlainT:
+    """Read a command line and resolve it, that of a stage against presets and saved runs.
 
     Args:
         stage_class: which script's settings.
@@ -53,42 +52,24 @@ def parse(
         UserError: anything about the flags is wrong; the message names the flag and the fix.
         SystemExit: after ``--help``, with status 0.
     """
-    typed = _typed(stage_class, argv, prog, description, example)
-    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
-    note(idle_flags(typed, values_of(stage)), prog)
-    return stage
-
-
-def note(lines: Iterable[str], prog: str | None = None) -> None:
-    """Print notes on stderr; of several processes the first alone does."""
-    for line in lines if launch.rank() == 0 else ():
-        print(f"{prog or Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
-
-
-def parse_plain(
-    stage_class: type[PlainT],
-    argv: Sequence[str] | None = None,
-    *,
-    prog: str | None = None,
-    description: str,
-    example: str,
-) -> PlainT:
-    """As `parse`, for a script whose settings no preset and no saved run has a say in."""
-    return resolve_plain(stage_class, _typed(stage_class, argv, prog, description, example))
-
-
-def _typed(
-    stage_class: type[Plain], argv: Sequence[str] | None, prog: str | None, description: str, example: str
-) -> dict[str, Any]:
-    """The flags that were typed, by name, as values of their types."""
     words = sys.argv[1:] if argv is None else list(argv)
     settings = settings_of(stage_class)
     parser = _build_parser(stage_class, prog, description, example)
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
-    _refuse_slips(words, settings)
-    typed = vars(parser.parse_args(words))
-    return {name: _in_full(settings[name], value) for name, value in typed.items()}
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_slip(unknown[0], settings))
+    typed = {name: _in_full(settings[name], value) for name, value in vars(found).items()}
+    stage = resolve(stage_class, typed, logs=logs, processes=launch.processes())
+    note(idle_flags(typed, values_of(stage)))
+    return stage
+
+
+def note(lines: Iterable[str]) -> None:
+    """Print notes on stderr; of several processes the first alone does."""
+    for line in lines if launch.rank() == 0 else ():
+        print(f"{Path(sys.argv[0]).name}: note: {line}", file=sys.stderr)
 
 
 def _in_full(setting: Setting, value: Any) -> Any:
@@ -101,10 +82,19 @@ def _in_full(setting: Setting, value: Any) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports through UserError instead of printing usage."""
+    """Reports through UserError, and names the fix."""
+
+    settings: Mapping[str, Setting] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        flags, _, what = message.partition(": ")
+        if setting := self.settings.get(flags.partition("/")[0].removeprefix("--")):
+            if what.startswith("expected"):
+                message = f"{setting.flag} needs a value: {setting.allowed}"
+            elif what.startswith("ignored explicit argument"):
+                message = f"{setting.flag} takes no value: use {setting.flag} or --no_{setting.name}"
+        raise UserError(message)
 
 
 class _Switch(argparse.Action):
@@ -124,7 +114,7 @@ def _build_parser(stage_class: type[Plain], prog: str | None, description: str, 
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    settings = settings_of(stage_class)
+    settings = parser.settings = settings_of(stage_class)
     differences = _preset_differences(stage_class)
     if issubclass(stage_class, Stage):
         differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
@@ -133,11 +123,11 @@ def _build_parser(stage_class: type[Plain], prog: str | None, description: str, 
         subject = setting.subject or setting.group_class.title
         if subject not in sections:
             sections[subject] = parser.add_argument_group(subject)
-        _add_flag(sections[subject], setting, differences.get(setting.name, {}))
+        _add_flag(sections[subject], setting, differences.get(setting.name, {}), settings)
     return parser
 
 
-def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> None:
+def _add_flag(section: Any, setting: Setting, differences: dict[str, Any], settings: Mapping[str, Setting]) -> None:
     default = differences.get("", setting.default)
     shown = as_text(default) if default is not None else setting.none_means or "none"
     notes = [f"default: {shown}", *(f"{where}: {as_text(value)}" for where, value in differences.items() if where)]
@@ -148,19 +138,18 @@ def _add_flag(section: Any, setting: Setting, differences: dict[str, Any]) -> No
     choices = "{" + ",".join((*setting.choices, *([_NONE] if setting.allow_empty else []))) + "}"
     metavar = choices if setting.choices else (setting.unit or setting.kind.__name__).upper()
     nargs = ("*" if setting.allow_empty else "+") if setting.many else None
-    section.add_argument(setting.flag, type=_converter(setting), nargs=nargs, metavar=metavar, help=text)
 
-
-def _converter(setting: Setting) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         if setting.many and setting.allow_empty and text == _NONE:
             return text
         try:
             return from_text(setting, text)
         except ValueError as error:
+            if setting.many and _as_name(text) in _names(settings):  # the next flag, without its dashes
+                raise UserError(_slip(text, settings)) from None
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return convert
+    section.add_argument(setting.flag, type=convert, nargs=nargs, metavar=metavar, help=text)
 
 
 def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
@@ -179,49 +168,23 @@ def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _refuse_slips(words: Sequence[str], settings: dict[str, Setting]) -> None:
-    """Raise UserError for what argparse would report without naming the fix.
-
-    These are unknown flags, flags without their value, values of switches, and bare words where no value belongs.
-    """
-    flags = {setting.flag: setting for setting in settings.values()}
-    flags |= {f"--no_{name}": setting for name, setting in settings.items() if setting.kind is bool}
-    hungry: Setting | None = None  # the flag before, while it has no value yet
-    open_ended = False  # the flag before takes any number of values
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        is_flag = flag.startswith("-") and not _is_number(word)
-        if is_flag and hungry:
-            break
-        if is_flag and flag not in flags and flag in _RETIRED:
-            raise UserError(f"unknown flag {flag}: use {_RETIRED[flag]}")
-        if is_flag and flag not in flags:
-            close = nearest(flag.strip("-"), (name.strip("-") for name in flags))
-            raise UserError(f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help"))
-        if is_flag:
-            setting = flags[flag]
-            if setting.kind is bool and equals:
-                raise UserError(f"{flag} takes no value: use --{setting.name} or --no_{setting.name}")
-            takes_more = setting.kind is not bool and not equals
-            open_ended = takes_more and setting.many
-            hungry = setting if takes_more and not setting.allow_empty else None
-        elif hungry:
-            hungry = None
-        elif _as_flag(flag) in flags:
-            raise UserError(f"{word!r} is a flag without its dashes, did you mean {_as_flag(flag)}?")
-        elif not open_ended:
-            raise UserError(f"{word!r} belongs to no flag: see --help")
-    if hungry:
-        raise UserError(f"{hungry.flag} needs a value: {hungry.allowed}")
+def _slip(word: str, settings: Mapping[str, Setting]) -> str:
+    """What to say of a word that is neither a flag nor a flag's value."""
+    flag, name = word.partition("=")[0], _as_name(word)
+    if flag in _RETIRED:
+        return f"unknown flag {flag}: use {_RETIRED[flag]}"
+    if flag.startswith("-"):
+        close = nearest(flag.strip("-"), _names(settings))
+        return f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help")
+    if name in _names(settings):
+        return f"{word!r} is a flag without its dashes, did you mean --{name}?"
+    return f"{word!r} belongs to no flag: see --help"
 
 
-def _as_flag(word: str) -> str:
-    return "--" + word.strip("-").replace("-", "_")
+def _names(settings: Mapping[str, Setting]) -> list[str]:
+    """Of all flags, without their dashes."""
+    return [*settings, *(f"no_{name}" for name, setting in settings.items() if setting.kind is bool)]
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def _as_name(word: str) -> str:
+    return word.partition("=")[0].strip("-").replace("-", "_")

@@ -37,7 +37,7 @@ class Setting:
     help: str
     unit: str = ""  # shown as the value's name in --help
     none_means: str = ""  # what the default None stands for; where the type does not allow None, resolving fills it in
-    minimum: float | None = None
+    minimum: float | None = None  # of whole numbers 1 unless another is given
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
@@ -68,7 +68,7 @@ class Setting:
         return " ".join([_NOUNS[self.kind], " and ".join(texts)]).strip()
 
 
-def setting(default: Any, *, help: str, **details: Any) -> Any:
+def setting(default: Any, help: str, **details: Any) -> Any:
     """A dataclass field that describes a setting; its type is the field's annotation, `details` are `Setting`'s.
 
     Annotations may be bool, int, float, str, a ``Literal`` of strings (its values are the choices),
@@ -93,8 +93,10 @@ def settings_of(stage_class: type) -> dict[str, Setting]:
             if item.name in found:
                 raise TypeError(f"{stage_class.__name__}: {item.name} is in both {found[item.name].group} and {group}")
             kind, many, optional, choices = _read_type(hints[item.name], f"{group_class.__name__}.{item.name}")
+            declared = item.metadata[_METADATA_KEY]
             found[item.name] = replace(
-                item.metadata[_METADATA_KEY],
+                declared,
+                minimum=1 if kind is int and declared.minimum is None else declared.minimum,
                 name=item.name,
                 group=group,
                 group_class=group_class,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from hparams.fields import as_text
 from hparams.settings.stages import PriorStage, VQGANStage
-from hparams.settings.training import TrainingSettings
 
 TIME_CONSTANTS = 5  # of its average that a run should last: e⁻⁵ of the start is left then
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """`names` act only where the setting `other` has one of `values`, or one among its own; None: is not given."""
 
     names: tuple[str, ...]
@@ -25,8 +22,8 @@ class Condition:
 CONDITIONS = (
     Condition(("custom_dataset_path",), "dataset", ("custom",)),
     Condition(("toy_images",), "dataset", ("toy_churches",)),
-    Condition(("beta", "beta_term"), "quantizer", ("nearest",)),
-    Condition(("codebook_init", "restart_dead_codes", "restart_dead_codes_until"), "quantizer", ("nearest",)),
+    Condition(("beta", "beta_term", "codebook_init"), "quantizer", ("nearest",)),
+    Condition(("restart_dead_codes", "restart_dead_codes_until"), "quantizer", ("nearest",)),
     Condition(("gumbel_kl_weight", "gumbel_straight_through"), "quantizer", ("gumbel",)),
     Condition(("total_steps", "sample_steps", "sample_type"), "sampler", ("absorbing",)),
     Condition(("loss_type", "mask_schedule", "reweighting"), "sampler", ("absorbing",)),
@@ -70,22 +67,19 @@ def _as_flag(name: str, value: Any) -> str:
 def notes_on_length(stage: VQGANStage | PriorStage) -> list[str]:
     """A line for whatever takes longer than the whole run. Published settings give none."""
     training = stage.training
-    lines = [*_of_average(training)]
+    lines = []
+    # An average that starts from trained weights has nothing to forget.
+    if training.ema and not training.ema_warmup and not training.load_step:
+        constant = round(training.steps_per_update_ema / (1 - training.ema_beta))
+        if training.train_steps < TIME_CONSTANTS * constant:
+            lines.append(
+                f"--train_steps {training.train_steps} is short for the moving average, which forgets its random start "
+                f"over some {TIME_CONSTANTS} times {constant} steps: add --ema_warmup, or lower --ema_beta or "
+                "--steps_per_update_ema"
+            )
     length = f"--train_steps {training.train_steps}"
     if isinstance(stage, VQGANStage) and (start := stage.vqgan.disc_start_step) > training.train_steps:
         lines.append(f"--disc_start_step {start} is beyond {length}: the discriminator never takes part")
     if isinstance(stage, PriorStage) and (warmup := stage.prior.warmup_iters) > training.train_steps:
         lines.append(f"--warmup_iters {warmup} is beyond {length}: the learning rate never reaches --lr")
     return lines
-
-
-def _of_average(training: TrainingSettings) -> Iterator[str]:
-    if not training.ema or training.ema_warmup or training.load_step:  # it starts from trained weights
-        return
-    constant = round(training.steps_per_update_ema / (1 - training.ema_beta))
-    if training.train_steps < TIME_CONSTANTS * constant:
-        yield (
-            f"--train_steps {training.train_steps} is short for the moving average, which forgets its random start "
-            f"over some {TIME_CONSTANTS} times {constant} steps: add --ema_warmup, or lower --ema_beta or "
-            "--steps_per_update_ema"
-        )

@@ -41,8 +41,8 @@ _DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_image
 _DISCRIMINATOR = frozenset({"ndf", "disc_layers"})  # its architecture
 
 
-def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> StageT:
-    """Settle every setting of a stage.
+def resolve(stage_class: type[PlainT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> PlainT:
+    """Settle every setting of a stage; of one without a data set no preset and no saved run has a say.
 
     Args:
         stage_class: which script's settings.
@@ -61,6 +61,8 @@ def resolve(stage_class: type[StageT], typed: Mapping[str, Any], *, logs: Path =
     _require_known(typed, stage_class)
     typed = dict(typed)
     _shorten_folders(typed)
+    if not issubclass(stage_class, Stage):
+        return _build(stage_class, typed)
     stage = _resolve(stage_class, typed, logs, processes)
     if isinstance(stage, VQGANStage | PriorStage) and not typed.get("resume") and same_command.has_steps(stage, logs):
         return _going_on(stage_class, typed, logs, stage.run.log_dir, processes)
@@ -74,10 +76,9 @@ def _resolve(stage_class: type[StageT], typed: dict[str, Any], logs: Path, proce
     dataset = _dataset(chosen)
     sampler = _sampler(chosen, settings)
 
-    values = {name: setting.default for name, setting in settings.items()}
-    presets = preset(stage_class.preset_tables, dataset, sampler)
-    _require_known(presets, stage_class)
-    values |= {**presets, **chosen}
+    defaults = {name: setting.default for name, setting in settings.items()}
+    values = defaults | preset(stage_class.preset_tables, dataset, sampler) | chosen
+    _require_known(values, stage_class)
     if values["log_dir"] is None:
         values["log_dir"] = default_log_dir(stage_class, dataset, sampler)
     if "resume" in values and values["load_step"] and values["load_dir"] is None:
@@ -108,17 +109,6 @@ def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_
     return replace(stage, **not_asked_to)
 
 
-def resolve_plain(stage_class: type[PlainT], typed: Mapping[str, Any]) -> PlainT:
-    """Settings in which no preset and no saved run has a say: defaults < `typed`.
-
-    Raises:
-        UserError: a run folder's name is not usable.
-    """
-    values = {name: setting.default for name, setting in settings_of(stage_class).items()} | dict(typed)
-    _shorten_folders(values)
-    return _build(stage_class, values)
-
-
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
     """The settings of a finished run, for programs: defaults < preset < the run's saved settings < `given`.
 
@@ -137,7 +127,6 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
     settings = settings_of(stage_class)
     if unknown := given.keys() - settings.keys() - settings_of(VQGANStage).keys() - settings_of(PriorStage).keys():
         raise TypeError(f"no flag is named {', '.join(sorted(unknown))}")
-    values = {name: setting.default for name, setting in settings.items()}
     chosen = saved.load(folder / saved.FILE_NAME, stage_class)
     for name in settings.keys() & given.keys():
         value = given[name]
@@ -148,7 +137,8 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
     chosen["dataset"] = chosen.get("dataset") or "churches"
     if chosen.get("block_size"):  # says all that a prior needs to know of the images' size
         chosen = {name: value for name, value in chosen.items() if name not in _IMAGE_SIZES}
-    values |= {**preset(stage_class.preset_tables, chosen["dataset"], _sampler(chosen, settings)), **chosen}
+    values = {name: setting.default for name, setting in settings.items()}
+    values |= preset(stage_class.preset_tables, chosen["dataset"], _sampler(chosen, settings)) | chosen
     derive(values)
     stage = _build(stage_class, values)
     checks.check_network(stage)
@@ -162,9 +152,8 @@ def default_log_dir(stage_class: type[Stage], dataset: str, sampler: str = "") -
 
 def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -> dict[str, Any]:
     """What saved runs say, the stronger source winning."""
-    groups = groups_of(stage_class).values()
+    groups, trains = groups_of(stage_class), "training" in groups_of(stage_class)
     values: dict[str, Any] = {}
-
     if typed.get("resume"):
         if typed.get("load_step") or typed.get("load_dir") or typed.get("load_optim"):
             raise UserError(
@@ -178,21 +167,20 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
         if values:
             values = {name: settings_of(stage_class)[name].default for name in ADDED_TO_PRESETS} | values
         values.pop("log_dir", None)  # the folder may have been renamed since
-    elif "checkpoint" in groups_of(stage_class) and typed.get("load_dir"):
+    elif "checkpoint" in groups and typed.get("load_dir"):
         if not (typed.get("ae_load_dir") and typed.get("dataset")):
             folders.require_run("--load_dir", logs, typed["load_dir"])
-        run_of = PriorStage if PriorSettings in groups else VQGANStage
-        values = _of_other_run(logs, typed["load_dir"], run_of, stage_class, typed, _REBUILT)
-    elif typed.get("load_step") and "training" in groups_of(stage_class):
+        values = _of_other_run(logs, typed["load_dir"], PriorStage, stage_class, typed, _REBUILT)
+    elif trains and typed.get("load_step"):
         folder = typed.get("load_dir") or _own_folder(stage_class, typed)
         values = _of_other_run(logs, folder, stage_class, stage_class, typed, _REBUILT, _DATA | _DISCRIMINATOR)
 
-    if typed.get("ae_load_dir", values.get("ae_load_dir")) != values.get("ae_load_dir"):
-        values.pop("ae_load_step", None)  # a step of another run
     ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
-    if ae_folder and AutoencoderSource in groups:
+    if ae_folder != values.get("ae_load_dir"):
+        values.pop("ae_load_step", None)  # a step of another run
+    if ae_folder and "source" in groups:
         ae_folder = folders.run_folder("--ae_load_dir", ae_folder)
-        names = _DATA if not values and "training" not in groups_of(stage_class) else frozenset()
+        names = frozenset() if values or trains else _DATA
         if names and not typed.get("dataset"):
             folders.require_run("--ae_load_dir", logs, ae_folder)
         values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), names)
@@ -235,16 +223,15 @@ def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:
     return default_log_dir(stage_class, _dataset(typed), _sampler(typed, settings_of(stage_class)))
 
 
-def _require_known(values: Mapping[str, Any], stage_class: type[Stage]) -> None:
+def _require_known(values: Mapping[str, Any], stage_class: type[Plain]) -> None:
     if unknown := values.keys() - settings_of(stage_class).keys():
         raise TypeError(f"{stage_class.__name__} has no setting {', '.join(sorted(unknown))}")
 
 
 def _dataset(chosen: Mapping[str, Any]) -> str:
-    dataset = str(chosen.get("dataset") or "")
-    if not dataset:
+    if not chosen.get("dataset"):
         raise UserError(f"--dataset is required: one of {', '.join(DATASETS)}")
-    return dataset
+    return str(chosen["dataset"])
 
 
 def _sampler(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
@@ -259,9 +246,7 @@ def _shorten_folders(values: dict[str, Any]) -> None:
 
 
 def _build(stage_class: type[PlainT], values: Mapping[str, Any]) -> PlainT:
-    settings = settings_of(stage_class)
-    groups = {
-        group: group_class(**{name: values[name] for name, setting in settings.items() if setting.group == group})
-        for group, group_class in groups_of(stage_class).items()
-    }
-    return stage_class(**groups)
+    groups: dict[str, dict[str, Any]] = {group: {} for group in groups_of(stage_class)}
+    for name, setting in settings_of(stage_class).items():
+        groups[setting.group][name] = values.get(name, setting.default)
+    return stage_class(**{group: group_class(**groups[group]) for group, group_class in groups_of(stage_class).items()})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from hparams.errors import UserError
-from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of
+from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of, values_of
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 FILE_NAME = "hparams.yaml"
@@ -20,15 +18,15 @@ _SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "t
 
 def to_flat(stage: Stage) -> dict[str, Any]:
     """All settings by name, in plain types (tuples become lists), those of a single call left out."""
+    values = values_of(stage)
     return {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(values[name]) if setting.many else values[name]
         for name, setting in _saved_settings(type(stage)).items()
-        for value in [getattr(getattr(stage, setting.group), name)]
     }
 
 
-def save(stage: Stage, path: Path) -> None:
-    """Write the settings to ``path``, whole or not at all; missing folders are made."""
+def as_yaml(stage: Stage) -> str:
+    """The text of the file."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -43,7 +41,7 @@ def save(stage: Stage, path: Path) -> None:
         values = {name: flat[name] for name in vars(getattr(stage, group.name)) if name in flat}
         text = yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=False)
         blocks.append(f"# {getattr(stage, group.name).title}\n{text}")
-    _write_whole(Path(path), f"# {len(flat)} settings\n" + "\n".join(blocks))
+    return f"# {len(flat)} settings\n" + "\n".join(blocks)
 
 
 def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
@@ -121,27 +119,3 @@ def _unknown(name: str, content: dict[Any, Any], stage_class: type[Stage], known
             return f"is a run of {script}, but a run of {wanted} is needed here; name that run's folder"
     close = nearest(name, known)
     return f"unknown setting {name!r}" + (f", did you mean {close!r}?" if close else "; remove it")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # of file systems that cannot: shared folders of VirtualBox
-                raise
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:
-            error.filename = str(path)
-        raise

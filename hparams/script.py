@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -39,9 +40,7 @@ _PATH_FIXES = {
     errno.ENOENT: "it was moved or deleted while this ran, or was never there",
 }
 
-# Of mallopt(3), from glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_MOST_TRIM_BYTES, _MOST_MMAP_BYTES = 2**31 - 1, 2**25
+_MALLOPT = {-1: 2**31 - 1, -3: 2**25}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h, at their most
 
 _FILES_OF_SCRIPT = 64  # of a process without workers: its own, and those that libraries open
 _FILES_PER_WORKER = 16  # pipes to each, and batches on their way to this process
@@ -107,9 +106,7 @@ def _wants_traceback(words: list[str]) -> bool:
 def _print_traceback(error: Exception) -> None:
     """With the errors that it stands for, which `raise … from None` hides."""
     link: BaseException | None = error
-    seen: set[int] = set()
-    while link and id(link) not in seen:
-        seen.add(id(link))
+    while link:
         link.__suppress_context__ = False
         link = link.__cause__ or link.__context__
     traceback.print_exception(error)
@@ -134,15 +131,10 @@ def _path_of_the_user(error: OSError, words: list[str]) -> str | None:
     for path in (error.filename2, error.filename):  # of a rename, first the new name
         if isinstance(path, str | bytes | os.PathLike):
             text = os.fsdecode(path)
-            if any(_lies_in(text, place) for place in named if place):
-                return text
+            for way in (os.path.abspath, os.path.realpath):  # by its name, or once links are followed
+                if any(Path(way(text)).is_relative_to(way(place)) for place in named if place):
+                    return text
     return None
-
-
-def _lies_in(path: str, place: str) -> bool:
-    """Whether a path is a place or below it, by its name or once links are followed."""
-    ways: tuple[Callable[[str], str], ...] = (os.path.abspath, os.path.realpath)
-    return any(Path(way(path)).is_relative_to(way(place)) for way in ways)
 
 
 def _about_machine(error: Exception) -> str | None:
@@ -167,18 +159,14 @@ def _about_machine(error: Exception) -> str | None:
 
 
 class _Lasting:
-    """A stream whose reader may leave, whose terminal may be closed or lack characters, or whose disk may be full."""
+    """A stream whose reader may leave, whose terminal may be closed, or whose disk may be full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):  # ValueError: closed
-            try:
-                return self._stream.write(text)
-            except UnicodeEncodeError:  # file names may be any bytes, and a terminal may know ASCII alone
-                known = self._stream.encoding
-                return self._stream.write(text.encode(known, "backslashreplace").decode(known))
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
@@ -191,9 +179,12 @@ class _Lasting:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within the block, writing to a closed or full stdout or stderr never raises."""
+    """Within the block, writing to a closed or full stdout or stderr never raises, whatever the characters."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         streams = [stream or nowhere for stream in (sys.stdout, sys.stderr)]
+        for stream in streams:  # file names may be any bytes, and a terminal may know ASCII alone
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         out, err = map(_Lasting, streams)
         try:
             with redirect_stdout(out), redirect_stderr(err):
@@ -215,8 +206,8 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, _MOST_TRIM_BYTES)
-        mallopt(_MMAP_THRESHOLD, _MOST_MMAP_BYTES)
+        for parameter, value in _MALLOPT.items():
+            mallopt(parameter, value)
 
 
 def name_nameless_user() -> None:

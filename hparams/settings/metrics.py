@@ -14,12 +14,9 @@ class FeatureSettings(Group, title="features"):
 
     features: Literal["inception", "dinov2", "vgg16", "r64"] = setting(
         "inception",
-        help="features to compare: Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a VGG16 of fixed "
-        "random weights, which needs no download",
+        "Inception-v3 as in the FID paper, DINOv2 (ViT-L/14), VGG16, or a VGG16 of random weights: no download",
     )
-    feature_weights: str | None = setting(
-        None, help="file of weights for --features, for use without a network", unit="file", none_means="downloaded"
-    )
+    feature_weights: str | None = setting(None, "file of weights for --features", unit="file", none_means="downloaded")
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class RealSettings(Group, title="real images"):
     """The real images that a metric compares with."""
 
     split: Literal["train", "val", "all"] = setting(
-        "train", help="part of the data set to compare with; of a folder, train is the first 95% and val the rest"
+        "train", "part of the data set to compare with; of a folder, train is the first 95% and val the rest"
     )
 
 
@@ -36,32 +33,32 @@ class GeneratedSettings(Group, title="generated images"):
     """What to compare in place of images drawn from the prior, and whether to keep them."""
 
     latents_path: str | None = setting(
-        None, help="file of codes to decode, integers [n,N]: .npy or by torch.save", unit="file", none_means="drawn"
+        None, "codes to decode, integers [n,N]: .npy or by torch.save", unit="file", none_means="drawn"
     )
     fake_images_path: str | None = setting(
-        None, help="images to compare instead of samples, resized to img_size where they differ", unit="folder"
+        None, "images to compare instead of samples, resized to img_size", unit="folder"
     )
-    save_images: bool = setting(False, help="write each generated image to images/samples/")
+    save_images: bool = setting(False, "write each generated image to images/samples/")
 
 
 @dataclass(frozen=True)
 class KIDSettings(Group, title="KID"):
     """The kernel inception distance."""
 
-    kid_subsets: int = setting(100, help="random subsets that KID averages over; 0 leaves KID out", unit="n", minimum=0)
-    kid_subset_size: int = setting(1000, help="images in each subset", unit="images", minimum=2)
+    kid_subsets: int = setting(100, "random subsets that KID averages over; 0 leaves KID out", unit="n", minimum=0)
+    kid_subset_size: int = setting(1000, "images in each subset", unit="images", minimum=2)
 
 
 @dataclass(frozen=True)
 class PRDCSettings(Group, title="PRDC"):
     """Precision, recall, density and coverage."""
 
-    nearest_k: int = setting(3, help="a point's radius reaches its k-th nearest neighbour", unit="k", minimum=1)
+    nearest_k: int = setting(3, "a point's radius reaches its k-th nearest neighbour", unit="k")
     real_feats: str | None = setting(
-        None, help="features of real images: .npy or .safetensors, [n,d]", unit="file", none_means="computed"
+        None, "features of real images: .npy or .safetensors, [n,d]", unit="file", none_means="computed"
     )
     fake_feats: str | None = setting(
-        None, help="features of generated images: .npy or .safetensors, [n,d]", unit="file", none_means="computed"
+        None, "features of generated images: .npy or .safetensors, [n,d]", unit="file", none_means="computed"
     )
 
 
@@ -70,14 +67,11 @@ class ReconstructionSettings(Group, title="reconstructions"):
     """Which images are reconstructed, and how they are compared one by one."""
 
     n_samples: int | None = setting(
-        None, help="images to reconstruct, the first ones", unit="images", minimum=2, none_means="all of the split"
+        None, "images to reconstruct, the first ones", unit="images", minimum=2, none_means="all of the split"
     )
-    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="network of LPIPS")
+    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", "network of LPIPS")
     lpips_weights: str | None = setting(
-        None,
-        help="file of weights for --lpips_net, or for all of LPIPS; where there are none, LPIPS is left out",
-        unit="file",
-        none_means="downloaded",
+        None, "weights of --lpips_net or LPIPS; without, LPIPS is left out", unit="file", none_means="downloaded"
     )
 
 
@@ -85,37 +79,25 @@ class ReconstructionSettings(Group, title="reconstructions"):
 class LikelihoodSettings(Group, title="likelihood"):
     """The bound on the likelihood of validation images, and the head that it needs."""
 
-    train_steps: int = setting(
-        10_000, help="updates of the log-sigma head before the evaluation; 0: use it as it is", unit="steps", minimum=0
-    )
-    steps_per_eval: int = setting(
-        5_000, help="updates between two evaluations of the pixel term; 0: only at the end", unit="steps", minimum=0
-    )
-    lr: float = setting(1e-4, help="learning rate of the head's Adam", unit="rate", above=0)
+    train_steps: int = setting(10_000, "updates of the log-sigma head; 0: use it as it is", unit="steps", minimum=0)
+    steps_per_eval: int = setting(5_000, "updates between two evaluations; 0: only at the end", unit="steps", minimum=0)
+    lr: float = setting(1e-4, "learning rate of the head's Adam", unit="rate", above=0)
     protocol: Literal["dequantised", "published"] = setting(
         "dequantised",
-        help="dequantised: a bound for images of --bits, over the whole validation set; published: as in that code, "
-        "one batch, the density at pixels / 255, log 32 per dimension",
+        "dequantised: a bound for images of --bits, over all of them; published: one batch, log 32 per dimension",
     )
     bits: int = setting(
         None,
-        help="reduce images to so many bits per colour channel",
+        "reduce images to so many bits per channel",
         unit="bits",
-        minimum=1,
         maximum=8,
         none_means="8; 5 with --protocol published",
     )
     code_bound: Literal["t_step", "continuous"] = setting(
-        "t_step",
-        help="bound of an absorbing prior: t_step, over total_steps diffusion steps as in the paper; continuous, its "
-        "limit in continuous time, tighter and less variable",
+        "t_step", "bound of an absorbing prior: t_step, over total_steps as in the paper; continuous, its tighter limit"
     )
     elbo_steps: int = setting(
-        None,
-        help="evaluations of the prior per image, spread evenly over the bound's terms; at most twice their number",
-        unit="n",
-        minimum=2,
-        none_means="64, or the most possible if that is less",
+        None, "evaluations per image, at most twice the bound's terms", unit="n", minimum=2, none_means="at most 64"
     )
 
 
@@ -123,20 +105,13 @@ class LikelihoodSettings(Group, title="likelihood"):
 class NeighbourSettings(Group, title="neighbours"):
     """What is near, and how many are shown."""
 
-    top_k: int = setting(10, help="how many nearest training images to find for each sample", unit="images", minimum=1)
+    top_k: int = setting(10, "how many nearest training images to find for each sample", unit="images")
     train_images: int | None = setting(
-        None,
-        help="compare with the first so many training images only",
-        unit="images",
-        minimum=1,
-        none_means="all of them",
+        None, "how many to compare with, the first", unit="images", none_means="all of them"
     )
     distance: Literal["lpips", "r64"] = setting(
         "lpips",
-        help="LPIPS, or the squared distance of features of a VGG16 of fixed random weights; these need no download, "
-        "and stand in where LPIPS weights cannot be had",
+        "LPIPS, or the squared distance of features of a VGG16 of fixed random weights, which needs no download",
     )
-    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", help="network of LPIPS")
-    lpips_weights: str | None = setting(
-        None, help="file of weights for --lpips_net, for use without a network", unit="file", none_means="downloaded"
-    )
+    lpips_net: Literal["alex", "vgg", "squeeze"] = setting("alex", "network of LPIPS")
+    lpips_weights: str | None = setting(None, "file of weights for --lpips_net", unit="file", none_means="downloaded")

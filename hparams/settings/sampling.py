@@ -12,40 +12,30 @@ from hparams.fields import Group, setting
 class WhichWeights(Group, title="weights"):
     """Averaged or raw weights."""
 
-    ema: bool | None = setting(
-        None, help="load averaged weights, or with --no_ema raw ones", none_means="averaged where they exist"
-    )
+    ema: bool | None = setting(None, "load averaged weights, or raw ones", none_means="averaged where they exist")
 
 
 @dataclass(frozen=True)
 class CheckpointSource(WhichWeights, title="trained prior"):
     """Which trained prior an experiment loads."""
 
-    load_dir: str | None = setting(
-        None, help="run folder of the trained prior, under logs/", unit="run", none_means="required"
-    )
-    load_step: int | None = setting(
-        None, help="step of the trained prior", unit="step", minimum=1, none_means="the newest"
-    )
+    load_dir: str | None = setting(None, "run of the trained prior, under logs/", unit="run", none_means="required")
+    load_step: int | None = setting(None, "step of the trained prior", unit="step", none_means="the newest")
 
 
 @dataclass(frozen=True)
 class SamplingSettings(Group, title="sampling"):
     """How the prior's tokens are drawn: the same for all experiments and for the pictures of training."""
 
-    n_samples: int = setting(64, help="images to draw; when inpainting, completions of each", unit="images", minimum=1)
+    n_samples: int = setting(64, "images to draw; when inpainting, completions of each", unit="images")
     temp: float = setting(
-        1.0, help="sampling temperature of the codes; of larger images, on the mean over windows", unit="tau", above=0
+        1.0, "sampling temperature of the codes; of larger images, on the mean over windows", unit="tau", above=0
     )
     sample_steps: int = setting(
-        None,
-        help="sampling steps, at most total_steps; of larger images, those of --order random",
-        unit="steps",
-        minimum=1,
-        none_means="total_steps",
+        None, "at most total_steps; of larger images, those of --order random", unit="steps", none_means="total_steps"
     )
     sample_type: Literal["diffusion", "mlm"] = setting(
-        "diffusion", help="diffusion: ancestral sampling; mlm: predicting and masking again, repeatedly"
+        "diffusion", "diffusion: ancestral sampling; mlm: predicting and masking again, repeatedly"
     )
 
 
@@ -53,7 +43,7 @@ class SamplingSettings(Group, title="sampling"):
 class OutputSettings(Group, title="output"):
     """What an experiment writes."""
 
-    save_individually: bool = setting(False, help="write each image to a file of its own, not in grids")
+    save_individually: bool = setting(False, "write each image to a file of its own, not in grids")
 
 
 @dataclass(frozen=True)
@@ -61,18 +51,12 @@ class LargerSettings(Group, title="larger images"):
     """Images larger than the training ones."""
 
     shape: tuple[int, ...] = setting(
-        None,
-        help="height and width in codes, each at least that of latent_shape",
-        unit="n",
-        minimum=1,
-        none_means="height of latent_shape, twice its width",
+        None, "height and width in codes, at least latent_shape's", unit="n", none_means="its height, twice its width"
     )
     order: Literal["raster", "random"] = setting(
-        "raster", help="raster: one code a step, row by row, as published; random: all over the grid, in sample_steps"
+        "raster", "raster: one code a step, row by row, as published; random: all over the grid, in sample_steps"
     )
-    stride: int = setting(
-        1, help="distance between the windows in which the prior predicts, at most their side", unit="codes", minimum=1
-    )
+    stride: int = setting(1, "distance between the prior's windows, at most their side", unit="codes")
 
 
 @dataclass(frozen=True)
@@ -80,22 +64,18 @@ class InpaintingSettings(Group, title="inpainting"):
     """Images of which a part is painted anew."""
 
     split: Literal["train", "val", "all"] = setting(
-        "val", help="part of the data set to take images from; of a folder, train is the first 95% and val the rest"
+        "val", "part of the data set to take images from; of a folder, train is the first 95% and val the rest"
     )
-    n_images: int = setting(
-        8, help="images to complete, the first ones; all if there are fewer", unit="images", minimum=1
-    )
+    n_images: int = setting(8, "images to complete, the first ones; all if there are fewer", unit="images")
     region: tuple[int, ...] | None = setting(
         None,
-        help="part to paint anew: top, left, height and width in pixels at img_size; every code that it touches is "
-        "drawn",
+        "part to paint anew: top, left, height and width at img_size",
         unit="px",
         minimum=0,
         none_means="the lower half",
     )
     mask_path: str | None = setting(
         None,
-        help="instead of --region, an image that is white (lighter than mid-grey) where to paint anew; resized and "
-        "cropped like the data",
+        "instead of --region: an image, white (lighter than mid-grey) where to paint, cropped like the data",
         unit="file",
     )

@@ -30,69 +30,49 @@ class RunSettings(Group, title="run"):
     """What every script needs: data, run folder, device, dashboard."""
 
     dataset: Literal["churches", "bedrooms", FolderDataset, "toy_churches"] = _data(
-        None, help="data set; picks the preset", none_means="that of the loaded run, else required"
+        None, "data set; picks the preset", none_means="that of the loaded run, else required"
     )
-    custom_dataset_path: str | None = _data(None, help="folder of images, for --dataset custom", unit="folder")
-    datasets_file: str = _data("datasets.yaml", help="file that says where each data set lies", unit="file")
-    log_dir: str = setting(None, help="run folder, under logs/; may contain slashes", unit="name")
-    seed: int = setting(0, unit="seed", help="seed of every random stream", minimum=0, maximum=2**63 - 1)
-    device: str = _device("auto", unit="device", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
-    amp: bool = _device(False, help="mixed precision, of the type --amp_dtype")
+    custom_dataset_path: str | None = _data(None, "folder of images, for --dataset custom", unit="folder")
+    datasets_file: str = _data("datasets.yaml", "file that says where each data set lies", unit="file")
+    log_dir: str = setting(None, "run folder, under logs/; may contain slashes", unit="name")
+    seed: int = setting(0, "seed of every random stream", unit="seed", minimum=0, maximum=2**63 - 1)
+    device: str = _device("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N", unit="device")
+    amp: bool = _device(False, "mixed precision, of the type --amp_dtype")
     amp_dtype: Literal["auto", "bfloat16", "float16"] = _device(
-        "auto", help="type for --amp; auto: bfloat16 where the hardware has it, else float16 with a loss scaler"
+        "auto", "type for --amp; auto: bfloat16 where the hardware has it, else float16 with a loss scaler"
     )
     compile: Literal["auto", "on", "off"] = _device(
-        "auto",
-        help="compile the layers, and on CUDA replay steps as graphs; auto: on CUDA only, without the decoder of "
-        "experiments, and without graphs when several processes train",
+        "auto", "compile layers, and replay steps as CUDA graphs; auto: on CUDA, no graphs when several processes train"
     )
-    batch_size: int = setting(20, help="images in a batch of each process", unit="images", minimum=1)
-    num_workers: int = _data(4, help="processes that read images; 0: the main process reads them", unit="n", minimum=0)
+    batch_size: int = setting(20, "images in a batch of each process", unit="images")
+    num_workers: int = _data(4, "processes that read images; 0: the main process reads them", unit="n", minimum=0)
     max_bad_images: float = _data(
-        0.01,
-        help="end when a larger share of the images is unreadable; until then others stand in for them",
-        unit="share",
-        minimum=0,
-        below=1,
+        0.01, "end when a larger share of images is unreadable; else others stand in", unit="share", minimum=0, below=1
     )
-    toy_images: int = _data(
-        10_000,
-        help="training scenes drawn for toy_churches; validation gets a tenth, at least 64",
-        unit="images",
-        minimum=1,
-    )
+    toy_images: int = _data(10_000, "scenes of toy_churches; a tenth more, at least 64, validate", unit="images")
     sinks: tuple[SinkName, ...] = _shown(
         ("visdom", "summary"),
-        help="what shows the run: a visdom server; summary.png, a page that is drawn at training's checkpoints and at "
-        "an experiment's end; TensorBoard; Weights & Biases. experiments/replay_dashboard.py shows it later, too",
+        "what shows the run, as experiments/replay_dashboard.py does later; summary: the page summary.png",
         allow_empty=True,
     )
-    visdom_server: str = _shown("http://localhost", help="address of the visdom server, without its port", unit="url")
-    visdom_port: int = _shown(8097, help="port of the visdom server", unit="port", minimum=1, maximum=65535)
-    visdom_base_url: str = _shown(
-        "/", help="path below which the visdom server answers, as its own -base_url", unit="path"
-    )
-    quiet: bool = _shown(False, help="print nothing but warnings, errors and results", saved=False)
+    visdom_server: str = _shown("http://localhost", "address of the visdom server, without its port", unit="url")
+    visdom_port: int = _shown(8097, "port of the visdom server", unit="port", maximum=65535)
+    visdom_base_url: str = _shown("/", "path below which the visdom server answers, as its own -base_url", unit="path")
+    quiet: bool = _shown(False, "print nothing but warnings, errors and results", saved=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = _together(
-        "auto", help="under torchrun: how processes communicate; auto: nccl if each has a GPU of its own, else gloo"
+        "auto", "under torchrun: how processes communicate; auto: nccl if each has a GPU of its own, else gloo"
     )
-    dist_timeout: int = _together(
-        600, help="under torchrun: how long one process waits for another", unit="seconds", minimum=1
-    )
-    dry_run: bool = setting(False, help="check the settings, print them, and stop", saved=False)
-    traceback: bool = setting(False, help="show the traceback of an error above its line", saved=False)
+    dist_timeout: int = _together(600, "under torchrun: how long one process waits for another", unit="seconds")
+    dry_run: bool = setting(False, "check the settings, print them, and stop", saved=False)
+    traceback: bool = setting(False, "show the traceback of an error above its line", saved=False)
 
 
 @dataclass(frozen=True)
 class AutoencoderSource(Group, title="trained autoencoder"):
     """Which trained autoencoder makes the codes."""
 
-    ae_load_dir: str | None = setting(
-        None, help="run folder of the trained VQGAN, under logs/", unit="run", none_means="required"
-    )
-    ae_load_step: int | None = setting(
-        None, help="step of the trained VQGAN", unit="step", minimum=1, none_means="the newest"
-    )
+    ae_load_dir: str | None = setting(None, "run of the trained VQGAN, under logs/", unit="run", none_means="required")
+    ae_load_step: int | None = setting(None, "step of the trained VQGAN", unit="step", none_means="the newest")
 
 
 @dataclass(frozen=True)

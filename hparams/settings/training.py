@@ -17,85 +17,49 @@ _checkpoints = partial(setting, subject="checkpoints")
 class TrainingSettings(Group, title="training"):
     """The training loop of either stage."""
 
-    lr: float = setting(None, help="learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
+    lr: float = setting(None, "learning rate of Adam", unit="rate", above=0, none_means="base_lr * global_batch")
     train_steps: int = setting(
         2_000_000,
-        help="updates in all, those before --resume included; lengths are published for churches only",
+        "updates in all, those before --resume included; lengths are published for churches only",
         unit="steps",
-        minimum=1,
     )
     global_batch: int = setting(
         None,
-        help="images per update, over all processes; a resumed run keeps it, whatever their number",
+        "images per update, over all processes; a resumed run keeps it",
         unit="images",
-        minimum=1,
         none_means="batch_size * accumulate_steps * processes",
     )
     accumulate_steps: int = setting(
-        1,
-        help="batches of each process per update; the same as one large batch, except that stage 1's discriminator "
-        "takes batch-norm statistics from each",
-        unit="batches",
-        minimum=1,
+        1, "batches of each process per update; the discriminator's batch-norm sees each", unit="batches"
     )
-    compress_gradients: bool = setting(
-        False, help="send gradients between processes as bfloat16, half the bytes", subject="several processes"
-    )
-    ema: bool = _average(False, help="keep an exponential moving average of the weights")
-    ema_beta: float = _average(0.995, help="decay of the moving average", unit="beta", minimum=0, below=1)
+    compress_gradients: bool = setting(False, "send gradients as bfloat16, half the bytes", subject="several processes")
+    ema: bool = _average(False, "keep an exponential moving average of the weights")
+    ema_beta: float = _average(0.995, "decay of the moving average", unit="beta", minimum=0, below=1)
     ema_warmup: bool = _average(
-        False,
-        help="let the average's memory grow with its updates n, so that it forgets its start: decay "
-        "min(ema_beta, (1 + n)/(10 + n))",
+        False, "after n updates decay by min(ema_beta, (1 + n)/(10 + n)), which forgets the start"
     )
-    steps_per_update_ema: int = _average(
-        10, help="training steps between two updates of the moving average", unit="steps", minimum=1
-    )
+    steps_per_update_ema: int = _average(10, "training steps between two updates of the moving average", unit="steps")
     load_dir: str | None = _start(
-        None, help="run to take the starting weights from, with --load_step", unit="run", none_means="this run's own"
+        None, "run of the starting weights, with --load_step", unit="run", none_means="this run's own"
     )
-    load_step: int = _start(
-        0, help="step of the starting weights; 0: start from random weights", unit="step", minimum=0
-    )
-    load_optim: bool = _start(False, help="with --load_step, load the optimisers of that step too")
+    load_step: int = _start(0, "step of the starting weights; 0: start from random weights", unit="step", minimum=0)
+    load_optim: bool = _start(False, "with --load_step, load the optimisers of that step too")
     resume: bool = _start(
-        False,
-        help="go on with this run, as the same command does, with its saved settings and the flags that are typed",
-        saved=False,
+        False, "go on with this run, with its saved settings and the flags that are typed", saved=False
     )
-    steps_per_log: int = _shown(10, help="steps between two log lines", unit="steps", minimum=1)
+    steps_per_log: int = _shown(10, "steps between two log lines", unit="steps")
     steps_per_eval: int = _shown(
-        0,
-        help="steps between two validations; 0: no validation, and of a folder all images train",
-        unit="steps",
-        minimum=0,
+        0, "steps between validations; 0: none, and of a folder all train", unit="steps", minimum=0
     )
     steps_per_checkpoint: int = _checkpoints(
-        25_000,
-        help="steps between two checkpoints; the last step is always saved; 0: only that",
-        unit="steps",
-        minimum=0,
+        25_000, "steps between checkpoints; 0: only the last", unit="steps", minimum=0
     )
-    keep_states: int = _checkpoints(
-        2,
-        help="how many of the newest saved steps keep what --resume needs; older ones keep weights only",
-        unit="steps",
-        minimum=1,
-    )
-    keep_checkpoints: str = _checkpoints(
-        "all", help="how many of the newest saved steps keep their weights: a number, or all", unit="n"
-    )
-    max_skipped: int = setting(
-        100, help="end the run after so many updates in a row whose gradients are not finite", unit="updates", minimum=1
-    )
+    keep_states: int = _checkpoints(2, "newest saved steps that keep what --resume needs", unit="steps")
+    keep_checkpoints: str = _checkpoints("all", "newest saved steps that keep their weights, or all", unit="n")
+    max_skipped: int = setting(100, "end after so many updates in a row without finite gradients", unit="updates")
     steps_per_display_output: int = _shown(
-        5_000,
-        help="steps between two pictures that sinks show, and that are written as well; 0 for none",
-        unit="steps",
-        minimum=0,
+        5_000, "steps between pictures for sinks, written too; 0: none", unit="steps", minimum=0
     )
-    steps_per_save_output: int = _shown(
-        5_000, help="steps between two pictures written to images/; 0 for none", unit="steps", minimum=0
-    )
-    save_individually: bool = _shown(False, help="write each image to a file of its own, and as grids only those shown")
-    horizontal_flip: bool = setting(False, help="train on mirrored images too")
+    steps_per_save_output: int = _shown(5_000, "steps between pictures in images/; 0: none", unit="steps", minimum=0)
+    save_individually: bool = _shown(False, "write each image to a file of its own, and as grids only those shown")
+    horizontal_flip: bool = setting(False, "train on mirrored images too")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.presets import DATASETS
-from hparams.saved import save
 from hparams.settings.experiments import SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
@@ -182,19 +179,3 @@ def test_switch_of_three_values() -> None:
     line = "--dataset churches --ae_load_dir ae --load_dir prior"
     got = [read(SamplesExperiment, line + more).checkpoint.ema for more in ("", " --ema", " --no_ema")]
     assert got == [None, True, False]
-
-
-def test_only_typed_flags_reach_resolution(tmp_path: Path) -> None:
-    save(read(VQGANStage, "--dataset toy_churches --nf 64 --no_amp --log_dir mine"), tmp_path / "mine" / "hparams.yaml")
-    stage = read(VQGANStage, "--log_dir mine --resume", tmp_path)
-    assert (stage.run.dataset, stage.autoencoder.nf, stage.run.amp) == ("toy_churches", 64, False)
-    assert read(VQGANStage, "--log_dir mine --resume --amp", tmp_path).run.amp
-
-
-def test_hparams_imports_nothing_of_ours_and_no_torch() -> None:
-    code = (
-        "import sys, hparams.cli, hparams.resolve, hparams.presets\n"
-        "print(sorted({'torch', 'numpy', 'yaml', 'models', 'utils'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "[]\n"

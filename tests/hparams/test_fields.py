@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from hparams.fields import as_text, from_text, from_yaml, nearest, setting, settings_of
+from hparams.fields import as_text, from_text, from_yaml, setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,3 @@ def test_as_text() -> None:
     assert as_text(True) == "on"
     assert as_text(False) == "off"
     assert as_text(2_200_000) == "2200000"
-
-
-def test_nearest() -> None:
-    assert nearest("chruches", ["bedrooms", "churches"]) == "churches"
-    assert nearest("zzz", ["bedrooms", "churches"]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,16 @@ STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExpe
     ],
 )
 def test_idle_flags_are_said(
-    stage: type[Stage], words: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Any
+    stage: type[Stage],
+    words: str,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "p").mkdir()
-    parse(stage, words.split(), prog="script.py", description="", example="", logs=tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    parse(stage, words.split(), description="", example="", logs=tmp_path)
     said = capsys.readouterr().err
     assert said.count("\n") == bool(expected)
     assert expected in said

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hparams.fields import Setting, as_text, from_text, settings_of
-from hparams.presets import DATASETS, TABLES, preset
+from hparams.presets import DATASETS, TABLES
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
@@ -81,10 +81,3 @@ def test_toy_churches_needs_no_download_and_has_8x8_codes(tmp_path: Path) -> Non
         )
         assert second.autoencoder == first.autoencoder
         assert second.prior.block_size == 64
-
-
-def test_unknown_names_are_the_programmers_error() -> None:
-    with pytest.raises(ValueError, match="no preset for 'cats'"):
-        preset(("autoencoder",), "cats")
-    with pytest.raises(ValueError, match="no table 'autoencodr'"):
-        preset(("autoencodr",), "churches")

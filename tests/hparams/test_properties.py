@@ -18,6 +18,7 @@ from hparams.fields import Setting, settings_of
 from hparams.presets import DATASETS
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from utils.runs.run_folder import save_settings
 
 STAGES = {"vqgan": (VQGANStage, {}), "prior": (PriorStage, {"ae_load_dir": "vqgan"})}
 # Those that must fit to each other are drawn by other tests.
@@ -100,7 +101,7 @@ def test_saved_settings_come_back_and_typed_ones_win(tmp_path_factory, kind: str
     stage, required = STAGES[kind]
     logs = tmp_path_factory.mktemp("logs")
     first = resolve(stage, data.draw(typed(stage, dataset="churches", log_dir="run", **required)), logs=logs)
-    saved.save(first, logs / "run/hparams.yaml")
+    save_settings(first, logs / "run/hparams.yaml")
     resumed = resolve(stage, {"resume": True, "log_dir": "run"}, logs=logs)
     assert saved.to_flat(resumed) == saved.to_flat(first)
     again = data.draw(typed(stage))
@@ -122,7 +123,7 @@ def test_any_allowed_value_survives_the_file(tmp_path_factory, data: st.DataObje
         for item in known.values()
     }
     file = tmp_path_factory.mktemp("run") / "hparams.yaml"
-    saved.save(PriorStage(**groups), file)
+    save_settings(PriorStage(**groups), file)
     assert saved.load(file, PriorStage) == values
 
 
@@ -151,7 +152,7 @@ def test_any_text_as_a_value_is_taken_or_refused(tmp_path_factory, name: str, te
 @given(cut=st.floats(0, 1))
 def test_settings_that_were_cut_off_never_pass_for_whole_ones(tmp_path_factory, cut: float) -> None:
     file: Path = tmp_path_factory.mktemp("run") / "hparams.yaml"
-    saved.save(resolve(VQGANStage, {"dataset": "churches"}, logs=file.parent), file)
+    save_settings(resolve(VQGANStage, {"dataset": "churches"}, logs=file.parent), file)
     content = file.read_bytes()
     file.write_bytes(content[: int(cut * (len(content) - 1))])
     with pytest.raises(UserError, match=r"hparams\.yaml"):

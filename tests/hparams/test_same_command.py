@@ -9,8 +9,9 @@ import pytest
 
 from hparams.errors import UserError
 from hparams.resolve import resolve
-from hparams.saved import save, to_flat
+from hparams.saved import to_flat
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from utils.runs.run_folder import save_settings
 
 FIRST = {"dataset": "churches", "log_dir": "run", "batch_size": 4, "seed": 3}
 SECOND = {"dataset": "churches", "log_dir": "run", "ae_load_dir": "ae", "lr": 1e-3}
@@ -24,7 +25,7 @@ def logs(tmp_path: Path) -> Path:
 def begun(logs: Path, stage_class: type[Stage], typed: dict[str, Any], processes: int = 1, **saved: Any) -> Any:
     """The settings of a run that has saved a step."""
     stage = resolve(stage_class, typed | saved, logs=logs, processes=processes)
-    save(stage, logs / stage.run.log_dir / "hparams.yaml")
+    save_settings(stage, logs / stage.run.log_dir / "hparams.yaml")
     (logs / stage.run.log_dir / "saved_models").mkdir()
     kind = stage.prior.sampler if isinstance(stage, PriorStage) else "vqgan"
     (logs / stage.run.log_dir / f"saved_models/{kind}_state_5.th").touch()
@@ -46,7 +47,7 @@ def test_the_same_command_has_the_settings_of_its_run(
     stage = begun(logs, stage_class, typed)
     assert resolve(stage_class, typed, logs=logs) == stage
     # Of a machine, of this call, or another spelling.
-    more = {"device": "cpu", "num_workers": 1, "visdom_port": 9, "summary": False, "quiet": True}
+    more = {"device": "cpu", "num_workers": 1, "visdom_port": 9, "sinks": (), "quiet": True}
     assert resolve(stage_class, typed | more | {"log_dir": stage.run.log_dir + "/"}, logs=logs).run.quiet
 
 

@@ -8,9 +8,10 @@ import yaml
 from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.resolve import resolve
-from hparams.saved import describe, load, save, to_flat
+from hparams.saved import describe, load, to_flat
 from hparams.settings.experiments import SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from utils.runs.run_folder import save_settings
 
 
 def build(stage_class: type[Stage], **typed: object) -> Stage:
@@ -25,7 +26,7 @@ def build(stage_class: type[Stage], **typed: object) -> Stage:
 def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
     stage = build(stage_class)
     path = tmp_path / "deep" / "er" / "hparams.yaml"
-    save(stage, path)
+    save_settings(stage, path)
     settings = settings_of(stage_class)
     expected = {n: getattr(getattr(stage, s.group), n) for n, s in settings.items() if s.saved}
     assert load(path, stage_class) == expected
@@ -35,7 +36,7 @@ def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
 def test_file_is_flat_plain_and_readable(tmp_path: Path) -> None:
     path = tmp_path / "hparams.yaml"
     stage = build(VQGANStage)
-    save(stage, path)
+    save_settings(stage, path)
     text = path.read_text()
     assert "\nch_mult: [1, 1, 2, 2, 4]\n" in text
     assert "# autoencoder\n" in text
@@ -50,34 +51,15 @@ def test_settings_of_one_call_are_not_saved(tmp_path: Path) -> None:
         load(tmp_path / "hparams.yaml", VQGANStage)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "hparams.yaml"
-    save(build(VQGANStage), path)
-    before = path.read_bytes()
-
-    def no_space(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("hparams.saved.os.fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        save(build(VQGANStage, nf=64), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     """Also within the last value: a port of 80 would be as good as any."""
     path = tmp_path / "hparams.yaml"
-    save(build(VQGANStage), path)
+    save_settings(build(VQGANStage), path)
     text = path.read_text()
     for length in (len(text) - 1, len(text) - 2, text.rindex("\n", 0, -1) + 1):
         path.write_text(text[:length])
         with pytest.raises(UserError, match=r"hparams\.yaml: is cut off"):
             load(path, VQGANStage)
-
-
-def test_missing_file_says_nothing(tmp_path: Path) -> None:
-    assert load(tmp_path / "hparams.yaml", VQGANStage) == {}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +111,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 def test_a_run_of_the_other_script_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "hparams.yaml"
-    save(build(PriorStage), path)
+    save_settings(build(PriorStage), path)
     with pytest.raises(UserError, match=r"is a run of train_sampler\.py, but a run of train_vqgan\.py is needed"):
         load(path, VQGANStage)
 

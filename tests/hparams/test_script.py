@@ -44,7 +44,7 @@ def main():
     if stage.run.seed == 5:
         os.kill(os.getpid(), signal.SIGUSR1)
     print(describe(stage))
-    heavy = {"torch", "numpy", "PIL", "visdom"} & set(sys.modules)
+    heavy = {"torch", "numpy", "yaml", "PIL", "visdom"} & set(sys.modules)
     assert not heavy, heavy
 
 run_script(main)

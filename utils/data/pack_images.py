@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hparams.cli import parse_plain
+from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.presets import FOLDERS
 from hparams.script import require_open_files, run_script
@@ -47,7 +47,7 @@ def pack_images(folder: Path, images: Iterable[np.ndarray]) -> None:
 
 
 def main() -> None:
-    settings = parse_plain(Pack, prog="python -m utils.data.pack_images", description=__doc__, example=EXAMPLE).pack
+    settings = parse(Pack, prog="python -m utils.data.pack_images", description=__doc__, example=EXAMPLE).pack
     if not settings.dataset:
         raise UserError(f"--dataset is required: one of {', '.join(FOLDERS)}")
     if not settings.out:

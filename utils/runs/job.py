@@ -15,7 +15,7 @@ from torch import nn
 
 from hparams.errors import RunError, UserError
 from hparams.fields import values_of
-from hparams.saved import describe, save
+from hparams.saved import describe
 from hparams.settings.stages import RunSettings, Stage
 from utils.data.bad_images import STANDS_IN, BadImages, Report
 from utils.data.datasets import ImageData
@@ -27,7 +27,7 @@ from utils.machine.progress import Progress
 from utils.machine.signals import Signals, Stopped, end_politely
 from utils.runs.record import ALL, NoRecord, Record
 from utils.runs.results import Value, record_result
-from utils.runs.run_folder import RunFolder
+from utils.runs.run_folder import RunFolder, save_settings
 from utils.runs.same_settings import require_same_images, require_same_settings
 
 _POLL_S = 0.2
@@ -212,7 +212,7 @@ class Job:
             if self._settings:
                 self._open_sinks(record, self.folder, values_of(self._settings), resume_step)
                 if saves:
-                    save(self._settings, self.folder.hparams)
+                    save_settings(self._settings, self.folder.hparams)
 
     def list_bad_images(self, *, keep: bool = False, until_replaced: str = STANDS_IN) -> None:
         """Let the run folder list images that cannot be read, up to the share allowed; keep: go on from its list."""

@@ -1,13 +1,16 @@
-"""Where a run's files lie, and which of its steps are whole. Knows names and sizes, and no torch."""
+"""Where a run's files lie, and which of its steps are whole. Knows names and sizes; imports no torch."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from hparams import saved
 from hparams.errors import UserError
 from hparams.folders import require_run
 from hparams.resolve import LOGS
+from hparams.settings.stages import Stage
+from utils.machine.files import whole_file
 
 Flags = tuple[str, str]  # that name a run's folder and a step of it, for messages
 
@@ -18,6 +21,12 @@ DATA_FEATURES = LOGS / "features"
 
 # The published code saves each optimiser to a file of its own, `<name>_optim_<step>.th`.
 OPTIMISERS = {VQGAN: ("ae", "disc"), ABSORBING: (ABSORBING,), AUTOREGRESSIVE: (AUTOREGRESSIVE,)}
+
+
+def save_settings(stage: Stage, path: Path) -> None:
+    """Write the settings of a run to its ``hparams.yaml``, whole or not at all; missing folders are made."""
+    with whole_file(path) as file:
+        file.write(saved.as_yaml(stage).encode())
 
 
 class RunFolder:

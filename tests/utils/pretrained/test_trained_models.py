@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from hparams import saved
 from hparams.resolve import resolve
 from hparams.settings.experiments import LikelihoodExperiment
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.pretrained.loading import note_of_average
 from utils.pretrained.trained_models import note_if_seen
+from utils.runs.run_folder import save_settings
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_models_that_learnt_from_what_is_evaluated(
 
     def train(stage: type[VQGANStage | PriorStage], name: str, **changes: Any) -> None:
         settings = folder | {"log_dir": name, "steps_per_eval": 5 if name in held_out else 0} | changes
-        saved.save(resolve(stage, settings), Path("logs", name, "hparams.yaml"))
+        save_settings(resolve(stage, settings), Path("logs", name, "hparams.yaml"))
 
     def told(**changes: Any) -> str:
         note_if_seen(resolve(LikelihoodExperiment, folder | {"load_dir": "prior", "ae_load_dir": "ae"} | changes))
@@ -65,7 +65,7 @@ def test_an_average_that_still_holds_much_of_its_start(
     step: int, changes: dict[str, Any], share: str | None, tmp_path: Path
 ) -> None:
     settings = resolve(VQGANStage, {"dataset": "churches", "ema": True, **changes}, logs=tmp_path)
-    saved.save(settings, tmp_path / "run/hparams.yaml")
+    save_settings(settings, tmp_path / "run/hparams.yaml")
     average = tmp_path / f"run/saved_models/vqgan_ema_{step}.th"
     said = note_of_average(average)
     assert said == (

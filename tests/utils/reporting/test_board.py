@@ -10,7 +10,6 @@ import pytest
 
 from hparams.fields import values_of
 from hparams.resolve import resolve
-from hparams.saved import save
 from hparams.settings.stages import PriorStage, VQGANStage
 from shown import shown
 from utils.data.pictures import save_png
@@ -18,7 +17,7 @@ from utils.reporting.board import MOST_PICTURES, RESOLUTION, Board, Curve, repla
 from utils.reporting.layout import TRAIN, VAL, Bars, Curves, panes_of
 from utils.runs.record import Record
 from utils.runs.results import record_result
-from utils.runs.run_folder import RunFolder
+from utils.runs.run_folder import RunFolder, save_settings
 
 
 def of_vqgan(**changes: Any) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def folder(tmp_path: Path) -> RunFolder:
     """The folder of a training run of 30 steps."""
     folder = RunFolder("run", tmp_path)
     settings = resolve(VQGANStage, {"dataset": "churches", "steps_per_log": 10, "sinks": ()})
-    save(settings, folder.hparams)
+    save_settings(settings, folder.hparams)
     record = Record(folder, resume_step=None)
     for step in (10, 20, 30):
         record.scalars(step, "train", {"loss": step, "l1": float("nan")})

@@ -31,7 +31,7 @@ from utils.runs.logged import read_metrics, read_newest
 from utils.runs.record import Record
 from utils.runs.results import read_results, record_result
 from utils.runs.retention import clean_up
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_folder import VQGAN, RunFolder, save_settings
 from utils.runs.shards import Rows, Shards
 from utils.sampling.sample_files import write_samples
 
@@ -155,7 +155,7 @@ def test_what_a_name_stands_for_is_on_the_disk_before_the_name(tmp_path: Path, m
     files = ("vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th")  # the state, which vouches for the others, comes last
     assert done == made + [act for file in files for act in (f"sync .{file}", f"name {file}", "sync saved_models")]
     done.clear()
-    saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
+    save_settings(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), tmp_path / "hparams.yaml")
     assert done == ["sync .hparams.yaml", "name hparams.yaml", f"sync {tmp_path.name}"]
     done.clear()
     with a_job() as job:
@@ -233,7 +233,7 @@ def written_whole(disk: Path) -> dict[str, Any]:
 
     return {
         "settings": (
-            lambda: saved.save(stage, disk / "hparams.yaml"),
+            lambda: save_settings(stage, disk / "hparams.yaml"),
             lambda: saved.load(disk / "hparams.yaml", VQGANStage),
         ),
         "results": (

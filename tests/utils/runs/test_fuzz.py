@@ -36,7 +36,7 @@ from utils.runs.checkpoints import load_file, load_state, load_state_dict, save_
 from utils.runs.logged import read_metrics
 from utils.runs.record import Record
 from utils.runs.results import read_results, record_result
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_folder import VQGAN, RunFolder, save_settings
 from utils.runs.shards import Shards
 
 
@@ -52,7 +52,7 @@ def state(folder: Path) -> Path:
 
 
 def hparams(folder: Path) -> Path:
-    saved.save(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), folder / "hparams.yaml")
+    save_settings(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), folder / "hparams.yaml")
     return folder / "hparams.yaml"
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from hparams.errors import UserError
 from hparams.resolve import resolve
-from hparams.saved import save
 from hparams.settings.stages import VQGANStage
+from utils.runs.run_folder import save_settings
 from utils.training.training_start import first_step, is_complete
 
 
@@ -33,7 +33,7 @@ def run(logs: Path, name: str, *files: str, published: bool = False, **typed: ob
     for file in files:
         (logs / name / "saved_models" / file).touch()
     if not published:
-        save(asked, logs / name / "hparams.yaml")
+        save_settings(asked, logs / name / "hparams.yaml")
 
 
 def step(number: int) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def test_a_run_from_weights_goes_on_from_its_own_steps(logs: Path) -> None:
 def test_weights_of_the_runs_own_folder_are_a_start_until_there_is_a_newer_step(logs: Path) -> None:
     run(logs, "a", *step(5))
     assert start(logs, log_dir="a", load_step=5) == 5
-    save(settings(logs, log_dir="a", load_step=5), logs / "a/hparams.yaml")
+    save_settings(settings(logs, log_dir="a", load_step=5), logs / "a/hparams.yaml")
     assert start(logs, log_dir="a", load_step=5) == 5
     with pytest.raises(UserError, match=r"--resume: .*a holds no saved step .*--load_step 5"):
         start(logs, log_dir="a", resume=True)  # the state of step 5 is of another run
@@ -94,7 +94,7 @@ def test_a_published_step_stays_one_in_a_folder_that_was_trained_on(logs: Path) 
     run(logs, "weights", "vqgan_5.th", published=True)
     for _ in range(2):
         assert start(logs, log_dir="weights", load_step=5) == 6
-        save(settings(logs, log_dir="weights", load_step=5), logs / "weights/hparams.yaml")
+        save_settings(settings(logs, log_dir="weights", load_step=5), logs / "weights/hparams.yaml")
 
 
 def test_an_average_alone_can_be_trained_on_from(logs: Path) -> None:
