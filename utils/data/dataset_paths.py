@@ -62,7 +62,7 @@ class DatasetPaths:
         return f"{where}correct {self.origin}"
 
     def _resolve(self, path: str) -> Path:
-        return self.base / os.path.expanduser(os.path.expandvars(path))
+        return self.base / _expand_home(os.path.expandvars(path))
 
 
 def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
@@ -76,7 +76,7 @@ def find_paths(dataset: str, datasets_file: str | Path, default: str | None = No
     Raises:
         UserError: no such file or entry, or one that cannot be read.
     """
-    file = Path(os.path.expanduser(datasets_file))
+    file = _expand_home(datasets_file)
     if file.name and not is_there(file.is_file) and is_there(file.with_suffix(".yml").is_file):
         file = file.with_suffix(".yml")
     if is_there(file.is_file):
@@ -113,6 +113,10 @@ def is_there(check: Callable[[], bool]) -> bool:
     return False
 
 
+def _expand_home(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path's raises where nobody has such a home
+
+
 def _read(file: Path) -> Mapping[str, Any]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -127,7 +131,8 @@ def _paths_of(entry: Any, dataset: str, file: Path) -> str | Mapping[str, str]:
     paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
     if isinstance(paths, str) and paths:
         return paths
-    if isinstance(paths, Mapping) and paths and paths.keys() <= {"train", "val"}:
-        if all(isinstance(path, str) for path in paths.values()):
-            return paths
+    if isinstance(paths, Mapping) and paths:
+        by_split = {split: path for split, path in paths.items() if split in ("train", "val") and isinstance(path, str)}
+        if len(by_split) == len(paths):
+            return by_split
     raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")

@@ -107,7 +107,9 @@ def _decode(content: bytes, name: str, opaque: bool) -> Image.Image:
         _check_range(image, tags, name)
         if opaque and _is_transparent(image):
             raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
-        return _to_rgb(_upright(image), tags)
+        with suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # of a broken EXIF block
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, tags)
 
 
 def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None:
@@ -119,13 +121,6 @@ def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None
         samples = "32-bit integers"
     if samples:
         raise BadImageError(f"{name} holds {samples}, which have no defined range: save it with 8 or 16 unsigned bits")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # a broken EXIF block tells no orientation
-        return image
 
 
 def _is_transparent(image: Image.Image) -> bool:
