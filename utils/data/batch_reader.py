@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from hparams.errors import RunError, UserError
+from utils.data.datasets import ImageData
 from utils.data.images import BadImageError
 from utils.machine.progress import tell_duration
 from utils.machine.seeding import derive_seed
@@ -23,18 +23,6 @@ BETWEEN_ATTEMPTS_S = 1.0
 _STAND_INS = 100  # draws of another image before a batch is given up
 # Errors that say nothing about the data: too many open files, too little memory.
 _OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-class Images(Protocol):
-    """What batches are made of: uint8 arrays [3, S, S], as `utils.data.datasets.ImageData` gives them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> np.ndarray: ...
-
-    def source(self, i: int, /) -> str: ...
-
-    def in_reach(self, i: int, /) -> bool: ...
 
 
 class ReadError(Exception):
@@ -60,7 +48,7 @@ class BatchReader(Dataset[WorkerResult]):
         given_up: names of images that the file system did not give within `UNREADABLE_S`.
     """
 
-    def __init__(self, data: Images) -> None:
+    def __init__(self, data: ImageData) -> None:
         self.data = data
         self.slots: np.ndarray | None = None
         self.given_up: set[str] = set()

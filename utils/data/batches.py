@@ -23,7 +23,8 @@ from hparams import launch
 from hparams.errors import RunError, UserError
 from utils.data.bad_images import Report
 from utils.data.batch_order import BatchOrder
-from utils.data.batch_reader import Batch, BatchReader, Images, ReadError, WorkerResult
+from utils.data.batch_reader import Batch, BatchReader, ReadError, WorkerResult
+from utils.data.datasets import ImageData
 from utils.machine.progress import tell_duration
 from utils.machine.signals import Stopped, heed_parent_alone, holding_sigterm, raise_if_stopped
 
@@ -37,7 +38,7 @@ _PREFETCHED = 2  # batches per worker that wait for the main process
 
 
 def train_batches(
-    data: Images,
+    data: ImageData,
     order: BatchOrder,
     start_step: int,
     num_workers: int,
@@ -64,7 +65,7 @@ def train_batches(
 
 
 def eval_batches(
-    data: Images,
+    data: ImageData,
     batch_size: int,
     num_workers: int,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -82,7 +83,7 @@ def eval_batches(
 
 
 def _load(
-    data: Images,
+    data: ImageData,
     batches: Iterable[np.ndarray],
     batch_size: int,
     num_workers: int,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -23,31 +23,13 @@ Split = Literal["train", "val", "all"]
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 
 
-class ImageStore(Protocol):
-    """Encoded images by number: `FolderImages` and `LMDBImages`."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> bytes: ...
-
-    def source(self, i: int) -> str: ...
-
-    def in_reach(self, i: int) -> bool: ...
-
-    def identity(self, part: range) -> Iterator[str]:
-        """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
-
-    def listing(self, part: range) -> Iterator[bytes]:
-        """What the images of a part have in common with copies elsewhere: names and sizes."""
-
-
 class ImageData:
     """Images of one split, decoded, resized and cropped on access. Can be pickled and read in several processes.
 
     `part` says which of the store's images these are; `img_size` is their side S in pixels.
     """
 
-    def __init__(self, name: str, store: ImageStore, img_size: int, part: range) -> None:
+    def __init__(self, name: str, store: FolderImages | LMDBImages, img_size: int, part: range) -> None:
         self.name = name
         self.img_size = img_size
         self._store = store
@@ -199,7 +181,7 @@ def _toy_folder(datasets_file: str | Path) -> Path:
 def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hold_out: bool) -> ImageData:
     """A split of a folder of images, or of the LMDB that `utils.data.pack_images` made of one."""
     folder = paths.folder()
-    store: ImageStore = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
+    store = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
     n = len(store)
     if n == 0:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))

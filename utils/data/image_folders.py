@@ -21,7 +21,7 @@ _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EL
 
 
 class FolderImages:
-    """The image files below a folder, in the order of `list_images`. An `utils.data.datasets.ImageStore`."""
+    """The image files below a folder, in the order of `list_images`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -51,6 +51,7 @@ class FolderImages:
         return _has_entries(self._folder) and _has_entries(self._files[i].parent)
 
     def identity(self, part: range) -> Iterator[str]:
+        """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files[part.start : part.stop]:
             if os.access(file, os.R_OK):
@@ -63,6 +64,7 @@ class FolderImages:
             yield f"{file.absolute()}\0cannot be read"
 
     def listing(self, part: range) -> Iterator[bytes]:
+        """What the images of a part have in common with copies elsewhere: names and sizes."""
         for file in self._files[part.start : part.stop]:
             size = -1
             with suppress(OSError):  # a link to nowhere
