@@ -46,8 +46,6 @@ class ImageData:
             UserError: the LMDB is damaged.
             OSError: the file system does not give it, which may pass.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"index {i} is out of range for {len(self)} images")
         name = self.source(i)
         return resize_and_crop(decode_rgb(self._store.read(self._part[i]), name), self.img_size, name)
 

@@ -186,8 +186,6 @@ def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np
     Raises:
         BadImageError: it is so narrow that it would take gigabytes; `name` is what the error calls it.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
     width, height = image.size
     short, long = sorted((width, height))
     scaled = int(size * long / short)

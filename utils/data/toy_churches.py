@@ -98,8 +98,6 @@ def draw_church(seed: int, index: int, size: int) -> Image.Image:
 
     The same (seed, index) is the same scene at every size; with one version of Pillow, the same pixels.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
     dice = _Dice(seed, index)
     canvas = _Canvas(size, dice.pick(colours.LIGHTS))
     horizon = 0.75

@@ -157,8 +157,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others lose contact and end. Each that fails
-    by an error of its own says so, equal lines once.
+    timeout_s: how long one process waits for another. When one fails, the others lose contact and end.
 
     Raises:
         UserError: there is no GPU for the backend.
@@ -184,8 +183,10 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
             raise _loss(error, store, ranks, timeout_s) from None
         with contextlib.suppress(ValueError):  # ValueError: not in the main thread, which alone gets signals
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
-        if not _first_to_say(f"{type(error).__name__}: {error}", store):
-            raise SystemExit(1) from None
+        with contextlib.suppress(dist.DistError, RuntimeError):  # of processes that fail alike one speaks
+            line = hashlib.sha256(f"{type(error).__name__}: {error}".encode(errors="replace")).hexdigest()
+            if store.add(f"line/{line}", 1) > 1:
+                raise SystemExit(1) from None
         raise
     # destroy_process_group() joins gloo's thread without releasing the GIL, which that thread may need for the last
     # message.
@@ -211,12 +212,9 @@ def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[dist.Sto
 def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelta) -> tuple[dist.Store, str]:
     """Wait for all processes of this start. Returns a part of the store for it alone, and their common backend.
 
-    init_process_group() would read addresses of processes that are gone: torchrun's store outlives its restarts, which
-    each machine counts for itself. So rank 0 names the start, and the others answer with their host and backend. A name
-    that had all answers before this process gave its own belongs to an earlier start.
-
-    Raises:
-        DistError, RuntimeError: some have not come in time.
+    init_process_group() would read addresses of processes that are gone, as torchrun's store outlives its restarts. So
+    rank 0 names the start, and the others answer with their host and backend. A name that had all answers before this
+    process gave its own belongs to an earlier start. DistError, RuntimeError: some have not come in time.
     """
     late, answer = f"within --dist_timeout {wait.total_seconds():.0f}", f"{backend} {socket.gethostname()}"
     if rank == 0:
@@ -255,8 +253,7 @@ def _lost_contact(error: Exception) -> bool:
 def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> BaseException:
     """How a process ends that lost the others: by one line from each machine, unless torchrun ends it before.
 
-    Where one process has ended, torchrun reports it and ends the others of its machine. Where one hangs, all others
-    time out together: it is the one that does not say so in the store.
+    Where one hangs, all others time out together: it is the one that does not say so in the store.
     """
     what = "lost the other processes, of which one has ended"
     with contextlib.suppress(dist.DistError, RuntimeError):
@@ -269,10 +266,3 @@ def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> 
         if store.add(f"lost/{socket.gethostname()}", 1) > 1:
             return SystemExit(1)
     return RunError(f"{what}; what was saved is whole: the same command goes on from there")
-
-
-def _first_to_say(line: str, store: dist.Store) -> bool:
-    """Whether this process is the first that ends with this line."""
-    with contextlib.suppress(dist.DistError, RuntimeError):
-        return store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
-    return True

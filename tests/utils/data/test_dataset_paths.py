@@ -94,9 +94,6 @@ def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere for ffhq: put it there .* or correct ffhq in .*datasets\.yaml"):
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: nowhere}")).folder()
-
-
-def test_one_folder_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="single folder"):
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: {train: a, val: b}}")).folder()
 
