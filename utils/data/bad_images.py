@@ -15,17 +15,13 @@ STANDS_IN = "another image stands in for it"
 
 
 class SharedReport:
-    """The `Report` of each process that shares some work: what one of them meets, all get to know.
-
-    Args:
-        report: told on every process; None stands for one that accepts no unreadable image.
-        ranks: the processes.
+    """The `Report` of each process that shares some work: what one of them meets, `report` is told on each.
 
     Attributes:
         found: all that this process knows of, name → what is wrong; the same on every one after an `exchange`.
     """
 
-    def __init__(self, report: Report | None, ranks: Ranks) -> None:
+    def __init__(self, report: Report, ranks: Ranks) -> None:
         self._report = report
         self._ranks = ranks
         self._waiting: list[tuple[dict[str, str], int]] = []
@@ -33,8 +29,6 @@ class SharedReport:
 
     def __call__(self, found: Mapping[str, str], images: int) -> None:
         """Enter what a batch of this process met, in a data set of `images`; others learn it at the next `exchange`."""
-        if self._report is None:
-            raise UserError(next(iter(found.values())))
         self.found.update(found)
         if self._ranks.count == 1:
             self._report(found, images)
@@ -43,7 +37,7 @@ class SharedReport:
 
     def exchange(self) -> None:
         """Tell each other what was met; all processes call it together, every now and then."""
-        if not any(self._ranks.agree(len(self._waiting))) or self._report is None:
+        if not any(self._ranks.agree(len(self._waiting))):
             return
         waiting, self._waiting = self._waiting, []
         for each in self._ranks.gather_objects(waiting):
@@ -55,24 +49,18 @@ class SharedReport:
 class BadImages:
     """The images of one run that could not be read. It may read several data sets, which are told apart by their sizes.
 
-    Args:
-        file: where they are listed, a line each: name, what is wrong, size of the data set.
-        share: of a data set, the most that may be unreadable.
-        say: takes a line for each.
-        keep: go on from what the file lists, else remove it.
-        writes: whether this process is the one of several alike that writes the file.
-        until_then: what becomes of an image until it is replaced.
+    `file` lists them, a line each: name, what is wrong, size of the data set.
     """
 
     def __init__(
         self,
         file: Path,
-        share: float,
-        say: Callable[[str], None],
+        share: float,  # of a data set, the most that may be unreadable
+        say: Callable[[str], None],  # takes a line for each
         *,
-        keep: bool,
-        writes: bool = True,
-        until_then: str = STANDS_IN,
+        keep: bool,  # go on from what the file lists, else remove it
+        writes: bool = True,  # whether this process is the one of several alike that writes the file
+        until_then: str = STANDS_IN,  # what becomes of an image until it is replaced
     ) -> None:
         self._file = file
         self._share = share
@@ -90,19 +78,20 @@ class BadImages:
         return len(self._found)
 
     def report(self, found: Mapping[str, str], images: int) -> None:
-        """Enter unreadable images of a data set of `images`; those known already are passed over.
-
-        Raises:
-            UserError: there are too many by now.
-        """
+        """Enter unreadable images of a data set of `images`, each once. UserError: there are too many by now."""
         of = f"of {images} images"
-        lines = {_one_line(name): (_one_line(reason), of) for name, reason in found.items()}
+        lines = {" ".join(name.split()): (" ".join(reason.split()), of) for name, reason in found.items()}
         new = {name: line for name, line in lines.items() if name not in self._found}
         if not new:
             return
         self._found |= new
         if self._writes:
-            self._write()
+            try:
+                with whole_file(self._file) as out:
+                    listed = "".join("\t".join((name, *line)) + "\n" for name, line in self._found.items())
+                    out.write(listed.encode("utf-8", "surrogateescape"))
+            except OSError as error:
+                self._say(f"WARNING: {self._file} not written ({error.strerror})")
         for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
             self._say(f"WARNING: {reason}; until then {self._until_then} ({number} so far)")
         # A list that an earlier version left does not say of which data set: those count for each.
@@ -112,15 +101,3 @@ class BadImages:
                 f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
                 f"(all are in {self._file}): {next(iter(new.values()))[0]}"
             )
-
-    def _write(self) -> None:
-        try:
-            with whole_file(self._file) as out:
-                lines = ("\t".join((name, *line)) for name, line in self._found.items())
-                out.writelines(f"{line}\n".encode("utf-8", "surrogateescape") for line in lines)
-        except OSError as error:
-            self._say(f"WARNING: {self._file} not written ({error.strerror})")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -46,4 +46,4 @@ class BatchOrder:
             whole = np.resize(self._permutation, self.batch_size)
         else:
             whole = self._permutation[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return np.split(whole, self.part.count)[self.part.index].copy()
+        return np.split(whole, self.part.count)[self.part.index]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from hparams.errors import RunError, UserError
+from utils.data.datasets import ImageData
 from utils.data.images import BadImageError
 from utils.machine.progress import tell_duration
 from utils.machine.seeding import derive_seed
@@ -25,24 +25,8 @@ _STAND_INS = 100  # draws of another image before a batch is given up
 _OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-class Images(Protocol):
-    """What batches are made of: uint8 arrays [3, S, S], as `utils.data.datasets.ImageData` gives them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> np.ndarray: ...
-
-    def source(self, i: int, /) -> str: ...
-
-    def in_reach(self, i: int, /) -> bool: ...
-
-
 class ReadError(Exception):
-    """The file system did not give an image, for now: its name, why, and whether its folder can be read."""
-
-    def __init__(self, name: str, reason: str, in_reach: bool) -> None:
-        super().__init__(name, reason, in_reach)
-        self.name, self.reason, self.in_reach = name, reason, in_reach
+    """The file system did not give an image, for now. args: its name, why, and whether its folder can be read."""
 
 
 Batch = tuple[np.ndarray, dict[str, str]]  # uint8 [b,3,S,S]; and the images that others stand in for, name → reason
@@ -59,13 +43,12 @@ class BatchReader(Dataset[WorkerResult]):
     """Reads batches by the numbers of their images; as a `Dataset`, in DataLoader's workers.
 
     Attributes:
-        slots: uint8 [slots,B,3,S,S], an anonymous shared mmap that forked workers inherit; batch k is written to slot
-            k mod slots. Tensors would be passed by file descriptor instead, over a socket in the temporary folder,
-            whose path may be too long for one, and would need room in /dev/shm. None: images are pickled.
+        slots: uint8 [slots,B,3,S,S], an anonymous shared mmap that forked workers inherit; batch k goes to slot
+            k mod slots. Tensors would need room in /dev/shm, and sockets with short paths. None: images are pickled.
         given_up: names of images that the file system did not give within `UNREADABLE_S`.
     """
 
-    def __init__(self, data: Images) -> None:
+    def __init__(self, data: ImageData) -> None:
         self.data = data
         self.slots: np.ndarray | None = None
         self.given_up: set[str] = set()
@@ -83,12 +66,7 @@ class BatchReader(Dataset[WorkerResult]):
         return len(images), bad
 
     def read(self, indices: np.ndarray) -> Batch:
-        """One attempt.
-
-        Raises:
-            UserError: hardly any image can be read, or an LMDB is damaged.
-            ReadError: the file system fails to give an image that is not given up.
-        """
+        """One attempt. UserError: hardly any image can be read, or an LMDB is damaged."""
         bad: dict[str, str] = {}
         return np.stack([self._image(int(i), bad) for i in indices]), bad
 
@@ -100,22 +78,22 @@ class BatchReader(Dataset[WorkerResult]):
             RunError: the data stay out of reach for `OUT_OF_REACH_S`.
             Stopped: a signal asked to stop meanwhile.
         """
-        name, began = None, time.monotonic()
+        waiting_for, began = None, time.monotonic()
         while True:
-            if error and error.name not in self.given_up:
+            if error and error.args[0] not in self.given_up:
                 raise_if_stopped()
-                reason = f"{error.name} cannot be read ({error.reason})"
-                if name != error.name:
-                    name, began = error.name, time.monotonic()
+                name, why, in_reach = error.args
+                if name != waiting_for:
+                    waiting_for, began = name, time.monotonic()
                     # On stderr: with several processes, each reports its own disk.
-                    print(f"WARNING: {reason}: trying again for a while", file=sys.stderr)
+                    print(f"WARNING: {name} cannot be read ({why}): trying again for a while", file=sys.stderr)
                 waited = time.monotonic() - began
-                if error.in_reach and waited > UNREADABLE_S:
-                    self.given_up.add(error.name)
+                if in_reach and waited > UNREADABLE_S:
+                    self.given_up.add(name)
                 elif waited > OUT_OF_REACH_S:
                     raise RunError(
-                        f"{reason}, nor could its folder for {tell_duration(OUT_OF_REACH_S)}: bring the data back; "
-                        "then --resume, or an experiment's same command, goes on"
+                        f"{name} cannot be read ({why}), nor could its folder for {tell_duration(OUT_OF_REACH_S)}: "
+                        "bring the data back; then --resume, or an experiment's same command, goes on"
                     )
                 else:
                     time.sleep(BETWEEN_ATTEMPTS_S)
@@ -134,15 +112,8 @@ class BatchReader(Dataset[WorkerResult]):
             except OSError as error:
                 if error.errno in _OUR_LIMITS:
                     raise
-                name = self._name(j, error)
+                name = str(error.filename or self.data.source(j))
                 if name not in self.given_up:
                     raise ReadError(name, error.strerror or str(error), self.data.in_reach(j)) from None
                 bad[name] = f"cannot read {name} ({error.strerror}): replace or remove it"
-        raise UserError(f"hardly any image can be read; {bad[self.data.source(i)]}")
-
-    def _name(self, i: int, error: OSError) -> str:
-        """An image's name; the file that the error is about where an LMDB's keys cannot be read either."""
-        try:
-            return self.data.source(i)
-        except OSError:
-            return str(error.filename)
+        raise UserError(f"hardly any image can be read; {next(reversed(bad.values()))}")

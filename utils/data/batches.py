@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,13 @@ from hparams import launch
 from hparams.errors import RunError, UserError
 from utils.data.bad_images import Report
 from utils.data.batch_order import BatchOrder
-from utils.data.batch_reader import Batch, BatchReader, Images, ReadError, WorkerResult
+from utils.data.batch_reader import Batch, BatchReader, ReadError, WorkerResult
+from utils.data.datasets import ImageData
 from utils.machine.progress import tell_duration
 from utils.machine.signals import Stopped, heed_parent_alone, holding_sigterm, raise_if_stopped
 
-T = TypeVar("T")
-
-# How workers start; None is the platform's own way. Forked, they share the list of images and the imported torch, and
-# leave signals to their parent. On Linux Python 3.14 would fork them from a server, which shares neither: a SIGUSR1 to
-# all processes of a run, for example, would end them.
+# How workers start; None is the platform's own way. Forked, they share the list of images, the imported torch, and the
+# parent's handlers of signals.
 START_METHOD = "fork" if sys.platform == "linux" else None
 LONGEST_WAIT_S = 1800.0  # for a batch, after which the workers count as hung
 _POLL_S = 1.0
@@ -40,7 +38,7 @@ _PREFETCHED = 2  # batches per worker that wait for the main process
 
 
 def train_batches(
-    data: Images,
+    data: ImageData,
     order: BatchOrder,
     start_step: int,
     num_workers: int,
@@ -51,9 +49,8 @@ def train_batches(
     """Endless batches for the steps start_step, start_step + 1, …: uint8 [B, 3, S, S], values 0..255.
 
     The number of workers changes the speed, never the batches, and no global random stream is touched.
-    `start_method` is how workers start: fork, spawn or forkserver (None: see `START_METHOD`).
-    With `bad`, which is told, an image that cannot be read has a stand-in, always the same one. What the file system
-    fails to give is tried again for a while.
+    start_method: fork, spawn or forkserver; None: `START_METHOD`. bad: told of images that cannot be read, each of
+    which has a stand-in, always the same one. What the file system fails to give is tried again for a while.
 
     Raises:
         UserError: an image cannot be read and there is no `bad` (from the worker too, in one line).
@@ -64,11 +61,11 @@ def train_batches(
     if order.n != len(data):
         raise ValueError(f"the order is for {order.n} images, the data set has {len(data)}")
     batches, batch_size = map(order.indices, count(start_step)), order.batch_size // order.part.count
-    return _load(data, batches, batch_size, num_workers, bad, pin_memory, start_method or START_METHOD)
+    return _load(data, batches, batch_size, num_workers, bad, pin_memory, start_method)
 
 
 def eval_batches(
-    data: Images,
+    data: ImageData,
     batch_size: int,
     num_workers: int,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -82,21 +79,21 @@ def eval_batches(
         raise ValueError(f"need batch_size ≥ 1, got {batch_size}")
     wanted = np.arange(len(data)) if indices is None else np.asarray(indices, np.int64)
     batches = [wanted[first : first + batch_size] for first in range(0, len(wanted), batch_size)]
-    return _load(data, batches, batch_size, num_workers, bad, False, START_METHOD)
+    return _load(data, batches, batch_size, num_workers, bad)
 
 
 def _load(
-    data: Images,
+    data: ImageData,
     batches: Iterable[np.ndarray],
     batch_size: int,
     num_workers: int,
     bad: Report | None,
-    pin_memory: bool,
-    start_method: str | None,
+    pin_memory: bool = False,
+    start_method: str | None = None,
 ) -> Iterator[torch.Tensor]:
     reader = BatchReader(data)
     if num_workers:
-        read = _read_by_workers(reader, batches, batch_size, num_workers, start_method)
+        read = _read_by_workers(reader, batches, batch_size, num_workers, start_method or START_METHOD)
     else:
         read = map(reader.read_patiently, batches)
     for stacked, unreadable in read:
@@ -139,19 +136,16 @@ def _read_by_workers(
             timeout=_POLL_S,
             multiprocessing_context=start_method,
             worker_init_fn=heed_parent_alone,
-            collate_fn=_unchanged,
+            collate_fn=_as_read,
             generator=torch.Generator(),  # the loader draws a seed at its start: not from the global stream
         )
         iterator = _start(loader)
     if reader.slots is not None:
-        # DataLoader's SIGCHLD handler would raise in the middle of a training step when a worker dies; `_next` notices
-        # it as well. Without shared memory a dying worker may leave half a batch in the pipe, which only it notices.
+        # DataLoader's SIGCHLD handler would raise in the middle of a training step when a worker dies; `_results`
+        # notices it as well. Without shared memory a dying worker may leave half a batch in the pipe, which only the
+        # handler notices.
         _ignore_deaths(iterator)
-    while True:
-        try:
-            result = _next(iterator)
-        except StopIteration:
-            return
+    for result in _results(iterator):
         number, indices = handed_out.popleft()
         if isinstance(result, UserError):
             raise result
@@ -164,7 +158,7 @@ def _read_by_workers(
         yield images, unreadable
 
 
-def _start(loader: DataLoader[Any]) -> Iterator[WorkerResult]:
+def _start(loader: DataLoader[Any]) -> Any:
     """The loader's iterator, with its workers."""
     try:
         with holding_sigterm():
@@ -176,18 +170,21 @@ def _start(loader: DataLoader[Any]) -> Iterator[WorkerResult]:
     raise failure
 
 
-def _next(iterator: Iterator[WorkerResult]) -> WorkerResult:
-    """Waits for the next batch.
+def _results(iterator: Any) -> Iterator[WorkerResult]:
+    """What the workers read, waited for.
 
     Raises:
-        StopIteration: there is none.
         RunError: a worker died, or none has given a batch for `LONGEST_WAIT_S`.
         Stopped: a signal asked to stop during a long wait.
     """
     began = time.monotonic()
     while True:
         try:
-            return next(iterator)
+            yield next(iterator)
+            began = time.monotonic()
+            continue
+        except StopIteration:
+            return
         except (ConnectionError, EOFError) as error:  # how a worker's sudden death may show
             advice = "lower --num_workers or --batch_size, then go on with --resume"
             raise RunError(f"{_dead(iterator)}: {advice}") from error
@@ -206,15 +203,10 @@ def _next(iterator: Iterator[WorkerResult]) -> WorkerResult:
                     "goes on"
                 )
         except (RunError, Stopped):
-            _kill_workers(iterator)
+            _ignore_deaths(iterator)
+            for worker in iterator._workers:  # SIGTERM does not end them, and Python joins them when this process exits
+                worker.kill()
             raise
-
-
-def _kill_workers(iterator: Any) -> None:
-    """Kill workers that hang: SIGTERM does not end them, and Python joins them when this process exits."""
-    _ignore_deaths(iterator)
-    for worker in iterator._workers:
-        worker.kill()
 
 
 def _ignore_deaths(iterator: Any) -> None:
@@ -232,5 +224,5 @@ def _dead(iterator: Any) -> str:
     return f"the process {' and '.join(dead) or 'of a worker'}, which read images, died; too little memory may be why"
 
 
-def _unchanged(batch: T) -> T:
-    return batch
+def _as_read(result: Any) -> Any:
+    return result

@@ -37,33 +37,14 @@ def _palette(colours: str) -> tuple[Colour, ...]:
     return tuple(ImageColor.getrgb(f"#{colour}")[:3] for colour in colours.split())
 
 
-DAY = Light(
-    _palette("3a80d6 5ca4e8 2868be 74b6e2"),
-    _palette("cce6f8 e2eef6 b4daf6"),
-    (1.0, 1.0, 0.98),
-    (255, 240, 160),
-    (52, 66, 92),
-    0.0,
-)
-DUSK = Light(
-    _palette("4a3e84 7a4a8a 3a5496 a0566e"),
-    _palette("ffb268 fc8e6c ffcc8a"),
-    (0.86, 0.72, 0.7),
-    (255, 226, 150),
-    (255, 214, 110),
-    0.9,
-)
-NIGHT = Light(
-    _palette("0a1030 12123c 081c3a"),
-    _palette("34407c 284c7a 504280"),
-    (0.46, 0.5, 0.68),
-    (244, 242, 220),
-    (255, 206, 96),
-    1.0,
-)
-OVERCAST = Light(
-    _palette("808e9e 96a0aa"), _palette("ced4d8 deded8"), (0.86, 0.88, 0.92), (244, 240, 222), (58, 64, 80), 0.0
-)
+def _light(tops: str, bottoms: str, tint: Colour, orb: str, window: str, glow: float) -> Light:
+    return Light(_palette(tops), _palette(bottoms), tint, _palette(orb)[0], _palette(window)[0], glow)
+
+
+DAY = _light("3a80d6 5ca4e8 2868be 74b6e2", "cce6f8 e2eef6 b4daf6", (1.0, 1.0, 0.98), "fff0a0", "34425c", 0.0)
+DUSK = _light("4a3e84 7a4a8a 3a5496 a0566e", "ffb268 fc8e6c ffcc8a", (0.86, 0.72, 0.7), "ffe296", "ffd66e", 0.9)
+NIGHT = _light("0a1030 12123c 081c3a", "34407c 284c7a 504280", (0.46, 0.5, 0.68), "f4f2dc", "ffce60", 1.0)
+OVERCAST = _light("808e9e 96a0aa", "ced4d8 deded8", (0.86, 0.88, 0.92), "f4f0de", "3a4050", 0.0)
 LIGHTS = (DAY, DAY, DAY, DUSK, DUSK, NIGHT, OVERCAST)
 
 # Meadows, stubble, sand, snow.

@@ -21,26 +21,15 @@ from hparams.errors import UserError
 
 @dataclass(frozen=True)
 class DatasetPaths:
-    """The paths of one data set, not yet looked at.
-
-    Attributes:
-        dataset: its name.
-        paths: one path, or one for each split.
-        base: folder where relative paths start.
-        origin: what to correct when nothing is there, for messages.
-    """
+    """The paths of one data set, not yet looked at."""
 
     dataset: str
-    paths: str | Mapping[str, str]
-    base: Path
-    origin: str
+    paths: str | Mapping[str, str]  # one path, or one for each split
+    base: Path  # where relative paths start
+    origin: str  # what to correct when nothing is there, for messages
 
     def folder(self, *, must_exist: bool = True) -> Path:
-        """The one folder.
-
-        Raises:
-            UserError: it is not there, or there are several paths.
-        """
+        """The one folder. UserError: it is not there, or there are several paths."""
         if not isinstance(self.paths, str):
             raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
         folder = self._resolve(self.paths)
@@ -54,18 +43,17 @@ class DatasetPaths:
         Raises:
             UserError: it is not there.
         """
-        name = f"{stem}_{split}_lmdb"
-        if isinstance(self.paths, str):
-            folder = self._resolve(self.paths)
-            candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
-        elif split in self.paths:
-            candidates = [self._resolve(self.paths[split])]
-        else:
+        if not isinstance(self.paths, str) and split not in self.paths:
             raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
+        if isinstance(self.paths, str):
+            folder, name = self._resolve(self.paths), f"{stem}_{split}_lmdb"
+            candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
+        else:
+            candidates = [self._resolve(self.paths[split])]
         for candidate in candidates:
             if is_there((candidate / "data.mdb").is_file):
                 return candidate
-        looked = " or ".join(str(c) for c in candidates)
+        looked = " or ".join(map(str, candidates))
         raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
 
     @property
@@ -88,20 +76,20 @@ def find_paths(dataset: str, datasets_file: str | Path, default: str | None = No
     Raises:
         UserError: no such file or entry, or one that cannot be read.
     """
-    named = _expand_home(datasets_file)
-    file = _existing_file(named)
-    if file is None:
-        if default is None:
-            raise UserError(
-                f"no {datasets_file}, which says where {dataset} lies: create it, or name another with --datasets_file"
-            )
-        return DatasetPaths(dataset, default, named.parent, str(datasets_file))
-    entries = _read(file)
-    if entries.get(dataset) is None:
-        if default is None:
-            raise UserError(f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`")
-        return DatasetPaths(dataset, default, file.parent, f"{dataset} in {file}")
-    return DatasetPaths(dataset, _paths_of(entries[dataset], dataset, file), file.parent, f"{dataset} in {file}")
+    file = _expand_home(datasets_file)
+    if file.name and not is_there(file.is_file) and is_there(file.with_suffix(".yml").is_file):
+        file = file.with_suffix(".yml")
+    if is_there(file.is_file):
+        entry = _read(file).get(dataset)
+        origin, missing = f"{dataset} in {file}", f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`"
+    else:
+        entry, origin = None, str(datasets_file)
+        missing = f"no {origin}, which says where {dataset} lies: create it, or name another with --datasets_file"
+    if entry is not None:
+        return DatasetPaths(dataset, _paths_of(entry, dataset, file), file.parent, origin)
+    if default is None:
+        raise UserError(missing)
+    return DatasetPaths(dataset, default, file.parent, origin)
 
 
 def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
@@ -125,29 +113,15 @@ def is_there(check: Callable[[], bool]) -> bool:
     return False
 
 
-def _existing_file(file: Path) -> Path | None:
-    for candidate in (file, file.with_suffix(".yml")) if file.name else ():
-        if is_there(candidate.is_file):
-            return candidate
-    return None
-
-
 def _expand_home(path: str | Path) -> Path:
-    """`path` with ~ expanded, or as it is where nobody has such a home: then nothing is found there."""
-    with suppress(RuntimeError):
-        return Path(path).expanduser()
-    return Path(path)
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path's raises where nobody has such a home
 
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise UserError(f"{file} is no list of data sets: correct it") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no UTF-8, or a date that does not exist
-        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from error
-    if entries is None:
-        return {}
+        entries = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no UTF-8, or no date
+        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from None
     if not isinstance(entries, Mapping):
         raise UserError(f"{file} must map names of data sets to their paths, as in `churches: {{paths: data/lsun}}`")
     return entries

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -23,35 +23,13 @@ Split = Literal["train", "val", "all"]
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 
 
-class ImageStore(Protocol):
-    """Encoded images by number: `FolderImages` and `LMDBImages`."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> bytes: ...
-
-    def source(self, i: int) -> str: ...
-
-    def in_reach(self, i: int) -> bool: ...
-
-    def identity(self, part: range) -> Iterator[str]:
-        """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
-
-    def listing(self, part: range) -> Iterator[bytes]:
-        """What the images of a part have in common with copies elsewhere: names and sizes."""
-
-
 class ImageData:
     """Images of one split, decoded, resized and cropped on access. Can be pickled and read in several processes.
 
-    Args:
-        name: the data set's name.
-        store: where the encoded images come from.
-        img_size: side of the images in pixels, S.
-        part: which of the store's images these are.
+    `part` says which of the store's images these are; `img_size` is their side S in pixels.
     """
 
-    def __init__(self, name: str, store: ImageStore, img_size: int, part: range) -> None:
+    def __init__(self, name: str, store: FolderImages | LMDBImages, img_size: int, part: range) -> None:
         self.name = name
         self.img_size = img_size
         self._store = store
@@ -68,8 +46,6 @@ class ImageData:
             UserError: the LMDB is damaged.
             OSError: the file system does not give it, which may pass.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"index {i} is out of range for {len(self)} images")
         name = self.source(i)
         return resize_and_crop(decode_rgb(self._store.read(self._part[i]), name), self.img_size, name)
 
@@ -91,10 +67,8 @@ class ImageData:
 
         Equal splits of one data set have equal fingerprints, whatever they are called.
         """
-        digest = hashlib.sha256()
-        for line in (self.name, str(self.img_size), *self._store.identity(self._part)):
-            digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
-        return digest.hexdigest()
+        lines = (self.name, str(self.img_size), *self._store.identity(self._part))
+        return _hash(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
 
     @cached_property
     def listing(self) -> str:
@@ -106,10 +80,14 @@ class ImageData:
         Raises:
             UserError: the LMDB is damaged.
         """
-        digest = hashlib.sha256()
-        for piece in self._store.listing(self._part):
-            digest.update(piece)
-        return digest.hexdigest()
+        return _hash(self._store.listing(self._part))
+
+
+def _hash(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def open_images(
@@ -140,7 +118,8 @@ def open_images(
         UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB.
         ValueError: the val split of a folder of which nothing is held out.
     """
-    _check_name(dataset)
+    if dataset not in DATASETS:
+        raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
     lmdb_split = "val" if split == "val" else "train"
     if dataset in _LMDB_STEMS:
         lmdb = find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset])
@@ -149,10 +128,10 @@ def open_images(
         val_images = max(64, toy_images // 10)
         write_toy_churches(folder, size=img_size, train_images=toy_images, val_images=val_images, seed=seed)
         lmdb = folder / f"toy_churches_{lmdb_split}_lmdb"
-    elif dataset == "custom":
-        return _open_split("custom", custom_paths(custom_dataset_path, datasets_file), split, img_size, hold_out)
     else:
-        return _open_split(dataset, find_paths(dataset, datasets_file), split, img_size, hold_out)
+        is_custom = dataset == "custom"
+        paths = custom_paths(custom_dataset_path, datasets_file) if is_custom else find_paths(dataset, datasets_file)
+        return _open_split(dataset, paths, split, img_size, hold_out)
     images = LMDBImages(lmdb)
     return ImageData(dataset, images, img_size, range(len(images)))
 
@@ -178,7 +157,6 @@ def check_images(
 
     Without `split`: for the training split, and for val when held out.
     """
-    _check_name(dataset)
     if dataset == "toy_churches":
         _toy_folder(datasets_file)
         return
@@ -194,11 +172,6 @@ def check_images(
         )
 
 
-def _check_name(dataset: str) -> None:
-    if dataset not in DATASETS:
-        raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
-
-
 def _toy_folder(datasets_file: str | Path) -> Path:
     return find_paths("toy_churches", datasets_file, default="data/toy_churches").folder(must_exist=False)
 
@@ -206,19 +179,16 @@ def _toy_folder(datasets_file: str | Path) -> Path:
 def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hold_out: bool) -> ImageData:
     """A split of a folder of images, or of the LMDB that `utils.data.pack_images` made of one."""
     folder = paths.folder()
-    store: ImageStore = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
+    store = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
     n = len(store)
     if n == 0:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
-    part = range(n)
+    part, train = range(n), n * 95 // 100
     if split == "val" and not hold_out:
         raise ValueError("nothing of a folder is held out: its val split is empty")
     if split != "all" and hold_out:
-        train = n * 95 // 100
         if train == 0:
-            raise UserError(
-                f"{folder} holds one image, too few to validate on a part: add images or correct {paths.origin}"
-            )
+            raise UserError(f"{folder} holds one image, too few to hold out a part: add some or correct {paths.origin}")
         part = part[:train] if split == "train" else part[train:]
     return ImageData(name, store, img_size, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EL
 
 
 class FolderImages:
-    """The image files below a folder, in the order of `list_images`. An `utils.data.datasets.ImageStore`."""
+    """The image files below a folder, in the order of `list_images`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -30,12 +31,7 @@ class FolderImages:
         return len(self._files)
 
     def read(self, i: int) -> bytes:
-        """A file's content.
-
-        Raises:
-            BadImageError: it is no regular file, or it was removed or made unreadable while its folder is there.
-            OSError: the file system does not give it, which may pass.
-        """
+        """A file's content. OSError may pass; BadImageError: no regular file, or the folder is there without it."""
         file = self._files[i]
         try:
             return read_regular(file, str(file))
@@ -55,24 +51,24 @@ class FolderImages:
         return _has_entries(self._folder) and _has_entries(self._files[i].parent)
 
     def identity(self, part: range) -> Iterator[str]:
+        """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files[part.start : part.stop]:
-            try:
-                stat = file.stat() if os.access(file, os.R_OK) else None
-            except OSError:  # removed just now
-                stat = None
-            if not stat:  # a link to nowhere, or no right to read it: another image once that is mended
-                yield f"{file.absolute()}\0cannot be read"
-                continue
-            path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
-            yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            if os.access(file, os.R_OK):
+                with suppress(OSError):  # removed just now
+                    stat = file.stat()
+                    path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
+                    yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+                    continue
+            # A link to nowhere, or no right to read it: another image once that is mended.
+            yield f"{file.absolute()}\0cannot be read"
 
     def listing(self, part: range) -> Iterator[bytes]:
+        """What the images of a part have in common with copies elsewhere: names and sizes."""
         for file in self._files[part.start : part.stop]:
-            try:
+            size = -1
+            with suppress(OSError):  # a link to nowhere
                 size = file.stat().st_size
-            except OSError:  # a link to nowhere
-                size = -1
             yield b"%s\0%d\0" % (os.fsencode(file.relative_to(self._folder)), size)
 
 
@@ -111,14 +107,11 @@ def list_images(folder: Path) -> list[Path]:
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 linked = [path for name in folders if (path := Path(root, name)).is_symlink()]
                 links += [path for path in linked if not real.is_relative_to(path.resolve())]
-                walked.append((root, sorted(name for name in names if _is_image(name))))
+                images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+                walked.append((root, sorted(name for name in images if not name.startswith("."))))
     top, nested = walked[0], walked[1:]
     nested.sort(key=lambda entry: (Path(entry[0]).relative_to(folder).parts[0], entry[0]))
     return [Path(root, name) for root, names in [*nested, top] for name in names]
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _refuse(error: OSError) -> None:

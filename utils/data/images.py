@@ -6,7 +6,6 @@ import ctypes
 import stat
 import struct
 import warnings
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -29,6 +28,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 _PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the same, the last two with 64-bit offsets
+_MOST_UNPACKED = 1032  # bytes that deflate makes of one
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
 
 
@@ -107,7 +107,9 @@ def _decode(content: bytes, name: str, opaque: bool) -> Image.Image:
         _check_range(image, tags, name)
         if opaque and _is_transparent(image):
             raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
-        return _to_rgb(_upright(image), tags)
+        with suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # of a broken EXIF block
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, tags)
 
 
 def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None:
@@ -119,13 +121,6 @@ def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None
         samples = "32-bit integers"
     if samples:
         raise BadImageError(f"{name} holds {samples}, which have no defined range: save it with 8 or 16 unsigned bits")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # a broken EXIF block tells no orientation
-        return image
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -159,42 +154,24 @@ def _deep_grey_to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Imag
 
 
 def _without_large_metadata(png: bytes) -> bytes:
-    """The PNG without its colour profile, which nothing here uses, and without texts beyond Pillow's limits.
+    """The PNG without its colour profile, which nothing here uses, and without texts that may exceed Pillow's limits.
 
-    Texts within them stay: some hold the image's orientation. All else stays as it is, whole or damaged. Whatever the
-    PNG claims to hold, at most MAX_TEXT_CHUNK bytes are unpacked at a time, and about MAX_TEXT_MEMORY in all.
+    Other texts stay: some hold the image's orientation. All else stays as it is, whole or damaged.
     """
     content, kept, room, place = memoryview(png), [memoryview(png)[:8]], MAX_TEXT_MEMORY, 8
     while place < len(png):
         end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, kind, body, checksum
-        kind, wanted = png[place + 4 : place + 8], True
-        if end <= len(png) and kind == b"iCCP":
-            wanted = False
-        elif end <= len(png) and kind in (b"tEXt", b"zTXt", b"iTXt"):
-            size = _text_size(kind, png[place + 8 : end - 4]) if room > 0 else None
-            room -= MAX_TEXT_CHUNK if size is None else size
-            wanted = size is not None and room >= 0
+        kind, body = png[place + 4 : place + 8], png[place + 8 : end - 4]
+        wanted = kind != b"iCCP" or end > len(png)
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            packed = kind == b"zTXt" or (kind == b"iTXt" and body.partition(b"\0")[2][:1] != b"\0")
+            size = len(body) * (_MOST_UNPACKED if packed else 1)
+            wanted = size <= room and not (packed and size > MAX_TEXT_CHUNK)
+            room -= size * wanted
         if wanted:
             kept.append(content[place:end])
         place = end
     return b"".join(kept)
-
-
-def _text_size(kind: bytes, body: bytes) -> int | None:
-    """Bytes of a chunk's text, unpacked; None if that is more than Pillow unpacks."""
-    text = body.partition(b"\0")[2]
-    if kind == b"zTXt":
-        packed = text[1:]
-    elif kind == b"iTXt" and text[:1] != b"\0":
-        packed = text[2:].split(b"\0", 2)[-1]
-    else:
-        return len(text)
-    unpacking = zlib.decompressobj()
-    try:
-        size = len(unpacking.decompress(packed, MAX_TEXT_CHUNK))
-    except zlib.error:  # Pillow passes over it
-        return 0
-    return None if unpacking.unconsumed_tail else size
 
 
 def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np.ndarray:
@@ -209,8 +186,6 @@ def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np
     Raises:
         BadImageError: it is so narrow that it would take gigabytes; `name` is what the error calls it.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
     width, height = image.size
     short, long = sorted((width, height))
     scaled = int(size * long / short)

@@ -12,6 +12,7 @@ import sys
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class LMDBImages:
         except OSError as error:
             raise UserError(f"{self._data} cannot be read ({error.strerror}): make it readable") from error
         if size < (last_page + 1) * self._page_size:
-            raise self._truncated()
+            raise self._broken("truncated")
         if self._entries == 0:
             raise UserError(f"the LMDB {self.path} is empty: correct its path in datasets.yaml or download it again")
 
@@ -72,14 +73,7 @@ class LMDBImages:
         return self._entries
 
     def key(self, i: int) -> bytes:
-        """Key number i.
-
-        Raises:
-            UserError: the LMDB is damaged, or of another layout.
-            OSError: the file system does not give it, which may pass.
-        """
-        if not 0 <= i < len(self):
-            raise IndexError(f"index {i} is out of range for {len(self)} images")
+        """Key number i. Raises UserError for a damaged LMDB, and OSError, which may pass."""
         self._list_keys()
         return self._keys[self._ends[i - 1] if i else 0 : self._ends[i]]
 
@@ -106,11 +100,9 @@ class LMDBImages:
 
     def in_reach(self, i: int) -> bool:
         """Whether data.mdb can be read now."""
-        try:
-            with self._data.open("rb") as file:
-                return bool(file.read(1))
-        except OSError:
-            return False
+        with suppress(OSError), self._data.open("rb") as file:
+            return bool(file.read(1))
+        return False
 
     def identity(self, part: range) -> Iterator[str]:
         path = self.path.resolve()
@@ -119,11 +111,7 @@ class LMDBImages:
         yield f"{path}\0{len(part)}\0{stat.st_size}\0{stat.st_mtime_ns}{start}"
 
     def listing(self, part: range) -> Iterator[bytes]:
-        """All keys, and the number of pages that large values take.
-
-        Raises:
-            UserError: the LMDB is damaged.
-        """
+        """All keys, and the number of pages that large values take. UserError: the LMDB is damaged."""
         self._list_keys()
         yield f"{part.start}\0{len(part)}\0{self._overflow_pages * self._page_size}\0".encode()
         yield self._keys
@@ -134,7 +122,7 @@ class LMDBImages:
             return
         *_, sound_keys = self._inspect("keys")
         if sound_keys != self._entries:
-            raise self._damaged(f"{sound_keys} sound keys for {self._entries} values")
+            raise self._broken(f"damaged ({sound_keys} sound keys for {self._entries} values)")
         keys, ends = bytearray(), array("q")
         try:
             with self._environment().begin() as txn:
@@ -142,7 +130,7 @@ class LMDBImages:
                     keys += key
                     ends.append(len(keys))
         except lmdb.Error as error:
-            raise self._damaged(str(error)) from error
+            raise self._broken(f"damaged ({error})") from error
         self._keys, self._ends = bytes(keys), ends
 
     def _environment(self) -> lmdb.Environment:
@@ -157,7 +145,7 @@ class LMDBImages:
             except lmdb.Error as error:
                 raise OSError(errno.EIO, str(error), str(self._data)) from error
             if size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
-                raise self._truncated()
+                raise self._broken("truncated")
             self._env, self._env_of = env, env_of
         return self._env
 
@@ -178,7 +166,7 @@ class LMDBImages:
         if inspected.returncode == 0:
             return [int(number) for number in inspected.stdout.split()]
         if not self._file_size():  # OSError if the file cannot be read any more
-            raise self._truncated()
+            raise self._broken("truncated")
         said = inspected.stderr.strip().rpartition("\n")[2]
         reason = said.partition(": ")[2].removeprefix(f"{self.path.absolute()}: ")
         if inspected.returncode < 0:
@@ -191,13 +179,10 @@ class LMDBImages:
                 f"the LMDB {self.path} cannot be mapped into memory ({reason}): copy it to a disk whose files can be, "
                 "or raise the limit of memory (ulimit -v)"
             )
-        raise self._damaged(reason)
+        raise self._broken(f"damaged ({reason})")
 
-    def _damaged(self, reason: str) -> UserError:
-        return UserError(f"the LMDB {self.path} is damaged ({reason}): {_AGAIN}")
-
-    def _truncated(self) -> UserError:
-        return UserError(f"the LMDB {self.path} is truncated: {_AGAIN}")
+    def _broken(self, how: str) -> UserError:
+        return UserError(f"the LMDB {self.path} is {how}: {_AGAIN}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_env": None}

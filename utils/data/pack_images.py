@@ -38,12 +38,7 @@ def encode_lossless(pixels: np.ndarray) -> bytes:
 
 def pack_images(folder: Path, images: Iterable[np.ndarray]) -> None:
     """Write images uint8 [3,H,W] into an LMDB folder, numbered in their order; whole or not at all."""
-
-    def items() -> Iterator[tuple[bytes, bytes]]:
-        for number, pixels in enumerate(images):
-            yield f"{number:09d}".encode(), encode_lossless(pixels)
-
-    write_lmdb(folder, items())
+    write_lmdb(folder, ((b"%09d" % number, encode_lossless(pixels)) for number, pixels in enumerate(images)))
 
 
 def main() -> None:

@@ -98,8 +98,6 @@ def draw_church(seed: int, index: int, size: int) -> Image.Image:
 
     The same (seed, index) is the same scene at every size; with one version of Pillow, the same pixels.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
     dice = _Dice(seed, index)
     canvas = _Canvas(size, dice.pick(colours.LIGHTS))
     horizon = 0.75
@@ -125,18 +123,14 @@ def _draw_sky(canvas: _Canvas, dice: _Dice, horizon: float, sun_left: bool) -> C
         y = dice.between(0.10, 0.50 if light is colours.DUSK else 0.28)
         r = dice.between(0.055, 0.085)
         if light is colours.NIGHT and dice.chance(0.5):
-            _draw_crescent(canvas, x, y, 1.15 * r, light.orb)
+            r *= 1.15
+            edge = [(math.sin(math.pi * k / 12), y - r * math.cos(math.pi * k / 12)) for k in range(13)]
+            inner = [(x - 0.2 * r * sine, y) for sine, y in reversed(edge)]
+            canvas.polygon([(x - r * sine, y) for sine, y in edge] + inner, light.orb)
         else:
             canvas.ellipse(x, y, 1.5 * r, 1.5 * r, mix(mix(top, bottom, y / horizon), light.orb, 0.22))
             canvas.ellipse(x, y, r, r, light.orb)
     return bottom
-
-
-def _draw_crescent(canvas: _Canvas, x: float, y: float, r: float, colour: Colour) -> None:
-    angles = [math.pi * k / 12 for k in range(13)]
-    outer = [(x - r * math.sin(a), y - r * math.cos(a)) for a in angles]
-    inner = [(x - 0.2 * r * math.sin(a), y - r * math.cos(a)) for a in reversed(angles)]
-    canvas.polygon(outer + inner, colour)
 
 
 def _draw_land(canvas: _Canvas, dice: _Dice, horizon: float, haze: Colour) -> Colour:
@@ -189,9 +183,10 @@ class _Church:
         self.wall_height = dice.between(0.25, 0.30) if self.from_front else dice.between(0.23, 0.28)
         # The nave and the tower together stand in the middle.
         self.nave_x = centre - self.tower_side * self.tower_width * 0.42
+        self.left, self.right = self.nave_x - self.nave_width / 2, self.nave_x + self.nave_width / 2
+        self.eaves = base - self.wall_height
         self.tower_x = self.nave_x + self.tower_side * (self.nave_width / 2 + self.tower_width * 0.36)
-        has_tower_door = self.tower_side != 0 and not self.from_front
-        self.door_x = self.tower_x if has_tower_door else self.nave_x
+        self.door_x = self.tower_x if self.tower_side and not self.from_front else self.nave_x
 
     def draw(self) -> None:
         if self.from_front:
@@ -200,7 +195,7 @@ class _Church:
             self._draw_flank()
         if self.tower_side:
             self._draw_tower()
-        self._draw_door()
+        self.canvas.arch(self.door_x, self.base, 0.11, self.dice.between(0.16, 0.19), self.door)
 
     def draw_path(self, ground: Colour) -> None:
         """A path from the door to the lower edge, under everything else."""
@@ -211,9 +206,7 @@ class _Church:
             self.canvas.polygon(((x - 0.05, base), (x + 0.05, base), (end + 0.13, 1.0), (end - 0.13, 1.0)), colour)
 
     def _draw_front(self) -> None:
-        c, dice = self.canvas, self.dice
-        left, right = self.nave_x - self.nave_width / 2, self.nave_x + self.nave_width / 2
-        eaves = self.base - self.wall_height
+        c, dice, left, right, eaves = self.canvas, self.dice, self.left, self.right, self.eaves
         ridge = eaves - self.nave_width * dice.between(0.45, 0.60)
         gutter = eaves + 0.02
         c.polygon(((left - 0.035, gutter), (self.nave_x, ridge - 0.045), (right + 0.035, gutter)), self.roof)
@@ -229,16 +222,13 @@ class _Church:
                 c.arch(self.nave_x + side * self.nave_width * 0.32, self.base - 0.06, 0.075, 0.15, self.pane)
 
     def _draw_flank(self) -> None:
-        c, dice = self.canvas, self.dice
-        left, right = self.nave_x - self.nave_width / 2, self.nave_x + self.nave_width / 2
-        eaves = self.base - self.wall_height
+        c, dice, left, right, eaves = self.canvas, self.dice, self.left, self.right, self.eaves
         ridge = eaves - dice.between(0.17, 0.22)
         slope = dice.between(0.02, 0.09)
         c.box(left, eaves, right, self.base, self.wall)
         gutter = eaves + 0.015
-        c.polygon(
-            ((left - 0.02, gutter), (left + slope, ridge), (right - slope, ridge), (right + 0.02, gutter)), self.roof
-        )
+        roof = ((left - 0.02, gutter), (left + slope, ridge), (right - slope, ridge), (right + 0.02, gutter))
+        c.polygon(roof, self.roof)
         if self.tower_side == 0:
             x = self.nave_x + dice.pick((-0.3, 0.0, 0.3)) * (self.nave_width - 0.1)
             c.box(x - 0.04, ridge - 0.09, x + 0.04, ridge + 0.02, self.wall)
@@ -290,9 +280,6 @@ class _Church:
         c.polygon(((x - reach, top + 0.005), (x, top - height), (x + reach, top + 0.005)), self.roof)
         return top - height
 
-    def _draw_door(self) -> None:
-        self.canvas.arch(self.door_x, self.base, 0.11, self.dice.between(0.16, 0.19), self.door)
-
 
 def write_toy_churches(folder: str | Path, *, size: int, train_images: int, val_images: int, seed: int) -> None:
     """Writes scenes in LSUN's layout: `<folder>/toy_churches_train_lmdb` and `<folder>/toy_churches_val_lmdb`.
@@ -300,9 +287,8 @@ def write_toy_churches(folder: str | Path, *, size: int, train_images: int, val_
     Values are lossless WebP, keys 40 hexadecimal digits. Scenes 0, 1, … train, the ones after them validate. What is
     there already is left alone; each LMDB appears whole or not at all.
     """
-    folder = Path(folder)
-    write_lmdb(folder / "toy_churches_train_lmdb", _encoded(range(train_images), seed, size))
-    write_lmdb(folder / "toy_churches_val_lmdb", _encoded(range(train_images, train_images + val_images), seed, size))
+    for split, scenes in (("train", range(train_images)), ("val", range(train_images, train_images + val_images))):
+        write_lmdb(Path(folder) / f"toy_churches_{split}_lmdb", _encoded(scenes, seed, size))
 
 
 def _encoded(indices: range, seed: int, size: int) -> Iterator[tuple[bytes, bytes]]:

@@ -23,11 +23,7 @@ SHAPES = 64  # that one layer may be compiled for; PyTorch's limit of 8 is below
 
 
 def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the Transformer's blocks; `choice` is that of --compile.
-
-    Raises:
-        UserError: `on`, and this machine has no compiler.
-    """
+    """Compile the Transformer's blocks; `choice` is that of --compile. UserError: `on`, and there is no compiler."""
     if _wanted(choice, device):
         for module in prior.modules():
             if isinstance(module, Block):
@@ -35,11 +31,7 @@ def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
 
 
 def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the convolutional blocks, each for its own shape (about a minute); `choice` is that of --compile.
-
-    Raises:
-        UserError: `on`, and this machine has no compiler.
-    """
+    """Compile the convolutional blocks, each for its own shape (about a minute), as `compile_prior` does."""
     if _wanted(choice, device):
         torch._dynamo.config.recompile_limit = SHAPES
         for module in autoencoder.modules():
@@ -60,11 +52,9 @@ def capture_stream(
     Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as a graph cannot hold
     gloo's messages, and `on`, as that has not been tried on a GPU.
     """
-    if not captures_graphs(choice, device) or amp_dtype is torch.float16:
-        return None
-    if ranks.count > 1 and not (ranks.nccl and choice == "on"):
-        return None
-    return torch.cuda.Stream(device)
+    together = ranks.count == 1 or (ranks.nccl and choice == "on")
+    captured = together and amp_dtype is not torch.float16 and captures_graphs(choice, device)
+    return torch.cuda.Stream(device) if captured else None
 
 
 def captured_step(

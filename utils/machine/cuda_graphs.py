@@ -27,14 +27,10 @@ class Captured:
     def __init__(
         self,
         function: Callable[..., Any],
-        generators: Sequence[torch.Generator] = (),
-        eager_calls: int = EAGER_CALLS,
-        stream: torch.cuda.Stream | None = None,
+        generators: Sequence[torch.Generator] = (),  # that it draws from; seeds set later take effect
+        eager_calls: int = EAGER_CALLS,  # before a capture
+        stream: torch.cuda.Stream | None = None,  # for these calls and the capture; None: a new one
     ) -> None:
-        """generators: CUDA generators that the function draws from; seeds set later take effect.
-
-        eager_calls: calls before a capture. stream: for these calls and the capture; None: a new one.
-        """
         self._function = function
         self._eager_calls = eager_calls
         self._generators = generators

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -81,15 +81,6 @@ class Ranks:
         dist.all_gather(pieces, tensor.detach().contiguous(), group=self._group(tensor))
         return torch.cat(pieces)
 
-    def gather_rows(self, rows: Tensor, most: int) -> Tensor:
-        """The rows [b,…] of all processes, in their order, padded with zeros to [count·most,…].
-
-        Each process has `most` rows, the last that has any perhaps fewer, and those after it none.
-        """
-        if self.count == 1:
-            return rows
-        return self.gather(torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))]))
-
     def gather_objects(self, thing: T) -> list[T]:
         """A small object of every process, in their order."""
         if self.count == 1:
@@ -119,52 +110,36 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.count > 1:
-            self.agree(0)
+        self.agree(0)
 
 
 ALONE = Ranks()
 
 
-class Replica(Protocol):
-    """A module whose gradients are averaged over processes when a backward pass through it ends."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Leave the gradients of passes in this block to the next one outside."""
-
-
-class _Alone:
-    """A module as a `Replica` of which there is one."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, **kwargs)
-
-    def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
 def replicate(
     module: nn.Module, ranks: Ranks, *, compress: bool = False, stream: torch.cuda.Stream | None = None
-) -> Replica:
-    """A module whose gradients are averaged over the processes while its backward pass goes on.
+) -> nn.Module:
+    """The module under DDP, which averages its gradients over the processes during a backward pass.
 
     Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
     compress: send gradients as bfloat16, at half the bytes. stream: on which it will run; None: the current one.
     """
     if ranks.count == 1:
-        return _Alone(module)
-    # CPUs say it of 1×1 kernels, once a process: the strides differ, and what they mean does not.
+        return module
+    # On CPUs, of 1×1 kernels, whose strides differ without a meaning.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with _on(stream) if stream else contextlib.nullcontext():  # there gradients will be accumulated
         parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel
+
+
+def synced(replica: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """A block for a micro-batch of a `replicate`d module: only the `last` one's backward pass averages gradients."""
+    if last or not isinstance(replica, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return replica.no_sync()
 
 
 @contextlib.contextmanager
@@ -182,8 +157,7 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others lose contact and end. Each that fails
-    by an error of its own says so, equal lines once.
+    timeout_s: how long one process waits for another. When one fails, the others lose contact and end.
 
     Raises:
         UserError: there is no GPU for the backend.
@@ -209,8 +183,10 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
             raise _loss(error, store, ranks, timeout_s) from None
         with contextlib.suppress(ValueError):  # ValueError: not in the main thread, which alone gets signals
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
-        if not _first_to_say(f"{type(error).__name__}: {error}", store):
-            raise SystemExit(1) from None
+        with contextlib.suppress(dist.DistError, RuntimeError):  # of processes that fail alike one speaks
+            line = hashlib.sha256(f"{type(error).__name__}: {error}".encode(errors="replace")).hexdigest()
+            if store.add(f"line/{line}", 1) > 1:
+                raise SystemExit(1) from None
         raise
     # destroy_process_group() joins gloo's thread without releasing the GIL, which that thread may need for the last
     # message.
@@ -218,17 +194,13 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     dist.destroy_process_group()
 
 
-def pick_backend(device: torch.device, name: str) -> str:
-    """`auto` resolved for this machine: nccl needs a GPU for each process."""
-    if name != "auto":
-        return name
-    return "nccl" if device.type == "cuda" and launch.local_processes() <= torch.cuda.device_count() else "gloo"
-
-
 def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[dist.Store, Ranks]:
     rank, count = launch.rank(), launch.processes()
+    if backend == "auto":  # nccl needs a GPU for each process
+        own_gpu = device.type == "cuda" and launch.local_processes() <= torch.cuda.device_count()
+        backend = "nccl" if own_gpu else "gloo"
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
-    store, backend = _meet(store, rank, count, pick_backend(device, backend), wait)
+    store, backend = _meet(store, rank, count, backend, wait)
     if backend == "gloo":
         dist.init_process_group("gloo", timeout=wait, store=store, rank=rank, world_size=count)
         return store, Ranks(rank, count)
@@ -240,12 +212,9 @@ def _join(device: torch.device, backend: str, wait: timedelta) -> tuple[dist.Sto
 def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelta) -> tuple[dist.Store, str]:
     """Wait for all processes of this start. Returns a part of the store for it alone, and their common backend.
 
-    init_process_group() would read addresses of processes that are gone: torchrun's store outlives its restarts, which
-    each machine counts for itself. So rank 0 names the start, and the others answer with their host and backend. A name
-    that had all answers before this process gave its own belongs to an earlier start.
-
-    Raises:
-        DistError, RuntimeError: some have not come in time.
+    init_process_group() would read addresses of processes that are gone, as torchrun's store outlives its restarts. So
+    rank 0 names the start, and the others answer with their host and backend. A name that had all answers before this
+    process gave its own belongs to an earlier start. DistError, RuntimeError: some have not come in time.
     """
     late, answer = f"within --dist_timeout {wait.total_seconds():.0f}", f"{backend} {socket.gethostname()}"
     if rank == 0:
@@ -284,8 +253,7 @@ def _lost_contact(error: Exception) -> bool:
 def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> BaseException:
     """How a process ends that lost the others: by one line from each machine, unless torchrun ends it before.
 
-    Where one process has ended, torchrun reports it and ends the others of its machine. Where one hangs, all others
-    time out together: it is the one that does not say so in the store.
+    Where one hangs, all others time out together: it is the one that does not say so in the store.
     """
     what = "lost the other processes, of which one has ended"
     with contextlib.suppress(dist.DistError, RuntimeError):
@@ -298,10 +266,3 @@ def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> 
         if store.add(f"lost/{socket.gethostname()}", 1) > 1:
             return SystemExit(1)
     return RunError(f"{what}; what was saved is whole: the same command goes on from there")
-
-
-def _first_to_say(line: str, store: dist.Store) -> bool:
-    """Whether this process is the first that ends with this line."""
-    with contextlib.suppress(dist.DistError, RuntimeError):
-        return store.add(f"line/{hashlib.sha256(line.encode(errors='replace')).hexdigest()}", 1) == 1
-    return True

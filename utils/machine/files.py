@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked, and named by a hash of what they are made from."""
+"""Files: written whole or not at all, locked, named by a hash of what they are made from, and room for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -128,12 +129,18 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _has_lock(file: BinaryIO, folder: Path) -> bool:
-    """Whether this process has the lock of a file in `folder` now."""
+    """Whether this process has the lock of a file in `folder` now. UserError: the file system has no locks."""
     try:
-        with _needing_locks(folder):
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # by the system
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"{folder}: its file system has no locks ({error.strerror}): mount it with them, or make logs/ a link to a "
+            "folder on another one"
+        ) from None
     return True
 
 
@@ -161,19 +168,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _needing_locks(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise UserError(
-            f"{folder}: its file system has no locks ({error.strerror}): mount it with them, or make logs/ a link to a "
-            "folder on another one"
-        ) from None
-
-
 def sync(path: Path) -> None:
     """Flush a file's content to disk, or the names in a folder if its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -185,6 +179,19 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that can be written below a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(os.path.realpath(folder)).free
+
+
+def tell_bytes(count: int) -> str:
+    """A size in words: `512 B`, `3.2 MB`, `41 GB`."""
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def sha256_of(path: Path) -> str:

@@ -16,11 +16,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Bar(tqdm):
-    """A bar with a lock for this process only.
-
-    tqdm's own lock is shared between processes: Python 3.14 starts a helper process for it, which complains on stderr
-    when this process is killed.
-    """
+    """With a lock for this process alone: for tqdm's own, Python 3.14 starts a process that complains of kills."""
 
 
 _Bar.set_lock(threading.RLock())
@@ -53,32 +49,22 @@ def tell_duration(seconds: float) -> str:
 class Progress:
     """Shows how far work has come, its rate, the time left, and figures to watch. Use it in a `with` block.
 
-        with Progress("sampling", n_samples, "image", quiet=run.quiet) as progress:
-            progress.update(len(images), loss=0.3)
-
     A terminal gets a tqdm bar on stderr. Elsewhere `say` gets a line with the first figures, then one every
     `SECONDS_BETWEEN_LINES`, and one at the end.
 
-    Args:
-        what: the work, as in "sampling".
-        total: how many units there are to do.
-        unit: its name in the singular, as in "image".
-        done: units that an earlier run did; they do not count for the rate.
-        quiet: show nothing. Of several processes only the first shows something.
-        say: takes the lines.
-        stream: where the bar goes, if that is a terminal; None: stderr.
+    Of several processes only the first shows something.
     """
 
     def __init__(
         self,
-        what: str,
-        total: int,
-        unit: str,
+        what: str,  # the work, as in "sampling"
+        total: int,  # units to do
+        unit: str,  # in the singular, as in "image"
         *,
-        done: int = 0,
-        quiet: bool = False,
-        say: Callable[[str], None] = say,
-        stream: TextIO | None = None,
+        done: int = 0,  # units that an earlier run did; they do not count for the rate
+        quiet: bool = False,  # show nothing
+        say: Callable[[str], None] = say,  # takes the lines
+        stream: TextIO | None = None,  # where the bar goes, if that is a terminal; None: stderr
     ) -> None:
         stream = stream or sys.stderr
         quiet = quiet or launch.rank() > 0

@@ -6,13 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from hparams import launch
-from utils.machine.distributed import ALONE, Ranks
 from utils.machine.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -21,7 +20,7 @@ SECONDS_AFTER_SIGTERM = 30.0  # that a worker goes on if the system does not tel
 
 
 class Stopped(Exception):  # noqa: N818
-    """A signal asked to stop while this process waited for something; the caller ends the work."""
+    """A signal asked to stop while this process waited for something."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
@@ -31,9 +30,8 @@ class Stopped(Exception):  # noqa: N818
 class Signals:
     """In a `with` block, SIGTERM, SIGINT and SIGHUP set `stop`, and SIGUSR1 sets `save`. A second stop exits at once.
 
-    SIGHUP means a closed terminal; under nohup it is ignored. Under torchrun a second stop does nothing, since both
-    scheduler and torchrun may pass on the first one; torchrun kills what lingers. Worker processes that inherit the
-    handlers ignore Ctrl-C; for SIGTERM see `heed_parent_alone`.
+    Under nohup, SIGHUP (a closed terminal) is ignored. Under torchrun a second stop does nothing, since both scheduler
+    and torchrun may send one. Forked workers inherit the handlers: they ignore all but SIGTERM, which ends them.
     """
 
     def __init__(self) -> None:
@@ -68,20 +66,10 @@ class Signals:
 
 
 def raise_if_stopped() -> None:
-    """For long waits, in which one process cannot call a `check` that all call together.
-
-    Raises:
-        Stopped: this process is in a block of `Signals`, and was asked to stop.
-    """
-    signals = _in_charge()
-    if signals and signals.stop:
+    """For long waits of one process. Raises Stopped if it is in a block of `Signals` and was asked to stop."""
+    signals = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(signals, Signals) and signals.stop:
         raise Stopped(signals.stop)
-
-
-def _in_charge() -> Signals | None:
-    """The `Signals` whose block this process is in."""
-    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return handler if isinstance(handler, Signals) else None
 
 
 @contextmanager
@@ -120,30 +108,6 @@ def heed_parent_alone(worker: int) -> None:
         raise
     for number in (signal.SIGINT, signal.SIGHUP, SAVING):
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def ending_politely(ranks: Ranks = ALONE) -> Iterator[Callable[[], None]]:
-    """Yields `check`, which ends the process if a signal asked to stop since the block began.
-
-    For work whose own command goes on where it stopped. All `ranks` enter the block, call `check` and end together.
-    Inside of a block of `Signals`, which decides itself, and outside of the main thread, which alone gets signals,
-    `check` does nothing.
-    """
-    if _in_charge() or threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    with Signals() as signals:
-
-        def check() -> None:
-            (number,) = ranks.agree(signals.stop or 0)
-            if number:
-                end_politely(signal.Signals(number))
-
-        try:
-            yield check
-        except Stopped as stopped:
-            end_politely(stopped.number)
 
 
 def end_politely(number: signal.Signals) -> NoReturn:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
+from typing import Any
 
 import torch
 
-MOST_EVENTS = 1000  # kept before those that the device has passed are added up
+MOST_MARKS = 1000  # kept before those that the device has passed are added up
 
 
 class Stopwatch:
@@ -17,50 +19,41 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
         self._device = device
-        self._seconds: dict[str, float] = {}
-        self._last = 0.0
-        self._events: list[tuple[str, torch.cuda.Event]] = []
         self.start()
 
     def start(self) -> None:
         """Begin anew, now."""
-        self._seconds, self._events = {}, []
-        if self._cuda:
-            self._events.append(("", self._event()))
-        else:
-            self._last = time.perf_counter()
+        self._seconds: Counter[str] = Counter()
+        self._marks: deque[tuple[str, Any, Any]] = deque()  # phases with their begin and end
+        self._last = self._now()
 
     def mark(self, phase: str) -> None:
         """Count the time since the last mark to `phase`."""
-        if self._cuda:
-            self._events.append((phase, self._event()))
-            if len(self._events) > MOST_EVENTS:
-                self._add_up()
-            return
-        now = time.perf_counter()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
+        now = self._now()
+        self._marks.append((phase, self._last, now))
         self._last = now
+        if len(self._marks) > MOST_MARKS:
+            self._add_up()
 
     def pop(self) -> dict[str, float]:
         """Seconds by phase since the last `pop` or `start`, up to the last mark. Waits for the device."""
-        if self._cuda:
-            self._events[-1][1].synchronize()
-            self._add_up()
-        seconds, self._seconds = self._seconds, {}
-        return seconds
+        if self._device.type == "cuda":
+            self._last.synchronize()
+        self._add_up()
+        seconds, self._seconds = self._seconds, Counter()
+        return dict(seconds)
 
     def _add_up(self) -> None:
-        passed = 0
-        for (_, before), (phase, event) in zip(self._events, self._events[1:], strict=False):
-            if not event.query():
-                break
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + before.elapsed_time(event) / 1000
-            passed += 1
-        del self._events[:passed]
+        cuda = self._device.type == "cuda"
+        while self._marks and (not cuda or self._marks[0][2].query()):
+            phase, begin, end = self._marks.popleft()
+            self._seconds[phase] += begin.elapsed_time(end) / 1000 if cuda else end - begin
 
-    def _event(self) -> torch.cuda.Event:
+    def _now(self) -> Any:
+        """The time, or an event in CUDA's stream."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event

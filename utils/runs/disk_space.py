@@ -9,7 +9,7 @@ from torch import nn
 
 from hparams.errors import UserError
 from hparams.settings.training import TrainingSettings
-from utils.machine.limits import free_space, tell_bytes
+from utils.machine.files import free_space, tell_bytes
 
 
 def space_notes(

@@ -23,8 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from hparams.errors import UserError
-from utils.machine.files import can_be_written, make_folder, remove_remains, whole_file
-from utils.machine.limits import free_space, tell_bytes
+from utils.machine.files import can_be_written, free_space, make_folder, remove_remains, tell_bytes, whole_file
 from utils.runs.job import Job
 
 ROWS = 256  # of a part file, in work that takes little time for a row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from models.ema import EMA
 from models.prior.prior import Codes, Draws, Prior
 from utils.machine.compiling import capture_stream, captured_step, compile_prior
 from utils.machine.devices import autocast
-from utils.machine.distributed import ALONE, Ranks, replicate
+from utils.machine.distributed import ALONE, Ranks, replicate, synced
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator, reseed, seed_global
 from utils.training.optimiser import Optimiser
@@ -117,7 +116,7 @@ class PriorTrainer:
         for start in range(0, len(ids), size):
             first = self.ranks.rank * len(ids) + start
             last = start + size == len(ids)
-            with contextlib.nullcontext() if last else self._objective.no_sync():
+            with synced(self._objective, last=last):
                 with autocast(self.device, self.amp_dtype):
                     codes = Codes(ids[start : start + size])
                     loss, bound = self._objective(codes, draws and draws[first : first + size])

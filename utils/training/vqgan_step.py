@@ -18,7 +18,7 @@ from models.vqgan.networks import Discriminator
 from models.vqgan.quantizers import Quantized
 from models.vqgan.vqgan import VQGAN, GeneratorTerms, adaptive_weight, generator_loss, hinge_discriminator_loss
 from utils.machine.devices import autocast
-from utils.machine.distributed import ALONE, Ranks, replicate
+from utils.machine.distributed import ALONE, Ranks, replicate, synced
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class VQGANStep:
 
     def _synced(self, network: str, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Only the last micro-batch's backward pass ends in an average over processes."""
-        return contextlib.nullcontext() if last else self._replicas[network].no_sync()
+        return synced(self._replicas[network], last=last)
 
     def _look(
         self, x: Tensor, x_hat: Tensor, quantized: Quantized, adversarial: bool, noise: Noise, scale: Tensor | float

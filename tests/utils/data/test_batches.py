@@ -47,12 +47,9 @@ def test_an_epoch_sees_each_image_at_most_once(n: int, batch_size: int) -> None:
         assert seen.max() < n
 
 
-def test_left_out_images_come_in_other_epochs() -> None:
+def test_epochs_and_seeds_differ() -> None:
     order = BatchOrder(10, 4, seed=0)
     assert {int(i) for step in range(20) for i in order.indices(step)} == set(range(10))
-
-
-def test_epochs_and_seeds_differ() -> None:
     first = BatchOrder(50, 50, seed=0)
     orders = [first.indices(0), first.indices(1), BatchOrder(50, 50, seed=1).indices(0)]
     assert len({o.tobytes() for o in orders}) == 3
@@ -68,16 +65,7 @@ def test_a_step_has_the_same_batch_however_it_is_reached() -> None:
 
 
 def test_fewer_images_than_a_batch() -> None:
-    order = BatchOrder(3, 8, seed=0)
-    batch = order.indices(5)
-    assert sorted(np.bincount(batch).tolist()) == [2, 3, 3]
-
-
-def test_changing_a_batch_changes_no_other() -> None:
-    order = BatchOrder(6, 6, seed=0)
-    expected = order.indices(0).copy()
-    order.indices(0)[:] = 0
-    np.testing.assert_array_equal(order.indices(0), expected)
+    assert sorted(np.bincount(BatchOrder(3, 8, seed=0).indices(5)).tolist()) == [2, 3, 3]
 
 
 def test_what_makes_no_order_is_refused(toys: ImageData) -> None:
@@ -90,6 +78,14 @@ def test_what_makes_no_order_is_refused(toys: ImageData) -> None:
         train_batches(toys, BatchOrder(31, 4, seed=0), 0, num_workers=0)
     with pytest.raises(ValueError, match="batch_size"):
         eval_batches(toys, 0, num_workers=0)
+
+
+def begun(batches: Iterator[torch.Tensor]) -> tuple[torch.Tensor, multiprocessing.Process]:
+    """The first batch, and the one worker that was started to read it."""
+    before = set(multiprocessing.active_children())
+    first = next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    return first, worker
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +128,7 @@ def test_eval_batches_are_in_order_and_whole(
     assert [len(batch) for batch in batches] == sizes
     expected = np.stack([toys[i] for i in range(start, len(toys))])
     np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
+    assert list(eval_batches(toys, batch_size, num_workers=workers, indices=[])) == []
 
 
 def test_more_workers_than_processors_are_no_warning(toys: ImageData, recwarn: pytest.WarningsRecorder) -> None:
@@ -157,8 +154,7 @@ def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
 def test_signals_to_spawned_workers_are_left_to_the_run(toys: ImageData, expected: torch.Tensor) -> None:
     """As a terminal and a scheduler send them, where workers do not inherit the run's handlers: on macOS."""
     ours = batches_of(toys, 0, 1, "spawn")
-    first = next(ours)
-    (worker,) = multiprocessing.active_children()
+    first, worker = begun(ours)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(worker.pid, number)
     assert torch.equal(torch.cat([first[None], take(ours, 8)]), expected[:9])
@@ -172,8 +168,7 @@ def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_
     for seconds in (3600.0, 0.0):
         monkeypatch.setattr(signals, "SECONDS_AFTER_SIGTERM", seconds)
         ours = batches_of(toys, 0, 1, "fork")
-        first = next(ours)
-        (worker,) = multiprocessing.active_children()
+        first, worker = begun(ours)
         os.kill(worker.pid, signal.SIGTERM)
         if seconds:
             assert torch.equal(torch.cat([first[None], take(ours, 8)]), expected[:9])
@@ -182,10 +177,6 @@ def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_
             assert worker.exitcode == 0
         ours.close()
         worker.join(60)
-
-
-def test_nothing_left_to_evaluate(toys: ImageData) -> None:
-    assert list(eval_batches(toys, 8, num_workers=0, indices=[])) == []
 
 
 def test_stand_ins_are_spread_over_the_images() -> None:

@@ -74,7 +74,7 @@ def test_published_file_is_read_when_ours_is_absent(tmp_path: Path) -> None:
         ("churches: {paths: [", r"cannot read .*datasets\.yaml"),
         ("churches: !!python/object:os.system {}", r"cannot read .*datasets\.yaml"),
         ("since: 2020-13-01", r"cannot read .*datasets\.yaml"),
-        pytest.param("churches: " + 5000 * "[", r"datasets\.yaml is no list of data sets", id="deep"),
+        pytest.param("churches: " + 5000 * "[", r"cannot read .*datasets\.yaml", id="deep"),
         ("churches: ~no_such_user/lsun", r"~no_such_user/lsun/church_outdoor_train_lmdb.*datasets\.yaml"),
     ],
 )
@@ -94,9 +94,6 @@ def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere for ffhq: put it there .* or correct ffhq in .*datasets\.yaml"):
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: nowhere}")).folder()
-
-
-def test_one_folder_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="single folder"):
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: {train: a, val: b}}")).folder()
 

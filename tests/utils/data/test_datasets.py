@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 from io import BytesIO
@@ -169,13 +168,6 @@ def test_val_of_a_folder_that_holds_nothing_out(tmp_path: Path) -> None:
         open_custom(tmp_path, "val", hold_out=False)
 
 
-def test_ffhq_lies_where_the_file_says(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "faces", [f"00000/{i:05}.png" for i in range(3)])
-    (tmp_path / "datasets.yml").write_text("ffhq: {path: faces}")
-    data = open_images("ffhq", split="all", img_size=8, datasets_file=tmp_path / "datasets.yaml", hold_out=False)
-    assert [Path(data.source(i)).name for i in range(len(data))] == ["00000.png", "00001.png", "00002.png"]
-
-
 def open_toys(folder: Path, split: Split, **changes: int) -> ImageData:
     options = {"img_size": 16, "toy_images": 20, "seed": 3, **changes}
     return open_images("toy_churches", split=split, datasets_file=folder / "datasets.yaml", hold_out=True, **options)
@@ -285,20 +277,6 @@ def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
     listings = {name: open_custom(tmp_path / name, "all").listing for name in (*others, "copy")}
     assert listings["copy"] == listings["same"]
     assert len(set(listings.values())) == 3
-
-
-def test_pickled_copies_are_equal(tmp_path: Path) -> None:
-    data = open_toys(tmp_path, "train")
-    expected, fingerprint = data[5], data.fingerprint
-    copy = pickle.loads(pickle.dumps(data))
-    np.testing.assert_array_equal(copy[5], expected)
-    assert copy.fingerprint == fingerprint
-
-
-@pytest.mark.parametrize("i", [-1, 20])
-def test_index_out_of_range(i: int, tmp_path: Path) -> None:
-    with pytest.raises(IndexError):
-        open_toys(tmp_path, "train")[i]
 
 
 def test_unknown_data_set() -> None:

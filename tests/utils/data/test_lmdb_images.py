@@ -49,33 +49,12 @@ def test_grows_beyond_the_first_map(tmp_path: Path) -> None:
     assert [images.read(i) for i in (0, 49)] == [written[0][1], written[49][1]]
 
 
-@pytest.mark.parametrize("i", [-1, 40])
-def test_index_out_of_range(i: int, folder: Path) -> None:
-    with pytest.raises(IndexError):
-        LMDBImages(folder).read(i)
-
-
-def test_can_be_opened_twice_in_a_process(folder: Path) -> None:
-    first, second = LMDBImages(folder), LMDBImages(folder)
-    assert first.read(1) == second.read(1)
-    assert first.read(2) == second.read(2)
-
-
 def test_a_pickled_copy_reads_the_same_and_carries_the_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = LMDBImages(folder)
     images.read(0)
     copy = pickle.loads(pickle.dumps(images))
     monkeypatch.setattr(subprocess, "run", None)  # the keys are not listed again
     assert (copy.key(39), copy.read(39)) == (images.key(39), images.read(39))
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_open_their_own(method: str, folder: Path) -> None:
-    images = LMDBImages(folder)
-    own = images.read(7)
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        value = pool.apply_async(images.read, (7,)).get(timeout=60)
-    assert value == own == images.read(7)
 
 
 def test_a_forked_child_opens_another_environment(folder: Path) -> None:
@@ -228,16 +207,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert (remains.exists(), other.exists()) == (False, True)
 
 
-def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
-    def failing() -> Iterator[tuple[bytes, bytes]]:
-        yield from items(2000)
-        raise RuntimeError("no more images")
-
-    with pytest.raises(RuntimeError):
-        write_lmdb(tmp_path / "a_lmdb", failing())
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/a_lmdb"):
@@ -248,12 +217,6 @@ def test_equal_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="twice"):
         write_lmdb(tmp_path / "a_lmdb", [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_exists_is_left_alone(tmp_path: Path) -> None:
-    write_lmdb(tmp_path / "a_lmdb", [(b"first", b"1")])
-    write_lmdb(tmp_path / "a_lmdb", [(b"second", b"2")])
-    assert LMDBImages(tmp_path / "a_lmdb").key(0) == b"first"
 
 
 def test_of_writers_at_once_one_wins(tmp_path: Path) -> None:

@@ -67,13 +67,10 @@ def test_transparency_is_refused(tmp_path: Path, mode: str, colour: int) -> None
         painted_by(image, tmp_path)
 
 
-def test_transparency_by_a_colour_is_refused(tmp_path: Path) -> None:
+def test_transparency_by_a_colour_is_refused_and_so_is_no_image(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / "mask.png", transparency=300)
     with pytest.raises(UserError, match="has transparent pixels"):
         painted_pixels(f"{tmp_path}/mask.png", None, 8)
-
-
-def test_what_is_no_image_is_named_by_its_flag(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"words")
     with pytest.raises(UserError, match=r"--mask_path .*mask\.png as an image"):
         painted_pixels(f"{tmp_path}/mask.png", None, 8)

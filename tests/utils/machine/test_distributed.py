@@ -174,7 +174,7 @@ def test_machines_with_and_without_a_gpu_for_each_process_take_one_backend(
 
 def test_alone_nothing_is_sent_or_copied() -> None:
     tensor = torch.arange(3)
-    for same in (ALONE.sum(tensor), ALONE.mean(tensor), ALONE.gather(tensor), ALONE.gather_rows(tensor, 3)):
+    for same in (ALONE.sum(tensor), ALONE.mean(tensor), ALONE.gather(tensor)):
         assert same is tensor
     assert ALONE.first
     assert ALONE.share(5) == range(5)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -99,3 +100,14 @@ def test_keys_of_text_and_numbers_stay_what_they_were() -> None:
         files.content_key(*parts)
         == hashlib.sha256(b"samples 1\x007\x000.9\0None\0{'temp': 1.0}\0torch.bfloat16").hexdigest()[:24]
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (36_100_000, "36.1 MB"), (5 * 10**16, "5e+04 TB")]
+)
+def test_sizes_in_words(count: int, text: str) -> None:
+    assert files.tell_bytes(count) == text
+
+
+def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
+    assert files.free_space(tmp_path / "not" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
