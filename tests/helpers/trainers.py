@@ -44,7 +44,7 @@ def prior_trainer(amp_dtype: torch.dtype | None = None, *, device: str = "cpu", 
     settings = resolve(PriorStage, PRIOR | changes)
     torch.manual_seed(0)
     prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
-    return PriorTrainer(settings, prior, torch.device(device), amp_dtype)
+    return PriorTrainer(settings.run, settings.training, settings.prior, prior, torch.device(device), amp_dtype)
 
 
 def vqgan_trainer(
@@ -57,7 +57,7 @@ def vqgan_trainer(
     settings = resolve(VQGANStage, VQGAN | changes)
     torch.manual_seed(0)
     vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual)
-    return VQGANTrainer(settings, vqgan, torch.device(device), amp_dtype)
+    return VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, torch.device(device), amp_dtype)
 
 
 def state_of(trainer: PriorTrainer | VQGANTrainer) -> dict[str, Tensor]:
