@@ -143,22 +143,15 @@ def _finished(
         yield from done
         done.clear()
         size = needed = sum(not row.finished for row in rows)
-        if static:
-            size = _halved(len(rows), needed)
+        if static and needed:
+            size = len(rows)
+            while size > 1 and (half := (size + 1) // 2) >= needed:
+                size = half
         if size < len(rows):
             # A row whose image is finished, and that stays to fill the batch, does its last event again.
             kept = sorted(range(len(rows)), key=lambda place: rows[place].finished)[:size]
             x, rows = x[_to(torch.tensor(kept, dtype=torch.int64), device)], [rows[place] for place in kept]
     yield from done
-
-
-def _halved(size: int, needed: int) -> int:
-    """The least of size, ⌈size/2⌉, ⌈size/4⌉ … 1 that is at least `needed`; 0 where none is."""
-    if needed == 0:
-        return 0
-    while size > 1 and (half := (size + 1) // 2) >= needed:
-        size = half
-    return size
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -67,6 +68,13 @@ def state_of(trainer: PriorTrainer | VQGANTrainer) -> dict[str, Tensor]:
         for ema, model in trainer.models().items()
         for name, value in model.state_dict().items()
     }
+
+
+def go_on(trainer: PriorTrainer | VQGANTrainer, other: PriorTrainer | VQGANTrainer) -> None:
+    """From where another one is."""
+    for ema, model in trainer.models().items():
+        model.load_state_dict(other.models()[ema].state_dict())
+    trainer.load_state_dict(copy.deepcopy(other.state_dict()))
 
 
 def assert_same_state(first: PriorTrainer | VQGANTrainer, second: PriorTrainer | VQGANTrainer) -> None:

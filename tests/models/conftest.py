@@ -70,13 +70,11 @@ class ExactModel:
             value -= weight * (log_p * mask).sum(1)
         return value
 
-    def ancestral(
-        self, steps: int, temp: float, start: State | None = None, reveal: Callable[[int], float] = lambda s: 1 / s
-    ) -> Tensor:
+    def ancestral(self, steps: int, temp: float, start: State | None = None) -> Tensor:
         """Exact distribution over `outcomes` of T-step ancestral sampling, by dynamic programming over the states."""
         now: dict[State, float] = {start or (self.mask_id,) * self.N: 1.0}
         for s in range(steps, 0, -1):
-            now = self._step(now, temp, if_masked=reveal(s), if_visible=0.0)
+            now = self._step(now, temp, if_masked=1 / s, if_visible=0.0)
         return self._vector(now)
 
     def remasked(self, probabilities: Sequence[float], temp: float) -> Tensor:
@@ -138,8 +136,3 @@ def p_value() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture
 def exact_model() -> ExactModel:
     return ExactModel()
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(1)

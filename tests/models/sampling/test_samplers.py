@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import CHANCE, seeded
 from torch import Tensor
 
 from models.sampling.categorical import Rule
 from models.sampling.samplers import diffusion_trajectory
 
-CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
 PValue = Callable[[Tensor, Tensor], float]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def trajectory(model: Any, steps: int, n: int, temp: float = 1.0, seed: int = 0) -> Tensor:

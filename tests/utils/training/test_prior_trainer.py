@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
 from models.prior.prior import Codes, Draws
-from trainers import assert_same_state, state_of
+from trainers import assert_same_state, go_on, state_of
 from trainers import prior_trainer as trainer
 from utils.training.bookkeeping import Averages, SkippedUpdates
 from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
@@ -50,21 +49,18 @@ def test_float16_never_leaves_a_weight_that_is_not_finite(sampler: str) -> None:
     assert sum(losses[-20:]) < 0.7 * sum(losses[:5]) * 4
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("mask_schedule", MASK_SCHEDULES)
-def test_the_absorbing_prior_learns_the_frequencies(loss_type: str, mask_schedule: str) -> None:
-    training = trainer(loss_type=loss_type, mask_schedule=mask_schedule, ema=False)
+KINDS: list[dict[str, Any]] = [{"sampler": "autoregressive"}]
+KINDS += [{"loss_type": loss, "mask_schedule": schedule} for loss in LOSS_TYPES for schedule in MASK_SCHEDULES]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=lambda changes: "_".join(changes.values()))
+def test_a_prior_learns_the_frequencies(changes: dict[str, Any]) -> None:
+    training = trainer(ema=False, **changes)
     before = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
     run(training, 0, 60)
     after = training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"]
     assert before > 3.9  # log2 16 and more
     assert 1.9 < after < 2.5  # log2 4 and more
-
-
-def test_the_autoregressive_prior_learns_the_frequencies() -> None:
-    training = trainer(sampler="autoregressive", ema=False)
-    run(training, 0, 60)
-    assert 1.9 < training.validate(codes(99, 40), batch_size=8)["elbo_bits_per_token"] < 2.5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -123,56 +119,7 @@ def test_updates_are_a_function_of_seed_and_step(sampler: str, amp_dtype: torch.
 
 @pytest.mark.parametrize("changes", [{}, {"sampler": "autoregressive", "resid_pdrop": 0.5}], ids=["masks", "dropout"])
 def test_every_step_has_random_numbers_of_its_own(changes: dict[str, Any]) -> None:
-    losses = {trainer(**changes).step(codes(), step)["loss"].item() for step in range(4)}
-    assert len(losses) == 4
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_continued_training_equals_an_uninterrupted_one(sampler: str, amp_dtype: torch.dtype | None) -> None:
-    changes = {"sampler": sampler, "resid_pdrop": 0.1, "warmup_iters": 6, "steps_per_update_ema": 2}
-    uninterrupted_and_continued(amp_dtype, **changes)
-
-
-def uninterrupted_and_continued(amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
-    """Train 9 steps, and 5 then 4 from the saved state; both must end alike. Returns the uninterrupted trainer."""
-    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
-    run(whole, 0, 9)
-    run(first, 0, 5)
-    for ema, model in second.models().items():
-        model.load_state_dict(first.models()[ema].state_dict())
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    run(second, 5, 9)
-    assert_same_state(whole, second)
-    return whole
-
-
-def test_the_average_is_updated_every_so_many_steps_but_the_first() -> None:
-    training = trainer(steps_per_update_ema=2)
-    assert training.ema is not None
-    weight = "_denoise_fn.head.weight"
-    expected = training.prior.state_dict()[weight].clone()
-    for step in range(6):
-        training.step(codes(step), step)
-        if step in (2, 4):
-            expected = 0.9 * expected + 0.1 * training.prior.state_dict()[weight]
-        torch.testing.assert_close(training.ema.model.state_dict()[weight], expected)
-
-
-def test_a_warmed_up_average_continues_to_the_bit() -> None:
-    whole = uninterrupted_and_continued(ema_warmup=True, ema_beta=0.25, steps_per_update_ema=2)
-    plain = trainer(ema_beta=0.25, steps_per_update_ema=2)
-    run(plain, 0, 9)
-    assert plain.ema is not None
-    assert whole.ema is not None
-    weight = "_denoise_fn.head.weight"
-    assert not torch.equal(plain.ema.model.state_dict()[weight], whole.ema.model.state_dict()[weight])
-
-
-def test_without_an_average_the_model_itself_is_shown() -> None:
-    training = trainer(ema=False)
-    assert training.averaged is training.prior
-    assert set(training.models()) == {False}
+    assert len({trainer(**changes).step(codes(), step)["loss"].item() for step in range(4)}) == 4
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -189,6 +136,24 @@ def test_validation_changes_nothing_and_repeats(sampler: str) -> None:
     training.prior.load_state_dict(training.averaged.state_dict())  # whose figures they were
     training.ema = None
     assert training.validate(codes(99, 20), batch_size=8) == first
+
+
+AVERAGED = {"ema_warmup": True, "ema_beta": 0.25}
+
+
+@pytest.mark.parametrize("changes", [{"resid_pdrop": 0.1, "warmup_iters": 6}, AVERAGED], ids=["plain", "ema_warmup"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_continued_training_equals_an_uninterrupted_one(
+    sampler: str, amp_dtype: torch.dtype | None, changes: dict[str, Any]
+) -> None:
+    changes = changes | {"sampler": sampler, "steps_per_update_ema": 2}
+    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
+    run(whole, 0, 9)
+    run(first, 0, 5)
+    go_on(second, first)
+    run(second, 5, 9)
+    assert_same_state(whole, second)
 
 
 def test_validation_is_a_true_mean_over_images_and_passes() -> None:
