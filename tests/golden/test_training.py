@@ -53,7 +53,7 @@ def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGA
 @pytest.fixture(scope="module")
 def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[PriorTrainer, list[dict[str, Tensor]]]:
     settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
-    prior = nearest_reference.absorbing()
+    prior = nearest_reference.prior("absorbing")
     trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
     times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ def test_the_loosely_compared_prior_parameters_have_no_gradient(
     monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
 ) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    prior = nearest_reference.absorbing().double()
+    prior = nearest_reference.prior("absorbing").double()
     ids, t, mask = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
     prior.losses(Codes(ids), Draws(t, mask)).loss.mean().backward()
     check_no_gradient(prior, PRIOR_WITHOUT_GRADIENT)

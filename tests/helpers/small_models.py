@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from models.prior.transformer import Transformer
@@ -46,6 +47,14 @@ _TRANSFORMER: dict[str, Any] = {
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def p_value(counts: Tensor, expected: Tensor) -> float:
+    """p-value of Pearson's chi-square test; outcomes that hardly ever occur are pooled."""
+    rare = expected * counts.sum() < 10
+    pooled = [torch.cat([values[~rare], values[rare].sum()[None]]) for values in (counts, expected)]
+    keep = pooled[1] > 0
+    return float(chisquare(pooled[0][keep].numpy(), (pooled[1][keep] * counts.sum()).numpy()).pvalue)
 
 
 def autoencoder(quantizer: str | Callable[[], Quantizer] = "nearest", **changes: Any) -> VQAutoEncoder:

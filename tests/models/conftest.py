@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
-from scipy.stats import chisquare
 from torch import Tensor
 
 State = tuple[int, ...]
@@ -118,19 +117,6 @@ class ExactModel:
     @staticmethod
     def _index(x: Tensor, base: int) -> Tensor:
         return (x * base ** torch.arange(x.shape[-1] - 1, -1, -1)).sum(-1)
-
-
-def chi_square_p(counts: Tensor, expected: Tensor) -> float:
-    """p-value of Pearson's chi-square test; outcomes that hardly ever occur are pooled."""
-    rare = expected * counts.sum() < 10
-    pooled = [torch.cat([values[~rare], values[rare].sum()[None]]) for values in (counts, expected)]
-    keep = pooled[1] > 0
-    return float(chisquare(pooled[0][keep].numpy(), (pooled[1][keep] * counts.sum()).numpy()).pvalue)
-
-
-@pytest.fixture
-def p_value() -> Callable[[Tensor, Tensor], float]:
-    return chi_square_p
 
 
 @pytest.fixture

@@ -103,8 +103,8 @@ def load_moments(
         if number in moments and not _fits(moments[number], parameter)
     ]
     if wrong:
-        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise UserError(f"{source} does not fit this model: no moments of the shape of {', '.join(wrong[:6])}{more}")
+        names_of = ", ".join([*wrong[:6], "…"] if len(wrong) > 6 else wrong)
+        raise UserError(f"{source} does not fit this model: no moments of the shape of {names_of}")
     new_ids = [f"new {name}" for name in lacking]
     put_moments(optimiser, {"state": moments, "param_groups": [{"params": [*ids, *new_ids]}]})
 

@@ -24,12 +24,8 @@ from utils.training.batch_norm import synchronise_batch_norm
 from utils.training.trainer import StageTrainer
 from utils.training.vqgan_step import VQGANStep
 
-_Updated = tuple[
-    dict[str, Tensor],  # terms of the losses, scalars
-    Tensor,  # [K], how often each code was used
-    Tensor,  # [B,D,h,w], the encoder's outputs
-    Tensor,  # bool scalar, whether all gradients were finite
-]
+# Scalar terms of the losses; uses of each code, [K]; the encoder's outputs, [B,D,h,w]; whether gradients were finite
+_Updated = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 
 
 class VQGANTrainer(StageTrainer[VQGAN]):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from small_models import CHANCE, seeded
+from small_models import CHANCE, p_value, seeded
 from torch import Tensor
 
 from models.sampling.categorical import Rule, image_generators
-
-PValue = Callable[[Tensor, Tensor], float]
 
 
 def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator) -> Tensor:
@@ -19,7 +15,7 @@ def draw_categorical(logits: Tensor, temp: float, generator: torch.Generator) ->
 
 
 @pytest.mark.parametrize("temp", [0.5, 1.0, 2.0])
-def test_categorical_follows_the_tempered_softmax(p_value: PValue, temp: float) -> None:
+def test_categorical_follows_the_tempered_softmax(temp: float) -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -3.0])
     ids = draw_categorical(logits.expand(200_000, 5), temp, seeded())
     assert ids.dtype == torch.int64
@@ -35,7 +31,7 @@ def test_as_the_temperature_falls_to_nothing_only_the_most_likely_codes_are_draw
     assert drawn == ([2] if temp < 1e-6 else [0, 1, 2])
 
 
-def test_categorical_keeps_rare_events(p_value: PValue) -> None:
+def test_categorical_keeps_rare_events() -> None:
     p = torch.tensor([1e-5, 3e-5, 1e-4, 1e-3, 0.0], dtype=torch.float64)
     p[-1] = 1 - p.sum()
     counts = torch.zeros(5, dtype=torch.int64)
@@ -45,7 +41,7 @@ def test_categorical_keeps_rare_events(p_value: PValue) -> None:
     assert p_value(counts, p) > CHANCE
 
 
-def test_categorical_does_not_mind_a_large_common_offset(p_value: PValue) -> None:
+def test_categorical_does_not_mind_a_large_common_offset() -> None:
     """In float32 scores this large would be rounded to sixteenths, and ties would go to the first code."""
     logits = torch.tensor([1e6, 1e6, 1e6, 1e6 + 1])
     counts = torch.bincount(draw_categorical(logits.expand(500_000, 4), 1.0, seeded()), minlength=4)

@@ -118,18 +118,6 @@ def test_known_tokens_stay() -> None:
         assert (filled < K).all()
 
 
-def test_at_the_priors_own_size_it_is_the_prior() -> None:
-    """One window, no mixture: drawn with the frequencies of the model's own distribution at this temperature."""
-    model, n = FakeModel(3 * 4), 20_000
-    uniforms = torch.rand((n, 3, 4), dtype=torch.float64, generator=seeded())
-    reveal = plans((1, 3, 4), "raster")[0].expand(n, -1, -1)
-    x = torch.full((n, 3, 4), MASK)
-    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "rule": Rule(0.8), "batch_size": n}
-    first = next(larger_trajectory(model.logits_at, x, reveal, uniforms, **options))[:, 0, 0]
-    p = (model(torch.full((1, 12), MASK))[0, 0] / 0.8).double().softmax(-1)
-    assert chisquare(torch.bincount(first, minlength=K).numpy(), (n * p).numpy()).pvalue > 1e-4
-
-
 @pytest.mark.parametrize(("shape", "stride"), [((16, 24), 1), ((32, 32), 1), ((64, 64), 1), ((32, 32), 8)])
 def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tuple[int, int], stride: int) -> None:
     rows = 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from emulated_cuda import without_waiting
-from small_models import CHANCE, seeded, transformer
+from small_models import CHANCE, p_value, seeded, transformer
 from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
@@ -19,7 +19,6 @@ from models.sampling.rounds import WIDTH, Denoiser, Drawing, run_plans
 
 DRAWS = 8_000
 CPU = torch.device("cpu")
-PValue = Callable[[Tensor, Tensor], float]
 
 
 def denoiser(logits_at: LogitsAtFn, mask_id: int = 3, device: torch.device = CPU) -> Denoiser:
@@ -51,7 +50,7 @@ def uniform(x: Tensor, places: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("temp", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_the_law_of_the_reverse_process(exact_model: Any, p_value: PValue, steps: int, temp: float) -> None:
+def test_the_law_of_the_reverse_process(exact_model: Any, steps: int, temp: float) -> None:
     counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, steps), temp))
     assert p_value(counts, exact_model.ancestral(steps, temp)) > CHANCE
     assert p_value(counts, exact_model.ancestral(steps, 1.25 * temp)) < 1e-6
@@ -59,7 +58,7 @@ def test_the_law_of_the_reverse_process(exact_model: Any, p_value: PValue, steps
 
 
 @pytest.mark.parametrize("start", [(3, 1, 3), (0, 3, 2), (2, 3, 3)])
-def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, p_value: PValue, start: tuple[int, ...]) -> None:
+def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, start: tuple[int, ...]) -> None:
     x = run(exact_model, diffusion_plans(exact_model, 4, start=start))
     visible = torch.tensor(start) != exact_model.mask_id
     assert (x[:, visible] == torch.tensor(start)[visible]).all()
@@ -68,9 +67,7 @@ def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, p_value: P
 
 @pytest.mark.parametrize("temp", [0.7, 1.0])
 @pytest.mark.parametrize("probabilities", [[1.0], [1.0, 0.5], [0.2, 0.6, 0.1]])
-def test_the_law_of_masking_and_filling(
-    exact_model: Any, p_value: PValue, probabilities: list[float], temp: float
-) -> None:
+def test_the_law_of_masking_and_filling(exact_model: Any, probabilities: list[float], temp: float) -> None:
     start = torch.full((exact_model.N,), exact_model.mask_id)
     plans = (
         mlm_plan(start, mask_id=exact_model.mask_id, mask_probabilities=probabilities, generator=generator)
@@ -131,22 +128,6 @@ def test_the_queue_is_read_no_further_than_needed() -> None:
     samples = run_plans(denoiser(uniform, 2), plans(), Drawing(4))
     next(samples)
     assert len(taken) <= 12
-
-
-def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def logits_at(x: Tensor, places: Tensor) -> Tensor:
-        seen.append((x.clone(), places))
-        return torch.zeros((*places.shape, 3))
-
-    (ids,) = run_plans(denoiser(logits_at), diffusion_plans(exact_model, 50, 1), Drawing(1))
-    due = torch.cat([places[0] for _, places in seen])
-    assert sorted(due.tolist()) == [0, 1, 2]
-    for number, (x, _) in enumerate(seen):
-        drawn = torch.cat([places[0] for _, places in seen[:number]]) if number else torch.empty(0, dtype=torch.int64)
-        assert (x[0, drawn] == ids[drawn]).all()
-        assert (x[0] == 3).sum() == 3 - len(drawn)
 
 
 def test_nothing_masked_means_no_evaluation(exact_model: Any) -> None:
