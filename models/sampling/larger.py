@@ -62,8 +62,7 @@ def window_mixture(
             total = p.new_zeros(len(count), p.shape[1])
         total.index_add_(0, numbers[seen], p)
         count.index_add_(0, numbers[seen], torch.ones_like(p[:, 0]))
-    if total is None:
-        raise ValueError("no place is due")
+    assert total is not None, "no place is due"
     return total / count.unsqueeze(1)
 
 

@@ -62,12 +62,12 @@ class Denoiser:
 def run_plans(denoiser: Denoiser, plans: Iterable[Plan], drawing: Drawing) -> Iterator[Tensor]:
     """The samples of plans, in their order: ids [N] int64 on the denoiser's device.
 
-    With static shapes, places per image come in steps of `WIDTH`, and a batch begins with `even_rows` and is halved as
-    images run out.
+    With static shapes, places per image come in steps of `WIDTH`, and a batch is halved as images run out.
     """
     static, size = drawing.static_on(denoiser.device), drawing.batch_size
     if static and drawing.n:
-        size = even_rows(drawing.n, size)
+        # The smallest batch that takes as many turns, so that the last one fills its rows: 129 for 257 images and 256.
+        size = math.ceil(drawing.n / math.ceil(drawing.n / size))
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
         x = x.scatter(1, places, denoiser.mask_id)
@@ -80,14 +80,6 @@ def run_plans(denoiser: Denoiser, plans: Iterable[Plan], drawing: Drawing) -> It
         while upcoming in waiting:
             yield waiting.pop(upcoming)
             upcoming += 1
-
-
-def even_rows(n: int, batch_size: int) -> int:
-    """The smallest batch that takes as many turns at `n` ≥ 1 images as one of `batch_size`: 129 for 257 images and 256.
-
-    So that the last turn, too, fills its rows.
-    """
-    return math.ceil(n / math.ceil(n / batch_size))
 
 
 @dataclass
