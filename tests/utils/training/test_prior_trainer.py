@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_cuda import WaitError, without_waiting
 from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
 from models.prior.prior import Codes, Draws
-from trainers import assert_same_state, go_on, state_of
 from trainers import prior_trainer as trainer
-from utils.training.bookkeeping import Averages, SkippedUpdates
+from trainers import state_of
 from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
 
 CPU = torch.device("cpu")
@@ -73,21 +71,6 @@ def test_metrics_are_scalars(sampler: str) -> None:
     assert metrics["lr"].item() == pytest.approx(5e-3)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_device(cuda: None, sampler: str, amp_dtype: torch.dtype | None) -> None:
-    training, averages = trainer(amp_dtype, device="cuda", compile="off", sampler=sampler), Averages()
-    skipped = SkippedUpdates(torch.device("cuda"), most_in_a_row=10)
-    ids = codes().to("cuda")
-    training.step(ids, 0)  # Adam's moments, and the scale of float16, come with the first step
-    with without_waiting():
-        metrics = training.step(ids, 1)
-        skipped.add(2, metrics.pop("skipped"))
-        averages.add(metrics)
-    with without_waiting(), pytest.raises(WaitError):
-        averages.pop()
-
-
 def test_the_objective_is_weighed_as_the_settings_say() -> None:
     published, paper = (trainer(reweighting=name).step(codes(), 0) for name in ("published", "paper"))
     assert paper["loss"] > published["loss"]
@@ -102,19 +85,6 @@ def test_the_first_step_of_a_warm_up_moves_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in state_of(training).items() if name in parameters)
     assert isinstance(training.prior, AbsorbingDiffusion)
     assert training.prior.Lt_count.sum() == 8
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_updates_are_a_function_of_seed_and_step(sampler: str, amp_dtype: torch.dtype | None) -> None:
-    changes = {"sampler": sampler, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
-    first, second, other = (trainer(amp_dtype, seed=seed, **changes) for seed in (0, 0, 1))
-    run(first, 0, 4)
-    torch.manual_seed(99)  # whatever the global stream did before
-    run(second, 0, 4)
-    assert_same_state(first, second)
-    run(other, 0, 4)
-    assert any(not torch.equal(value, state_of(first)[name]) for name, value in state_of(other).items())
 
 
 @pytest.mark.parametrize("changes", [{}, {"sampler": "autoregressive", "resid_pdrop": 0.5}], ids=["masks", "dropout"])
@@ -136,24 +106,6 @@ def test_validation_changes_nothing_and_repeats(sampler: str) -> None:
     training.prior.load_state_dict(training.averaged.state_dict())  # whose figures they were
     training.ema = None
     assert training.validate(codes(99, 20), batch_size=8) == first
-
-
-AVERAGED = {"ema_warmup": True, "ema_beta": 0.25}
-
-
-@pytest.mark.parametrize("changes", [{"resid_pdrop": 0.1, "warmup_iters": 6}, AVERAGED], ids=["plain", "ema_warmup"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_continued_training_equals_an_uninterrupted_one(
-    sampler: str, amp_dtype: torch.dtype | None, changes: dict[str, Any]
-) -> None:
-    changes = changes | {"sampler": sampler, "steps_per_update_ema": 2}
-    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
-    run(whole, 0, 9)
-    run(first, 0, 5)
-    go_on(second, first)
-    run(second, 5, 9)
-    assert_same_state(whole, second)
 
 
 def test_validation_is_a_true_mean_over_images_and_passes() -> None:

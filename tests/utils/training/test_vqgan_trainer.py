@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_cuda import without_waiting
 from torch import Tensor, nn
 
 from models.vqgan.quantizers import BETA_TERMS
-from trainers import assert_same_state, go_on, state_of
+from trainers import state_of
 from trainers import vqgan_trainer as trainer
-from utils.pretrained.building import QUANTIZERS
 from utils.training.vqgan_trainer import VQGANTrainer
 
 
@@ -34,19 +32,6 @@ def test_training_lowers_the_loss() -> None:
     training = trainer(disc_start_step=10**6, codebook_init="encoder", lr=3e-3)
     losses = [training.step(batch, step)["l1"].item() for step in range(40)]
     assert losses[-1] < 0.5 * losses[0]
-
-
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_step_never_waits_for_the_device(cuda: None, quantizer: str, amp_dtype: torch.dtype | None) -> None:
-    care = {"diff_aug": True, "disc_start_step": 0, "horizontal_flip": True}
-    training = trainer(amp_dtype, device="cuda", compile="off", quantizer=quantizer, **care)
-    run(training, 0, 2)
-    batch = images(2).pin_memory()
-    with without_waiting():
-        metrics = training.step(batch, 2)
-    assert metrics["d_loss"] > 0
-    assert metrics["skipped"] == 0
 
 
 def test_metrics_are_scalars_named_after_the_terms() -> None:
@@ -77,19 +62,6 @@ def test_each_network_is_moved_by_its_own_loss_only() -> None:
         pairs = zip(training.vqgan.disc.parameters(), before.disc.parameters(), strict=True)
         assert any(not torch.equal(now, then) for now, then in pairs) == moved
         assert not torch.equal(training.vqgan.ae.generator.last_layer, before.ae.generator.last_layer)
-
-
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_updates_are_a_function_of_seed_and_step(quantizer: str, amp_dtype: torch.dtype | None) -> None:
-    changes = {"quantizer": quantizer, "diff_aug": True, "horizontal_flip": True}
-    first, second, other = (trainer(amp_dtype, seed=seed, **changes) for seed in (0, 0, 1))
-    run(first, 0, 4)
-    torch.manual_seed(99)  # the global stream has no say
-    run(second, 0, 4)
-    assert_same_state(first, second)
-    run(other, 0, 4)
-    assert not torch.equal(first.vqgan.ae.generator.last_layer, other.vqgan.ae.generator.last_layer)
 
 
 def test_every_step_has_random_numbers_of_its_own() -> None:
@@ -135,13 +107,6 @@ def test_whole_batches_are_flipped_half_of_the_time(monkeypatch: pytest.MonkeyPa
     flipped = [torch.equal(x, plain.flip(-1)) for x in seen]
     assert all(flip or torch.equal(x, plain) for flip, x in zip(flipped, seen, strict=True))
     assert 150 < sum(flipped) < 250
-
-
-def test_without_an_average_the_model_itself_is_shown() -> None:
-    training = trainer(ema=False)
-    assert training.averaged is training.vqgan
-    assert set(training.models()) == {False}
-    run(training, 0, 2)
 
 
 # --- codes --------------------------------------------------------------------------------------------------------
@@ -190,22 +155,6 @@ def test_restarts_end_when_they_should() -> None:
     before = training.vqgan.ae.quantize.codebook.detach().clone()
     run(training, 2, 6)
     assert (training.vqgan.ae.quantize.codebook - before).abs().max() < 1e-3
-
-
-# --- state --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_continued_training_equals_an_uninterrupted_one(amp_dtype: torch.dtype | None) -> None:
-    changes = {"restart_dead_codes": 4, "diff_aug": True, "horizontal_flip": True, "steps_per_update_ema": 2}
-    whole, first, second = (trainer(amp_dtype, **changes) for _ in range(3))
-    run(whole, 0, 9)
-    run(first, 0, 5)
-    go_on(second, first)
-    assert first.usage.any()
-    assert torch.equal(second.usage, first.usage)
-    run(second, 5, 9)
-    assert_same_state(whole, second)
 
 
 # --- validation ---------------------------------------------------------------------------------------------------
