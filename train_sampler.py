@@ -66,7 +66,8 @@ def train(settings: PriorStage) -> None:
             settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
         )
         seed_global(run_settings.seed, "prior")
-        trainer = PriorTrainer(settings, build_prior(settings.prior, codebook_size), device, job.amp_dtype, ranks)
+        prior = build_prior(settings.prior, codebook_size)
+        trainer = PriorTrainer(run_settings, training, settings.prior, prior, device, job.amp_dtype, ranks)
 
         with TrainingRun(settings, settings.prior.sampler, trainer, job) as run:
             run.say(f"autoencoder from {ae_file}")

@@ -54,7 +54,7 @@ def train(settings: VQGANStage) -> None:
 
         seed_global(run_settings.seed, "vqgan")
         vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
-        trainer = VQGANTrainer(settings, vqgan, device, job.amp_dtype, ranks)
+        trainer = VQGANTrainer(run_settings, training, settings.vqgan, vqgan, device, job.amp_dtype, ranks)
 
         with TrainingRun(settings, VQGAN, trainer, job) as run:
             data = f"{len(images)} training images, {order.batches_per_epoch} steps per epoch"

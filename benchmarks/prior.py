@@ -185,7 +185,7 @@ def trainer(
 ) -> PriorTrainer:
     stage = settings(scale_layers, tokens=tokens, warmup_iters=0, compile=compiled)
     prior = shipped(scale_layers, device, tokens=tokens)
-    return PriorTrainer(stage, prior, device, pick_amp_dtype(device, use_amp, "auto"))
+    return PriorTrainer(stage.run, stage.training, stage.prior, prior, device, pick_amp_dtype(device, use_amp, "auto"))
 
 
 def literal_step(

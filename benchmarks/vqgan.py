@@ -49,7 +49,7 @@ def trainer(scale: Scale, device: torch.device, *, use_amp: bool, compiled: str 
     seed_global(1)
     vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual)
     torch.nn.init.normal_(vqgan.ae.quantize.codebook)
-    return VQGANTrainer(stage, vqgan, device, pick_amp_dtype(device, use_amp, "auto"))
+    return VQGANTrainer(stage.run, stage.training, stage.vqgan, vqgan, device, pick_amp_dtype(device, use_amp, "auto"))
 
 
 def literal_step(ours: VQGANTrainer, scale: Scale, device: torch.device) -> published.Trainer:

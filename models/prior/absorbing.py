@@ -115,15 +115,12 @@ class AbsorbingDiffusion(Prior):
         yield self._denoise_fn.start_tok
 
     def metrics(self) -> Mapping[str, Tensor]:
-        """The objective by time."""
-        return {"loss_by_time": self.loss_by_time()}
-
-    def loss_by_time(self) -> Tensor:
         """Moving average of the objective at t = 1..T, [T]; nan where no image has had that time yet.
 
         The history starts at 0 and moves by a tenth per image: what that start still weighs is divided out.
         """
-        return (self.loss_history / (1 - 0.9**self.Lt_count).where(self.Lt_count > 0, torch.nan))[1:]
+        share = (1 - 0.9**self.Lt_count).where(self.Lt_count > 0, torch.nan)
+        return {"loss_by_time": (self.loss_history / share)[1:]}
 
     @torch.no_grad()
     def record(self, t: Tensor, loss: Tensor, vb_loss: Tensor) -> None:

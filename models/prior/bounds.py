@@ -48,10 +48,24 @@ def estimate_bound(
     """
     if evaluations < 2:
         raise ValueError(f"an estimate and its error need at least 2 evaluations, not {evaluations}")
-    halves = [
-        _stratified_bound(logits_fn, x_0, bound, total_steps, mask_id, count, generator)
-        for count in (evaluations - evaluations // 2, evaluations // 2)
-    ]
+    batch, tokens = x_0.shape
+    levels = bound_levels(bound, total_steps, tokens)
+    schedule = "random" if bound == "t_step" else "fixed"  # k of N levels: round(k/N · N) = k places exactly
+
+    def stratified(strata: int) -> Tensor:
+        """One level per image from each of `strata` even parts of 1..levels: [B] float64, nats."""
+        if strata > levels:
+            raise ValueError(f"{strata} strata are more than the {levels} terms of the sum")
+        nats = torch.zeros(batch, dtype=torch.float64, device=x_0.device)
+        for stratum in range(strata):
+            first, stop = (1 + levels * edge // strata for edge in (stratum, stratum + 1))
+            level = torch.randint(first, stop, (batch,), generator=generator, device=x_0.device)
+            mask = sample_mask(level, levels, tokens, schedule, generator)
+            cross_entropy = masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask)
+            nats += (stop - first) * cross_entropy.double() / level
+        return nats
+
+    halves = [stratified(count) for count in (evaluations - evaluations // 2, evaluations // 2)]
     return CodeLength((halves[0] + halves[1]) / 2, (halves[0] - halves[1]).square() / 4)
 
 
@@ -64,28 +78,3 @@ def bound_levels(bound: str, total_steps: int, tokens: int) -> int:
     if bound not in CODE_BOUNDS:
         raise ValueError(f"bound must be one of {CODE_BOUNDS}, not {bound!r}")
     return total_steps if bound == "t_step" else tokens
-
-
-def _stratified_bound(
-    logits_fn: LogitsFn,
-    x_0: Tensor,
-    bound: str,
-    total_steps: int,
-    mask_id: int,
-    strata: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """One level per image from each of `strata` even parts of 1..levels: [B] float64, nats."""
-    batch, tokens = x_0.shape
-    levels = bound_levels(bound, total_steps, tokens)
-    if strata > levels:
-        raise ValueError(f"{strata} strata are more than the {levels} terms of the sum")
-    schedule = "random" if bound == "t_step" else "fixed"  # k of N levels: round(k/N · N) = k places exactly
-    nats = torch.zeros(batch, dtype=torch.float64, device=x_0.device)
-    for stratum in range(strata):
-        first, stop = (1 + levels * edge // strata for edge in (stratum, stratum + 1))
-        level = torch.randint(first, stop, (batch,), generator=generator, device=x_0.device)
-        mask = sample_mask(level, levels, tokens, schedule, generator)
-        cross_entropy = masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask)
-        nats += (stop - first) * cross_entropy.double() / level
-    return nats

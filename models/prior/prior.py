@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.prior.transformer import Transformer, pick
-from models.sampling.categorical import Rule, image_generators, stack_samples
+from models.sampling.categorical import Rule, image_generators
 from models.sampling.rounds import Drawing
 
 
@@ -156,7 +156,10 @@ class Prior(nn.Module, ABC):
         """
         invalid = torch.zeros((), dtype=torch.int64, device=self.device)
         drawing = Drawing(batch_size, Rule(temp), sample_steps, sample_type, n, invalid=invalid)
-        return stack_samples(self.samples(image_generators(n, generator), drawing), self.tokens, invalid)
+        drawn = list(self.samples(image_generators(n, generator), drawing))
+        if invalid:
+            raise FloatingPointError("the logits are not finite: use float32 or bfloat16, or other weights")
+        return torch.stack(drawn) if drawn else invalid.new_empty((0, self.tokens))
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -29,12 +30,12 @@ class LayerCache:
         return self.keys.index_copy_(2, place, k), self.values.index_copy_(2, place, v)
 
 
+@dataclass
 class KeyValueCache:
     """Keys and values of the places seen so far, layer by layer."""
 
-    def __init__(self, layers: list[LayerCache]) -> None:
-        self.layers = layers
-        self.length = 0  # places entered so far
+    layers: list[LayerCache]
+    length: int = 0  # places entered so far
 
 
 class SelfAttention(nn.Module):
@@ -93,13 +94,11 @@ class Block(nn.Module):
     LayerNorm.
     """
 
-    def __init__(
-        self, n_emb: int, n_head: int, block_size: int, attn_pdrop: float, resid_pdrop: float, causal: bool
-    ) -> None:
+    def __init__(self, n_emb: int, attn: SelfAttention, resid_pdrop: float) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(n_emb)
         self.ln2 = nn.LayerNorm(n_emb)
-        self.attn = SelfAttention(n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal)
+        self.attn = attn
         self.mlp = nn.Sequential(
             nn.Linear(n_emb, 4 * n_emb), GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
         )
@@ -152,9 +151,10 @@ class Transformer(nn.Module):
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_emb))
         self.start_tok = nn.Parameter(torch.zeros(1, 1, n_emb))
         self.drop = nn.Dropout(embd_pdrop)
-        self.blocks = nn.ModuleList(
-            Block(n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal) for _ in range(n_layers)
+        attentions = (
+            SelfAttention(n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal) for _ in range(n_layers)
         )
+        self.blocks = nn.ModuleList(Block(n_emb, attention, resid_pdrop) for attention in attentions)
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, codebook_size, bias=False)
 

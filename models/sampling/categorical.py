@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,18 +58,6 @@ def invert_cdf(p: Tensor, uniforms: Tensor, invalid: Tensor | None = None) -> Te
     target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
     ids = torch.searchsorted(cdf, target.unsqueeze(-1), right=True).squeeze(-1)
     return ids.clamp(max=p.shape[-1] - 1)  # NaN sorts behind every number: it would draw K, which is the mask
-
-
-def stack_samples(samples: Iterable[Tensor], tokens: int, invalid: Tensor) -> Tensor:
-    """Samples [N], N = `tokens`, as one tensor [n,N] int64; [0,N] of none.
-
-    Raises:
-        FloatingPointError: `invalid` has counted draws from logits that are not finite.
-    """
-    drawn = list(samples)
-    if invalid:
-        raise FloatingPointError("the logits are not finite: use float32 or bfloat16, or other weights")
-    return torch.stack(drawn) if drawn else invalid.new_empty((0, tokens))
 
 
 def image_generators(n: int, generator: torch.Generator | None) -> Iterator[torch.Generator]:

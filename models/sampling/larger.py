@@ -62,8 +62,7 @@ def window_mixture(
             total = p.new_zeros(len(count), p.shape[1])
         total.index_add_(0, numbers[seen], p)
         count.index_add_(0, numbers[seen], torch.ones_like(p[:, 0]))
-    if total is None:
-        raise ValueError("no place is due")
+    assert total is not None, "no place is due"
     return total / count.unsqueeze(1)
 
 
@@ -92,18 +91,15 @@ def larger_trajectory(
     stride: int,
     rule: Rule,
     batch_size: int,
-    start: int = 0,
-    stop: int | None = None,
     invalid: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Draw the masked tokens of a grid x [B,H,W] int64 from their mixture by a rule, step by step.
 
-    reveal, uniforms: [B,H,W], each image's `reveal_plan`. Yields the grid after each step, from step `start` on: those
-    before are in x already. There are `stop` in all (None: as many as these images need). `invalid`: see `invert_cdf`.
+    reveal, uniforms: [B,H,W], each image's `reveal_plan`. Yields the grid after each step. `invalid`: see `invert_cdf`.
     With order `raster` and stride 1 this is the published algorithm.
     """
     x = x.clone()
-    for step in range(start, int(reveal.max()) + 1 if stop is None else stop):
+    for step in range(int(reveal.max()) + 1):
         due = (reveal == step) & (x == mask_id)
         if due.any():
             mixture = window_mixture(logits_at, x, due, window=window, stride=stride, batch_size=batch_size)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.sampling.categorical import LogitsAtFn, Rule
-
 
 @dataclass(frozen=True)
 class Event:
@@ -30,16 +28,6 @@ class Plan:
 
     start: Tensor  # [N] int64, partly or wholly masked
     events: Iterable[Event]  # in their order; drawn from when they are due
-
-
-@torch.no_grad()
-def follow(plan: Plan, logits_at: LogitsAtFn, rule: Rule, mask_id: int) -> Tensor:
-    """The sample of a plan, ids [N] int64: the plain algorithm. `models.sampling.rounds` follows many at once."""
-    x = plan.start.clone()
-    for event in plan.events:
-        x[event.places] = mask_id
-        x[event.places] = rule.draw(logits_at(x[None], event.places[None])[0], event.uniforms)
-    return x
 
 
 def diffusion_plan(start: Tensor, *, mask_id: int, steps: int, generator: torch.Generator) -> Plan:

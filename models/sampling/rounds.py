@@ -62,12 +62,12 @@ class Denoiser:
 def run_plans(denoiser: Denoiser, plans: Iterable[Plan], drawing: Drawing) -> Iterator[Tensor]:
     """The samples of plans, in their order: ids [N] int64 on the denoiser's device.
 
-    With static shapes, places per image come in steps of `WIDTH`, and a batch begins with `even_rows` and is halved as
-    images run out.
+    With static shapes, places per image come in steps of `WIDTH`, and a batch is halved as images run out.
     """
     static, size = drawing.static_on(denoiser.device), drawing.batch_size
     if static and drawing.n:
-        size = even_rows(drawing.n, size)
+        # The smallest batch that takes as many turns, so that the last one fills its rows: 129 for 257 images and 256.
+        size = math.ceil(drawing.n / math.ceil(drawing.n / size))
 
     def draw(x: Tensor, places: Tensor, uniforms: Tensor) -> Tensor:
         x = x.scatter(1, places, denoiser.mask_id)
@@ -80,14 +80,6 @@ def run_plans(denoiser: Denoiser, plans: Iterable[Plan], drawing: Drawing) -> It
         while upcoming in waiting:
             yield waiting.pop(upcoming)
             upcoming += 1
-
-
-def even_rows(n: int, batch_size: int) -> int:
-    """The smallest batch that takes as many turns at `n` ≥ 1 images as one of `batch_size`: 129 for 257 images and 256.
-
-    So that the last turn, too, fills its rows.
-    """
-    return math.ceil(n / math.ceil(n / batch_size))
 
 
 @dataclass
@@ -143,22 +135,15 @@ def _finished(
         yield from done
         done.clear()
         size = needed = sum(not row.finished for row in rows)
-        if static:
-            size = _halved(len(rows), needed)
+        if static and needed:
+            size = len(rows)
+            while size > 1 and (half := (size + 1) // 2) >= needed:
+                size = half
         if size < len(rows):
             # A row whose image is finished, and that stays to fill the batch, does its last event again.
             kept = sorted(range(len(rows)), key=lambda place: rows[place].finished)[:size]
             x, rows = x[_to(torch.tensor(kept, dtype=torch.int64), device)], [rows[place] for place in kept]
     yield from done
-
-
-def _halved(size: int, needed: int) -> int:
-    """The least of size, ⌈size/2⌉, ⌈size/4⌉ … 1 that is at least `needed`; 0 where none is."""
-    if needed == 0:
-        return 0
-    while size > 1 and (half := (size + 1) // 2) >= needed:
-        size = half
-    return size
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -31,10 +31,10 @@ def contrast(x: Tensor, noise: Noise) -> Tensor:
     return (x - mean) * (_per_image(x, noise) + 0.5) + mean
 
 
-def translate(x: Tensor, noise: Noise, ratio: float = 0.125) -> Tensor:
-    """Shift each image by up to `ratio` of its size in both directions; zeros move in."""
+def translate(x: Tensor, noise: Noise) -> Tensor:
+    """Shift each image by up to an eighth of its size in both directions; zeros move in."""
     b, _, h, w = x.shape
-    reach_y, reach_x = int(h * ratio + 0.5), int(w * ratio + 0.5)
+    reach_y, reach_x = int(h / 8 + 0.5), int(w / 8 + 0.5)
     dy, dx = (noise.integers(-reach, reach + 1, (b, 1), like=x) for reach in (reach_y, reach_x))
     padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y))
     rows = torch.arange(h, device=x.device) + reach_y + dy  # [B,H]

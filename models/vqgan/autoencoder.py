@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.parts import NOISE, Noise
 from models.vqgan.layers import ResBlock
-from models.vqgan.networks import Encoder, Generator
+from models.vqgan.networks import Encoder, Generator, Sizes
 from models.vqgan.quantizers import Quantized, Quantizer
 
 _ROUNDING = 1e-3  # by which images may leave [0,1]
@@ -17,26 +17,14 @@ _ROUNDING = 1e-3  # by which images may leave [0,1]
 class VQAutoEncoder(nn.Module):
     """Encoder, quantiser and generator. Its two public verbs are `encode` and `decode`."""
 
-    def __init__(
-        self,
-        *,
-        n_channels: int,  # image channels
-        img_size: int,  # height = width of the images, pixels
-        nf: int,  # width of the highest-resolution level
-        ch_mult: Sequence[int],  # width of each level, in units of nf
-        res_blocks: int,  # residual blocks per level
-        attn_resolutions: Sequence[int],  # resolutions with attention
-        emb_dim: int,  # D, width of the latents
-        quantizer: Callable[[], Quantizer],  # makes it, after the encoder has drawn its weights
-    ) -> None:
+    def __init__(self, sizes: Sizes, quantizer: Callable[[], Quantizer]) -> None:
+        """quantizer: makes it, after the encoder has drawn its weights."""
         super().__init__()
-        trunk = (n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions)
-        self.encoder = Encoder(*trunk)
+        self.encoder = Encoder(sizes)
         self.quantize = quantizer()
-        self.generator = Generator(*trunk)
-        self.image_shape = (n_channels, img_size, img_size)
-        side = img_size // 2 ** (len(ch_mult) - 1)
-        self.latent_size = (side, side)
+        self.generator = Generator(sizes)
+        self.image_shape = (sizes.n_channels, sizes.img_size, sizes.img_size)
+        self.latent_size = (sizes.latent_side, sizes.latent_side)
 
     def forward(self, x: Tensor, *, step: int = 0, noise: Noise = NOISE) -> tuple[Tensor, Quantized]:
         """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them.

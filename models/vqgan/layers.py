@@ -75,10 +75,3 @@ class AttnBlock(nn.Module):
         q, k, v = (conv(normed).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
         attended = attention(q, k, v)  # [B,1,HW,C]
         return x + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(b, c, h, w))
-
-
-def run_blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-    """Apply `blocks` in order."""
-    for block in blocks:
-        x = block(x)
-    return x

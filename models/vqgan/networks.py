@@ -3,82 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
-from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample, normalize, run_blocks
+from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample, normalize
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of encoder and generator."""
+
+    n_channels: int  # image channels
+    img_size: int  # height = width of the images, pixels
+    nf: int  # width of the highest-resolution level
+    ch_mult: Sequence[int]  # width of each level, in units of nf
+    res_blocks: int  # residual blocks per level
+    attn_resolutions: Sequence[int]  # resolutions with attention
+    emb_dim: int  # D, width of the latents
+
+    @property
+    def latent_side(self) -> int:
+        """Height = width of the latents."""
+        return self.img_size // 2 ** (len(self.ch_mult) - 1)
 
 
 class Encoder(nn.Module):
-    """Convolutional encoder; halves the resolution once between two levels. Sizes are those of `VQAutoEncoder`."""
+    """Convolutional encoder; halves the resolution once between two levels."""
 
-    def __init__(
-        self,
-        n_channels: int,
-        nf: int,
-        emb_dim: int,
-        ch_mult: Sequence[int],
-        res_blocks: int,
-        img_size: int,
-        attn_resolutions: Sequence[int],
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [nn.Conv2d(n_channels, nf, kernel_size=3, padding=1)]
-        width, resolution = nf, img_size
-        for level, mult in enumerate(ch_mult):
-            for _ in range(res_blocks):
-                blocks.append(ResBlock(width, nf * mult))
-                width = nf * mult
-                if resolution in attn_resolutions:
+        width, resolution = sizes.nf, sizes.img_size
+        blocks: list[nn.Module] = [nn.Conv2d(sizes.n_channels, width, kernel_size=3, padding=1)]
+        for level, mult in enumerate(sizes.ch_mult):
+            for _ in range(sizes.res_blocks):
+                blocks.append(ResBlock(width, sizes.nf * mult))
+                width = sizes.nf * mult
+                if resolution in sizes.attn_resolutions:
                     blocks.append(AttnBlock(width))
-            if level != len(ch_mult) - 1:
+            if level != len(sizes.ch_mult) - 1:
                 blocks.append(Downsample(width))
                 resolution //= 2
         blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
         # As published: no activation between the last norm and the last convolution.
-        blocks += [normalize(width), nn.Conv2d(width, emb_dim, kernel_size=3, padding=1)]
-        self.blocks = nn.ModuleList(blocks)
+        blocks += [normalize(width), nn.Conv2d(width, sizes.emb_dim, kernel_size=3, padding=1)]
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] → latents z [B,D,h,w]."""
-        return run_blocks(self.blocks, x)
+        return self.blocks(x)
 
 
 class Generator(nn.Module):
     """Mirror of the encoder; its log-sigma head serves the likelihood estimate and is trained on its own."""
 
-    def __init__(
-        self,
-        n_channels: int,
-        nf: int,
-        emb_dim: int,
-        ch_mult: Sequence[int],
-        res_blocks: int,
-        img_size: int,
-        attn_resolutions: Sequence[int],
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        width, resolution = nf * ch_mult[-1], img_size // 2 ** (len(ch_mult) - 1)
-        blocks: list[nn.Module] = [nn.Conv2d(emb_dim, width, kernel_size=3, padding=1)]
+        width, resolution = sizes.nf * sizes.ch_mult[-1], sizes.latent_side
+        blocks: list[nn.Module] = [nn.Conv2d(sizes.emb_dim, width, kernel_size=3, padding=1)]
         blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
-        for level in reversed(range(len(ch_mult))):
-            for _ in range(res_blocks):
-                blocks.append(ResBlock(width, nf * ch_mult[level]))
-                width = nf * ch_mult[level]
-                if resolution in attn_resolutions:
+        for level, mult in reversed(list(enumerate(sizes.ch_mult))):
+            for _ in range(sizes.res_blocks):
+                blocks.append(ResBlock(width, sizes.nf * mult))
+                width = sizes.nf * mult
+                if resolution in sizes.attn_resolutions:
                     blocks.append(AttnBlock(width))
             if level != 0:
                 blocks.append(Upsample(width))
                 resolution *= 2
         # As published: no activation between the last norm and the last convolution.
-        blocks += [normalize(width), nn.Conv2d(width, n_channels, kernel_size=3, padding=1)]
-        self.blocks = nn.ModuleList(blocks)
-        self.logsigma = nn.Sequential(
-            nn.Conv2d(width, width, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, n_channels, kernel_size=1),
-        )
+        blocks += [normalize(width), nn.Conv2d(width, sizes.n_channels, kernel_size=3, padding=1)]
+        self.blocks = nn.Sequential(*blocks)
+        hidden = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.logsigma = nn.Sequential(hidden, nn.ReLU(), nn.Conv2d(width, sizes.n_channels, kernel_size=1))
 
     @property
     def last_conv(self) -> nn.Conv2d:
@@ -92,7 +90,7 @@ class Generator(nn.Module):
 
     def features(self, z_q: Tensor) -> Tensor:
         """Quantised latents [B,D,h,w] → the normalised features [B,nf,H,W] that enter the last convolution."""
-        return run_blocks(self.blocks[:-1], z_q)
+        return self.blocks[:-1](z_q)
 
     def forward(self, z_q: Tensor) -> Tensor:
         """Quantised latents [B,D,h,w] → images [B,C,H,W], about [0,1] but not clipped."""

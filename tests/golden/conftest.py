@@ -15,13 +15,12 @@ from torch import Tensor
 
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
-from models.prior.absorbing import AbsorbingDiffusion
-from models.prior.autoregressive import AutoregressivePrior
+from models.prior.prior import Prior
 from models.vqgan.vqgan import VQGAN
 from utils.pretrained.building import build_prior, build_vqgan
 from utils.runs.checkpoints import load_into, load_state_dict
-from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, RunFolder
 from utils.runs.run_folder import VQGAN as VQGAN_KIND
+from utils.runs.run_folder import RunFolder
 
 
 class Reference:
@@ -63,18 +62,10 @@ class Reference:
         self._load(vqgan, VQGAN_KIND, 10)
         return vqgan.eval()
 
-    def absorbing(self) -> AbsorbingDiffusion:
-        settings = self.prior_settings("absorbing")
+    def prior(self, kind: str) -> Prior:
+        settings = self.prior_settings(kind)
         prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
-        assert isinstance(prior, AbsorbingDiffusion)
-        self._load(prior, ABSORBING, 20)
-        return prior.eval()
-
-    def autoregressive(self) -> AutoregressivePrior:
-        settings = self.prior_settings("autoregressive")
-        prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
-        assert isinstance(prior, AutoregressivePrior)
-        self._load(prior, AUTOREGRESSIVE, 20)
+        self._load(prior, kind, 20)
         return prior.eval()
 
     def check(self, values: Mapping[str, Tensor | float]) -> None:

@@ -18,7 +18,7 @@ from models.sampling.larger import window_mixture
 
 
 def test_denoiser(reference: Any) -> None:
-    prior, expected = reference.absorbing(), reference.expected
+    prior, expected = reference.prior("absorbing"), reference.expected
     assert prior.tokens == reference.hparams["block_size"]
     reference.check({"x_t": expected["indices"].masked_fill(expected["mask"], prior.mask_id)})
     with torch.no_grad():
@@ -27,7 +27,7 @@ def test_denoiser(reference: Any) -> None:
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_objectives(reference: Any, loss_type: str) -> None:
-    prior, expected = reference.absorbing(), reference.expected
+    prior, expected = reference.prior("absorbing"), reference.expected
     prior.loss_type = loss_type
     with torch.no_grad():
         losses = prior.losses(Codes(expected["indices"]), Draws(expected["t"], expected["mask"]))
@@ -41,14 +41,14 @@ def test_objectives(reference: Any, loss_type: str) -> None:
 
 
 def test_bound(reference: Any) -> None:
-    prior, expected = reference.absorbing(), reference.expected
+    prior, expected = reference.prior("absorbing"), reference.expected
     with torch.no_grad():
         nats = bound_nats(prior.logits, expected["indices"], expected["elbo_uniforms"], mask_id=prior.mask_id)
     reference.check({"elbo_nats": nats})
 
 
 def test_autoregressive_prior(reference: Any) -> None:
-    prior, ids = reference.autoregressive(), reference.expected["indices"]
+    prior, ids = reference.prior("autoregressive"), reference.expected["indices"]
     with torch.no_grad():
         reference.check(
             {"ar_logits": prior.logits(ids), "ar_loss_bits_per_token": prior.losses(Codes(ids)).loss.mean()}
@@ -70,7 +70,7 @@ def test_moving_average(reference: Any) -> None:
 
 def test_mixture_of_windows(reference: Any) -> None:
     """Distributions at every place of a grid larger than the prior's; those of places not masked too."""
-    prior, expected = reference.absorbing(), reference.expected
+    prior, expected = reference.prior("absorbing"), reference.expected
     x_t = expected["big_x_t"]
     side = math.isqrt(prior.tokens)
     mixture = window_mixture(

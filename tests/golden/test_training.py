@@ -43,7 +43,8 @@ def training(nearest_reference: Any) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGANTrainer, list[dict[str, Tensor]]]:
     settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
-    trainer = VQGANTrainer(settings, nearest_reference.vqgan(disc_start_step=3), CPU, amp_dtype=None)
+    vqgan = nearest_reference.vqgan(disc_start_step=3)
+    trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
         return trainer, [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
@@ -52,7 +53,8 @@ def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGA
 @pytest.fixture(scope="module")
 def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[PriorTrainer, list[dict[str, Tensor]]]:
     settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
-    trainer = PriorTrainer(settings, nearest_reference.absorbing(), CPU, amp_dtype=None)
+    prior = nearest_reference.prior("absorbing")
+    trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
     times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(absorbing, "sample_time", lambda *_: next(times))
@@ -123,7 +125,7 @@ def test_the_loosely_compared_prior_parameters_have_no_gradient(
     monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
 ) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    prior = nearest_reference.absorbing().double()
+    prior = nearest_reference.prior("absorbing").double()
     ids, t, mask = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
     prior.losses(Codes(ids), Draws(t, mask)).loss.mean().backward()
     check_no_gradient(prior, PRIOR_WITHOUT_GRADIENT)

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from models.prior.transformer import Transformer
 from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.networks import Discriminator
+from models.vqgan.networks import Discriminator, Sizes
 from models.vqgan.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 from models.vqgan.vqgan import VQGAN
 
+CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
 QUANTIZERS: dict[Any, Any] = {
     "nearest": partial(VectorQuantizer, 16, 8, beta=0.25),
     "gumbel": partial(GumbelQuantizer, 16, 8, kl_weight=1e-2, straight_through=False),
@@ -43,10 +45,22 @@ _TRANSFORMER: dict[str, Any] = {
 }
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def p_value(counts: Tensor, expected: Tensor) -> float:
+    """p-value of Pearson's chi-square test; outcomes that hardly ever occur are pooled."""
+    rare = expected * counts.sum() < 10
+    pooled = [torch.cat([values[~rare], values[rare].sum()[None]]) for values in (counts, expected)]
+    keep = pooled[1] > 0
+    return float(chisquare(pooled[0][keep].numpy(), (pooled[1][keep] * counts.sum()).numpy()).pvalue)
+
+
 def autoencoder(quantizer: str | Callable[[], Quantizer] = "nearest", **changes: Any) -> VQAutoEncoder:
     """Of images 16×16 and 64 codes of 16, in training mode. quantizer: a name, or what makes one."""
     torch.manual_seed(0)
-    return VQAutoEncoder(**_AUTOENCODER | {"quantizer": QUANTIZERS.get(quantizer, quantizer)} | changes)
+    return VQAutoEncoder(Sizes(**_AUTOENCODER | changes), QUANTIZERS.get(quantizer, quantizer))
 
 
 def perceptual(x: Tensor, y: Tensor) -> Tensor:
@@ -66,10 +80,15 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def transformer(*, std: float | None = None, **changes: Any) -> Transformer:
-    """Over 6 tokens of 9 codes and a mask, in evaluation mode; places differ. std: of all weights, if given."""
+def fresh_transformer(**changes: Any) -> Transformer:
+    """Over 6 tokens of 9 codes and a mask."""
     torch.manual_seed(0)
-    net = Transformer(**_TRANSFORMER | changes)
+    return Transformer(**_TRANSFORMER | changes)
+
+
+def transformer(*, std: float | None = None, **changes: Any) -> Transformer:
+    """In evaluation mode; places differ. std: of all weights, if given."""
+    net = fresh_transformer(**changes)
     for parameter in (net.pos_emb, net.start_tok) if std is None else net.parameters():
         torch.nn.init.normal_(parameter, std=std or 1.0)
     return net.eval()

@@ -123,7 +123,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
     if name.startswith("vqgan"):
         stage = resolve(VQGANStage, changes)
         vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual=None)
-        trainer: Any = VQGANTrainer(stage, vqgan, CPU, None, ranks)
+        trainer: Any = VQGANTrainer(stage.run, stage.training, stage.vqgan, vqgan, CPU, None, ranks)
         if "micro" in name:
             vqgan.disc.eval()  # micro-batches have statistics of their own
         go_on(trainer, end)
@@ -134,7 +134,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
     else:
         prior_stage = resolve(PriorStage, changes)
         prior = build_prior(prior_stage.prior, prior_stage.autoencoder.codebook_size)
-        trainer = PriorTrainer(prior_stage, prior, CPU, None, ranks)
+        trainer = PriorTrainer(prior_stage.run, prior_stage.training, prior_stage.prior, prior, CPU, None, ranks)
         go_on(trainer, end)
         losses = [trainer.step(codes(step)[mine], step) for step in steps]
         validation = trainer.validate(codes(100, 13), batch_size=3)

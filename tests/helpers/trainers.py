@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def prior_trainer(amp_dtype: torch.dtype | None = None, *, device: str = "cpu", 
     settings = resolve(PriorStage, PRIOR | changes)
     torch.manual_seed(0)
     prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
-    return PriorTrainer(settings, prior, torch.device(device), amp_dtype)
+    return PriorTrainer(settings.run, settings.training, settings.prior, prior, torch.device(device), amp_dtype)
 
 
 def vqgan_trainer(
@@ -57,7 +58,7 @@ def vqgan_trainer(
     settings = resolve(VQGANStage, VQGAN | changes)
     torch.manual_seed(0)
     vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual)
-    return VQGANTrainer(settings, vqgan, torch.device(device), amp_dtype)
+    return VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, torch.device(device), amp_dtype)
 
 
 def state_of(trainer: PriorTrainer | VQGANTrainer) -> dict[str, Tensor]:
@@ -67,6 +68,13 @@ def state_of(trainer: PriorTrainer | VQGANTrainer) -> dict[str, Tensor]:
         for ema, model in trainer.models().items()
         for name, value in model.state_dict().items()
     }
+
+
+def go_on(trainer: PriorTrainer | VQGANTrainer, other: PriorTrainer | VQGANTrainer) -> None:
+    """From where another one is."""
+    for ema, model in trainer.models().items():
+        model.load_state_dict(other.models()[ema].state_dict())
+    trainer.load_state_dict(copy.deepcopy(other.state_dict()))
 
 
 def assert_same_state(first: PriorTrainer | VQGANTrainer, second: PriorTrainer | VQGANTrainer) -> None:

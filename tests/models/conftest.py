@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
-from scipy.stats import chisquare
 from torch import Tensor
 
 State = tuple[int, ...]
@@ -70,13 +69,11 @@ class ExactModel:
             value -= weight * (log_p * mask).sum(1)
         return value
 
-    def ancestral(
-        self, steps: int, temp: float, start: State | None = None, reveal: Callable[[int], float] = lambda s: 1 / s
-    ) -> Tensor:
+    def ancestral(self, steps: int, temp: float, start: State | None = None) -> Tensor:
         """Exact distribution over `outcomes` of T-step ancestral sampling, by dynamic programming over the states."""
         now: dict[State, float] = {start or (self.mask_id,) * self.N: 1.0}
         for s in range(steps, 0, -1):
-            now = self._step(now, temp, if_masked=reveal(s), if_visible=0.0)
+            now = self._step(now, temp, if_masked=1 / s, if_visible=0.0)
         return self._vector(now)
 
     def remasked(self, probabilities: Sequence[float], temp: float) -> Tensor:
@@ -122,24 +119,6 @@ class ExactModel:
         return (x * base ** torch.arange(x.shape[-1] - 1, -1, -1)).sum(-1)
 
 
-def chi_square_p(counts: Tensor, expected: Tensor) -> float:
-    """p-value of Pearson's chi-square test; outcomes that hardly ever occur are pooled."""
-    rare = expected * counts.sum() < 10
-    pooled = [torch.cat([values[~rare], values[rare].sum()[None]]) for values in (counts, expected)]
-    keep = pooled[1] > 0
-    return float(chisquare(pooled[0][keep].numpy(), (pooled[1][keep] * counts.sum()).numpy()).pvalue)
-
-
-@pytest.fixture
-def p_value() -> Callable[[Tensor, Tensor], float]:
-    return chi_square_p
-
-
 @pytest.fixture
 def exact_model() -> ExactModel:
     return ExactModel()
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(1)

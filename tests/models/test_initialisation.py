@@ -7,31 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_models import autoencoder
+from small_models import autoencoder, fresh_transformer
 from torch import nn
 
-from models.prior.transformer import Transformer
 from models.vqgan.networks import Discriminator
-
-
-def fresh_transformer() -> Transformer:
-    return Transformer(
-        codebook_size=64,
-        vocab_size=65,
-        n_emb=64,
-        n_head=2,
-        n_layers=2,
-        block_size=16,
-        embd_pdrop=0,
-        attn_pdrop=0,
-        resid_pdrop=0,
-        causal=False,
-    )
-
 
 BUILDS: list[Callable[[], nn.Module]] = [
     lambda: autoencoder(img_size=32, nf=64, emb_dim=64),
-    fresh_transformer,
+    lambda: fresh_transformer(codebook_size=64, vocab_size=65, n_emb=64),
     lambda: Discriminator(3, 64, 2),
 ]
 

@@ -12,7 +12,7 @@ from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Prior
 from models.prior.transformer import Transformer
 from models.vqgan.autoencoder import VQAutoEncoder
-from models.vqgan.networks import Discriminator
+from models.vqgan.networks import Discriminator, Sizes
 from models.vqgan.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
 from utils.data.datasets import ImageData, Split, open_images
@@ -27,7 +27,7 @@ QUANTIZERS: dict[str, Callable[[AutoencoderSettings], Quantizer]] = {
 
 def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
     """A fresh autoencoder; its weights come from the global random stream."""
-    return VQAutoEncoder(
+    sizes = Sizes(
         n_channels=settings.n_channels,
         img_size=settings.img_size,
         nf=settings.nf,
@@ -35,8 +35,8 @@ def build_autoencoder(settings: AutoencoderSettings) -> VQAutoEncoder:
         res_blocks=settings.res_blocks,
         attn_resolutions=settings.attn_resolutions,
         emb_dim=settings.emb_dim,
-        quantizer=partial(QUANTIZERS[settings.quantizer], settings),
     )
+    return VQAutoEncoder(sizes, partial(QUANTIZERS[settings.quantizer], settings))
 
 
 def build_vqgan(autoencoder: AutoencoderSettings, vqgan: VQGANSettings, perceptual: PerceptualLoss | None) -> VQGAN:

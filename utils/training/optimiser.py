@@ -98,13 +98,13 @@ def load_moments(
         raise UserError(f"{source} does not fit this model: it is of {len(ids)} parameters, the model has {len(names)}")
     parameters = optimiser.param_groups[0]["params"]
     wrong = [
-        f"{name} is {_shapes(moments[number])} there and {list(parameter.shape)} here"
+        f"{name} {list(parameter.shape)}"
         for number, name, parameter in zip(ids, names, parameters, strict=False)
         if number in moments and not _fits(moments[number], parameter)
     ]
     if wrong:
-        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise UserError(f"{source} does not fit this model: {', '.join(wrong[:6])}{more}")
+        names_of = ", ".join([*wrong[:6], "…"] if len(wrong) > 6 else wrong)
+        raise UserError(f"{source} does not fit this model: no moments of the shape of {names_of}")
     new_ids = [f"new {name}" for name in lacking]
     put_moments(optimiser, {"state": moments, "param_groups": [{"params": [*ids, *new_ids]}]})
 
@@ -124,10 +124,3 @@ def put_moments(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> None:
 def _fits(moments: Mapping[str, Any], parameter: Tensor) -> bool:
     kept = [moments.get(name) for name in _MOMENTS]
     return "step" in moments and all(isinstance(value, Tensor) and value.shape == parameter.shape for value in kept)
-
-
-def _shapes(moments: Mapping[str, Any]) -> str:
-    kept = [moments.get(name) for name in ("step", *_MOMENTS)]
-    if any(value is None for value in kept):
-        return f"without {' or '.join(('step', *_MOMENTS)[i] for i, value in enumerate(kept) if value is None)}"
-    return " and ".join(str(list(value.shape)) for value in kept[1:] if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""One update of the prior, its validation, and all the state that a resumed run needs (paper, section 3.2)."""
+"""One update of the prior, and its validation (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hparams.settings.stages import PriorStage
-from models.ema import EMA
+from hparams.settings.models import PriorSettings
+from hparams.settings.stages import RunSettings
+from hparams.settings.training import TrainingSettings
 from models.prior.prior import Codes, Draws, Prior
 from utils.machine.compiling import capture_stream, captured_step, compile_prior
 from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks, replicate, synced
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator, reseed, seed_global
-from utils.training.optimiser import Optimiser
+from utils.training.trainer import StageTrainer
 
 VALIDATION_PASSES = 5  # over the validation codes, each with fresh times and masks, as published
 
@@ -39,57 +40,32 @@ class Objective(nn.Module):
         return losses.loss, losses.vb_loss
 
 
-class PriorTrainer:
-    """Owns prior, average and optimiser. Steps count from 0: `step` is the number of updates done so far.
-
-    Each of the `ranks` holds all of them, alike, and does its part of every batch.
-    """
+class PriorTrainer(StageTrainer[Prior]):
+    """Updates of a prior and its validation."""
 
     def __init__(
         self,
-        settings: PriorStage,
+        run: RunSettings,
+        training: TrainingSettings,
+        settings: PriorSettings,
         prior: Prior,
         device: torch.device,
         amp_dtype: torch.dtype | None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.prior = prior.to(device).train()
-        self.device = device
-        self.amp_dtype = amp_dtype
-        self.ranks = ranks
-        self.micro_batches = settings.training.accumulate_steps
-        self.seed = settings.run.seed
-        training = settings.training
-        self.ema: EMA[Prior] | None = None
-        if training.ema:
-            every, warmup = training.steps_per_update_ema, training.ema_warmup
-            self.ema = EMA(prior, training.ema_beta, every=every, warmup=warmup)
+        self.prior = prior.to(device)
+        trained: dict[str, nn.Module] = {settings.sampler: prior}
+        super().__init__(prior, trained, prior.idle_parameters(), run, training, device, amp_dtype, ranks)
         for model in self.models().values():
-            compile_prior(model, settings.run.compile, device)
-        self.warmup_iters = settings.prior.warmup_iters
-        self.lr = settings.training.lr
-        self.optimiser = Optimiser(prior.parameters(), self.lr, device, amp_dtype)
-        self.optimisers: dict[str, Optimiser] = {settings.prior.sampler: self.optimiser}
-        if ranks.count > 1:
-            for parameter in prior.idle_parameters():
-                parameter.requires_grad_(False)  # nothing to send
-        stream = capture_stream(settings.run.compile, device, amp_dtype, ranks)
-        self._objective = replicate(
-            Objective(prior), ranks, compress=settings.training.compress_gradients, stream=stream
-        )
+            compile_prior(model, run.compile, device)
+        self.warmup_iters = settings.warmup_iters
+        self.optimiser = self.optimisers[settings.sampler]
+        stream = capture_stream(run.compile, device, amp_dtype, ranks)
+        self._objective = replicate(Objective(prior), ranks, compress=training.compress_gradients, stream=stream)
         self._generator = torch.Generator(device)
         self._update: Callable[[Tensor], dict[str, Tensor]] = captured_step(
             self._update_weights, self._generator, stream, ranks
         )
-
-    @property
-    def averaged(self) -> Prior:
-        """The averaged model where there is one, else the trained one."""
-        return self.ema.model if self.ema else self.prior
-
-    def models(self) -> Mapping[bool, torch.nn.Module]:
-        """The models to save, by whether they are the average."""
-        return {False: self.prior} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, ids: Tensor, step: int) -> dict[str, Tensor]:
         """One update on codes ids [B,N] int64, this process's part of the step's batch.
@@ -159,11 +135,9 @@ class PriorTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""
-        optimisers = {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()}
-        return {"optimisers": optimisers, "scaler": self.optimiser.scaler.state_dict()}
+        return super().state_dict() | {"scaler": self.optimiser.scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the models are loaded on their own."""
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_adam(state["optimisers"][name])
+        super().load_state_dict(state)
         self.optimiser.load_scaler(state["scaler"])

@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.parts import Noise
 from models.vqgan.networks import Discriminator
@@ -26,7 +25,7 @@ class Judged:
     """The discriminator's pass over the fakes: its own objective goes on from there, and need not repeat it."""
 
     logits: Tensor  # D(fake) with its graph; fake is x_hat, augmented if DiffAugment is on
-    before: list[Tensor]  # the discriminator's running statistics before the pass
+    before: list[Tensor]  # the discriminator's buffers before the pass
     after: list[Tensor]  # and after it
 
 
@@ -48,9 +47,7 @@ class _Look:
     grad: Tensor  # [B,C,H,W], of l1 + perceptual at x̂
     g_grad: Tensor | None  # [B,C,H,W], of g_loss at x̂
     terms: Tensor  # [4]: l1, perceptual, g_loss, codebook
-    x_hat: Tensor  # as in `GeneratorPass`
-    ids: Tensor
-    z: Tensor
+    left: tuple[Tensor, Tensor, Tensor]  # x_hat, ids and z of `GeneratorPass`
     judged: Judged | None
 
 
@@ -135,7 +132,7 @@ class VQGANStep:
 
         l1, perceptual, g_loss, codebook = torch.stack([look.terms for look in looks]).mean(0).unbind()
         terms = GeneratorTerms.of(l1, perceptual, g_loss, weight, codebook)
-        x_hat, ids, z = (torch.cat([getattr(look, name) for look in looks]) for name in ("x_hat", "ids", "z"))
+        x_hat, ids, z = (torch.cat(parts) for parts in zip(*(look.left for look in looks), strict=True))
         return GeneratorPass(terms, x_hat, ids, z, [look.judged for look in looks if look.judged])
 
     def discriminator_backward(
@@ -180,13 +177,14 @@ class VQGANStep:
         (grad,) = torch.autograd.grad((l1 + perceptual) * scale, leaf)
         with ambient, torch.set_grad_enabled(adversarial):
             fake = vqgan.shown(leaf, noise)
-            before = _statistics(vqgan.disc)
+            before = [buffer.clone() for buffer in vqgan.disc.buffers()]
             logits_fake = vqgan.disc(fake)
             g_loss = generator_loss(logits_fake)
         g_grad = torch.autograd.grad(g_loss * scale, leaf, retain_graph=True)[0] if adversarial else None
-        judged = Judged(logits_fake, before, _statistics(vqgan.disc)) if adversarial else None
+        after = [buffer.clone() for buffer in vqgan.disc.buffers()]
+        judged = Judged(logits_fake, before, after) if adversarial else None
         terms = torch.stack([term.detach() for term in (l1, perceptual, g_loss, quantized.loss)])
-        return _Look(grad, g_grad, terms, leaf.detach(), quantized.ids, quantized.z.detach(), judged)
+        return _Look(grad, g_grad, terms, (leaf.detach(), quantized.ids, quantized.z.detach()), judged)
 
     def _at_last_layer(self, x_hat: Tensor, look: _Look) -> Tensor:
         """Both losses' gradients at the last layer, stacked, float32."""
@@ -208,25 +206,15 @@ class VQGANStep:
         return adaptive_weight(reconstruction, g, self.vqgan.disc_weight_max)
 
 
-def _statistics(disc: Discriminator) -> list[Tensor]:
-    """A copy of the batch norms' running means and variances."""
-    return [value.clone() for norm in _batch_norms(disc) for value in (norm.running_mean, norm.running_var)]
-
-
 def _see_again(disc: Discriminator, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
     """Move the running statistics as if the batch that took them from `before` to `after` came once more."""
-    changes = iter(zip(before, after, strict=True))
-    for norm in _batch_norms(disc):
-        keep = 1 - norm.momentum
-        for value in (norm.running_mean, norm.running_var):
-            was, then = next(changes)
+    keep = 1 - 0.1  # the momentum of nn.BatchNorm2d
+    for value, was, then in zip(disc.buffers(), before, after, strict=True):
+        if value.is_floating_point():
             # Not by an operation that autograd sees: no graph of training mode reads running statistics.
             value.data.mul_(keep).add_(then - keep * was)
-        norm.num_batches_tracked += 1
-
-
-def _batch_norms(disc: Discriminator) -> list[Any]:
-    return [module for module in disc.modules() if isinstance(module, nn.BatchNorm2d)]
+        else:  # the number of batches
+            value += 1
 
 
 def _rewind(generator: torch.Generator | None, state: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""One update of the VQGAN, its validation, and all the state that a resumed run needs (paper, section 3.1)."""
+"""One update of the VQGAN, and its validation (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hparams.settings.stages import VQGANStage
-from models.ema import EMA
+from hparams.settings.models import VQGANSettings
+from hparams.settings.stages import RunSettings
+from hparams.settings.training import TrainingSettings
 from models.vqgan.quantizers import id_counts, perplexity
 from models.vqgan.similarity import psnr
 from models.vqgan.vqgan import VQGAN
@@ -20,26 +21,21 @@ from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import derive_seed, reseed
 from utils.training.batch_norm import synchronise_batch_norm
-from utils.training.optimiser import Optimiser
+from utils.training.trainer import StageTrainer
 from utils.training.vqgan_step import VQGANStep
 
-_Updated = tuple[
-    dict[str, Tensor],  # terms of the losses, scalars
-    Tensor,  # [K], how often each code was used
-    Tensor,  # [B,D,h,w], the encoder's outputs
-    Tensor,  # bool scalar, whether all gradients were finite
-]
+# Scalar terms of the losses; uses of each code, [K]; the encoder's outputs, [B,D,h,w]; whether gradients were finite
+_Updated = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 
 
-class VQGANTrainer:
-    """Owns model, average and optimisers. Steps count from 0: `step` is the number of updates done so far.
-
-    Each of the `ranks` holds all of them, alike, and does its part of every batch.
-    """
+class VQGANTrainer(StageTrainer[VQGAN]):
+    """Updates of both networks and their validation."""
 
     def __init__(
         self,
-        settings: VQGANStage,
+        run: RunSettings,
+        training: TrainingSettings,
+        settings: VQGANSettings,
         vqgan: VQGAN,
         device: torch.device,
         amp_dtype: torch.dtype | None,
@@ -47,35 +43,19 @@ class VQGANTrainer:
     ) -> None:
         # With channels last tensor cores need no transposing; on CPUs oneDNN picks its own layout either way.
         self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.vqgan = vqgan.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
-        self.device = device
-        self.ranks = ranks
-        self.micro_batches = settings.training.accumulate_steps
-        self.amp_dtype = amp_dtype
-        self.seed = settings.run.seed
-        self.horizontal_flip = settings.training.horizontal_flip
-        training = settings.training
-        self.ema: EMA[VQGAN] | None = None
-        if training.ema:
-            every, warmup = training.steps_per_update_ema, training.ema_warmup
-            self.ema = EMA(vqgan, training.ema_beta, every=every, warmup=warmup)
-        compile_autoencoder(vqgan, settings.run.compile, device)
-        self.care = settings.vqgan
-        self.lr = settings.training.lr
-        self.optimisers = {
-            name: Optimiser(network.parameters(), self.lr, device, amp_dtype)
-            for name, network in (("ae", vqgan.ae), ("disc", vqgan.disc))
-        }
+        self.vqgan: VQGAN = vqgan.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        trained = {"ae": vqgan.ae, "disc": vqgan.disc}
+        super().__init__(vqgan, trained, vqgan.ae.idle_parameters(), run, training, device, amp_dtype, ranks)
+        self.horizontal_flip = training.horizontal_flip
+        self.care = settings
+        compile_autoencoder(vqgan, run.compile, device)
         # How often each code was used since dead ones were last restarted
         self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=device)
-        if ranks.count > 1:
-            for parameter in vqgan.ae.idle_parameters():
-                parameter.requires_grad_(False)  # nothing to send
-            if settings.vqgan.sync_batchnorm:
-                synchronise_batch_norm(vqgan.disc)
+        if ranks.count > 1 and settings.sync_batchnorm:
+            synchronise_batch_norm(vqgan.disc)
         # A graph holds no number of the host's: not the step's, nor the random state that micro-batches go back to.
         capturable = not vqgan.ae.quantize.depends_on_step and self.micro_batches == 1
-        self._stream = capture_stream(settings.run.compile, device, amp_dtype, ranks) if capturable else None
+        self._stream = capture_stream(run.compile, device, amp_dtype, ranks) if capturable else None
         self._backward = VQGANStep(
             vqgan,
             amp_dtype=amp_dtype,
@@ -86,15 +66,6 @@ class VQGANTrainer:
         )
         self._generator = torch.Generator(device)
         self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
-
-    @property
-    def averaged(self) -> VQGAN:
-        """The averaged model where there is one, else the trained one."""
-        return self.ema.model if self.ema else self.vqgan
-
-    def models(self) -> Mapping[bool, torch.nn.Module]:
-        """The models to save, by whether they are the average."""
-        return {False: self.vqgan} | ({True: self.ema.model} if self.ema else {})
 
     def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """One update of both networks on images uint8 [B,C,H,W], this process's part of the step's batch.
@@ -146,7 +117,8 @@ class VQGANTrainer:
             disc.zero_grad()
             d_loss = self._backward.discriminator_backward(x, done.judged, self._generator, disc.scaler)
             terms = terms | {"d_loss": d_loss}
-        terms, counts = self._over_all(terms, id_counts(done.ids, len(self.usage)))
+        terms = dict(zip(terms, self.ranks.mean(torch.stack(list(terms.values()))).unbind(), strict=True))
+        counts = self.ranks.sum(id_counts(done.ids, len(self.usage)))
         finite = disc.step() if learns else terms["g_loss"].isfinite()
         for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
             now.copy_(torch.where(finite, now, before))
@@ -192,16 +164,13 @@ class VQGANTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the models."""
-        return {
-            "optimisers": {name: optimiser.adam.state_dict() for name, optimiser in self.optimisers.items()},
-            "scalers": {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()},
-            "usage": self.usage,
-        }
+        scalers = {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()}
+        return super().state_dict() | {"scalers": scalers, "usage": self.usage}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the models are loaded on their own."""
+        super().load_state_dict(state)
         for name, optimiser in self.optimisers.items():
-            optimiser.load_adam(state["optimisers"][name])
             optimiser.load_scaler(state["scalers"][name])
         self.usage.copy_(state["usage"])
 
@@ -212,15 +181,6 @@ class VQGANTrainer:
     def _existing(self, terms: Mapping[str, Any]) -> dict[str, Any]:
         """Without a perceptual network there is no such term, rather than one of zeros."""
         return {name: term for name, term in terms.items() if name != "perceptual" or self.vqgan.perceptual is not None}
-
-    def _over_all(self, terms: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Means of the terms over all processes, and sums of the code counts, in one message."""
-        if self.ranks.count == 1:
-            return dict(terms), counts
-        message = torch.cat([torch.stack(list(terms.values())).double() / self.ranks.count, counts.double()])
-        message = self.ranks.sum(message)
-        means = dict(zip(terms, message[: len(terms)].unbind(), strict=True))
-        return means, message[len(terms) :].round().long()
 
     def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
         """Count the uses of codes, and restart those without any every `restart_dead_codes` steps."""

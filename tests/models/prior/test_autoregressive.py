@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from small_models import transformer
-from torch import Tensor
+from small_models import seeded, transformer
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
@@ -17,13 +16,7 @@ from models.prior.transformer import Transformer
 from models.sampling.categorical import Rule, image_generators
 from models.sampling.rounds import Drawing
 
-CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
-PValue = Callable[[Tensor, Tensor], float]
 SIZES = {"codebook_size": 7, "n_head": 2}
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network() -> Transformer:
@@ -45,15 +38,9 @@ def test_cached_keys_and_values_give_the_logits_of_the_whole_prefix() -> None:
         static_steps.append(net.following_logits(new, torch.tensor([place + 1]), static))
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat(static_steps, dim=1), whole, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_cache_is_continued_by_several_codes_at_once() -> None:
-    net = network()
-    ids = torch.randint(7, (3, 5), generator=seeded())
-    cache = net.new_cache(3)
-    parts = [net.next_logits(ids[:, :2], cache), net.next_logits(ids[:, 2:], cache)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), net.next_logits(ids), rtol=1e-5, atol=1e-5)
+    cache = net.new_cache(3)  # and several codes at once
+    parts = [net.next_logits(ids[:, :2], cache), net.next_logits(ids[:, 2:5], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temp", [0.8, 1.0])
@@ -73,33 +60,12 @@ def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) ->
     assert not torch.equal(prior.sample(50, generator=seeded(5), temp=temp), ids)
 
 
-def test_an_autoregressive_sample_is_a_function_of_its_own_generator() -> None:
-    prior = AutoregressivePrior(network())
-    alone = [next(prior.samples([seeded(seed)], Drawing(1))).tolist() for seed in range(8)]
-    assert len({tuple(ids) for ids in alone}) > 4
-    for batch_size in (3, 8, 20):
-        assert [ids.tolist() for ids in prior.samples(map(seeded, range(8)), Drawing(batch_size))] == alone
-    assert [ids.tolist() for ids in prior.samples(map(seeded, range(1, 8, 3)), Drawing(2))] == alone[1::3]
-
-
 def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     prior, together = AutoregressivePrior(network()), []
     new_cache = prior.net.new_cache
     monkeypatch.setattr(prior.net, "new_cache", lambda batch: together.append(batch) or new_cache(batch))
     prior.sample(8, generator=seeded(), batch_size=3)
     assert together == [3, 3, 2]
-
-
-def test_autoregressive_sampling_draws_from_the_product_of_its_conditionals(p_value: PValue) -> None:
-    net = network()
-    net.pos_emb = torch.nn.Parameter(net.pos_emb[:, :2].detach())  # 49 outcomes
-    prior = AutoregressivePrior(net)
-    outcomes = torch.cartesian_prod(torch.arange(7), torch.arange(7))
-    with torch.no_grad():
-        p = 2 ** (-2 * prior.losses(Codes(outcomes)).loss.double())
-    assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    ids = prior.sample(20_000, generator=seeded(), batch_size=5000)
-    assert p_value(torch.bincount(ids[:, 0] * 7 + ids[:, 1], minlength=49), p / p.sum()) > CHANCE
 
 
 # --- both priors --------------------------------------------------------------------------------------------------
@@ -119,6 +85,29 @@ def test_no_samples_are_an_empty_batch(kind: str) -> None:
         small_prior(kind).sample(-1)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         small_prior(kind).sample(2, batch_size=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 7), (6,)])
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_logits_are_of_whole_samples(kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, 6\], not "):
+        small_prior(kind).logits(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "mlm", "autoregressive"])
+def test_a_sample_is_a_function_of_its_own_generator(kind: str) -> None:
+    prior = small_prior(kind)
+
+    def samples(seeds: Iterable[int], batch_size: int) -> list[list[int]]:
+        drawing = Drawing(batch_size, Rule(0.9), sampler="mlm" if kind == "mlm" else "diffusion")
+        return [ids.tolist() for ids in prior.samples(map(seeded, seeds), drawing)]
+
+    alone = [samples([seed], 1)[0] for seed in range(12)]
+    assert len({tuple(ids) for ids in alone}) > 6
+    for batch_size in (1, 5, 12, 100):
+        assert samples(range(12), batch_size) == alone
+    assert samples(range(7, 12), 3) == alone[7:]  # goes on where an interrupted run stopped
+    assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
 
 
 @pytest.mark.parametrize("options", [{}, {"sample_type": "mlm"}, {"kind": "autoregressive"}])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from small_models import transformer
 
-from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Codes
 
@@ -25,12 +24,6 @@ def test_published_size(causal: bool, vocab_size: int, expected: int) -> None:
     with torch.device("meta"):
         net = transformer(**sizes, block_size=256, causal=causal)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
-
-
-def test_logits_cover_the_codebook_and_not_the_mask() -> None:
-    logits = transformer()(torch.full((2, 6), 9))
-    assert logits.shape == (2, 6, 9)
-    assert logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -102,13 +95,6 @@ def test_too_many_tokens_are_refused() -> None:
         net.next_logits(ids(1), cache)
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (2, 7), (6,)])
-def test_an_autoregressive_prior_predicts_whole_samples_only(shape: tuple[int, ...]) -> None:
-    prior = AutoregressivePrior(transformer(causal=True, vocab_size=9))
-    with pytest.raises(ValueError, match=r"shape \[B, 6\], not "):
-        prior.losses(Codes(torch.zeros(shape, dtype=torch.int64)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_of_chosen_places_are_those_of_all_places(dtype: torch.dtype) -> None:
     net, x = transformer(), ids()
@@ -134,10 +120,3 @@ def test_residual_dropout_falls_on_all_that_a_block_adds() -> None:
     """On attention and on the network behind it: where nothing is left of either, blocks hand on what they get."""
     net, x = transformer(resid_pdrop=1.0).train(), ids()
     torch.testing.assert_close(net(x), net.head(net.ln_f(net.tok_emb(x) + net.pos_emb)))
-
-
-def test_mask_id_is_an_input_symbol_of_its_own() -> None:
-    prior, x = AbsorbingDiffusion(transformer(), mask_id=9, total_steps=4), ids()
-    other = x.clone()
-    other[:, 2] = 9
-    assert not torch.equal(prior.logits(x), prior.logits(other))

@@ -8,16 +8,13 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
+from small_models import seeded
 from torch import Tensor
 
 from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_mixture, window_starts
 
 K = MASK = 5
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class FakeModel:
@@ -74,11 +71,11 @@ def plans(shape: tuple[int, ...], order: str, steps: int = 8) -> tuple[Tensor, T
     return torch.stack(reveal), torch.stack(uniforms)
 
 
-def fill(model: FakeModel, x: Tensor, order: str, stride: int = 1, start: int = 0) -> list[Tensor]:
+def fill(model: FakeModel, x: Tensor, order: str, stride: int = 1) -> list[Tensor]:
     return list(
         larger_trajectory(
             model.logits_at, x, *plans(x.shape, order), mask_id=MASK, window=(3, 4), stride=stride, rule=Rule(0.8),
-            batch_size=64, start=start,
+            batch_size=64,
         )
     )  # fmt: skip
 
@@ -121,18 +118,6 @@ def test_known_tokens_stay() -> None:
         assert (filled < K).all()
 
 
-def test_at_the_priors_own_size_it_is_the_prior() -> None:
-    """One window, no mixture: drawn with the frequencies of the model's own distribution at this temperature."""
-    model, n = FakeModel(3 * 4), 20_000
-    uniforms = torch.rand((n, 3, 4), dtype=torch.float64, generator=seeded())
-    reveal = plans((1, 3, 4), "raster")[0].expand(n, -1, -1)
-    x = torch.full((n, 3, 4), MASK)
-    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "rule": Rule(0.8), "batch_size": n}
-    first = next(larger_trajectory(model.logits_at, x, reveal, uniforms, **options))[:, 0, 0]
-    p = (model(torch.full((1, 12), MASK))[0, 0] / 0.8).double().softmax(-1)
-    assert chisquare(torch.bincount(first, minlength=K).numpy(), (n * p).numpy()).pvalue > 1e-4
-
-
 @pytest.mark.parametrize(("shape", "stride"), [((16, 24), 1), ((32, 32), 1), ((64, 64), 1), ((32, 32), 8)])
 def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tuple[int, int], stride: int) -> None:
     rows = 0
@@ -152,32 +137,6 @@ def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tupl
     assert rows == windows * 256
     if stride == 1 and shape != (16, 16):
         assert rows < windows * math.prod(shape)  # what every window at every step would cost
-
-
-def test_random_order_skips_windows_that_see_nothing_due() -> None:
-    model = FakeModel(3 * 4)
-    x = torch.full((1, 9, 12), 0)
-    x[0, 0, 0] = x[0, 8, 11] = MASK
-    fill(model, x, "random", stride=3)
-    assert sum(model.rows) <= 2  # a window in each corner of the 9 there are
-
-
-@pytest.mark.parametrize("order", ["raster", "random"])
-def test_it_goes_on_from_the_middle(order: str) -> None:
-    whole = fill(FakeModel(3 * 4), torch.full((2, 4, 6), MASK), order)
-    rest = fill(FakeModel(3 * 4), whole[4], order, start=5)
-    assert len(rest) == len(whole) - 5
-    assert torch.equal(rest[-1], whole[-1])
-
-
-def test_images_that_are_done_early_wait_for_the_last_step() -> None:
-    """Processes that share the images save their state together after each step, and so all make as many."""
-    reveal, uniforms = plans((1, 4, 6), "random")
-    options = {"mask_id": MASK, "window": (3, 4), "stride": 1, "rule": Rule(0.8), "batch_size": 64}
-    x = torch.full((1, 4, 6), MASK)
-    states = list(larger_trajectory(FakeModel(3 * 4).logits_at, x, reveal.clamp(max=4), uniforms, **options, stop=8))
-    assert len(states) == 8
-    assert (states[4] < K).all()
 
 
 def test_windows_cover_the_grid() -> None:

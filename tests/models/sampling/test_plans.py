@@ -9,23 +9,16 @@ from typing import Any
 import pytest
 import torch
 from emulated_cuda import without_waiting
-from small_models import transformer
+from small_models import CHANCE, p_value, seeded, transformer
 from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.sampling.categorical import LogitsAtFn, Rule, image_generators
-from models.sampling.plans import Plan, diffusion_plan, follow, mlm_plan, remask_times
+from models.sampling.plans import Plan, diffusion_plan, mlm_plan, remask_times
 from models.sampling.rounds import WIDTH, Denoiser, Drawing, run_plans
-from models.sampling.samplers import SAMPLERS
 
 DRAWS = 8_000
 CPU = torch.device("cpu")
-CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
-PValue = Callable[[Tensor, Tensor], float]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def denoiser(logits_at: LogitsAtFn, mask_id: int = 3, device: torch.device = CPU) -> Denoiser:
@@ -57,41 +50,15 @@ def uniform(x: Tensor, places: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("temp", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_the_law_of_the_reverse_process(exact_model: Any, p_value: PValue, steps: int, temp: float) -> None:
-    expected = exact_model.ancestral(steps, temp)
-    assert expected.sum().item() == pytest.approx(1)
+def test_the_law_of_the_reverse_process(exact_model: Any, steps: int, temp: float) -> None:
     counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, steps), temp))
-    assert p_value(counts, expected) > CHANCE
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "queue"), [(1, 300), (7, 3000), (64, 64), (64, 3000), (3000, 3000), (5000, 3000)]
-)
-def test_neither_batch_size_nor_queue_matters(exact_model: Any, p_value: PValue, batch_size: int, queue: int) -> None:
-    """Queues of this many images, one after the other, in batches of this many."""
-    parts = [
-        run(exact_model, diffusion_plans(exact_model, 3, queue, seed), batch_size=batch_size)
-        for seed in range(3000 // queue)
-    ]
-    assert p_value(exact_model.counts(torch.cat(parts)), exact_model.ancestral(3, 1.0)) > CHANCE
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": 3, "temp": 1.2},
-        {"steps": 2, "temp": 1.0},
-        {"steps": 3, "temp": 1.0, "reveal": lambda s: 1.0 if s == 1 else 0.2},  # not 1/s
-    ],
-    ids=["temperature", "steps", "reveal rate"],
-)
-def test_the_comparison_rejects_a_wrong_sampler(exact_model: Any, p_value: PValue, wrong: dict[str, Any]) -> None:
-    counts = exact_model.counts(run(exact_model, diffusion_plans(exact_model, 3)))
-    assert p_value(counts, exact_model.ancestral(**wrong)) < 1e-6
+    assert p_value(counts, exact_model.ancestral(steps, temp)) > CHANCE
+    assert p_value(counts, exact_model.ancestral(steps, 1.25 * temp)) < 1e-6
+    assert p_value(counts, exact_model.ancestral(steps + 1 if steps < 3 else 1, temp)) < 1e-6
 
 
 @pytest.mark.parametrize("start", [(3, 1, 3), (0, 3, 2), (2, 3, 3)])
-def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, p_value: PValue, start: tuple[int, ...]) -> None:
+def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, start: tuple[int, ...]) -> None:
     x = run(exact_model, diffusion_plans(exact_model, 4, start=start))
     visible = torch.tensor(start) != exact_model.mask_id
     assert (x[:, visible] == torch.tensor(start)[visible]).all()
@@ -100,9 +67,7 @@ def test_visible_tokens_condition_the_rest_and_stay(exact_model: Any, p_value: P
 
 @pytest.mark.parametrize("temp", [0.7, 1.0])
 @pytest.mark.parametrize("probabilities", [[1.0], [1.0, 0.5], [0.2, 0.6, 0.1]])
-def test_the_law_of_masking_and_filling(
-    exact_model: Any, p_value: PValue, probabilities: list[float], temp: float
-) -> None:
+def test_the_law_of_masking_and_filling(exact_model: Any, probabilities: list[float], temp: float) -> None:
     start = torch.full((exact_model.N,), exact_model.mask_id)
     plans = (
         mlm_plan(start, mask_id=exact_model.mask_id, mask_probabilities=probabilities, generator=generator)
@@ -163,22 +128,6 @@ def test_the_queue_is_read_no_further_than_needed() -> None:
     samples = run_plans(denoiser(uniform, 2), plans(), Drawing(4))
     next(samples)
     assert len(taken) <= 12
-
-
-def test_a_place_is_masked_until_it_is_due_and_drawn_once(exact_model: Any) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def logits_at(x: Tensor, places: Tensor) -> Tensor:
-        seen.append((x.clone(), places))
-        return torch.zeros((*places.shape, 3))
-
-    (ids,) = run_plans(denoiser(logits_at), diffusion_plans(exact_model, 50, 1), Drawing(1))
-    due = torch.cat([places[0] for _, places in seen])
-    assert sorted(due.tolist()) == [0, 1, 2]
-    for number, (x, _) in enumerate(seen):
-        drawn = torch.cat([places[0] for _, places in seen[:number]]) if number else torch.empty(0, dtype=torch.int64)
-        assert (x[0, drawn] == ids[drawn]).all()
-        assert (x[0] == 3).sum() == 3 - len(drawn)
 
 
 def test_nothing_masked_means_no_evaluation(exact_model: Any) -> None:
@@ -284,22 +233,6 @@ def small_prior(tokens: int = 6, total_steps: int = 5) -> AbsorbingDiffusion:
     return AbsorbingDiffusion(net, mask_id=7, total_steps=total_steps)
 
 
-@pytest.mark.parametrize("sample_type", SAMPLERS)
-def test_a_sample_is_a_function_of_its_own_generator(sample_type: str) -> None:
-    prior = small_prior()
-
-    def samples(seeds: Sequence[int], batch_size: int) -> list[list[int]]:
-        drawn = prior.samples(map(seeded, seeds), Drawing(batch_size, Rule(0.9), sampler=sample_type))
-        return [ids.tolist() for ids in drawn]
-
-    alone = [samples([seed], 1)[0] for seed in range(12)]
-    assert len({tuple(ids) for ids in alone}) > 6
-    for batch_size in (1, 5, 12, 100):
-        assert samples(range(12), batch_size) == alone
-    assert samples(range(7, 12), 3) == alone[7:]  # goes on where an interrupted run stopped
-    assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
-
-
 def test_a_prior_samples_in_its_total_steps_unless_told_otherwise() -> None:
     prior = small_prior()
     free, five, two = (prior.sample(8, generator=seeded(), sample_steps=steps) for steps in (None, 5, 2))
@@ -317,6 +250,13 @@ def test_many_plans_at_once_give_what_the_plain_algorithm_gives(mlm: bool) -> No
             return mlm_plan(start, mask_id=7, mask_probabilities=[0.9, 0.5, 0.2], generator=seeded(seed))
         return diffusion_plan(start, mask_id=7, steps=4, generator=seeded(seed))
 
+    def follow(plan: Plan) -> Tensor:
+        x = plan.start.clone()
+        for event in plan.events:
+            x[event.places] = 7
+            x[event.places] = Rule(0.9).draw(prior.logits_at(x[None], event.places[None])[0], event.uniforms)
+        return x
+
     together = run_plans(denoiser(prior.logits_at, 7), map(plan, range(12)), Drawing(5, Rule(0.9), static=True))
-    alone = [follow(plan(seed), prior.logits_at, Rule(0.9), 7) for seed in range(12)]
+    alone = [follow(plan(seed)) for seed in range(12)]
     assert torch.equal(torch.stack(list(together)), torch.stack(alone))

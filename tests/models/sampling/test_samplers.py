@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from small_models import CHANCE, p_value, seeded
 from torch import Tensor
 
 from models.sampling.categorical import Rule
 from models.sampling.samplers import diffusion_trajectory
-
-CHANCE = 1e-4  # a right sampler fails a test this seldom; the seeds are fixed, so in fact never
-PValue = Callable[[Tensor, Tensor], float]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def trajectory(model: Any, steps: int, n: int, temp: float = 1.0, seed: int = 0) -> Tensor:
@@ -29,7 +22,7 @@ def trajectory(model: Any, steps: int, n: int, temp: float = 1.0, seed: int = 0)
 
 
 @pytest.mark.parametrize(("steps", "temp"), [(1, 1.0), (3, 0.7), (8, 1.0)])
-def test_the_last_state_has_the_exact_distribution(exact_model: Any, p_value: PValue, steps: int, temp: float) -> None:
+def test_the_last_state_has_the_exact_distribution(exact_model: Any, steps: int, temp: float) -> None:
     counts = exact_model.counts(trajectory(exact_model, steps, 50_000, temp)[-1])
     assert p_value(counts, exact_model.ancestral(steps, temp)) > CHANCE
 
@@ -43,7 +36,7 @@ def test_the_trajectory_reveals_each_token_once_and_for_good(exact_model: Any) -
     assert (changed.sum(0) == 1).all()
 
 
-def test_the_reveal_step_is_uniform(exact_model: Any, p_value: PValue) -> None:
+def test_the_reveal_step_is_uniform(exact_model: Any) -> None:
     states = trajectory(exact_model, 8, 10_000)
     step = (states[1:] != states[:-1]).long().argmax(0)
     uniform = torch.full((8,), 1 / 8, dtype=torch.float64)

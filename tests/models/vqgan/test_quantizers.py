@@ -78,13 +78,6 @@ def test_shapes_and_raster_order(nearest: VectorQuantizer) -> None:
         torch.testing.assert_close(quantized.z_q[b, :, y, x], nearest.codebook[place])
 
 
-def test_ids_and_lookup_agree_with_forward(nearest: VectorQuantizer) -> None:
-    z = normal(2, 6, 3, 4)
-    quantized = nearest(z)
-    assert torch.equal(nearest.ids(z), quantized.ids)
-    torch.testing.assert_close(nearest.lookup(quantized.ids, (3, 4)), quantized.z_q)
-
-
 def test_nearest_gradient_is_straight_through(nearest: VectorQuantizer) -> None:
     z, downstream = normal(2, 6, 3, 4).requires_grad_(), normal(2, 6, 3, 4, seed=5)
     (nearest(z).z_q * downstream).sum().backward()

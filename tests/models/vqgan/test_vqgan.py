@@ -33,15 +33,8 @@ def test_adaptive_weight_by_hand() -> None:
     ones = torch.ones(4)
     assert adaptive_weight(3 * ones, 2 * ones, 1e9).item() == pytest.approx(6 / 4.0001)
     assert adaptive_weight(3 * ones, 2 * ones, 1.0) == 1
-
-
-@pytest.mark.parametrize(
-    ("reconstruction", "adversarial", "expected"), [(0.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 2.5)]
-)
-def test_adaptive_weight_is_finite_for_zero_gradients(
-    reconstruction: float, adversarial: float, expected: float
-) -> None:
-    assert adaptive_weight(torch.full((9,), reconstruction), torch.full((9,), adversarial), 2.5) == expected
+    assert adaptive_weight(0 * ones, 0 * ones, 2.5) == adaptive_weight(0 * ones, ones, 2.5) == 0
+    assert adaptive_weight(ones, 0 * ones, 2.5) == 2.5
 
 
 def test_adaptive_weight_is_computed_in_float32() -> None:
@@ -86,16 +79,6 @@ def test_before_its_start_the_discriminator_only_sees_fakes() -> None:
     silent.generator_losses(images(), step=10).loss.backward()
     for name, gradient in gradients(model.ae).items():
         torch.testing.assert_close(gradient, gradients(silent.ae)[name], msg=name)
-
-
-def test_a_discriminator_that_never_answers_leaves_finite_gradients() -> None:
-    model = vqgan(disc_weight_max=1.0)
-    for parameter in model.disc.main[-1].parameters():
-        torch.nn.init.zeros_(parameter)
-    terms = model.generator_losses(images(), step=0)
-    terms.loss.backward()
-    assert terms.disc_weight == 1
-    assert all(gradient.isfinite().all() for gradient in gradients(model.ae).values())
 
 
 def test_the_gumbel_temperature_follows_the_step() -> None:

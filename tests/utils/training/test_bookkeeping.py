@@ -47,27 +47,6 @@ def test_sums_are_kept_in_float64_and_without_gradients() -> None:
     assert averages.pop()[0]["loss"] == pytest.approx(float(value.detach()), rel=1e-12)
 
 
-def test_half_precision_values_do_not_saturate() -> None:
-    averages = Averages()
-    for _ in range(4):
-        averages.add({"loss": torch.tensor(60_000.0, dtype=torch.float16)})
-    assert averages.pop()[0]["loss"] == 60_000 - 60_000 % 32
-
-
-def test_state_continues_where_it_was() -> None:
-    whole, first, second = Averages(), Averages(), Averages()
-    values = [torch.tensor(v) for v in (0.1, 0.7, 0.2, 0.9)]
-    for value in values:
-        whole.add({"loss": value})
-    for value in values[:2]:
-        first.add({"loss": value})
-    state = json.loads(json.dumps(first.state_dict()))
-    second.load_state_dict(state, CPU)
-    for value in values[2:]:
-        second.add({"loss": value})
-    assert second.pop() == whole.pop()
-
-
 def add(skipped: SkippedUpdates, pattern: str, start: int = 0) -> None:
     for number, mark in enumerate(pattern, start=start + 1):
         skipped.add(number, torch.tensor(float(mark == "x")))

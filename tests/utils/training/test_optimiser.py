@@ -183,8 +183,7 @@ def test_moments_of_other_shapes_are_named() -> None:
     state = published()
     state["state"][2]["exp_avg_sq"] = torch.zeros(5)
     del state["state"][3]["step"]
-    match = r"1\.weight is \[2, 4\] and \[5\] there and \[2, 4\] here, 1\.bias is without step there"
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match=r"no moments of the shape of 1\.weight \[2, 4\], 1\.bias \[2\]$"):
         load_moments(adam(), NAMES, state, "file")
 
 

@@ -66,11 +66,11 @@ def test_a_run_that_ends_holds_no_graph(stage: type[Any], tmp_path: Path, monkey
     graph = Replayed()
     if stage is VQGANStage:
         vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
-        trainer = VQGANTrainer(settings, vqgan, CPU, None)
+        trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, None)
         trainer._of_phase = (True, True), graph
     else:
         prior = build_prior(settings.prior, settings.autoencoder.codebook_size)
-        trainer = PriorTrainer(settings, prior, CPU, None)
+        trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, None)
         trainer._update = graph
     held = weakref.ref(graph)
     del graph

@@ -99,15 +99,6 @@ def test_a_quantiser_may_have_nothing_to_learn_by_its_loss(monkeypatch: pytest.M
     assert_same_gradients(model.ae, reference.ae)
 
 
-def test_gradients_add_to_what_is_there() -> None:
-    model = vqgan(perceptual=None, disc_start_step=5)
-    backward(model)
-    once = gradients(model.ae)
-    backward(model)
-    for name, gradient in gradients(model.ae).items():
-        torch.testing.assert_close(gradient, 2 * once[name], msg=name)
-
-
 def test_the_scale_multiplies_gradients_and_nothing_else() -> None:
     plain, scaled = vqgan(), vqgan()
     one, many = backward(plain), backward(scaled, scale=torch.tensor(1024.0))
