@@ -179,9 +179,7 @@ class SilentReport:
     """Stands for the report where another process writes it."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return self._ignore
-
-    def _ignore(self, *_: Any, **__: Any) -> None: ...
+        return lambda *_, **__: None
 
 
 def _short(name: str) -> str:

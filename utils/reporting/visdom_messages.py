@@ -32,7 +32,7 @@ Message = dict[str, Any]
 def curves_message(pane: Curves, curves: Mapping[str, Curve]) -> Message:
     """Content of a pane of curves over the steps."""
     looks = AREA if pane.stacked else CURVE
-    data = [{"name": name, **points(curve, 0), **looks} for name, curve in curves.items()]
+    data = [{"name": name, **points(curve, 0), **looks} for name, curve in (curves or {"": Curve()}).items()]
     content = plot(data, pane.title, "step", pane.ylabel, showlegend=len(data) > 1)
     content["layout"]["yaxis"]["rangemode"] = "tozero" if pane.from_zero else "normal"
     return content
@@ -79,11 +79,7 @@ def picture_message(pane: Pictures, step: int | None, picture: np.ndarray) -> Me
     largest = LARGEST_ALONE if step is None else LARGEST_SIDE
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if step is None:
-        opts = {
-            "title": pane.title,
-            "width": image.width,
-            "height": image.height + 10,
-        }  # else the last rows are cut off
+        opts = {"title": pane.title, "width": image.width, "height": image.height + 10}  # or the last rows are cut off
         return {"data": [{"type": "image", "content": {"caption": None, "src": _encoded(image)}}], "opts": opts}
     size = cells(2, 1 if image.width > 4 * image.height else 2)
     image = _above_slider(_labelled(image, f"step {step}"), size["width"], size["height"])

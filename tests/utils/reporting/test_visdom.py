@@ -20,10 +20,10 @@ from PIL import Image
 
 from browser import Browser
 from hparams.errors import UserError
-from utils.reporting import board, sinks, visdom, visdom_server
+from utils.reporting import board, sinks, visdom
 from utils.reporting.layout import Bars, Curves, Pictures
 from utils.reporting.sinks import open_sinks
-from utils.reporting.visdom import environment, show_on_visdom
+from utils.reporting.visdom import Server, environment, show_on_visdom
 from utils.reporting.visdom_messages import (
     CELL,
     GAP,
@@ -37,7 +37,6 @@ from utils.reporting.visdom_messages import (
     table_message,
     text_message,
 )
-from utils.reporting.visdom_server import Server
 from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
 from visdom_process import VisdomServer, eventually, free_port, other_program
@@ -216,7 +215,7 @@ def test_server_that_was_restarted_unnoticed_gets_all(server: VisdomServer, open
 def test_hung_server_does_not_hold_up_the_run(
     server: VisdomServer, opened: Callable[..., Any], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visdom_server, "TIMEOUT", (0.5, 0.5))
+    monkeypatch.setattr(visdom, "TIMEOUT", (0.5, 0.5))
     with opened(server.port) as record:
         losses(record, 0)
         eventually(lambda: server.curves(ENV, "loss") == expected(0))
@@ -235,7 +234,7 @@ def test_only_the_end_of_a_run_waits_for_the_server_and_that_within_its_budget(
     opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setitem(sinks.SECONDS_TO_CLOSE, "visdom", 0.1)
-    monkeypatch.setattr(visdom_server, "TIMEOUT", (3600.0, 3600.0))
+    monkeypatch.setattr(visdom, "TIMEOUT", (3600.0, 3600.0))
     request, asking = requests.Session.request, set()
 
     def requesting(*arguments: Any, **options: Any) -> requests.Response:
