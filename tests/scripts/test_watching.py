@@ -84,7 +84,7 @@ EXPERIMENTS = {
     "larger": (
         "experiments/generate_big_samples.py {RUN} --load_dir stage_2 --shape 8 9 --n_samples 2 --order random "
         "--stride 2",
-        {"results", "samples"},
+        {"results", "larger samples"},
     ),
 }
 TEXTS = {"run", "results"}  # panes of words
