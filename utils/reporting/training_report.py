@@ -179,7 +179,9 @@ class SilentReport:
     """Stands for the report where another process writes it."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+        return self._ignore
+
+    def _ignore(self, *_: Any, **__: Any) -> None: ...
 
 
 def _short(name: str) -> str:

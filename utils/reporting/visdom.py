@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -33,7 +34,7 @@ from utils.runs.run_folder import RunFolder
 SECONDS_BETWEEN_ATTEMPTS = 10.0  # to reach a server that failed
 TIMEOUT = (2.0, 5.0)  # seconds to connect, seconds between bytes of the answer
 MARK = b"var ENV_LIST"  # stands early on visdom's page, and not on the one that asks for a password
-LONGEST_HEAD = 1 << 16  # bytes of a page that are searched for it
+LONGEST_HEAD = 64  # KiB of a page that are searched for it
 
 
 def environment(run: str) -> str:
@@ -72,14 +73,8 @@ class Server:
     def recognise(self) -> None:
         """Ask for visdom's own page, and send nothing; ValueError if something else answers."""
         with self._session.get(f"{self.address}/", timeout=TIMEOUT, stream=True) as response:
-            head = b""
-            for piece in response.iter_content(LONGEST_HEAD):
-                head += piece
-                if MARK in head:
-                    return
-                if len(head) >= LONGEST_HEAD:
-                    break
-        raise ValueError(f"{self.address} does not answer as visdom does")
+            if MARK not in b"".join(islice(response.iter_content(1024), LONGEST_HEAD)):
+                raise ValueError(f"{self.address} does not answer as visdom does")
 
     def send(self, endpoint: str, message: Message) -> None:
         """Have a request carried out: "events" makes the pane `message["win"]` anew, "update" appends to it."""
@@ -105,22 +100,12 @@ class Server:
 class Visdom(Board):
     """Panes of one run, in the environment that `environment` names. Only `idle`, `close` and `send` ask the server.
 
-    Args:
-        run: name of the run.
-        server: where they go.
-        settings: those of the run, by name, for its panes.
-        fresh: whether the environment's panes are of another run, and are removed.
-        warn: takes one line per outage.
+    run: its name. settings: those of the run, by name, for its panes. fresh: whether the environment's panes are of
+    another run, and are removed. warn: takes one line per outage.
     """
 
     def __init__(
-        self,
-        run: str,
-        server: Server,
-        settings: Mapping[str, Any],
-        *,
-        fresh: bool,
-        warn: Callable[[str], None],
+        self, run: str, server: Server, settings: Mapping[str, Any], *, fresh: bool, warn: Callable[[str], None]
     ) -> None:
         super().__init__(settings, picture_message)
         self._env, self._server, self._warn = environment(run), server, warn
@@ -178,17 +163,17 @@ class Visdom(Board):
         self.changed.update(dict.fromkeys(self.panes))
 
     def _send_pane(self, window: str) -> None:
-        pane = self.panes[window]
+        pane, words = self.panes[window], self.words.get(window, "")
         if isinstance(pane, Curves):
             self._send_curves(pane)
         elif isinstance(pane, Pictures):
             self._send_pictures(pane)
         elif isinstance(pane, Bars):
             self._post("events", window, bars_message(pane, self.bars.get(window, [0.0])))
+        elif isinstance(words, str):
+            self._post("events", window, text_message(words, pane.title))
         else:
-            words = self.words.get(window, "")
-            content = text_message(words, pane.title) if isinstance(words, str) else table_message(*words, pane.title)
-            self._post("events", window, content)
+            self._post("events", window, table_message(*words, pane.title))
 
     def _send_curves(self, pane: Curves) -> None:
         curves, sent = self.curves[pane.window], self._sent.get(pane.window, {})
