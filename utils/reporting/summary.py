@@ -20,7 +20,7 @@ from PIL import Image
 
 from hparams.errors import UserError
 from utils.machine.files import whole_file
-from utils.reporting.board import Board, Curve, replay
+from utils.reporting.board import Board, replay
 from utils.reporting.layout import Bars, Curves, Pane, Pictures, cell, escaped, read_settings
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
@@ -113,7 +113,7 @@ def _page(board: Board, title: str) -> FigureCanvasAgg:
     plots: list[Curves | Bars] = []
     for window, pane in board.panes.items():
         if isinstance(pane, Curves):
-            plots += [pane] if any(curve.x for curve in board.curves[window].values()) else []
+            plots += [pane] if board.curves[window] else []
         elif isinstance(pane, Bars):
             plots += [pane] if window in board.bars else []
         elif board.pictures.get(window):
@@ -146,13 +146,19 @@ def _page(board: Board, title: str) -> FigureCanvasAgg:
 
 
 def _plot(axes: Axes, pane: Curves | Bars, board: Board) -> None:
-    xlabel = "step"
     if isinstance(pane, Bars):
         xlabel, values = pane.xlabel, board.bars[pane.window]
         axes.bar(range(pane.first, pane.first + len(values)), values, width=1)
     else:
-        curves = board.curves[pane.window]
-        _draw_curves(axes, pane, curves)
+        xlabel, curves = "step", board.curves[pane.window]
+        shown = {name: (curve.x, np.where(np.isfinite(curve.y), curve.y, np.nan)) for name, curve in curves.items()}
+        if pane.stacked:
+            longest = max((x for x, _ in shown.values()), key=len)
+            whole = {name: np.nan_to_num(y) for name, (x, y) in shown.items() if x == longest}
+            axes.stackplot(longest, *whole.values(), labels=list(whole), alpha=0.7)
+        else:
+            for name, (x, y) in shown.items():
+                axes.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 50 else None)
         if len(curves) > 1:
             axes.legend(fontsize=8, framealpha=0.6, edgecolor="none")
         if pane.from_zero:
@@ -163,18 +169,6 @@ def _plot(axes: Axes, pane: Curves | Bars, board: Board) -> None:
     axes.tick_params(labelsize=8)
     axes.ticklabel_format(axis="y", useOffset=False)  # "1.2e-5 + 4.1" is hard to read
     axes.grid(alpha=0.3)
-
-
-def _draw_curves(axes: Axes, pane: Curves, curves: dict[str, Curve]) -> None:
-    shown = {name: (curve.x, np.where(np.isfinite(curve.y), curve.y, np.nan)) for name, curve in curves.items()}
-    if pane.stacked:
-        longest = max((x for x, _ in shown.values()), key=len)
-        whole = {name: np.nan_to_num(y) for name, (x, y) in shown.items() if x == longest}
-        axes.stackplot(longest, *whole.values(), labels=list(whole), alpha=0.7)
-        return
-    for name, (x, y) in shown.items():
-        if x:
-            axes.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 50 else None)
 
 
 def _small(pane: Pictures, step: int | None, picture: np.ndarray) -> np.ndarray:

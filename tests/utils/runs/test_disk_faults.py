@@ -59,7 +59,9 @@ class FailingDisk:
 
         def counting(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             file = opened(path, mode, *arguments, **options)
-            return file if "r" in mode else _CountingFile(file, self)
+            if "r" not in mode:
+                file.write = self._counted(file.write)
+            return file
 
         monkeypatch.setattr(Path, "open", counting)
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir"), (Path, "touch")):
@@ -78,24 +80,6 @@ class FailingDisk:
             return None if operation.__name__ == "fsync" else operation(*arguments, **options)
 
         return counted
-
-
-class _CountingFile:
-    def __init__(self, file: Any, disk: FailingDisk) -> None:
-        self._file, self._disk = file, disk
-
-    def write(self, data: Any) -> int:
-        self._disk.operate()
-        return self._file.write(data)
-
-    def __enter__(self) -> _CountingFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
