@@ -24,7 +24,7 @@ from utils.pretrained.perceptual import untrained_lpips
 from utils.reporting.training_report import TrainingReport
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import VQGAN, RunFolder
-from visdom_process import VisdomServer, eventually, other_program
+from visdom_process import VisdomServer, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
 LPIPS = "--perceptual lpips --perceptual_weights_file vgg.pth"
@@ -274,11 +274,7 @@ def contents(panes: dict[str, Any]) -> dict[str, Any]:
     return {window: (pane["title"], pane["content"], pane["i"]) for window, pane in panes.items()}
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(run / f"saved_models/absorbing_{LONG}.th", weights_only=True))
-
-
-def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda: None) -> str:
+def disturbed(shell, name: str, port: int, disturb: Callable[[], None]) -> str:
     """The log of a run to which something happens on its way; its weights must not have noticed."""
     process = shell.start(f"{STAGE_2} --visdom_port {port} --train_steps {LONG} --log_dir {name}")
     metrics = shell.logs / name / "metrics.jsonl"
@@ -290,8 +286,11 @@ def disturbed(shell, name: str, port: int, disturb: Callable[[], None] = lambda:
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
-    expected = weights(shell.logs / "undisturbed")
-    assert all(torch.equal(value, expected[key]) for key, value in weights(shell.logs / name).items())
+    weights, expected = (
+        torch.load(shell.logs / run / f"saved_models/absorbing_{LONG}.th", weights_only=True)
+        for run in (name, "undisturbed")
+    )
+    assert all(torch.equal(value, expected[key]) for key, value in weights.items())
     return out + err
 
 
@@ -327,36 +326,16 @@ def test_a_run_of_an_odd_name(watched, server: VisdomServer, browser: Browser, a
     assert browser.errors == []
 
 
-@pytest.mark.parametrize("trouble", ["hung", "killed", "replaced"])
+@pytest.mark.parametrize("trouble", ["hung", "killed"])
 def test_a_run_whose_server_is_in_trouble(watched, server: VisdomServer, trouble: str) -> None:
-    def replace() -> None:
-        server.stop()
-        server.start()
-
-    happens = {"hung": server.freeze, "killed": server.stop, "replaced": replace}[trouble]
-    told = disturbed(watched, trouble, server.port, happens)
+    told = disturbed(watched, trouble, server.port, server.freeze if trouble == "hung" else server.stop)
     server.thaw()
-    # None where the run ends before the server's time is up, or where nothing was posted in between.
-    assert told.count("dashboard:") == 1 or (trouble != "killed" and "dashboard:" not in told)
-    assert_whole(watched.logs / trouble)
+    # None where the run ends before the server's time is up.
+    assert told.count("dashboard:") == 1 or (trouble == "hung" and "dashboard:" not in told)
+    lines = read_metrics(watched.logs / trouble / "metrics.jsonl")  # all are there, whatever the server got
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(2, LONG + 1, 2))
     if trouble == "killed":
         server.start()
-    if trouble == "replaced":
-        eventually(lambda: server.panes("replaced").keys() == shown(watched.logs / "replaced").panes.keys())
-        assert_no_gap(server, "replaced")
-
-
-def assert_no_gap(server: VisdomServer, run: str) -> None:
-    """The server has the curve from its beginning; a slow machine's run does not wait for the last points to arrive."""
-    steps = [x for x, _ in server.curves(run, "loss")["train"]]
-    assert len(steps) > 20
-    assert steps == list(range(2, 2 * len(steps) + 1, 2))
-
-
-def assert_whole(run: Path) -> None:
-    """The folder has all of the run's numbers, whatever the server got."""
-    lines = read_metrics(run / "metrics.jsonl")
-    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(2, LONG + 1, 2))
 
 
 def test_curves_of_a_run_resumed_twice_with_a_new_server_in_between(watched, server: VisdomServer) -> None:

@@ -297,14 +297,3 @@ def test_logs_wait_for_room_and_lose_nothing(disk: Path, capsys: pytest.CaptureF
     said = capsys.readouterr()
     for name in ("metrics.jsonl", "newest.json"):
         assert (said.out + said.err).count(f"{name}: No space left on device") == 1
-
-
-def test_a_read_only_folder_is_refused_and_read(disk: Path) -> None:
-    folder = RunFolder("run", disk)
-    save(folder, 5)
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with pytest.raises(OSError) as failure:
-        save(folder, 10)
-    assert failure.value.errno == errno.EROFS
-    assert folder.state_steps(VQGAN) == folder.model_steps(VQGAN) == [5]
-    load_state(folder, VQGAN, 5)
