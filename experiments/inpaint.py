@@ -9,7 +9,7 @@ from experiments._experiment import experiment
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.images import painted_pixels
-from utils.runs.preflight import check_experiment, check_file, check_split
+from utils.runs.preflight import check_data, check_experiment, check_file
 
 if TYPE_CHECKING:
     from utils.runs.job import Job
@@ -24,7 +24,7 @@ EXAMPLE = (
 def check(settings: InpaintingExperiment) -> InpaintingExperiment:
     """The settings with the steps of what is loaded; UserError if something is not there, or there is no region."""
     settings = check_experiment(settings)
-    check_split(settings.run, settings.inpainting.split)
+    check_data(settings.run, split=settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
     painted_pixels(settings.inpainting.mask_path, settings.inpainting.region, settings.autoencoder.img_size)
     return settings

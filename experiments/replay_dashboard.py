@@ -11,8 +11,10 @@ from hparams.errors import UserError
 from hparams.folders import require_possible_folder
 from hparams.script import run_script
 from hparams.settings.tools import Replay
+from utils.reporting.board import replay
+from utils.reporting.layout import read_settings
 from utils.reporting.summary import draw_summary
-from utils.reporting.visdom_server import Server
+from utils.reporting.visdom import Server, environment, show_on_visdom
 from utils.runs.run_folder import RunFolder
 
 EXAMPLE = "python experiments/replay_dashboard.py --log_dir vqgan_churches --visdom_port 8097"
@@ -30,11 +32,6 @@ def main() -> None:
             f"{folder.images.name}/ in {folder.path}; name a run that has one"
         )
     require_packages(settings.sinks)
-    # Imported late, so that --help and a refused flag need not wait for it.
-    from utils.reporting.board import replay
-    from utils.reporting.layout import read_settings
-    from utils.reporting.visdom import environment, show_on_visdom
-
     server = Server(settings.visdom_server, settings.visdom_port, settings.visdom_base_url)
     if settings.dry_run:
         places = {"visdom": f"at {server.address}", "summary": f"in {folder.summary}"}

@@ -154,7 +154,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         UserError: another process is in such a block, or the file system has no locks.
     """
     make_folder(folder)
-    with (folder / ".lock").open("a+b") as file:
+    with (folder / ".lock").open("a+b", buffering=0) as file:  # or close() would fail again, without the file's name
         if not _has_lock(file, folder):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
@@ -164,7 +164,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
         with naming(folder / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            file.flush()
         yield
 
 

@@ -31,7 +31,6 @@ from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 
 RESOLUTION = 1000  # points of a curve that lie closer than this fraction of its length are left out
-SMALLEST_SIDE = 96  # pixels of an image in a grid, which is enlarged up to there
 MOST_PICTURES = 16  # of a pane; with more, every second of the older ones goes
 
 
@@ -73,7 +72,7 @@ class Board(Sink):
         self._keep = keep
         self._shown = set(HIDDEN)  # metrics that have a pane, or are to have none
         for pane in panes_of(settings):
-            self._add(pane, validates=bool(settings.get("steps_per_eval")))
+            self._add(pane)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append a point to each curve that shows one of the values."""
@@ -117,11 +116,11 @@ class Board(Sink):
         self.changed[name] = None
         return self.panes[name]
 
-    def _add(self, pane: Pane, *, validates: bool = False) -> None:
+    def _add(self, pane: Pane) -> None:
         self.panes[pane.window] = pane
         self.changed[pane.window] = None
         if isinstance(pane, Curves):
-            self.curves[pane.window] = {name: Curve() for name in pane.names(validates)}
+            self.curves[pane.window] = {}
             self._shown |= set(pane.metrics())
 
 
@@ -155,8 +154,13 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
         with suppress(BadImageError):
             sink.picture(step, name, np.asarray(decode_rgb(file)).transpose(2, 0, 1))
     if not (training or pictures) and (files := sorted((folder.images / "samples").glob("*.png"))):
+        import torch  # late: all else needs none
+
+        from utils.data.pictures import image_grid
+
         with suppress(BadImageError, ValueError):
-            sink.picture(None, "samples", _grid([np.asarray(decode_rgb(file)) for file in files[:64]]))
+            images = torch.stack([torch.tensor(np.asarray(decode_rgb(file))) for file in files[:64]])
+            sink.picture(None, "samples", image_grid(images.permute(0, 3, 1, 2), 8))
     if folder.results.exists():
         sink.table("results", *results_table(folder.results))
     for kind, things in read_newest(folder.newest).items():
@@ -190,16 +194,6 @@ def _pictures(images: Path, last_step: int, most: int, training: bool) -> list[t
                 kept = thinned([*kept, (step, file)])
         shown += [(name, step if training else None, file) for step, file in kept[-most:]]
     return shown
-
-
-def _grid(images: list[np.ndarray]) -> np.ndarray:
-    """Images [H,W,3], all uint8 and of a size, as one picture [3,H',W'], in rows of at most eight."""
-    factor, columns = max(1, -(-SMALLEST_SIDE // min(images[0].shape[:2]))), min(8, len(images))
-    edge: Any = {"pad_width": ((0, 2), (0, 2), (0, 0)), "constant_values": 255}
-    tiles = [np.pad(one.repeat(factor, 0).repeat(factor, 1), **edge) for one in images]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
-    return np.concatenate(rows).transpose(2, 0, 1)
 
 
 def _number(value: object) -> float | None:

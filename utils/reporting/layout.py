@@ -38,12 +38,6 @@ class Curves:
         """The metrics that the pane shows."""
         return list(self.labels) if self.labels else [self.window]
 
-    def names(self, validates: bool) -> list[str]:
-        """Names of the curves that the pane has from the start."""
-        if self.labels:
-            return list(self.labels.values())
-        return [split for split in self.splits or () if split == TRAIN or validates]
-
     def values(self, split: str, metrics: Mapping[str, float]) -> dict[str, float]:
         """The points of one step, by curve."""
         if self.labels:

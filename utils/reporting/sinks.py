@@ -10,22 +10,18 @@ from typing import Any
 
 from utils.reporting.board import replay
 from utils.reporting.summary import Summary
-from utils.reporting.visdom import Visdom
-from utils.reporting.visdom_server import Server
+from utils.reporting.visdom import Server, Visdom
 from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 
-SECONDS_TO_CLOSE = {"visdom": 5.0, "tensorboard": 30.0, "wandb": 30.0}  # what the end of a run waits for at most
+SECONDS_TO_CLOSE = {"visdom": 5.0, "summary": 30.0, "tensorboard": 30.0, "wandb": 30.0}  # a run's end waits no longer
 SECONDS_BETWEEN_LOOKS = 1.0  # whether a server is back
 MOST_WAITING = 10_000  # calls that a sink has not taken, before it is given up
 
 
 def _queued(method: str) -> Any:
-    def call(sink: InBackground, *arguments: Any) -> None:
-        sink._call(method, *arguments)
-
-    return call
+    return lambda sink, *arguments: sink._call(method, *arguments)
 
 
 class InBackground(Sink):
@@ -41,7 +37,9 @@ class InBackground(Sink):
         self._thread = threading.Thread(target=self._work, args=(open_sink,), name=name, daemon=True)
         self._thread.start()
 
-    scalars, picture, histogram, table, text = map(_queued, ("scalars", "picture", "histogram", "table", "text"))
+    scalars, picture, histogram, table, text, draw = map(
+        _queued, ("scalars", "picture", "histogram", "table", "text", "draw")
+    )
 
     def close(self) -> None:
         """Wait up to `SECONDS_TO_CLOSE` for the sink to show what is left. May be called twice."""
@@ -68,25 +66,17 @@ class InBackground(Sink):
 
     def _work(self, open_sink: Callable[[], Sink]) -> None:
         try:
-            sink, busy = open_sink(), True
-            while True:
-                for method, arguments in self._waiting(0.0 if busy else SECONDS_BETWEEN_LOOKS):
+            sink, busy, method = open_sink(), True, ""
+            while method != "close":
+                try:
+                    method, arguments = self._calls.get(not busy, SECONDS_BETWEEN_LOOKS)
+                except Empty:
+                    busy = sink.idle()
+                else:
                     getattr(sink, method)(*arguments)
-                    if method == "close":
-                        return
-                busy = bool(sink.draw())
+                    busy = True
         except Exception as error:  # whatever a service's own package raises
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-    def _waiting(self, seconds: float) -> list[tuple[str, tuple[Any, ...]]]:
-        """The calls to make now; the first is waited for."""
-        found = []
-        try:
-            found.append(self._calls.get(timeout=seconds) if seconds else self._calls.get_nowait())
-            while True:
-                found.append(self._calls.get_nowait())
-        except Empty:
-            return found
 
 
 def open_sinks(record: Record, folder: RunFolder, settings: Mapping[str, Any], resume_step: int | None) -> None:
@@ -102,12 +92,10 @@ def open_sinks(record: Record, folder: RunFolder, settings: Mapping[str, Any], r
             replay(folder, view, last_step=resume_step)
         return view
 
+    own: dict[str, Callable[[], Sink]] = {"visdom": open_visdom, "summary": partial(Summary, folder, warn=record.warn)}
     for name in dict.fromkeys(settings["sinks"]):
-        if name == "summary":
-            record.sinks.append(Summary(folder, warn=record.warn))
-        else:
-            service = partial(open_service, name, folder, settings, resume_step)
-            record.sinks.append(InBackground(name, open_visdom if name == "visdom" else service, record.warn))
+        service = partial(open_service, name, folder, settings, resume_step)
+        record.sinks.append(InBackground(name, own.get(name, service), record.warn))
 
 
 def open_service(name: str, folder: RunFolder, settings: Mapping[str, Any], resume_step: int | None = None) -> Sink:

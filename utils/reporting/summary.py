@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 
 from hparams.errors import UserError
 from utils.machine.files import whole_file
-from utils.reporting.board import Board, Curve, replay
+from utils.reporting.board import Board, replay
 from utils.reporting.layout import Bars, Curves, Pane, Pictures, cell, escaped, read_settings
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
@@ -37,7 +36,6 @@ LETTERS = 100  # of 9 points in a line of half the page
 DPI = 80
 PIXELS = 1280  # the longer side of a picture, at most
 PROJECT = Path(__file__).parents[2]
-SECONDS_AT_THE_END = 30.0  # what the end of a run waits at most for the last page
 
 
 def draw_summary(folder: RunFolder) -> None:
@@ -67,62 +65,44 @@ def draw_summary(folder: RunFolder) -> None:
 
 
 class Summary(Sink):
-    """Draws a run's page beside its work: at most one at a time, in a process of low priority.
+    """Draws a run's page in a process of low priority, which it waits for.
 
     warn: takes the one line about a page that could not be drawn.
     """
 
     def __init__(self, folder: RunFolder, *, warn: Callable[[str], None]) -> None:
         self._command = [sys.executable, "-m", "utils.reporting.summary", str(folder.root.absolute()), folder.name]
-        self._path = folder.summary
-        self._warn = warn
-        self._process: subprocess.Popen[str] | None = None
+        self._path, self._warn = folder.summary, warn
         self._outdated = False
 
     def draw(self) -> None:
-        """Begin to draw, unless the last page is still being drawn."""
-        self._outdated = self._process is not None and self._process.poll() is None
+        """Have the page drawn soon: once for all calls that come while the last one is being drawn."""
+        self._outdated = True
+
+    def idle(self) -> bool:
+        """Draw the page, if it is outdated."""
         if self._outdated:
-            return
-        if self._process is not None:
-            self._reap()
-        try:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=PROJECT,  # where the user is, or PYTHONPATH leads, may be another package of this name
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a signal to the run's group must not cut the page short
-            )
-        except OSError as error:
-            self._warn(f"{self._path} was not drawn ({error.strerror}); the run goes on")
+            self._outdated = False
+            try:
+                subprocess.run(
+                    self._command,
+                    cwd=PROJECT,  # where the user is, or PYTHONPATH leads, may be another package of this name
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    start_new_session=True,  # a signal to the run's group must not cut the page short
+                )
+            except OSError as error:
+                self._warn(f"{self._path} was not drawn ({error.strerror}); the run goes on")
+            except subprocess.CalledProcessError as error:
+                reason = (error.stderr.strip() or f"exit status {error.returncode}").splitlines()[-1]
+                self._warn(f"{self._path} was not drawn ({reason}); the run goes on")
+        return False
 
     def close(self) -> None:
-        """Wait up to `SECONDS_AT_THE_END` for the newest page; the one before it stays where that is too short."""
-        end = monotonic() + SECONDS_AT_THE_END
-        self._wait(end)
-        if self._outdated and monotonic() < end:
-            self.draw()
-            self._wait(end)
-
-    def _wait(self, end: float) -> None:
-        if self._process is None:
-            return
-        try:
-            self._process.wait(max(0.0, end - monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._reap()
-
-    def _reap(self) -> None:
-        assert self._process is not None
-        _, told = self._process.communicate()
-        if self._process.returncode:
-            reason = told.strip().splitlines()[-1] if told.strip() else f"exit status {self._process.returncode}"
-            self._warn(f"{self._path} was not drawn ({reason}); the run goes on")
-        self._process = None
+        """Draw the page, if it is outdated."""
+        self.idle()
 
 
 def _page(board: Board, title: str) -> FigureCanvasAgg:
@@ -133,7 +113,7 @@ def _page(board: Board, title: str) -> FigureCanvasAgg:
     plots: list[Curves | Bars] = []
     for window, pane in board.panes.items():
         if isinstance(pane, Curves):
-            plots += [pane] if any(curve.x for curve in board.curves[window].values()) else []
+            plots += [pane] if board.curves[window] else []
         elif isinstance(pane, Bars):
             plots += [pane] if window in board.bars else []
         elif board.pictures.get(window):
@@ -166,13 +146,19 @@ def _page(board: Board, title: str) -> FigureCanvasAgg:
 
 
 def _plot(axes: Axes, pane: Curves | Bars, board: Board) -> None:
-    xlabel = "step"
     if isinstance(pane, Bars):
         xlabel, values = pane.xlabel, board.bars[pane.window]
         axes.bar(range(pane.first, pane.first + len(values)), values, width=1)
     else:
-        curves = board.curves[pane.window]
-        _draw_curves(axes, pane, curves)
+        xlabel, curves = "step", board.curves[pane.window]
+        shown = {name: (curve.x, np.where(np.isfinite(curve.y), curve.y, np.nan)) for name, curve in curves.items()}
+        if pane.stacked:
+            longest = max((x for x, _ in shown.values()), key=len)
+            whole = {name: np.nan_to_num(y) for name, (x, y) in shown.items() if x == longest}
+            axes.stackplot(longest, *whole.values(), labels=list(whole), alpha=0.7)
+        else:
+            for name, (x, y) in shown.items():
+                axes.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 50 else None)
         if len(curves) > 1:
             axes.legend(fontsize=8, framealpha=0.6, edgecolor="none")
         if pane.from_zero:
@@ -183,18 +169,6 @@ def _plot(axes: Axes, pane: Curves | Bars, board: Board) -> None:
     axes.tick_params(labelsize=8)
     axes.ticklabel_format(axis="y", useOffset=False)  # "1.2e-5 + 4.1" is hard to read
     axes.grid(alpha=0.3)
-
-
-def _draw_curves(axes: Axes, pane: Curves, curves: dict[str, Curve]) -> None:
-    shown = {name: (curve.x, np.where(np.isfinite(curve.y), curve.y, np.nan)) for name, curve in curves.items()}
-    if pane.stacked:
-        longest = max((x for x, _ in shown.values()), key=len)
-        whole = {name: np.nan_to_num(y) for name, (x, y) in shown.items() if x == longest}
-        axes.stackplot(longest, *whole.values(), labels=list(whole), alpha=0.7)
-        return
-    for name, (x, y) in shown.items():
-        if x:
-            axes.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 50 else None)
 
 
 def _small(pane: Pictures, step: int | None, picture: np.ndarray) -> np.ndarray:

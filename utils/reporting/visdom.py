@@ -6,11 +6,17 @@ everything is sent anew. Of the wire format there is more in `visdom_messages`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from time import monotonic
 from typing import Any
+from urllib.parse import quote, urlsplit
 
+import requests
+
+from hparams.checks import visdom_address
 from hparams.errors import UserError
 from utils.reporting.board import Board, replay
 from utils.reporting.layout import Bars, Curves, Pictures, read_settings
@@ -23,10 +29,12 @@ from utils.reporting.visdom_messages import (
     table_message,
     text_message,
 )
-from utils.reporting.visdom_server import Server
 from utils.runs.run_folder import RunFolder
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0  # to reach a server that failed
+TIMEOUT = (2.0, 5.0)  # seconds to connect, seconds between bytes of the answer
+MARK = b"var ENV_LIST"  # stands early on visdom's page, and not on the one that asks for a password
+LONGEST_HEAD = 64  # KiB of a page that are searched for it
 
 
 def environment(run: str) -> str:
@@ -40,25 +48,64 @@ def environment(run: str) -> str:
     return re.sub(r"""[+'"\\<>&#?%]""", lambda match: f"^{ord(match[0]):x}", name)
 
 
-class Visdom(Board):
-    """Panes of one run, in the environment that `environment` names. Only `draw`, `close` and `send` ask the server.
+class Server:
+    """A visdom server, running or not. Methods raise OSError or ValueError when it does not do its part.
 
-    Args:
-        run: name of the run.
-        server: where they go.
-        settings: those of the run, by name, for its panes.
-        fresh: whether the environment's panes are of another run, and are removed.
-        warn: takes one line per outage.
+    Raises:
+        UserError: `server`, `port` and `base_url` make no address.
+    """
+
+    def __init__(self, server: str, port: int, base_url: str = "/") -> None:
+        self.address = visdom_address(server, port, base_url)
+        self._session = requests.Session()
+        local = urlsplit(self.address).hostname in {"localhost", "127.0.0.1", "::1"}
+        # A proxy named in the environment is not asked for this machine's own server.
+        self._session.trust_env = not local
+        # What starts it. Without the flag it listens on all addresses, and asks for no password.
+        self.command = f"visdom -p {port}{' -bind_local' if local else ''}"
+        if path := urlsplit(self.address).path:
+            self.command += f" -base_url {path}"
+
+    def page(self, env: str) -> str:
+        """Where a browser finds an environment."""
+        return f"{self.address}/env/{quote(env)}"
+
+    def recognise(self) -> None:
+        """Ask for visdom's own page, and send nothing; ValueError if something else answers."""
+        with self._session.get(f"{self.address}/", timeout=TIMEOUT, stream=True) as response:
+            if MARK not in b"".join(islice(response.iter_content(1024), LONGEST_HEAD)):
+                raise ValueError(f"{self.address} does not answer as visdom does")
+
+    def send(self, endpoint: str, message: Message) -> None:
+        """Have a request carried out: "events" makes the pane `message["win"]` anew, "update" appends to it."""
+        if self._post(endpoint, message) != message["win"]:  # the window's name says that visdom took it
+            raise ValueError(f"{self.address} does not answer as visdom does")
+
+    def has(self, window: str, env: str) -> bool:
+        """Whether a pane is there."""
+        return self._post("win_exists", {"win": window, "eid": env}) == "true"
+
+    def clear(self, env: str) -> None:
+        """Remove all panes of an environment."""
+        known = json.loads(self._post("env_state", {}))
+        # Of an unknown environment visdom's server would print a traceback, at the start of every new run.
+        if isinstance(known, list) and env in known:
+            self._post("close", {"win": None, "eid": env})
+
+    def _post(self, endpoint: str, message: Message) -> str:
+        response = self._session.post(f"{self.address}/{endpoint}", data=json.dumps(message), timeout=TIMEOUT)
+        return response.content.decode(errors="replace")
+
+
+class Visdom(Board):
+    """Panes of one run, in the environment that `environment` names. Only `idle`, `close` and `send` ask the server.
+
+    run: its name. settings: those of the run, by name, for its panes. fresh: whether the environment's panes are of
+    another run, and are removed. warn: takes one line per outage.
     """
 
     def __init__(
-        self,
-        run: str,
-        server: Server,
-        settings: Mapping[str, Any],
-        *,
-        fresh: bool,
-        warn: Callable[[str], None],
+        self, run: str, server: Server, settings: Mapping[str, Any], *, fresh: bool, warn: Callable[[str], None]
     ) -> None:
         super().__init__(settings, picture_message)
         self._env, self._server, self._warn = environment(run), server, warn
@@ -67,7 +114,7 @@ class Visdom(Board):
         self._next_attempt = 0.0
         self._sent: dict[str, Any] = {}  # by window: the points of each curve, or the steps of pictures, that it has
 
-    def draw(self) -> bool:
+    def idle(self) -> bool:
         """Send one pane that has changed; returns whether there are more. An outage costs a warning."""
         if monotonic() < self._next_attempt:
             return False
@@ -86,7 +133,7 @@ class Visdom(Board):
     def close(self) -> None:
         """Send what is left, if the server answers."""
         self._next_attempt = 0.0
-        while self.draw():
+        while self.idle():
             pass
 
     def send(self) -> bool:
@@ -116,17 +163,17 @@ class Visdom(Board):
         self.changed.update(dict.fromkeys(self.panes))
 
     def _send_pane(self, window: str) -> None:
-        pane = self.panes[window]
+        pane, words = self.panes[window], self.words.get(window, "")
         if isinstance(pane, Curves):
             self._send_curves(pane)
         elif isinstance(pane, Pictures):
             self._send_pictures(pane)
         elif isinstance(pane, Bars):
             self._post("events", window, bars_message(pane, self.bars.get(window, [0.0])))
+        elif isinstance(words, str):
+            self._post("events", window, text_message(words, pane.title))
         else:
-            words = self.words.get(window, "")
-            content = text_message(words, pane.title) if isinstance(words, str) else table_message(*words, pane.title)
-            self._post("events", window, content)
+            self._post("events", window, table_message(*words, pane.title))
 
     def _send_curves(self, pane: Curves) -> None:
         curves, sent = self.curves[pane.window], self._sent.get(pane.window, {})

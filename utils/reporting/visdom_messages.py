@@ -32,7 +32,7 @@ Message = dict[str, Any]
 def curves_message(pane: Curves, curves: Mapping[str, Curve]) -> Message:
     """Content of a pane of curves over the steps."""
     looks = AREA if pane.stacked else CURVE
-    data = [{"name": name, **points(curve, 0), **looks} for name, curve in curves.items()]
+    data = [{"name": name, **points(curve, 0), **looks} for name, curve in (curves or {"": Curve()}).items()]
     content = plot(data, pane.title, "step", pane.ylabel, showlegend=len(data) > 1)
     content["layout"]["yaxis"]["rangemode"] = "tozero" if pane.from_zero else "normal"
     return content
@@ -79,14 +79,10 @@ def picture_message(pane: Pictures, step: int | None, picture: np.ndarray) -> Me
     largest = LARGEST_ALONE if step is None else LARGEST_SIDE
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if step is None:
-        opts = {
-            "title": pane.title,
-            "width": image.width,
-            "height": image.height + 10,
-        }  # else the last rows are cut off
+        opts = {"title": pane.title, "width": image.width, "height": image.height + 10}  # or the last rows are cut off
         return {"data": [{"type": "image", "content": {"caption": None, "src": _encoded(image)}}], "opts": opts}
     size = cells(2, 1 if image.width > 4 * image.height else 2)
-    image = _above_slider(_labelled(image, f"step {step}"), size["width"], size["height"])
+    image = _labelled(image, f"step {step}", **size)
     content = {"caption": None, "step": step, "src": _encoded(image)}
     return {"data": [{"type": "image_history", "content": content}], "opts": {"title": pane.title, **size}}
 
@@ -112,19 +108,14 @@ def shown(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def _labelled(image: Image.Image, label: str) -> Image.Image:
-    canvas = Image.new("RGB", (max(image.width, 100), image.height + 16), "white")
+def _labelled(image: Image.Image, label: str, width: int, height: int) -> Image.Image:
+    """A picture below a label, and where it would fill a pane of this size down to its foot, with room below."""
+    wide, high = max(image.width, 100), image.height + 16
+    if high * width > (height - 2 * SLIDER) * wide:  # else the pane centres it above the slider
+        high = -(-high * height // (height - SLIDER))
+    canvas = Image.new("RGB", (wide, high), "white")
     canvas.paste(image, (0, 16))
     ImageDraw.Draw(canvas).text((3, 2), label, fill="black", font=ImageFont.load_default(11))
-    return canvas
-
-
-def _above_slider(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A picture that fills a pane down to its foot, with room below; others are as they were."""
-    if image.height * width <= (height - 2 * SLIDER) * image.width:  # the pane centres it
-        return image
-    canvas = Image.new("RGB", (image.width, -(-image.height * height // (height - SLIDER))), "white")
-    canvas.paste(image)
     return canvas
 
 

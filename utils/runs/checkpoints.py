@@ -96,7 +96,11 @@ def load_file(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
             content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sums(path)
+        if zipfile.is_zipfile(path):  # PyTorch writes checksums, and does not look at them
+            with zipfile.ZipFile(path) as archive:
+                if record := archive.testzip():
+                    problem = f"checksum of {record!r} differs"
+                    raise UserError(f"{path} is damaged ({problem}): restore it, or use another step")
         return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -108,14 +112,6 @@ def load_file(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())[:120]}): it is damaged or no checkpoint"
         ) from None
-
-
-def _check_sums(path: Path) -> None:
-    """UserError where a record's checksum is wrong: PyTorch writes them, and does not look at them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if record := archive.testzip():
-                raise UserError(f"{path} is damaged (checksum of {record!r} differs): restore it, or use another step")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

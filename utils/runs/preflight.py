@@ -28,10 +28,14 @@ _Experiment = TypeVar("_Experiment", bound=PriorExperiment)
 _Comparison = TypeVar("_Comparison", bound=FeatureExperiment)
 
 
-def check_data(run: RunSettings, *, hold_out: bool) -> None:
-    """UserError unless the data set can be opened."""
+def check_data(run: RunSettings, *, hold_out: bool = True, split: Split | None = None) -> None:
+    """UserError unless the data set, or this split of it, can be opened; see `check_images`."""
     check_images(
-        run.dataset, custom_dataset_path=run.custom_dataset_path, datasets_file=run.datasets_file, hold_out=hold_out
+        run.dataset,
+        custom_dataset_path=run.custom_dataset_path,
+        datasets_file=run.datasets_file,
+        hold_out=hold_out,
+        split=split,
     )
 
 
@@ -58,17 +62,6 @@ def check_file(flag: str, path: str | None) -> None:
         raise UserError(f"{flag} {path}: {why}")
 
 
-def check_split(run: RunSettings, split: Split) -> None:
-    """UserError unless a split of the data set can be opened."""
-    check_images(
-        run.dataset,
-        custom_dataset_path=run.custom_dataset_path,
-        datasets_file=run.datasets_file,
-        hold_out=True,
-        split=split,
-    )
-
-
 def check_comparison(settings: _Comparison) -> _Comparison:
     """The settings with the steps of what is loaded.
 
@@ -89,7 +82,7 @@ def check_comparison(settings: _Comparison) -> _Comparison:
     for flag, path in (files | {"--real_feats": prdc.real_feats, "--fake_feats": prdc.fake_feats}).items():
         check_file(flag, path)
     if not prdc.real_feats:
-        check_split(settings.run, settings.real.split)
+        check_data(settings.run, split=settings.real.split)
     check_output(settings.run)
     return settings
 
@@ -99,7 +92,7 @@ def check_reconstruction(settings: ReconstructionExperiment) -> ReconstructionEx
     settings = replace(settings, source=check_autoencoder(settings.source, ema=settings.weights.ema is not False))
     check_file("--feature_weights", settings.features.feature_weights)
     check_file("--lpips_weights", settings.reconstruction.lpips_weights)
-    check_split(settings.run, settings.real.split)
+    check_data(settings.run, split=settings.real.split)
     check_output(settings.run)
     return settings
 

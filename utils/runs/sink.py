@@ -10,7 +10,7 @@ import numpy as np
 class Sink:
     """A view of a run: a subclass says how it shows what it can show; the rest it ignores.
 
-    No method raises or makes the run wait, but `close`, for some seconds.
+    `utils.reporting.sinks` calls all methods in a thread of the sink's own.
     """
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -28,8 +28,12 @@ class Sink:
     def text(self, name: str, text: str) -> None:
         """Plain text in place of the last one of its name; line breaks and spaces count."""
 
-    def draw(self) -> bool | None:
-        """A step was saved, or the work is done: draw what is not drawn at once. Returns whether more is left to do."""
+    def draw(self) -> None:
+        """A step was saved, or the work is done: draw what is not drawn at once."""
+
+    def idle(self) -> bool:
+        """Do a piece of the work that is left, as no call waits. Returns whether there is more."""
+        return False
 
     def close(self) -> None:
         """Nothing comes any more."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,20 @@ from utils.runs.sink import Sink
 LINES = 5000
 
 
-@pytest.fixture(autouse=True)
-def frequent_switches() -> Iterator[None]:
+def test_lines_of_two_threads_are_all_there_once_and_late_ones_passed_over(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "log.txt", "wb")
+    lines = [f"{name} {number}" for name in "ab" for number in range(LINES)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-def test_lines_of_two_threads_are_all_there_once(tmp_path: Path) -> None:
-    file = LineFile(tmp_path / "log.txt", "wb")
-
-    def write(name: str) -> None:
-        for number in range(LINES):
-            file.write(f"{name} {number}\n")
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    file.close()
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(LINES))
-
-
-def test_a_line_that_comes_late_is_passed_over(tmp_path: Path) -> None:
-    file = LineFile(tmp_path / "log.txt", "wb")
-    file.write("in time\n")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda part: [file.write(f"{line}\n") for line in part], (lines[:LINES], lines[LINES:])))
+    finally:
+        sys.setswitchinterval(interval)
     file.close()
     file.write("late\n")
     file.close()
-    assert (tmp_path / "log.txt").read_text() == "in time\n"
+    assert sorted((tmp_path / "log.txt").read_text().splitlines()) == sorted(lines)
 
 
 @pytest.fixture
