@@ -226,10 +226,3 @@ def toy(warm: Any, new_shell: Callable[..., Shell]) -> Shell:
         ],
     )
     return shell
-
-
-@pytest.fixture
-def toy_copy(toy: Shell, shell: Shell) -> Shell:
-    """A shell in a copy of `toy`'s folder, to write to."""
-    shutil.copytree(toy.folder, shell.folder, dirs_exist_ok=True)
-    return shell

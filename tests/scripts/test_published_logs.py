@@ -257,8 +257,10 @@ def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def variants(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable) -> Iterator[dict[str, Logs]]:
-    logs = {name: Logs(new_shell(), files, published, averaged=name == "averaged") for name in ("averaged", "raw")}
+def variants(
+    files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any
+) -> Iterator[dict[str, Logs]]:
+    logs = {name: Logs(new_shell(warm), files, published, averaged=name == "averaged") for name in ("averaged", "raw")}
     yield logs
     for variant in logs.values():
         shutil.rmtree(variant.shell.folder)

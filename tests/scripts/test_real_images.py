@@ -53,9 +53,9 @@ def write_lsun(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(new_shell) -> Path:
+def trained(new_shell, warm) -> Path:
     """A logs folder: `vqgan`, `prior` and `samples` from photographs, `churches` (stage 1) from an LMDB."""
-    shell = new_shell()
+    shell = new_shell(warm)
     write_photographs(shell.folder / "photographs")
     write_lsun(shell.folder / "lsun")
     (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\n")
