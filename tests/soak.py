@@ -30,16 +30,17 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parent / "helpers"))
 
 from soak_compare import same_files
 from soak_experiments import EXPERIMENTS, Experiments
-from warm import REPO, Warm
 
 from utils.machine.files import sha256_of
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
+from warm import REPO, Warm
 
 RUN = "--dataset toy_churches --toy_images 480 --batch_size 8 --device cpu --num_workers 0 --visdom_port 9"
 MODEL = (

@@ -11,7 +11,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,10 +37,7 @@ COMMANDS = {"vqgan": VQGAN, "absorbing": PRIOR}
 
 def torchrun(folder: Path, processes: int, restarts: int, command: str) -> subprocess.Popen[bytes]:
     """Start a command under torchrun in a working directory; its words go to `out.txt` there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --max-restarts={restarts} --master_port={port}"
+    launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes} --max-restarts={restarts}"
     script, *words = shlex.split(command)
     with (folder / "out.txt").open("ab") as out:
         return subprocess.Popen(

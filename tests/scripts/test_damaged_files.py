@@ -166,22 +166,14 @@ def test_no_unharmed_step_left(tiny) -> None:
     assert "vqgan_8.th is damaged" in told(ended)
 
 
-@pytest.mark.parametrize("size", [5000, -1, -4096])
-def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
-    toys = f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys"
-    tiny.ok(f"{toys} --train_steps 2")
-    (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
-    os.truncate(file, size if size > 0 else file.stat().st_size + size)
-    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
-    assert ended.code == 2
-    assert told(ended).count("error:") == 1
-    assert "toy_churches_train_lmdb is truncated" in ended.err or size == 5000
-
-
-def test_a_damaged_page_of_an_lmdb_is_one_line(tiny) -> None:
+def test_a_truncated_or_damaged_lmdb_is_one_line(tiny) -> None:
     tiny.ok(f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys --train_steps 2")
     (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
     content = bytearray(file.read_bytes())
+    os.truncate(file, len(content) - 1)
+    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
+    assert ended.code == 2
+    assert "toy_churches_train_lmdb is truncated" in told(ended)
     for page in range(2 * 4096, len(content), 4096):
         content[page + 12] ^= 0x40  # where the list of its entries ends
     file.write_bytes(content)

@@ -34,8 +34,7 @@ def printed(toy: Any) -> list[str]:
         [f"{INPAINT} --log_dir by_mask --mask_path mask.png"],
     )
     codes = by_run(toy, "by_region")
-    cold = type(toy)(toy.folder)  # no other test starts this script with an interpreter of its own
-    again = cold.ok(f"{INPAINT} --log_dir by_region --region 5 1 3 14")
+    again = toy.ok(f"{INPAINT} --log_dir by_region --region 5 1 3 14")
     assert by_run(toy, "by_region").keys() == codes.keys()
     return [by_region, by_mask, again]
 

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,9 @@ import torch
 from utils.machine.files import sole_writer
 from utils.machine.signals import SAVING, STOPPING
 from utils.reporting.training_report import TIMINGS
+from warm import until
 
 ENDLESS = "--dataset custom --train_steps 100000 --log_dir run"
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    for _ in range(1200):
-        if reached():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it was never reached")
 
 
 def started(tiny: Any, command: str) -> int:
@@ -66,14 +56,14 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stage: str, number: signal.S
 
 
 def test_a_run_that_is_stopped_and_started_again_ends_like_an_undisturbed_one(tiny) -> None:
-    command = f"{tiny.stage_1} --dataset custom --train_steps 100 --log_dir"
+    command = f"{tiny.stage_1} --dataset custom --train_steps 60 --log_dir"
     os.kill(pid := started(tiny, f"{command} run"), signal.SIGTERM)
     assert tiny.wait(pid).code == 143
     tiny.ok(f"{command} run")
     assert "is complete" in tiny.ok(f"{command} run")
     tiny.ok(f"{command} once")
     ours, theirs = (
-        torch.load(tiny.folder / f"logs/{run}/saved_models/vqgan_ema_100.th", weights_only=True)
+        torch.load(tiny.folder / f"logs/{run}/saved_models/vqgan_ema_60.th", weights_only=True)
         for run in ("run", "once")
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -128,10 +118,10 @@ def test_a_run_killed_before_its_first_save_starts_again(tiny) -> None:
     folder.mkdir(exist_ok=True)
     (folder / ".vqgan_saving_10").touch()
     (folder / "vqgan_10.th").write_bytes(b"half of the first step")
-    out = tiny.ok("train_vqgan.py --resume --log_dir run --train_steps 5")
+    out = tiny.ok("train_vqgan.py --resume --log_dir run --train_steps 12")
     assert "interrupted before it saved a step: it starts again" in out
-    assert [line["step"] for line in metrics(tiny, "run")] == [2, 4]
-    assert saved(tiny) == {"vqgan_5.th", "vqgan_ema_5.th", "vqgan_state_5.th"}
+    assert [line["step"] for line in metrics(tiny, "run")] == [2, 4, 6, 8, 10, 12]
+    assert saved(tiny) == {"vqgan_12.th", "vqgan_ema_12.th", "vqgan_state_12.th"}
 
 
 def test_one_run_folder_has_one_writer(tiny) -> None:
@@ -177,8 +167,8 @@ def test_a_run_that_is_done_tidies_what_a_kill_left(tiny) -> None:
 
 
 def test_updates_that_are_not_finite_end_the_run(tiny) -> None:
-    command = f"{tiny.stage_2} --dataset custom --train_steps 50 --lr 1e30 --warmup_iters 0 --max_skipped 7 --log_dir run"
-    ended = tiny.run(command)
+    flags = "--train_steps 50 --lr 1e30 --warmup_iters 0 --max_skipped 7"
+    ended = tiny.run(f"{tiny.stage_2} --dataset custom {flags} --log_dir run")
     assert ended.code == 1
     (line,) = (line for line in ended.err.splitlines() if "note: " not in line)
     assert line.startswith("train_sampler.py: error: 7 updates in a row had gradients that are not finite")

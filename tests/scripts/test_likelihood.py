@@ -17,7 +17,6 @@ from PIL import Image
 
 from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment, PriorExperiment
-from models.parts import Noise
 from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
@@ -237,18 +236,6 @@ def test_the_evaluation_covers_every_validation_image_and_goes_on(
     images.clear()
     np.testing.assert_array_equal(terms_of_images(job, models, settings.likelihood, val), whole)
     assert images == [16]
-
-
-def test_fewer_bits_cost_less(here: Any, tmp_path: Path) -> None:
-    """The pixel term of the same images and head falls by about the bits that are dropped."""
-    _, job, models, (_, val) = likelihood_of(tmp_path)
-    pixels = torch.stack([torch.from_numpy(val[i]) for i in range(8)])
-    bits = {}
-    for b in (8, 5):
-        settings = likelihood_of(tmp_path, bits=b)[0]
-        nats = pixel_term(job, models.autoencoder, settings.likelihood, pixels, Noise(make_generator("cpu", 0)))[1]
-        bits[b] = nats.mean().item() / (pixels[0].numel() * math.log(2))
-    assert bits[8] - bits[5] == pytest.approx(3, abs=0.1)
 
 
 def test_the_published_protocol(here: Any, tmp_path: Path) -> None:

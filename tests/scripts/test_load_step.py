@@ -1,4 +1,4 @@
-"""Weights as a start: from a run of this project, and from files in the published layout."""
+"""Weights and optimisers in the published layout as a start."""
 
 from __future__ import annotations
 
@@ -26,21 +26,15 @@ def steps(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def continued(toy, warm, new_shell: Callable) -> Path:
-    """A logs folder: runs of 20 steps continued to 24, with and without optimisers, from both layouts."""
+    """A logs folder: runs of 20 steps, as the authors leave theirs, continued to 24."""
     shell = new_shell(warm)
     shutil.copytree(toy.folder / "data", shell.folder / "data")
     for name in ("vqgan", "absorbing"):
         shutil.copytree(toy.logs / name, shell.logs / name)
         as_published(shell.logs / name, shell.logs / f"published_{name}")
     shell.abreast(
-        [
-            f"{STAGE_1} --load_dir vqgan --load_step 20 --log_dir weights",
-            f"{STAGE_1} --load_dir published_vqgan --load_step 20 --load_optim --log_dir from_published",
-        ],
-        [
-            f"{STAGE_2} --load_dir absorbing --load_step 20 --load_optim --log_dir optimiser",
-            f"{STAGE_2} --load_step 20 --load_optim --log_dir published_absorbing",
-        ],
+        [f"{STAGE_1} --load_dir published_vqgan --load_step 20 --load_optim --log_dir from_published"],
+        [f"{STAGE_2} --load_step 20 --load_optim --log_dir published_absorbing"],
     )
     return shell.logs
 
@@ -60,20 +54,11 @@ def as_published(run: Path, published: Path) -> None:
 
 def test_steps_go_on_where_the_weights_end(continued: Path) -> None:
     """A published file of step s holds s + 1 updates."""
-    assert steps(continued / "weights") == [21, 22, 23, 24]
-    assert steps(continued / "optimiser") == [21, 22, 23, 24]
     assert steps(continued / "from_published") == [22, 23, 24]
     assert steps(continued / "published_absorbing") == [22, 23, 24]
 
 
-def test_weights_alone_start_with_fresh_optimisers(continued: Path) -> None:
-    state = continued / "weights/saved_models/vqgan_state_24.th"
-    assert moments(state, "ae")["step"] == 4
-    assert moments(state, "disc")["step"] == 4
-
-
 def test_optimisers_go_on_with_load_optim(continued: Path) -> None:
-    assert moments(continued / "optimiser/saved_models/absorbing_state_24.th", "absorbing")["step"] == 24
     published = continued / "from_published/saved_models/vqgan_state_24.th"
     assert moments(published, "ae")["step"] == 20 + 3
     assert (
@@ -82,22 +67,3 @@ def test_optimisers_go_on_with_load_optim(continued: Path) -> None:
     )
     published = continued / "published_absorbing/saved_models/absorbing_state_24.th"
     assert moments(published, "absorbing")["step"] == 20 + 3
-
-
-def test_loaded_weights_are_what_training_starts_from(continued: Path) -> None:
-    """Four updates move them by little: no weight stands where a fresh model's would."""
-    name = "ae.generator.blocks.0.weight"
-    start, end = (
-        torch.load(continued / run / "saved_models" / f"vqgan_{step}.th", weights_only=True)[name]
-        for run, step in (("vqgan", 20), ("weights", 24))
-    )
-    assert 0 < (end - start).abs().max() < 0.01 < start.abs().max()
-
-
-def test_the_average_starts_from_the_average(continued: Path) -> None:
-    name = "ae.generator.blocks.0.weight"
-    start, end = (
-        torch.load(continued / run / "saved_models" / f"vqgan_ema_{step}.th", weights_only=True)[name]
-        for run, step in (("vqgan", 20), ("weights", 24))
-    )
-    assert 0 < (end - start).abs().max() < 0.01

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch_fidelity
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import utils.metrics.feature_sources as sources
 import utils.sampling.drawing as drawing
@@ -27,6 +27,7 @@ from utils.machine.files import sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.pretrained.perceptual import untrained_lpips
 from utils.runs.job import open_job
+from warm import Quarters
 
 CPU = torch.device("cpu")
 N = 12
@@ -149,7 +150,8 @@ def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
     assert streamed["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
 
 
-def test_inception_with_weights_from_a_file(shell: Any, inception_file: Path) -> None:
+def test_inception_with_weights_from_a_file(new_shell: Any, warm: Any, inception_file: Path) -> None:
+    shell = new_shell(warm)
     real, fake = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 16, 16), np.uint8)
     for folder, images in (("real", real), ("fake", fake)):
         for i, image in enumerate(images):
@@ -199,17 +201,6 @@ def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
     assert "\nfeatures    r64 (weights fixed)\n" in scored.said["recs"]
 
 
-class Means(nn.Module):
-    """The colours of an image's quarters: an extractor that takes no time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
-
-
 @pytest.fixture
 def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs calc_FID, or calc_PRDC, in this process, with quick features and run folders of its own."""
@@ -218,7 +209,7 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("vqgan", "absorbing", "autoregressive"):
         (tmp_path / "logs" / name).symlink_to(toy.logs / name)
     (tmp_path / "data").symlink_to(toy.folder / "data")
-    monkeypatch.setattr(sources, "build_features", lambda *_: FeatureExtractor("r64", "test", Means()))
+    monkeypatch.setattr(sources, "build_features", lambda *_: FeatureExtractor("r64", "test", Quarters()))
 
     def run(words: str, *, prdc: bool = False) -> dict[str, Any]:
         common = f"--dataset toy_churches {VAL} --n_samples 30 --quiet"
@@ -293,20 +284,6 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n
     assert fid["kid"] == pytest.approx(2 / n * (others - own), rel=1e-4)  # pairs across the sets include equal images
     assert fid["kid_std"] < 1e-4 * abs(fid["kid"])  # every subset is the whole set
     assert score(f"{words} prdc", prdc=True) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
-
-
-def test_statistics_of_real_images_are_kept(score: Any) -> None:
-    """So that without KID their features, which may be large, are not even opened."""
-    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (30, 3, 16, 16), np.uint8)):
-        save_png(Path(f"noise/{i:02}.png"), image)
-    words = "--fake_images_path noise --img_size 16 --log_dir"
-    first = score(f"{words} first --kid_subsets 0")
-    (large,) = (file for file in Path("logs/features").glob("*/*.npy") if np.load(file).dtype == np.float32)
-    large.unlink()
-    assert score(f"{words} second --kid_subsets 0") == first
-    assert not large.exists()
-    assert score(f"{words} third")["fid"] == first["fid"]
-    assert large.exists()
 
 
 def test_what_a_file_held_tells_results_apart(score: Any) -> None:

@@ -6,31 +6,17 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from together import free_port
+from warm import until
+
 STEPS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Wait for something that other processes do."""
-    for _ in range(1200):
-        if reached():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it was never reached")
 
 
 def away(tiny, command: str, ranks: int = 1, photos: str = "photos") -> list[int]:
@@ -52,26 +38,18 @@ def ends_alike(tiny) -> None:
     assert not (tiny.folder / "logs/run/bad_images.txt").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_is_away_for_a_moment_changes_nothing(tiny, workers: int) -> None:
+@pytest.mark.parametrize(("photos", "workers"), [("photos", 2), ("disk", 0)])
+def test_data_that_are_away_for_a_moment_change_nothing(tiny, photos: str, workers: int) -> None:
+    """All, or a part of them behind a link to a network disk, beside files of the folder itself."""
+    if photos == "disk":
+        (tiny.folder / "disk").mkdir()
+        for photo in sorted((tiny.folder / "photos").iterdir())[8:]:
+            photo.rename(tiny.folder / "disk" / photo.name)
+        (tiny.folder / "photos/linked").symlink_to("../disk")
     command = f"{tiny.stage_1} --dataset custom --train_steps {STEPS} --num_workers {workers}"
     tiny.ok(f"{command} --log_dir undisturbed")
-    (pid,) = away(tiny, f"{command} --log_dir run")
-    (tiny.folder / "elsewhere").rename(tiny.folder / "photos")
-    assert tiny.wait(pid).code == 0
-    ends_alike(tiny)
-
-
-def test_a_part_of_the_data_that_is_away_for_a_moment_changes_nothing_either(tiny) -> None:
-    """As behind a link to a network disk, beside files of the folder itself."""
-    (tiny.folder / "disk").mkdir()
-    for photo in sorted((tiny.folder / "photos").iterdir())[8:]:
-        photo.rename(tiny.folder / "disk" / photo.name)
-    (tiny.folder / "photos/linked").symlink_to("../disk")
-    command = f"{tiny.stage_1} --dataset custom --train_steps {STEPS}"
-    tiny.ok(f"{command} --log_dir undisturbed")
-    (pid,) = away(tiny, f"{command} --log_dir run", photos="disk")
-    (tiny.folder / "elsewhere").rename(tiny.folder / "disk")
+    (pid,) = away(tiny, f"{command} --log_dir run", photos=photos)
+    (tiny.folder / "elsewhere").rename(tiny.folder / photos)
     assert tiny.wait(pid).code == 0
     ends_alike(tiny)
 

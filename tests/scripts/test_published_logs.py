@@ -71,28 +71,10 @@ COMMANDS = {
         "--train_steps 1 --batch_size 1 --elbo_steps 2",
         ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
     ),
-    "neighbours": Command(
-        f"experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
-        f"--log_dir nearest_neighbours_churches {AE} {prior('absorbing')} --ema",
-        f"{SHRUNK} --top_k 1 --lpips_net vgg --lpips_weights logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
-    "larger samples": Command(
-        f"experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
-        f"{AE} {prior('absorbing')} --ema --shape 32 16",
-        "--shape 16 17 --order random --sample_steps 1 --stride 16 --n_samples 1 --batch_size 1",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
     "FID": Command(
         f"experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log {AE} {prior('absorbing')} "
         "--ema --n_samples 50000 --temp 0.9",
         f"{SHRUNK} --n_samples 2 {FEW}",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
-    "PRDC": Command(
-        f"experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log {AE} "
-        f"{prior('absorbing')} --ema --n_samples 50000",
-        f"{SHRUNK} --n_samples 2 --nearest_k 1 --split val --features r64",
         ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
     ),
     "reconstructions": Command(
@@ -106,23 +88,20 @@ COMMANDS = {
         ("vqgan_churches/vqgan",),
     ),
 }
-# By which files the folder has: "averaged" has raw and averaged weights, "raw" has raw ones alone.
-ROWS = [*(("averaged", name) for name in COMMANDS), ("raw", "absorbing samples")]
 
 
 class Logs:
-    """The authors' folder in one variant, and a shell beside it."""
+    """The authors' folder, and a shell beside it."""
 
-    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]], *, averaged: bool) -> None:
-        self.shell, self.averaged, self.published = shell, averaged, published
+    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]]) -> None:
+        self.shell, self.published = shell, published
         self._printed: dict[str, str] = {}
         for file in files.iterdir():
             kind = file.name.split("_")[0]
             run = {"ae": "vqgan", "disc": "vqgan"}.get(kind, kind)
-            if averaged or "_ema_" not in file.name:
-                target = self.models(f"{run}_churches")
-                target.mkdir(parents=True, exist_ok=True)
-                os.link(file, target / file.name)
+            target = self.models(f"{run}_churches")
+            target.mkdir(parents=True, exist_ok=True)
+            os.link(file, target / file.name)
         write_lsun(shell.folder / "lsun")
         write_faces(shell.folder / "faces")
         (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\nffhq: {paths: faces}\n")
@@ -133,7 +112,7 @@ class Logs:
     def file(self, kind: str, *, ema: bool) -> Path:
         """The file that a command should take."""
         step = AE_STEP if kind == "vqgan" else PRIOR_STEP
-        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema and self.averaged else ''}_{step}.th"
+        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema else ''}_{step}.th"
 
     def reads(self, path: str, *, ema: bool = True) -> str:
         """What a command should say of a model file."""
@@ -147,10 +126,6 @@ class Logs:
 
     def ok(self, command: str) -> str:
         return self.shell.ok(f"{command} {{EVERYWHERE}}")
-
-    @property
-    def latents(self) -> Path:
-        return self.shell.logs / "vqgan_churches/latents"
 
 
 def random_value(name: str, shape: list[int], dtype: str, generator: torch.Generator) -> Tensor:
@@ -257,39 +232,30 @@ def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def variants(
-    files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any
-) -> Iterator[dict[str, Logs]]:
-    logs = {name: Logs(new_shell(warm), files, published, averaged=name == "averaged") for name in ("averaged", "raw")}
+def logs(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any) -> Iterator[Logs]:
+    logs = Logs(new_shell(warm), files, published)
     yield logs
-    for variant in logs.values():
-        shutil.rmtree(variant.shell.folder)
+    shutil.rmtree(logs.shell.folder)
 
 
-@pytest.mark.parametrize(("variant", "name"), ROWS)
-def test_published_commands(variants: dict[str, Logs], variant: str, name: str) -> None:
-    """They run, and say which files they took: the average where there is one."""
-    logs = variants[variant]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_published_commands(logs: Logs, name: str) -> None:
+    """They run, and say which files they took: the average."""
     for path in COMMANDS[name].reads:
         assert logs.reads(path) in logs.run(name)
 
 
-def brightness(logs: Logs, run: str) -> float:
-    return float(np.asarray(Image.open(logs.shell.logs / run / "images/samples_000.png")).mean())
-
-
-def test_what_they_say_is_what_they_use(variants: dict[str, Logs]) -> None:
-    """The averaged autoencoder makes bright images. --no_ema draws the same image as where no average exists."""
-    averaged, raw = variants["averaged"], variants["raw"]
+def test_what_they_say_is_what_they_use(logs: Logs) -> None:
+    """The averaged autoencoder makes bright images."""
     command = COMMANDS["absorbing samples"]
-    for logs in (averaged, raw):
-        logs.run("absorbing samples")
-    out = averaged.ok(f"{command.words.replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
+    logs.run("absorbing samples")
+    out = logs.ok(f"{command.words.replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
     for path in command.reads:
-        assert averaged.reads(path, ema=False) in out
-    image = "images/samples_000.png"
-    assert (averaged.shell.logs / "no_ema" / image).read_bytes() == (raw.shell.logs / "samples" / image).read_bytes()
-    assert brightness(averaged, "samples") > brightness(averaged, "no_ema") + 50
+        assert logs.reads(path, ema=False) in out
+    averaged, raw = (
+        np.asarray(Image.open(logs.shell.logs / run / "images/samples_000.png")).mean() for run in ("samples", "no_ema")
+    )
+    assert averaged > raw + 50
 
 
 @dataclass(frozen=True)
@@ -380,36 +346,27 @@ def tail(value: Tensor) -> Tensor:
     return value.flatten()[-1000:]
 
 
-@pytest.mark.parametrize("variant", ["averaged", "raw"])
-def test_stage_1_goes_on(variants: dict[str, Logs], variant: str) -> None:
-    check_resumed(variants[variant], STAGE_1)
+def test_stage_1_goes_on(logs: Logs) -> None:
+    check_resumed(logs, STAGE_1)
 
 
-def test_stage_2_starts_afresh(variants: dict[str, Logs]) -> None:
-    logs = variants["averaged"]
+def test_stage_2_starts_afresh(logs: Logs) -> None:
     assert "starting, 1 steps to do" in logs.run("stage 2")
     saved_models = logs.models("new_prior")
     check_published(load(saved_models / "absorbing_1.th"), logs.published[ENTRIES["absorbing"]])
     shutil.rmtree(saved_models)
 
 
-def test_stage_2_goes_on(variants: dict[str, Logs]) -> None:
-    """In a run folder of its own, and in the published one. Latents are made once for the same autoencoder."""
-    averaged, raw = variants["averaged"], variants["raw"]
-    assert "encoding 1 images" in averaged.run("stage 2")
-    assert "encoding" not in check_resumed(averaged, AUTOREGRESSIVE)
-    # Where the average is gone, the codes that it made are in the way, but not taken.
-    shutil.copytree(averaged.latents, raw.latents)
-    assert "encoding 1 images" in check_resumed(raw, ABSORBING)
-    stale = {file.name: np.load(file) for file in averaged.latents.glob("*/*.npy")}
-    fresh = [np.load(file) for file in raw.latents.glob("*/*.npy") if file.name not in stale]
-    assert len(fresh) == 1
-    assert fresh[0].shape == (1, 256)
-    assert not any(np.array_equal(codes, fresh[0]) for codes in stale.values())
+def test_stage_2_goes_on(logs: Logs) -> None:
+    """In a run folder of its own, and in the published one. Codes are made once for the same autoencoder."""
+    assert "encoding 1 images" in logs.run("stage 2")
+    assert "encoding" not in check_resumed(logs, AUTOREGRESSIVE)
+    assert "encoding" not in check_resumed(logs, ABSORBING)
+    (codes,) = (logs.shell.logs / "vqgan_churches/latents").glob("*/*.npy")
+    assert np.load(codes).shape == (1, 256)
 
 
-def test_a_gumbel_autoencoder_of_before_the_likelihood_head(variants: dict[str, Logs]) -> None:
-    logs = variants["raw"]
+def test_a_gumbel_autoencoder_of_before_the_likelihood_head(logs: Logs) -> None:
     model = load(logs.file("vqgan", ema=False))
     dropped = ("ae.quantize.", "ae.generator.logsigma.")
     model = {name: value for name, value in model.items() if not name.startswith(dropped)}

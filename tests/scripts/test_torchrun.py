@@ -23,6 +23,7 @@ from PIL import Image
 
 from hparams.resolve import resolve
 from hparams.settings.experiments import FIDExperiment
+from together import free_port
 from utils.pretrained.trained_models import load_trained_models
 from utils.runs.job import Job
 from utils.runs.run_folder import RunFolder
@@ -49,12 +50,6 @@ TOLERANCES = {"likelihood": 1e-5, "near": 1e-4, "fid": 1e-3, "reconstructions": 
 ENV = {"OMP_NUM_THREADS": "1", "SIMPLE_FEATURES": "1"}
 
 Result = Callable[[int, str], Path]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def newest_child(parent: int) -> int:
@@ -89,7 +84,7 @@ def run_folder(warm: Any, tiny_runs: Path, tmp_path_factory: pytest.TempPathFact
         shutil.copytree(tiny_runs, top / str(count))
     launcher = f"-m torch.distributed.run --nproc_per_node=2 --max-restarts=1 --master_port={free_port()}".split()
     torchrun = subprocess.Popen(
-        [sys.executable, *launcher, REPO / "tests/warm.py", "in_turn", *SCRIPTS.values(), f"{training} run"],
+        [sys.executable, *launcher, REPO / "tests/helpers/warm.py", "in_turn", *SCRIPTS.values(), f"{training} run"],
         cwd=top / "2",
         env=os.environ | ENV,
         stdout=subprocess.PIPE,
