@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from soak import hardware
+from soak_compare import same_files
 
 REPO = Path(__file__).parents[1]
 EVERYWHERE = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --visdom_port 9 --ema --no_amp"
@@ -106,15 +106,6 @@ def disturb(folder: Path, kind: str, command: str, pause: float, options: argpar
     return {"exit_status": process.returncode, "kills": kills}
 
 
-def same(first: Path, second: Path, kind: str, step: int) -> bool:
-    """Whether two runs' models of a step agree to the bit."""
-    for file in (f"{kind}_{step}.th", f"{kind}_ema_{step}.th"):
-        a, b = (torch.load(run / "saved_models" / file, weights_only=True) for run in (first, second))
-        if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-            return False
-    return True
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
@@ -141,9 +132,11 @@ def main() -> None:
             began = time.monotonic()
             pause = between_checkpoints(folder / f"logs/{undisturbed}/saved_models", kind)
             outcome = disturb(folder, kind, command, pause, options)
-            runs = (folder / "logs" / run for run in (undisturbed, "disturbed"))
+            runs = [folder / "logs" / run / "saved_models" for run in (undisturbed, "disturbed")]
             outcome["seconds"] = round(time.monotonic() - began)
-            outcome["bit_identical"] = outcome["exit_status"] == 0 and same(*runs, kind, options.steps)
+            outcome["bit_identical"] = outcome["exit_status"] == 0 and all(
+                same_files(*(run / f"{kind}{ema}_{options.steps}.th" for run in runs)) for ema in ("", "_ema")
+            )
             result[kind] = outcome
             if outcome["exit_status"]:
                 print((folder / "out.txt").read_text()[-3000:])

@@ -45,14 +45,13 @@ KINDS = {
     "optimiser": ("logs/theirs/saved_models/ae_optim_8.th", "optimiser", "refused"),
     "perceptual weights": ("lpips.th", "perceptual", "refused"),
     "codes": ("logs/ae/latents/*/*.npy", STAGE_2, "mended"),
-    "features of real images": ("logs/features/*.npy", FID, "mended"),
+    "features of real images": ("logs/features/*/*.npy", FID, "mended"),
     "results": ("logs/drawn/results.json", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "either"),
     "given features": ("a.npy", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given safetensors": ("b.safetensors", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given codes": ("codes.pt", f"{FID} --latents_path codes.pt", "refused"),
     "head of a likelihood": ("logs/drawn/logsigma.th", ELBO, "mended"),
     "larger codes": ("logs/drawn/samples/*/*.npy", LARGER, "mended"),
-    "codes' note": ("logs/ae/latents/*.json", STAGE_2, "mended"),
 }
 # Of those that are mended, the ones whose loss costs work, and that no cut leaves whole.
 COMPUTED_ANEW = ("codes", "features of real images", "head of a likelihood", "larger codes")
@@ -190,7 +189,6 @@ HARM = [
     ("optimiser", as_legacy_checkpoint),
     ("codes", as_array),
     ("codes", as_pickle),
-    ("codes' note", as_pickle),
     ("metrics", as_pickle),
     ("newest", as_pickle),
     ("features of real images", as_array),
