@@ -32,9 +32,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parent / "helpers"))
 
-from soak_compare import differences_of_folders
 from soak_experiments import EXPERIMENTS, Experiments
 
+from compare import differences_of_folders
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
 from utils.runs.logged import read_metrics

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from soak_compare import differences_of_folders
 
+from compare import differences_of_folders
 from warm import Warm
 
 RUN = "--dataset custom --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --ae_load_dir ae"

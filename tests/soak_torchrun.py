@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from soak import hardware
-from soak_compare import same_files
+
+from compare import same_files
 
 REPO = Path(__file__).parents[1]
 EVERYWHERE = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --visdom_port 9 --ema --no_amp"

@@ -164,7 +164,7 @@ def test_bars_are_those_of_the_last_log(toy) -> None:
 def test_flips_double_the_latents(toy) -> None:
     for run, wanted in {"vqgan": {(64, 1, 64), (96, 1, 64)}, "nested/gumbel": {(64, 1, 64), (96, 2, 64)}}.items():
         shapes = {np.load(file, mmap_mode="r").shape for file in (toy.logs / run / "latents").glob("*/*.npy")}
-        assert shapes - {(8, 1, 64), (12, 1, 64)} == wanted  # other tests' reconstructions of so few may have left theirs
+        assert shapes - {(8, 1, 64), (12, 1, 64)} == wanted  # reconstructions of few
 
 
 def test_an_experiments_settings_say_which_steps_were_the_newest(toy, drawn) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from compare import same_files
 from hparams.resolve import resolve
 from hparams.settings.experiments import FIDExperiment
 from together import free_port
@@ -147,10 +148,7 @@ def test_one_process_speaks(run_folder: Result) -> None:
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(run_folder: Result) -> None:
     run, undisturbed = (run_folder(2, name) for name in ("run", "undisturbed"))
     assert "continuing after step" in (run / "log.txt").read_text()
-    ours, theirs = (
-        torch.load(folder / "saved_models/vqgan_100.th", weights_only=True) for folder in (run, undisturbed)
-    )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert same_files(*(folder / "saved_models/vqgan_100.th" for folder in (run, undisturbed)))
 
 
 def test_a_machine_whose_process_is_killed_twice_comes_back_and_the_other_too(warm: Any, run_folder: Result) -> None:
@@ -172,8 +170,7 @@ def test_a_machine_whose_process_is_killed_twice_comes_back_and_the_other_too(wa
     errors = [line for each in ended for line in each.err.splitlines() if ": error: " in line]
     assert all("lost the other processes" in line for line in errors), errors
     assert (run / "log.txt").read_text().count("continuing after step") == 2
-    ours, theirs = (torch.load(each / "saved_models/vqgan_100.th", weights_only=True) for each in (run, undisturbed))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert same_files(*(folder / "saved_models/vqgan_100.th" for folder in (run, undisturbed)))
 
 
 def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(

@@ -1,4 +1,4 @@
-"""Whether two runs left the same behind, for the soak scripts."""
+"""Whether two runs left the same behind."""
 
 from __future__ import annotations
 
