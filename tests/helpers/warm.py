@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -181,6 +182,7 @@ def serve() -> None:
             pid = os.fork()
             if not pid:
                 os.environ |= request["env"]
+                tempfile.tempdir = None  # or $TMPDIR is not looked at
                 if "SIMPLE_FEATURES" in os.environ:
                     _take_simple_features()
                 _be_the_script(request["folder"], request["words"])

@@ -7,13 +7,11 @@ import os
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from compare import same_files
-from together import free_port
 from warm import until
 
 STEPS = 60
@@ -116,19 +114,16 @@ def test_a_process_that_alone_misses_its_copy_of_the_data_saves_what_all_did(tin
     ends_alike(tiny)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_workers_need_nothing_of_the_temporary_folder(tiny, new_shell, together: bool) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_workers_need_nothing_of_the_temporary_folder(tiny, ranks: int) -> None:
     """Its path may be longer than the address of a socket, and cleaners empty it."""
     temporary = tiny.folder / ("t" * 100)
     temporary.mkdir()
-    shell = new_shell(TMPDIR=str(temporary))
-    shell.folder = tiny.folder
-    torchrun = f"-m torch.distributed.run --nproc_per_node=2 --master_port={free_port()}".split() if together else []
-    command = f"{tiny.stage_1} --dataset custom --train_steps 12 --num_workers 2 --log_dir run"
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(shell.run, command, *torchrun, "-u" if not together else "--max-restarts=0")
-        while not running.done():
-            for left in temporary.glob("pymp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            time.sleep(0.05)
-    assert running.result().code == 0, running.result().err
+    command, env = f"{tiny.stage_1} --dataset custom --train_steps 12 --num_workers 2", {"TMPDIR": str(temporary)}
+    command += " --log_dir run"
+    pids = tiny.start_together(command, ranks, **env) if ranks > 1 else [tiny.start(command, **env)]
+    while None in map(tiny.code, pids):
+        for left in temporary.glob("pymp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        time.sleep(0.05)
+    assert [tiny.wait(pid).code for pid in pids] == [0] * ranks
