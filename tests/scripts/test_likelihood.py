@@ -181,9 +181,10 @@ def test_what_was_kept_serves_no_other_work(here: Any, tmp_path: Path, monkeypat
     cases = []
     for changed in ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, random, {"order": "random"}):
         settings, job, _ = larger_of(tmp_path, **changed)
-        cases.append((job, models, settings.larger))
+        cases.append((job, models, settings.larger, settings.sampling))
     settings, job, _ = larger_of(tmp_path)
-    cases += [(job, others[1], settings.larger), (half(job_of(settings, tmp_path)), models, settings.larger)]
+    drawn = (settings.larger, settings.sampling)
+    cases += [(job, others[1], *drawn), (half(job_of(settings, tmp_path)), models, *drawn)]
     distinct(larger_codes, cases)
 
 
@@ -257,12 +258,13 @@ def larger_of(folder: Path, **changes: Any) -> tuple[LargerExperiment, Job, Trai
 @pytest.mark.parametrize("order", ["raster", "random"])
 def test_larger_images_do_not_depend_on_those_beside_them(here: Any, tmp_path: Path, order: str) -> None:
     settings, job, models = larger_of(tmp_path / "whole", order=order, batch_size=3)  # an image fills a batch
-    codes, windows = larger_codes(job, models, settings.larger)
+    codes, windows = larger_codes(job, models, settings.larger, settings.sampling)
     assert codes.shape == (3, 8, 10)
     assert (codes < 32).all()
     if order == "raster":
         assert windows == 3 * 64  # three windows of 64 codes for each image
-    alone = larger_codes(job_of(settings, tmp_path / "alone"), models, replace(settings.larger, n_samples=1))[0]
+    alone_job, one = job_of(settings, tmp_path / "alone"), replace(settings.sampling, n_samples=1)
+    alone = larger_codes(alone_job, models, settings.larger, one)[0]
     assert np.array_equal(alone[0], codes[0])
     assert not np.array_equal(codes[0], codes[1])
 
@@ -273,7 +275,7 @@ def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any
     seen = set()
     attention = next(module for module in models.prior.modules() if isinstance(module, SelfAttention))
     attention.key.register_forward_hook(lambda _, __, out: seen.add((len(out), out.dtype)))
-    larger_codes(job, models, settings.larger)
+    larger_codes(job, models, settings.larger, settings.sampling)
     # Three windows for each image, and two images together.
     assert seen == {(4, torch.bfloat16), (2, torch.bfloat16), (3, torch.bfloat16)}
 
