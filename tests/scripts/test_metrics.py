@@ -1,4 +1,4 @@
-"""FID, PRDC and reconstructions from a shell, and what another seed does to them."""
+"""FID, PRDC and reconstructions: what their numbers depend on."""
 
 from __future__ import annotations
 
@@ -9,193 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
 from PIL import Image
 
 import utils.metrics.feature_sources as sources
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
 from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
-from shown import shown
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
-from utils.machine.devices import pick_amp_dtype, precision_name
-from utils.machine.files import sha256_of
-from utils.metrics.features import FeatureExtractor, build_features
+from utils.metrics.features import FeatureExtractor
 from utils.pretrained.perceptual import untrained_lpips
 from utils.runs.job import open_job
 from warm import Quarters
 
 CPU = torch.device("cpu")
-N = 12
 VAL = "--toy_images 96 {EVERYWHERE} --batch_size 8 --split val"  # 64 images
-FID = f"experiments/calc_FID.py --dataset toy_churches {VAL} --kid_subset_size 10 --kid_subsets 5"
-PRDC = f"experiments/calc_PRDC.py --dataset toy_churches {VAL}"
-
-
-def entries(shell: Any, run: str) -> list[dict[str, dict[str, Any]]]:
-    return json.loads((shell.logs / run / "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def scored(toy: Any, warm: Any, new_shell: Any) -> Any:
-    """A shell beside the toy runs, in which each script has run."""
-    shell = new_shell(warm)
-    shell.logs.symlink_to(toy.logs)
-    (shell.folder / "data").symlink_to(toy.folder / "data")
-    (fid, folder), (prdc, recs) = shell.abreast(
-        [
-            f"{FID} --load_dir absorbing --log_dir scored/fid --n_samples {N} --save_images --temp 0.9",
-            f"{FID} --log_dir scored/folder --fake_images_path logs/scored/fid/images/samples --img_size 16",
-        ],
-        [
-            f"{PRDC} --load_dir autoregressive --sampler autoregressive --log_dir scored/prdc --n_samples {N} --amp",
-            f"experiments/calc_VQGAN_FID.py {VAL} --ae_load_dir vqgan --log_dir scored/recs --n_samples {N} "
-            "--kid_subset_size 10 --lpips_net vgg",
-        ],
-    )
-    shell.said = {"fid": fid, "folder": folder, "prdc": prdc, "recs": recs}
-    return shell
-
-
-REAL = {"dataset": "toy_churches", "split": "val", "img_size": 16}
-R64_FEATURES = {"features": "r64", "feature_weights": "fixed"}
-CONDITIONS = {
-    "fid": {
-        "metric": "FID",
-        **R64_FEATURES,
-        **REAL,
-        "n_real": 64,
-        "n_fake": N,
-        "temp": 0.9,
-        "sample_steps": 16,
-        "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
-        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-        "dtype": "float32",
-        "seed": 0,
-        "kid_subsets": 5,
-        "kid_subset_size": 10,
-    },
-    "prdc": {
-        "metric": "PRDC",
-        **R64_FEATURES,
-        **REAL,
-        "n_real": N,
-        "n_fake": N,
-        "temp": 1.0,
-        "prior": "logs/autoregressive/saved_models/autoregressive_20.th",
-        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-        "dtype": precision_name(pick_amp_dtype(CPU, True, "auto")),
-        "seed": 0,
-        "nearest_k": 3,
-    },
-    "recs": {
-        "metric": "reconstruction FID",
-        **R64_FEATURES,
-        **REAL,
-        "n_real": N,
-        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-        "dtype": "float32",
-        "kid_subsets": 100,
-        "kid_subset_size": 10,
-    },
-}
-VALUES = {
-    "fid": ["fid", "kid", "kid_std"],
-    "prdc": ["precision", "recall", "density", "coverage"],
-    "recs": ["fid", "kid", "kid_std", "psnr_db", "ssim", "codebook_used", "codebook_perplexity"],
-}
-
-
-@pytest.mark.parametrize("run", CONDITIONS)
-def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
-    (entry,) = entries(scored, f"scored/{run}")
-    conditions, values = entry["conditions"], entry["values"]
-    if run == "recs" and "lpips" in values:  # where its weights can be had
-        conditions = {name: value for name, value in conditions.items() if not name.startswith("lpips")}
-        assert entry["conditions"]["lpips_net"] == "vgg"
-        assert entry["conditions"]["lpips_weights"]
-    assert conditions == CONDITIONS[run]
-    assert [name for name in values if name != "lpips"] == VALUES[run]
-    first = f"{VALUES[run][0]} {values[VALUES[run][0]]:.4g}, "
-    (line,) = (line for line in scored.said[run].splitlines() if line.startswith(first))
-    for name, value in [*values.items(), *entry["conditions"].items()]:
-        assert f"{name} {value:.4g}" in line if isinstance(value, float) else f"{name} {value}" in line
-
-
-def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
-    """Also by torch-fidelity itself, with R64 as an extractor of the user's own."""
-    images = scored.logs / "scored/fid/images/samples"
-    assert len(list(images.iterdir())) == N
-    streamed, read = (entries(scored, f"scored/{run}")[0]["values"] for run in ("fid", "folder"))
-    assert read == pytest.approx(streamed, rel=1e-4)
-
-    where = scored.folder / "datasets.yaml"
-    real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
-    for i in range(len(real)):
-        save_png(scored.folder / "real" / f"{i:03d}.png", real[i])
-    expected = torch_fidelity.calculate_metrics(
-        input1=str(images),
-        input2=str(scored.folder / "real"),
-        cuda=False,
-        fid=True,
-        feature_extractor=registered_r64,
-        save_cpu_ram=True,
-        verbose=False,
-        cache=False,
-    )
-    assert streamed["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
-
-
-def test_inception_with_weights_from_a_file(new_shell: Any, warm: Any, inception_file: Path) -> None:
-    shell = new_shell(warm)
-    real, fake = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 16, 16), np.uint8)
-    for folder, images in (("real", real), ("fake", fake)):
-        for i, image in enumerate(images):
-            save_png(shell.folder / folder / f"{i}.png", image)
-    shell.ok(
-        "experiments/calc_FID.py --dataset custom --custom_dataset_path real --split all --fake_images_path fake "
-        f"--img_size 16 --features inception --feature_weights {inception_file} --kid_subsets 0 --log_dir fid "
-        "{EVERYWHERE}"
-    )
-    (entry,) = entries(shell, "fid")
-    wanted = {"features": "inception", "feature_weights": sha256_of(inception_file)[:8], "n_real": 4, "n_fake": 4}
-    assert entry["conditions"].items() >= wanted.items()
-    extractor = build_features("inception", str(inception_file), CPU)
-    x, y = (extractor(torch.from_numpy(images)).numpy() for images in (fake, real))
-    (kept,) = (shell.logs / "fid/features").glob("*/*.npy")
-    np.testing.assert_allclose(np.load(kept), x, rtol=1e-3, atol=1e-5 * x.max())
-    assert 0 < np.square(x.mean(0) - y.mean(0)).sum() < entry["values"]["fid"]
-
-
-def test_reconstructions(scored: Any) -> None:
-    (entry,) = entries(scored, "scored/recs")
-    assert entry["conditions"]["metric"] == "reconstruction FID"
-    values = entry["values"]
-    assert 5 < values["psnr_db"] < 50
-    assert -1 <= values["ssim"] < 1
-    assert 0 < values["codebook_used"] <= 1
-    assert 1 <= values["codebook_perplexity"] <= 32
-    assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.said["recs"])
-    assert (scored.logs / "scored/recs/images/originals_over_reconstructions.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("run", "panes"),
-    [("fid", ["samples", "results"]), ("prdc", ["results"]), ("recs", ["originals_over_reconstructions", "results"])],
-)
-def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str, panes: list[str]) -> None:
-    assert list(shown(scored.logs / "scored" / run).panes) == panes
-
-
-def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
-    said = dict(line.split(maxsplit=1) for line in scored.said["fid"].splitlines()[:8])
-    assert said["run"] == "FID and KID, in logs/scored/fid"
-    assert said["generated"] == f"{N} images, --n_samples"
-    assert said["real"] == "64 images, the val split of toy_churches"
-    assert said["prior"].endswith("/absorbing_ema_20.th")
-    assert "\n  kid_subset_size " in scored.said["fid"]
-    assert "\nfeatures    r64 (weights fixed)\n" in scored.said["recs"]
 
 
 @pytest.fixture
