@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from compare import same_files
-from utils.data.pack_images import pack_images
 
 
 def spoil(tiny, count: int) -> None:
@@ -69,17 +68,6 @@ def test_codes_of_stand_ins_are_cached_with_the_list(tiny) -> None:
     refused = tiny.run(f"{command} --log_dir third --max_bad_images 0.05")
     assert refused.code == 2
     assert "2 of 24 images cannot be read, more than --max_bad_images 0.05" in refused.err
-
-
-def test_a_value_of_an_lmdb_that_is_damaged_has_a_stand_in(tiny) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 3, 40, 40), np.uint8)
-    pack_images(tiny.folder / "packed", pixels)
-    data = tiny.folder / "packed/data.mdb"
-    data.write_bytes(data.read_bytes().replace(b"\x89PNG", b"\0\0\0\0", 1))
-    command = f"{tiny.stage_1} --dataset custom --custom_dataset_path packed --log_dir new --max_bad_images 0.1"
-    out = tiny.ok(f"{command} --train_steps 12 --num_workers 1")
-    assert out.count("another image stands in for it (1 so far)") == 1
-    assert (tiny.folder / "logs/new/bad_images.txt").read_text().startswith("packed:000000")
 
 
 def test_experiments_go_on_too_and_list_what_they_met(tiny) -> None:

@@ -51,24 +51,17 @@ AMONG_RUNS = {
         f"{STAGE_1} --log_dir new --load_dir vqgan --load_step 7",
         ["--load_step", "step 10, 20"],
     ),
-    "scores of a missing prior step": (f"{FID} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
-    "reconstructions by a missing step": (f"{RECONSTRUCTIONS} --ae_load_dir vqgan --ae_load_step 7", ["step 10, 20"]),
     "no weights": (
         f"{FID} --load_dir absorbing --features inception --feature_weights no.pth",
         ["--feature_weights no.pth", "no such file"],
     ),
     "a prior where a VQGAN belongs": (f"{STAGE_2} --ae_load_dir absorbing", ["absorbing", "train_vqgan.py"]),
-    "larger images of a missing step": (f"{LARGER} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
     "no such mask": (f"{INPAINT} --mask_path m.png", ["--mask_path m.png", "no such file"]),
     "a folder as mask": (f"{INPAINT} --mask_path .", ["--mask_path .", "is a folder"]),
     "likelihood without data": (
         "experiments/calc_approximate_ELBO.py --dataset custom --custom_dataset_path one/a.jpg --load_dir absorbing "
         "--log_dir new",
         ["one/a.jpg", "--custom_dataset_path"],
-    ),
-    "no such weights": (
-        f"{NEIGHBOURS} --load_dir absorbing --distance lpips --lpips_net vgg --lpips_weights no.pth",
-        ["--lpips_weights no.pth", "no such file"],
     ),
     "another kind of prior": (f"{SAMPLES} --load_dir absorbing --sampler autoregressive", ["autoregressive_<step>.th"]),
     "other settings than a run's": (
