@@ -16,11 +16,9 @@ STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --train_steps 4"
 STAGE_2 = "train_sampler.py {RUN} {PRIOR} --train_steps 4"
 SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
 NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2"
-LARGER = "experiments/generate_big_samples.py {RUN} --n_samples 2"
 INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing"
 FID = "experiments/calc_FID.py {RUN} --log_dir scores"
 PRDC = "experiments/calc_PRDC.py {RUN} --log_dir scores"
-RECONSTRUCTIONS = "experiments/calc_VQGAN_FID.py {RUN} --log_dir scores"
 
 # Refused before torch is imported, in an empty folder: command, and what the line must say.
 IN_AN_EMPTY_FOLDER = {
