@@ -22,13 +22,14 @@ from utils.pretrained.perceptual import untrained_lpips
 from utils.runs.job import open_job
 from warm import Quarters
 
-CPU = torch.device("cpu")
-VAL = "--toy_images 96 {EVERYWHERE} --batch_size 8 --split val"  # 64 images
+COMMON = "--dataset toy_churches --batch_size 8 --device cpu --num_workers 0 --sinks visdom --quiet"
+VAL = "--toy_images 96 --split val --kid_subset_size 20 --n_samples 30"  # of 64 images
+PRDC = PRDCExperiment, calc_PRDC.calculate
 
 
 @pytest.fixture
 def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs calc_FID, or calc_PRDC, in this process, with quick features and run folders of its own."""
+    """Runs calc_FID, or another experiment, in this process, with quick features and run folders of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     for name in ("vqgan", "absorbing", "autoregressive"):
@@ -36,16 +37,8 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "data").symlink_to(toy.folder / "data")
     monkeypatch.setattr(sources, "build_features", lambda *_: FeatureExtractor("r64", "test", Quarters()))
 
-    def run(words: str, *, prdc: bool = False) -> dict[str, Any]:
-        common = f"--dataset toy_churches {VAL} --n_samples 30 --quiet"
-        common = common.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --sinks visdom")
-        if prdc:
-            settings = parse(PRDCExperiment, f"{common} {words}".split(), description="", example="")
-            work = calc_PRDC.calculate
-        else:
-            words = f"{common} --kid_subset_size 20 {words}"
-            settings = parse(FIDExperiment, words.split(), description="", example="")
-            work = calc_FID.calculate
+    def run(words: str, stage: Any = FIDExperiment, work: Any = calc_FID.calculate) -> dict[str, Any]:
+        settings = parse(stage, f"{COMMON} {words}".split(), description="", example="")
         with open_job(settings) as job:
             work(job, settings)
         return json.loads(Path("logs", settings.run.log_dir, "results.json").read_text())[-1]["values"]
@@ -55,7 +48,7 @@ def score(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("prior", ["absorbing", "autoregressive"])
 def test_a_score_depends_on_its_settings_alone(score: Any, prior: str) -> None:
-    words = f"--sampler {prior} --load_dir {prior}"
+    words = f"{VAL} --sampler {prior} --load_dir {prior}"
     whole = score(f"{words} --log_dir whole")
     assert score(f"{words} --log_dir again") == whole
     for other in ("--seed 1", "--temp 0.5"):  # in the same folder, whose codes are of other samples
@@ -64,15 +57,15 @@ def test_a_score_depends_on_its_settings_alone(score: Any, prior: str) -> None:
 
 def test_given_codes_are_decoded(score: Any) -> None:
     """Those that were sampled, from a file."""
-    drawn = score("--load_dir absorbing --log_dir drawn")
+    drawn = score(f"{VAL} --load_dir absorbing --log_dir drawn")
     (folder,) = Path("logs/drawn/samples").iterdir()
     codes = np.concatenate([np.load(file) for file in sorted(folder.iterdir())])
     np.save("codes.npy", codes)
     torch.save(torch.from_numpy(codes.astype(np.int64)), "codes.pt")
     for path in (folder, "codes.npy", "codes.pt"):
-        assert score(f"--ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
+        assert score(f"{VAL} --ae_load_dir vqgan --log_dir given --latents_path {path}") == drawn
     for other in ("--amp --amp_dtype bfloat16", "--no_ema"):
-        assert score(f"--ae_load_dir vqgan --log_dir given --latents_path codes.pt {other}") != drawn
+        assert score(f"{VAL} --ae_load_dir vqgan --log_dir given --latents_path codes.pt {other}") != drawn
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 96), ("val", 64)])
@@ -82,7 +75,7 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n
     for i in range(n):
         save_png(Path("same") / f"{i:03d}.png", real[i])
     assert len(real) == n
-    words = f"--fake_images_path same --img_size 16 --split {split} --log_dir"
+    words = f"--toy_images 96 --split {split} --n_samples 30 --fake_images_path same --img_size 16 --log_dir"
     fid = score(f"{words} fid --kid_subset_size {n}")
     rows = next(file for file in map(np.load, Path("logs/features").glob("*/*.npy")) if file.dtype == np.float32)
     assert rows.shape == (n, 12)
@@ -91,20 +84,17 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n
     own, others = np.diag(kernel).mean(), (kernel.sum() - np.trace(kernel)) / (n * (n - 1))
     assert fid["kid"] == pytest.approx(2 / n * (others - own), rel=1e-4)  # pairs across the sets include equal images
     assert fid["kid_std"] < 1e-4 * abs(fid["kid"])  # every subset is the whole set
-    assert score(f"{words} prdc", prdc=True) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+    assert score(f"{words} prdc", *PRDC) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
 
 
 def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     """LPIPS weights, and features, that are replaced under the same name: new numbers, and the old ones stay."""
-    words = f"--dataset toy_churches {VAL} --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --quiet"
-    words = words.replace("{EVERYWHERE}", "--device cpu --num_workers 0 --sinks visdom")
-    words += " --lpips_net vgg --lpips_weights weights.pth"
+    words = "--toy_images 96 --split val --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --lpips_net vgg"
     for seed in (0, 1):
         torch.manual_seed(seed)
         torch.save(untrained_lpips("vgg").state_dict(), "weights.pth")
-        settings = parse(ReconstructionExperiment, f"{words} --log_dir recs".split(), description="", example="")
-        with open_job(settings) as job:
-            calc_VQGAN_FID.calculate(job, settings)
+        reconstructions = ReconstructionExperiment, calc_VQGAN_FID.calculate
+        score(f"{words} --lpips_weights weights.pth --log_dir recs", *reconstructions)
     first, second = json.loads(Path("logs/recs/results.json").read_text())
     assert first["values"]["lpips"] != second["values"]["lpips"]
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
@@ -118,13 +108,9 @@ def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     assert second["values"]["lpips"] == pytest.approx(expected, rel=1e-4)
 
     np.save("real.npy", np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
-    words = "--dataset toy_churches --device cpu --sinks visdom --quiet --log_dir prdc"
-    words += " --real_feats real.npy --fake_feats fake.npy"
     for shift in (0, 5):
         np.save("fake.npy", np.load("real.npy") + np.float32(shift))
-        settings = parse(PRDCExperiment, words.split(), description="", example="")
-        with open_job(settings) as job:
-            calc_PRDC.calculate(job, settings)
+        score("--real_feats real.npy --fake_feats fake.npy --log_dir prdc", *PRDC)
     same, other = json.loads(Path("logs/prdc/results.json").read_text())
     assert same["values"]["precision"] == 1 > other["values"]["precision"]
     assert same["conditions"]["fake_feats_n"] == 40
