@@ -152,9 +152,10 @@ def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
     assert conditions == CONDITIONS[run]
     if run in VALUES:
         assert [name for name in values if name != "lpips"] == VALUES[run]
-    (line,) = (line for line in scored.said[run].splitlines() if line.startswith(f"{next(iter(values))} "))
-    for name, value in [*values.items(), *entry["conditions"].items()]:
-        assert f"{name} {value:.4g}" in line if isinstance(value, float) else f"{name} {value}" in line
+    named = [*values.items(), *entry["conditions"].items()]
+    told = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in named]
+    (line,) = (line for line in scored.said[run].splitlines() if line.startswith(f"{told[0]}, "))
+    assert all(each in line for each in told)
 
 
 PANES = {
@@ -163,7 +164,7 @@ PANES = {
     "recs": ["originals_over_reconstructions", "results"],
     "nll": ["pixel_bits_per_dim", "results"],
     "neighbours": ["neighbours", "results"],
-    "larger": ["larger_samples", "results"],
+    "larger": ["samples", "results"],
 }
 
 
