@@ -191,7 +191,7 @@ def test_stopped_or_killed_processes_are_told_and_one_goes_on_from_there(tiny: A
     assert first < done() < n / 64
 
     kept = {file.name: file.stat().st_mtime_ns for file in samples.glob("*/*.npy")}
-    ended = tiny.wait(tiny.start(command, **ENV))
+    ended = tiny.wait(tiny.start(f"{command} --batch_size 64", **ENV))
     assert ended.code == 0, ended
     assert {file.name: file.stat().st_mtime_ns for file in samples.glob("*/*.npy")}.items() > kept.items()
 
