@@ -8,8 +8,12 @@ UV := $(VENV)/bin/uv
 # The pins alone decide what is installed: no settings file of the user's, no Python but the one named.
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes of two threads each would wait for one another on two cores.
+check test: export OMP_NUM_THREADS := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test browser soak soaktorchrun mutants lint lock demo bench bench-full bench-gpu clean
+.PHONY: help setup check test browser soak soaktorchrun mutants lint lock demo bench bench-full bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]*:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +36,11 @@ lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+check: setup lint  ## lint, types, import floors, mathematics and settings: before each commit
+	$(PYTEST) -m 'not slow' tests/test_floors.py tests/models tests/golden tests/hparams
+
 test: setup lint  ## lint, then every test
-	@# Two processes of two threads each would wait for one another on two cores.
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
 
 browser: setup  ## install what tests of the dashboard need: visdom's browser files (npm), chromium (apt, as root)
 	@bash tests/install_dashboard_assets.sh $(VENV)/bin/python

@@ -30,16 +30,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parent / "helpers"))
 
-from soak_compare import same_files
 from soak_experiments import EXPERIMENTS, Experiments
-from warm import REPO, Warm
 
-from utils.machine.files import sha256_of
+from compare import differences_of_folders
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
+from warm import REPO, Warm
 
 RUN = "--dataset toy_churches --toy_images 480 --batch_size 8 --device cpu --num_workers 0 --visdom_port 9"
 MODEL = (
@@ -165,21 +165,12 @@ class Soak:
     def differences(self, kind: str, run: str) -> list[str]:
         """What a finished run does not share with the undisturbed one."""
         ours, theirs = RunFolder(run, self.logs), RunFolder(f"reference_{kind}", self.logs)
-        found = []
-        for part in ("saved_models", "images"):
-            places = [folder.path / part for folder in (ours, theirs)]
-            own, files = ({file.name for file in place.iterdir()} for place in places)
-            if own != files:
-                found.append(f"{run}: too much or missing: {', '.join(sorted(own ^ files))}")
-            found += [
-                f"{run}: {name} differs" for name in sorted(own & files) if not same_files(*(p / name for p in places))
-            ]
+        pairs = [(folder.path / part for folder in (ours, theirs)) for part in ("saved_models", "images")]
+        if kind != VQGAN:
+            pairs.append(self.logs / name for name in ("ae/latents", "reference_latents"))
+        found = [difference for pair in pairs for difference in differences_of_folders(*pair)]
         if self.metrics(ours) != self.metrics(theirs):
             found.append(f"{run}: metrics differ")
-        if kind != VQGAN:
-            codes = {file.name: sha256_of(file) for file in (self.logs / "ae/latents").iterdir()}
-            if codes != {file.name: sha256_of(file) for file in (self.logs / "reference_latents").iterdir()}:
-                found.append(f"{run}: codes differ")
         return found
 
     def metrics(self, folder: RunFolder) -> list[dict]:

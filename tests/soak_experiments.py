@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from soak_compare import differences_of_folders
+
+from compare import differences_of_folders
 from warm import Warm
 
 RUN = "--dataset custom --batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --ae_load_dir ae"
@@ -29,7 +30,7 @@ EXPERIMENTS = {
     "get_samples": f"{PRIOR} --n_samples 40 --save_individually",
 }
 # Whose content grows or changes before an experiment is done, and which tell of time or processes.
-GROWING = ("*.partial", "*.progress.json", "*.th", "*.jsonl", "log.txt", "hparams.yaml")
+GROWING = ("*.th", "*.jsonl", "log.txt", "hparams.yaml")
 ABOUT_THE_PROCESS = (".lock", "log.txt", "newest.json", "summary.png")
 
 
@@ -108,7 +109,7 @@ class Experiments:
             return False
         tally.kills += 1
         left = [file for file in (self.logs / "run").rglob("*") if file.is_file()]
-        tally.kills_that_left_work += any(file.match("*.partial") or file.match("*.th") for file in left)
+        tally.kills_that_left_work += any(file.match("*.npy") or file.match("*.th") for file in left)
         if left:
             ignored = (*ABOUT_THE_PROCESS, *GROWING)
             tally.problems += differences_of_folders(self.logs / "run", reference, ignored, part=True)

@@ -11,7 +11,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from soak import hardware
+
+from compare import same_files
 
 REPO = Path(__file__).parents[1]
 EVERYWHERE = "--dataset toy_churches --toy_images 96 --device cpu --num_workers 0 --visdom_port 9 --ema --no_amp"
@@ -38,10 +38,7 @@ COMMANDS = {"vqgan": VQGAN, "absorbing": PRIOR}
 
 def torchrun(folder: Path, processes: int, restarts: int, command: str) -> subprocess.Popen[bytes]:
     """Start a command under torchrun in a working directory; its words go to `out.txt` there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --max-restarts={restarts} --master_port={port}"
+    launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes} --max-restarts={restarts}"
     script, *words = shlex.split(command)
     with (folder / "out.txt").open("ab") as out:
         return subprocess.Popen(
@@ -110,15 +107,6 @@ def disturb(folder: Path, kind: str, command: str, pause: float, options: argpar
     return {"exit_status": process.returncode, "kills": kills}
 
 
-def same(first: Path, second: Path, kind: str, step: int) -> bool:
-    """Whether two runs' models of a step agree to the bit."""
-    for file in (f"{kind}_{step}.th", f"{kind}_ema_{step}.th"):
-        a, b = (torch.load(run / "saved_models" / file, weights_only=True) for run in (first, second))
-        if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-            return False
-    return True
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
@@ -145,9 +133,11 @@ def main() -> None:
             began = time.monotonic()
             pause = between_checkpoints(folder / f"logs/{undisturbed}/saved_models", kind)
             outcome = disturb(folder, kind, command, pause, options)
-            runs = (folder / "logs" / run for run in (undisturbed, "disturbed"))
+            runs = [folder / "logs" / run / "saved_models" for run in (undisturbed, "disturbed")]
             outcome["seconds"] = round(time.monotonic() - began)
-            outcome["bit_identical"] = outcome["exit_status"] == 0 and same(*runs, kind, options.steps)
+            outcome["bit_identical"] = outcome["exit_status"] == 0 and all(
+                same_files(*(run / f"{kind}{ema}_{options.steps}.th" for run in runs)) for ema in ("", "_ema")
+            )
             result[kind] = outcome
             if outcome["exit_status"]:
                 print((folder / "out.txt").read_text()[-3000:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def floor(module: str) -> int:
     return FLOOR[package] if package else 1
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     files = modules()
     return {module: imports(file, set(files)) for module, file in files.items()}

@@ -61,9 +61,8 @@ def test_there_is_something_to_look_at() -> None:
     assert sum(name in NEEDS for file in SOURCES for name, _ in calls(file)) >= 2
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(REPO)))
-def test_nothing_unpickles_and_no_shell_is_asked(file: Path) -> None:
-    assert problems(file) == []
+def test_nothing_unpickles_and_no_shell_is_asked() -> None:
+    assert [problem for file in SOURCES for problem in problems(file)] == []
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 
 
-def fork(count: int, work: Callable[[int], None]) -> None:
-    """Do `work(rank)` in `count` processes with torchrun's environment; exits with status 1 where one fails."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return int(probe.getsockname()[1])
+
+
+def fork(count: int, work: Callable[[int], None]) -> None:
+    """Do `work(rank)` in `count` processes with torchrun's environment; exits with status 1 where one fails."""
+    os.environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = []
     for rank in range(count):
         if (child := os.fork()) == 0:

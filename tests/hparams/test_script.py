@@ -313,6 +313,7 @@ def test_too_few_processes_or_files_name_the_flag_and_the_limit(error: Exception
     assert f"(ulimit {limit})" in line
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_all_start_leave_one_line_and_none_behind(tmp_path: Path) -> None:
     """Files that may be open are for the first ones only."""
     code = (

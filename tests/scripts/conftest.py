@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -10,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from warm import Ended, Warm
 
 REPO = Path(__file__).parents[2]
 
@@ -31,15 +31,6 @@ _FLAGS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
 class Shell:
     """Runs the project's scripts in `folder`. In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings.
 
@@ -47,7 +38,7 @@ class Shell:
     are environment variables.
     """
 
-    def __init__(self, folder: Path, warm: Any = None, **env: str) -> None:
+    def __init__(self, folder: Path, warm: Warm | None = None, **env: str) -> None:
         self.folder = folder
         self.logs = folder / "logs"
         self._warm, self._changed = warm, env
@@ -57,12 +48,11 @@ class Shell:
         self._env = {name: value for name, value in os.environ.items() if name not in dropped}
         self._env |= {"OMP_NUM_THREADS": "1", "COLUMNS": "1000", **env}
 
-    def run(self, command: str, *python: str) -> Outcome:
+    def run(self, command: str, *python: str) -> Ended:
         """Run `script.py flags …`, with `python` as words for the interpreter itself."""
         command = command.format(**_FLAGS)
         if self._warm and not python:
-            ended = self._warm.wait(self._warm.start(command, self.folder, **self._changed))
-            return Outcome(ended.code, ended.out, ended.err)
+            return self._warm.wait(self._warm.start(command, self.folder, **self._changed))
         script, *words = shlex.split(command)
         done = subprocess.run(
             [sys.executable, *python, REPO / script, *words],
@@ -72,7 +62,7 @@ class Shell:
             text=True,
             timeout=300,
         )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """Start a command in the background."""
@@ -104,7 +94,7 @@ class Shell:
         return self.line_of(self.run(command), command)
 
     @staticmethod
-    def line_of(done: Outcome, command: str) -> str:
+    def line_of(done: Ended, command: str) -> str:
         """The one line on stderr of a refusal."""
         assert done.code == 2, f"{command}\n{done.code}\n{done.out[-2000:]}\n{done.err[-4000:]}"
         script = Path(command.split()[0]).name
@@ -131,12 +121,9 @@ class Shell:
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Starts scripts at once, see `tests/warm.py`."""
-    spec = importlib.util.spec_from_file_location("warm", REPO / "tests/warm.py")
-    sys.modules["warm"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.Warm(tmp_path_factory.mktemp("warm")) as started:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Starts scripts at once, see `tests/helpers/warm.py`."""
+    with Warm(tmp_path_factory.mktemp("warm")) as started:
         yield started
 
 
@@ -153,7 +140,7 @@ TINY_STAGE_2 = (
 
 
 @pytest.fixture(scope="session")
-def tiny_runs(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_runs(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs of both stages on 24 photos, `ae` and `prior`, saved at steps 4 and 8. Not to be changed."""
     warm.folder = folder = tmp_path_factory.mktemp("tiny")
     warm.stage_1, warm.stage_2 = TINY_STAGE_1, TINY_STAGE_2
@@ -169,7 +156,7 @@ def tiny_runs(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(warm: Any, tiny_runs: Path, tmp_path: Path) -> Any:
+def tiny(warm: Warm, tiny_runs: Path, tmp_path: Path) -> Any:
     """`warm` in a copy of the tiny runs' folder, to write to."""
     warm.folder = tmp_path / "tiny"
     shutil.copytree(tiny_runs, warm.folder)
@@ -189,7 +176,7 @@ def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     """Makes shells in empty folders, for fixtures that live longer than a test."""
     shells: list[Shell] = []
 
-    def make(warm: Any = None, **env: str) -> Shell:
+    def make(warm: Warm | None = None, **env: str) -> Shell:
         shells.append(Shell(tmp_path_factory.mktemp("shell"), warm, **env))
         return shells[-1]
 
@@ -199,7 +186,7 @@ def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="session")
-def toy(warm: Any, new_shell: Callable[..., Shell]) -> Shell:
+def toy(warm: Warm, new_shell: Callable[..., Shell]) -> Shell:
     """A shell whose logs/ holds runs on toy churches, 20 steps each. Tests must not write to these runs.
 
     `vqgan`, with `absorbing` and `autoregressive` priors; `nested/gumbel`, a VQGAN too, with `gumbel_prior`.
@@ -225,11 +212,4 @@ def toy(warm: Any, new_shell: Callable[..., Shell]) -> Shell:
             "--mask_schedule fixed",
         ],
     )
-    return shell
-
-
-@pytest.fixture
-def toy_copy(toy: Shell, shell: Shell) -> Shell:
-    """A shell in a copy of `toy`'s folder, to write to."""
-    shutil.copytree(toy.folder, shell.folder, dirs_exist_ok=True)
     return shell

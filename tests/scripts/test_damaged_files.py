@@ -45,14 +45,13 @@ KINDS = {
     "optimiser": ("logs/theirs/saved_models/ae_optim_8.th", "optimiser", "refused"),
     "perceptual weights": ("lpips.th", "perceptual", "refused"),
     "codes": ("logs/ae/latents/*/*.npy", STAGE_2, "mended"),
-    "features of real images": ("logs/features/*.npy", FID, "mended"),
+    "features of real images": ("logs/features/*/*.npy", FID, "mended"),
     "results": ("logs/drawn/results.json", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "either"),
     "given features": ("a.npy", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given safetensors": ("b.safetensors", f"{PRDC} --fake_feats a.npy --real_feats b.safetensors", "refused"),
     "given codes": ("codes.pt", f"{FID} --latents_path codes.pt", "refused"),
     "head of a likelihood": ("logs/drawn/logsigma.th", ELBO, "mended"),
     "larger codes": ("logs/drawn/samples/*/*.npy", LARGER, "mended"),
-    "codes' note": ("logs/ae/latents/*.json", STAGE_2, "mended"),
 }
 # Of those that are mended, the ones whose loss costs work, and that no cut leaves whole.
 COMPUTED_ANEW = ("codes", "features of real images", "head of a likelihood", "larger codes")
@@ -166,22 +165,14 @@ def test_no_unharmed_step_left(tiny) -> None:
     assert "vqgan_8.th is damaged" in told(ended)
 
 
-@pytest.mark.parametrize("size", [5000, -1, -4096])
-def test_a_truncated_lmdb_is_one_line(tiny, size: int) -> None:
-    toys = f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys"
-    tiny.ok(f"{toys} --train_steps 2")
-    (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
-    os.truncate(file, size if size > 0 else file.stat().st_size + size)
-    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
-    assert ended.code == 2
-    assert told(ended).count("error:") == 1
-    assert "toy_churches_train_lmdb is truncated" in ended.err or size == 5000
-
-
-def test_a_damaged_page_of_an_lmdb_is_one_line(tiny) -> None:
+def test_a_truncated_or_damaged_lmdb_is_one_line(tiny) -> None:
     tiny.ok(f"{tiny.stage_1} --dataset toy_churches --toy_images 64 --log_dir toys --train_steps 2")
     (file,) = tiny.folder.glob("data/**/toy_churches_train_lmdb/data.mdb")
     content = bytearray(file.read_bytes())
+    os.truncate(file, len(content) - 1)
+    ended = tiny.run("train_vqgan.py --log_dir toys --resume --train_steps 9")
+    assert ended.code == 2
+    assert "toy_churches_train_lmdb is truncated" in told(ended)
     for page in range(2 * 4096, len(content), 4096):
         content[page + 12] ^= 0x40  # where the list of its entries ends
     file.write_bytes(content)
@@ -198,7 +189,6 @@ HARM = [
     ("optimiser", as_legacy_checkpoint),
     ("codes", as_array),
     ("codes", as_pickle),
-    ("codes' note", as_pickle),
     ("metrics", as_pickle),
     ("newest", as_pickle),
     ("features of real images", as_array),

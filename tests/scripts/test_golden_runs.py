@@ -14,7 +14,8 @@ DISCRIMINATOR = {"ndf", "disc_layers"}
 
 
 @pytest.mark.parametrize("model", ["nearest_small", "gumbel_small"])
-def test_published_checkpoints(shell, golden_dir: Path, model: str) -> None:
+def test_published_checkpoints(new_shell, warm, golden_dir: Path, model: str) -> None:
+    shell = new_shell(warm)
     for kind in ("vqgan", "absorbing", "autoregressive"):
         shutil.copytree(golden_dir / model / kind, shell.logs / kind)
     settings = json.loads((golden_dir / model / "hparams.json").read_text())

@@ -1,8 +1,7 @@
-"""Bits per dimension, neighbours and larger images on the toy runs."""
+"""Bits per dimension and larger images on the toy runs."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,28 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment, PriorExperiment
-from models.parts import Noise
 from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
-from shown import shown
 from utils.data.pictures import to_uint8
-from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.seeding import make_generator, seed_global
 from utils.metrics import head, likelihood
 from utils.metrics.head import HeadTrainer
-from utils.metrics.likelihood import code_term, pixel_term, terms_of_images
+from utils.metrics.likelihood import code_term, terms_of_images
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import TrainedModels, load_trained_models
 from utils.runs.job import Job
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import RunFolder
 from utils.runs.shards import Shards
-from utils.sampling import larger as larger_module
 from utils.sampling.larger import decode_larger, larger_codes
 
 RUN: dict[str, Any] = {
@@ -79,7 +73,7 @@ def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     settings, job, models, (train, val) = likelihood_of(folder, **changes)
     trainer = HeadTrainer(job, models, settings.likelihood, train)
     with job:
-        job.begin("a test", {}, resume_step=trainer.done or None)
+        job.begin(settings, "a test", {}, resume_step=trainer.done or None)
         trainer.train(val)
     return models.autoencoder.state_dict()
 
@@ -215,41 +209,11 @@ def test_training_the_head_lowers_the_pixel_term(here: Any, tmp_path: Path) -> N
     assert start - 0.14 > ends[0] > ends[1]
 
 
-def test_the_evaluation_covers_every_validation_image_and_goes_on(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_evaluation_covers_every_validation_image(here: Any, tmp_path: Path) -> None:
     settings, job, models, (_, val) = likelihood_of(tmp_path / "whole", batch_size=24)
     whole = terms_of_images(job, models, settings.likelihood, val)
     assert whole.shape == (64, 3)
     assert (whole[:, 2] > 0).all()
-    images: list[int] = []
-
-    def counted(*given: Any) -> Any:
-        images.append(len(given[3]))
-        if sum(images) > 60:
-            raise KeyboardInterrupt
-        return pixel_term(*given)
-
-    monkeypatch.setattr(likelihood, "pixel_term", counted)
-    job = job_of(settings, tmp_path / "parts")
-    with pytest.raises(KeyboardInterrupt):
-        terms_of_images(job, models, settings.likelihood, val)
-    assert images == [24, 24, 16]
-    images.clear()
-    np.testing.assert_array_equal(terms_of_images(job, models, settings.likelihood, val), whole)
-    assert images == [16]
-
-
-def test_fewer_bits_cost_less(here: Any, tmp_path: Path) -> None:
-    """The pixel term of the same images and head falls by about the bits that are dropped."""
-    _, job, models, (_, val) = likelihood_of(tmp_path)
-    pixels = torch.stack([torch.from_numpy(val[i]) for i in range(8)])
-    bits = {}
-    for b in (8, 5):
-        settings = likelihood_of(tmp_path, bits=b)[0]
-        nats = pixel_term(job, models.autoencoder, settings.likelihood, pixels, Noise(make_generator("cpu", 0)))[1]
-        bits[b] = nats.mean().item() / (pixels[0].numel() * math.log(2))
-    assert bits[8] - bits[5] == pytest.approx(3, abs=0.1)
 
 
 def test_the_published_protocol(here: Any, tmp_path: Path) -> None:
@@ -288,32 +252,13 @@ def larger_of(folder: Path, **changes: Any) -> tuple[LargerExperiment, Job, Trai
 
 
 @pytest.mark.parametrize("order", ["raster", "random"])
-def test_larger_images_go_on_and_do_not_depend_on_those_beside_them(
-    here: Any, tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_larger_images_do_not_depend_on_those_beside_them(here: Any, tmp_path: Path, order: str) -> None:
     settings, job, models = larger_of(tmp_path / "whole", order=order, batch_size=3)  # an image fills a batch
     codes, windows = larger_codes(job, models, settings.larger, settings.sampling)
     assert codes.shape == (3, 8, 10)
     assert (codes < 32).all()
     if order == "raster":
         assert windows == 3 * 64  # three windows of 64 codes for each image
-    drawn: list[list[int]] = []
-    draw = larger_module._draw
-
-    def counted(*given: Any) -> torch.Tensor:
-        drawn.append(given[5])
-        if len(drawn) == 3:
-            raise KeyboardInterrupt
-        return draw(*given)
-
-    monkeypatch.setattr(larger_module, "_draw", counted)
-    parts = job_of(settings, tmp_path / "parts")
-    with pytest.raises(KeyboardInterrupt):
-        larger_codes(parts, models, settings.larger, settings.sampling)
-    rest, counted_windows = larger_codes(parts, models, settings.larger, settings.sampling)
-    assert drawn == [[0], [1], [2], [2]]
-    assert np.array_equal(rest, codes)
-    assert counted_windows == windows
     alone_job, one = job_of(settings, tmp_path / "alone"), replace(settings.sampling, n_samples=1)
     alone = larger_codes(alone_job, models, settings.larger, one)[0]
     assert np.array_equal(alone[0], codes[0])
@@ -338,140 +283,3 @@ def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any
     expected = to_uint8(models.autoencoder.decode(ids.flatten(1)))
     assert (images.int() - expected.int()).abs().max() <= 1
     assert decode_larger(job, models, torch.cat([ids[:1], ids[1:]], dim=2).numpy()).shape == (1, 3, 16, 32)
-
-
-ELBO = "experiments/calc_approximate_ELBO.py {RUN} --steps_per_eval 4 --lr 1e-3 --elbo_steps 16"
-LARGER = "experiments/generate_big_samples.py {RUN} --load_dir absorbing --shape 8 9 --n_samples 2"
-
-
-@pytest.fixture(scope="module")
-def printed(toy: Any) -> dict[str, str]:
-    """What the three scripts print; the first one runs twice."""
-    outs = toy.abreast(
-        [
-            f"{ELBO} --load_dir absorbing --log_dir nll --train_steps 4",
-            f"{ELBO} --load_dir absorbing --log_dir nll --train_steps 8 --amp --code_bound continuous",
-        ],
-        [
-            "experiments/calc_nearest_neighbours.py {RUN} --load_dir autoregressive --sampler autoregressive "
-            "--log_dir neighbours --n_samples 3 --top_k 4 --train_images 20",
-            f"{LARGER} --log_dir larger --order random --stride 2 --amp --sinks summary",
-        ],
-    )
-    return dict(
-        zip(("elbo", "elbo again", "neighbours", "larger"), (out for chain in outs for out in chain), strict=True)
-    )
-
-
-def results(run: Path) -> list[dict[str, dict[str, Any]]]:
-    return json.loads((run / "results.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("run", "panes"),
-    [
-        ("nll", ["pixel_bits_per_dim", "results"]),
-        ("neighbours", ["neighbours", "results"]),
-        ("larger", ["samples", "results"]),
-    ],
-)
-def test_the_dashboard_shows_what_came_of_it(toy: Any, printed: dict[str, str], run: str, panes: list[str]) -> None:
-    assert list(shown(toy.logs / run).panes) == panes
-    assert (toy.logs / run / "summary.png").exists() == (run == "larger")  # the others were told --sinks visdom
-
-
-ABSORBING = {
-    "dataset": "toy_churches",
-    "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
-    "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-    "seed": 0,
-}
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "nll": {
-        **ABSORBING,
-        "dtype": "float32",
-        "images": 64,
-        "split": "val",
-        "protocol": "dequantised",
-        "bits": 8,
-        "code_term": "bound of T = 16 steps, 16 evaluations per image",
-        "head_steps": 4,
-        "head_lr": 1e-3,
-        "batch_size": 8,
-    },
-    "neighbours": {
-        **ABSORBING,
-        "prior": "logs/autoregressive/saved_models/autoregressive_20.th",
-        "dtype": "float32",
-        "distance": "squared distance of R64 features",
-        "weights": "fixed",
-        "samples": 3,
-        "temp": 1.0,
-        "split": "all",
-        "training_images": 20,
-    },
-    "larger": {
-        **ABSORBING,
-        "dtype": precision_name(pick_amp_dtype(torch.device("cpu"), True, "auto")),
-        "shape": "8x9",
-        "images": 2,
-        "order": "random",
-        "sample_steps": 16,
-        "stride": 2,
-        "temp": 0.8,
-    },
-}
-
-
-@pytest.mark.parametrize("run", CONDITIONS)
-def test_results_name_all_that_they_depend_on(toy: Any, printed: dict[str, str], run: str) -> None:
-    entry = results(toy.logs / run)[0]
-    assert entry["conditions"] == CONDITIONS[run]
-    first = next(iter(entry["values"]))
-    said = printed["elbo" if run == "nll" else run]
-    (line,) = (line for line in said.splitlines() if line.startswith(f"{first} "))
-    for name, value in [*entry["values"].items(), *entry["conditions"].items()]:
-        assert f"{name} {value:.4g}" in line if isinstance(value, float) else f"{name} {value}" in line
-
-
-def test_elbo_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
-    t_step, continuous = results(toy.logs / "nll")
-    assert continuous["conditions"]["code_term"] == "continuous-time bound, 16 evaluations per image"
-    for entry in (t_step, continuous):
-        values = entry["values"]
-        assert values["bits_per_dim"] == pytest.approx(values["pixel_bits_per_dim"] + values["code_bits_per_dim"])
-        assert 0 < values["code_mc_error"] < values["code_bits_per_dim"]
-        assert values["code_bits_per_token"] == pytest.approx(values["code_bits_per_dim"] * 3 * 16 * 16 / 64)
-        assert values["standard_error"] > 0
-    assert f"bits_per_dim {t_step['values']['bits_per_dim']:.4g}" in printed["elbo"]
-    lines = [json.loads(line) for line in (toy.logs / "nll/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["split"] == "val"] == [4, 8]
-
-
-def test_neighbours_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
-    run = toy.logs / "neighbours"
-    content = json.loads((run / "neighbours.json").read_text())
-    assert [len(row) for row in content["samples"]] == [4, 4, 4]
-    for row in content["samples"]:
-        assert [entry["distance"] for entry in row] == sorted(entry["distance"] for entry in row)
-        assert all("toy_churches_train_lmdb:" in entry["source"] for entry in row)
-    assert content["conditions"]["training_images"] == 20
-    assert len(list((run / "images/samples").glob("*.png"))) == 3
-    assert Image.open(run / "images/neighbours.png").size == (100 + 12 + 4 * 98 + 2, 3 * 98 + 2)
-    (entry,) = results(run)
-    assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
-    assert "R64" in printed["neighbours"]
-    (codes,) = (run / "samples").glob("*/*.npy")  # from which an interrupted call goes on
-    assert np.load(codes).shape == (3, 64)
-    said = [line.split("  ")[:2] for line in printed["neighbours"].splitlines()]
-    for work in ("sampling", "decoding"):
-        assert [work, "3/3 images"] in said
-
-
-def test_larger_images_from_the_shell(toy: Any, printed: dict[str, str]) -> None:
-    files = sorted((toy.logs / "larger/images/samples").glob("*.png"))
-    assert [Image.open(file).size for file in files] == [(18, 16)] * 2
-    assert not np.array_equal(*(np.asarray(Image.open(file)) for file in files))
-    (entry,) = results(toy.logs / "larger")
-    assert entry["values"]["windows_per_image"] <= 2 * 16
-    assert "\ndecoding  2/2 images" in printed["larger"]

@@ -6,31 +6,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
+
+from compare import same_files
+from warm import until
 
 STEPS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Wait for something that other processes do."""
-    for _ in range(1200):
-        if reached():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it was never reached")
 
 
 def away(tiny, command: str, ranks: int = 1, photos: str = "photos") -> list[int]:
@@ -44,34 +28,23 @@ def away(tiny, command: str, ranks: int = 1, photos: str = "photos") -> list[int
 
 
 def ends_alike(tiny) -> None:
-    ours, theirs = (
-        torch.load(tiny.folder / f"logs/{run}/saved_models/vqgan_ema_{STEPS}.th", weights_only=True)
-        for run in ("run", "undisturbed")
-    )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logs = tiny.folder / "logs"
+    assert same_files(*(logs / f"{run}/saved_models/vqgan_ema_{STEPS}.th" for run in ("run", "undisturbed")))
     assert not (tiny.folder / "logs/run/bad_images.txt").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_is_away_for_a_moment_changes_nothing(tiny, workers: int) -> None:
+@pytest.mark.parametrize(("photos", "workers"), [("photos", 2), ("disk", 0)])
+def test_data_that_are_away_for_a_moment_change_nothing(tiny, photos: str, workers: int) -> None:
+    """All, or a part of them behind a link to a network disk, beside files of the folder itself."""
+    if photos == "disk":
+        (tiny.folder / "disk").mkdir()
+        for photo in sorted((tiny.folder / "photos").iterdir())[8:]:
+            photo.rename(tiny.folder / "disk" / photo.name)
+        (tiny.folder / "photos/linked").symlink_to("../disk")
     command = f"{tiny.stage_1} --dataset custom --train_steps {STEPS} --num_workers {workers}"
     tiny.ok(f"{command} --log_dir undisturbed")
-    (pid,) = away(tiny, f"{command} --log_dir run")
-    (tiny.folder / "elsewhere").rename(tiny.folder / "photos")
-    assert tiny.wait(pid).code == 0
-    ends_alike(tiny)
-
-
-def test_a_part_of_the_data_that_is_away_for_a_moment_changes_nothing_either(tiny) -> None:
-    """As behind a link to a network disk, beside files of the folder itself."""
-    (tiny.folder / "disk").mkdir()
-    for photo in sorted((tiny.folder / "photos").iterdir())[8:]:
-        photo.rename(tiny.folder / "disk" / photo.name)
-    (tiny.folder / "photos/linked").symlink_to("../disk")
-    command = f"{tiny.stage_1} --dataset custom --train_steps {STEPS}"
-    tiny.ok(f"{command} --log_dir undisturbed")
-    (pid,) = away(tiny, f"{command} --log_dir run", photos="disk")
-    (tiny.folder / "elsewhere").rename(tiny.folder / "disk")
+    (pid,) = away(tiny, f"{command} --log_dir run", photos=photos)
+    (tiny.folder / "elsewhere").rename(tiny.folder / photos)
     assert tiny.wait(pid).code == 0
     ends_alike(tiny)
 
@@ -141,19 +114,16 @@ def test_a_process_that_alone_misses_its_copy_of_the_data_saves_what_all_did(tin
     ends_alike(tiny)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_workers_need_nothing_of_the_temporary_folder(tiny, new_shell, together: bool) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_workers_need_nothing_of_the_temporary_folder(tiny, ranks: int) -> None:
     """Its path may be longer than the address of a socket, and cleaners empty it."""
     temporary = tiny.folder / ("t" * 100)
     temporary.mkdir()
-    shell = new_shell(TMPDIR=str(temporary))
-    shell.folder = tiny.folder
-    torchrun = f"-m torch.distributed.run --nproc_per_node=2 --master_port={free_port()}".split() if together else []
-    command = f"{tiny.stage_1} --dataset custom --train_steps 12 --num_workers 2 --log_dir run"
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(shell.run, command, *torchrun, "-u" if not together else "--max-restarts=0")
-        while not running.done():
-            for left in temporary.glob("pymp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            time.sleep(0.05)
-    assert running.result().code == 0, running.result().err
+    command, env = f"{tiny.stage_1} --dataset custom --train_steps 12 --num_workers 2", {"TMPDIR": str(temporary)}
+    command += " --log_dir run"
+    pids = tiny.start_together(command, ranks, **env) if ranks > 1 else [tiny.start(command, **env)]
+    while None in map(tiny.code, pids):
+        for left in temporary.glob("pymp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        time.sleep(0.05)
+    assert [tiny.wait(pid).code for pid in pids] == [0] * ranks

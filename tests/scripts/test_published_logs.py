@@ -1,7 +1,7 @@
 """The authors' logs folder, dropped in: full-size files in their names and types, through the published commands.
 
 The values are random, since only names, shapes and types are published with the reference data. A command that reads
-trained models is one row of `COMMANDS`: its published words, flags that only shrink its work, and what it reads.
+trained models is one row of `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 AE_STEP, PRIOR_STEP = 2_200_000, 2_000_000
+KINDS = ("vqgan", "absorbing", "autoregressive")
 ENTRIES = {
     "vqgan": "vqgan (nearest, churches/bedrooms/ffhq)",
     "absorbing": "absorbing (churches/bedrooms/ffhq)",
@@ -39,90 +40,55 @@ SHRUNK = "--n_samples 1 --sample_steps 2 --batch_size 1"
 FEW = "--split val --features r64 --kid_subsets 0"
 
 
-@dataclass(frozen=True)
-class Command:
-    """`words` as published; `reads` are model files as "<run folder>/<kind>", whose average is taken if it exists."""
-
-    words: str
-    flags: str
-    reads: tuple[str, ...]
-
-
 def prior(kind: str) -> str:
     return f"--load_dir {kind}_churches --load_step {PRIOR_STEP}"
 
 
+# As published, and flags that only shrink the work.
 COMMANDS = {
-    "absorbing samples": Command(
+    "absorbing samples": (
         f"experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples {AE} "
         f"{prior('absorbing')} --ema",
         SHRUNK,
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
     ),
-    "autoregressive samples": Command(
+    "autoregressive samples": (
         f"experiments/get_samples.py --sampler autoregressive --dataset ffhq --log_dir samples_ar {AE} "
         f"{prior('autoregressive')} --ema",
         SHRUNK,
-        ("vqgan_churches/vqgan", "autoregressive_churches/autoregressive"),
     ),
-    "likelihood": Command(
+    "likelihood": (
         f"experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches {AE} "
         f"{prior('absorbing')} --ema --steps_per_eval 5000 --train_steps 10000",
         "--train_steps 1 --batch_size 1 --elbo_steps 2",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
     ),
-    "neighbours": Command(
-        f"experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
-        f"--log_dir nearest_neighbours_churches {AE} {prior('absorbing')} --ema",
-        f"{SHRUNK} --top_k 1 --lpips_net vgg --lpips_weights logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
-    "larger samples": Command(
-        f"experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
-        f"{AE} {prior('absorbing')} --ema --shape 32 16",
-        "--shape 16 17 --order random --sample_steps 1 --stride 16 --n_samples 1 --batch_size 1",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
-    "FID": Command(
+    "FID": (
         f"experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log {AE} {prior('absorbing')} "
         "--ema --n_samples 50000 --temp 0.9",
         f"{SHRUNK} --n_samples 2 {FEW}",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
     ),
-    "PRDC": Command(
-        f"experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log {AE} "
-        f"{prior('absorbing')} --ema --n_samples 50000",
-        f"{SHRUNK} --n_samples 2 --nearest_k 1 --split val --features r64",
-        ("vqgan_churches/vqgan", "absorbing_churches/absorbing"),
-    ),
-    "reconstructions": Command(
+    "reconstructions": (
         f"experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs {AE}",
         FEW,
-        ("vqgan_churches/vqgan",),
     ),
-    "stage 2": Command(
+    "stage 2": (
         f"train_sampler.py --sampler absorbing --dataset churches --log_dir new_prior {AE} --amp --ema",
         "--batch_size 1 --train_steps 1",
-        ("vqgan_churches/vqgan",),
     ),
 }
-# By which files the folder has: "averaged" has raw and averaged weights, "raw" has raw ones alone.
-ROWS = [*(("averaged", name) for name in COMMANDS), ("raw", "absorbing samples")]
 
 
 class Logs:
-    """The authors' folder in one variant, and a shell beside it."""
+    """The authors' folder, and a shell beside it."""
 
-    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]], *, averaged: bool) -> None:
-        self.shell, self.averaged, self.published = shell, averaged, published
+    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]]) -> None:
+        self.shell, self.published = shell, published
         self._printed: dict[str, str] = {}
         for file in files.iterdir():
             kind = file.name.split("_")[0]
             run = {"ae": "vqgan", "disc": "vqgan"}.get(kind, kind)
-            if averaged or "_ema_" not in file.name:
-                target = self.models(f"{run}_churches")
-                target.mkdir(parents=True, exist_ok=True)
-                os.link(file, target / file.name)
+            target = self.models(f"{run}_churches")
+            target.mkdir(parents=True, exist_ok=True)
+            os.link(file, target / file.name)
         write_lsun(shell.folder / "lsun")
         write_faces(shell.folder / "faces")
         (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\nffhq: {paths: faces}\n")
@@ -133,24 +99,20 @@ class Logs:
     def file(self, kind: str, *, ema: bool) -> Path:
         """The file that a command should take."""
         step = AE_STEP if kind == "vqgan" else PRIOR_STEP
-        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema and self.averaged else ''}_{step}.th"
+        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema else ''}_{step}.th"
 
-    def reads(self, path: str, *, ema: bool = True) -> str:
+    def name(self, kind: str, *, ema: bool = True) -> str:
         """What a command should say of a model file."""
-        return str(self.file(path.split("/")[1], ema=ema).relative_to(self.shell.folder))
+        return str(self.file(kind, ema=ema).relative_to(self.shell.folder))
 
     def run(self, name: str) -> str:
         """What a command of the table prints; it runs once."""
         if name not in self._printed:
-            self._printed[name] = self.ok(f"{COMMANDS[name].words} {COMMANDS[name].flags}")
+            self._printed[name] = self.ok(" ".join(COMMANDS[name]))
         return self._printed[name]
 
     def ok(self, command: str) -> str:
         return self.shell.ok(f"{command} {{EVERYWHERE}}")
-
-    @property
-    def latents(self) -> Path:
-        return self.shell.logs / "vqgan_churches/latents"
 
 
 def random_value(name: str, shape: list[int], dtype: str, generator: torch.Generator) -> Tensor:
@@ -245,7 +207,7 @@ def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
     """Every file of the authors' folder, about 3.4 GB."""
     folder = tmp_path_factory.mktemp("published")
     generator = torch.Generator().manual_seed(0)
-    for kind in ("vqgan", "absorbing", "autoregressive"):
+    for kind in KINDS:
         step = AE_STEP if kind == "vqgan" else PRIOR_STEP
         model = random_model(published[ENTRIES[kind]], generator)
         torch.save(model, folder / f"{kind}_{step}.th")
@@ -257,37 +219,30 @@ def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def variants(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable) -> Iterator[dict[str, Logs]]:
-    logs = {name: Logs(new_shell(), files, published, averaged=name == "averaged") for name in ("averaged", "raw")}
+def logs(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any) -> Iterator[Logs]:
+    logs = Logs(new_shell(warm), files, published)
     yield logs
-    for variant in logs.values():
-        shutil.rmtree(variant.shell.folder)
+    shutil.rmtree(logs.shell.folder)
 
 
-@pytest.mark.parametrize(("variant", "name"), ROWS)
-def test_published_commands(variants: dict[str, Logs], variant: str, name: str) -> None:
-    """They run, and say which files they took: the average where there is one."""
-    logs = variants[variant]
-    for path in COMMANDS[name].reads:
-        assert logs.reads(path) in logs.run(name)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_published_commands(logs: Logs, name: str) -> None:
+    """They run, and say which files they took: the average."""
+    said = logs.run(name)
+    for kind in KINDS:
+        assert (logs.name(kind) in said) == (f"{kind}_churches" in COMMANDS[name][0])
 
 
-def brightness(logs: Logs, run: str) -> float:
-    return float(np.asarray(Image.open(logs.shell.logs / run / "images/samples_000.png")).mean())
-
-
-def test_what_they_say_is_what_they_use(variants: dict[str, Logs]) -> None:
-    """The averaged autoencoder makes bright images. --no_ema draws the same image as where no average exists."""
-    averaged, raw = variants["averaged"], variants["raw"]
-    command = COMMANDS["absorbing samples"]
-    for logs in (averaged, raw):
-        logs.run("absorbing samples")
-    out = averaged.ok(f"{command.words.replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
-    for path in command.reads:
-        assert averaged.reads(path, ema=False) in out
-    image = "images/samples_000.png"
-    assert (averaged.shell.logs / "no_ema" / image).read_bytes() == (raw.shell.logs / "samples" / image).read_bytes()
-    assert brightness(averaged, "samples") > brightness(averaged, "no_ema") + 50
+def test_what_they_say_is_what_they_use(logs: Logs) -> None:
+    """The averaged autoencoder makes bright images."""
+    logs.run("absorbing samples")
+    out = logs.ok(f"{COMMANDS['absorbing samples'][0].replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
+    for kind in ("vqgan", "absorbing"):
+        assert logs.name(kind, ema=False) in out
+    averaged, raw = (
+        np.asarray(Image.open(logs.shell.logs / run / "images/samples_000.png")).mean() for run in ("samples", "no_ema")
+    )
+    assert averaged > raw + 50
 
 
 @dataclass(frozen=True)
@@ -333,9 +288,8 @@ def check_resumed(logs: Logs, resumed: Resumed) -> str:
     run = logs.shell.logs / words[words.index("--log_dir") + 1]
     end = step + 2  # the file of step s holds s + 1 updates
     out = logs.ok(f"{resumed.command} --load_step {step} --load_optim --train_steps {end} --steps_per_log 1")
-    path = f"{kind}_churches/{kind}"
-    assert f"weights from {logs.reads(path, ema=False)}\n" in out
-    assert f"average from {logs.reads(path)}\n" in out
+    assert f"weights from {logs.name(kind, ema=False)}\n" in out
+    assert f"average from {logs.name(kind)}\n" in out
     for name in resumed.optimisers:
         assert f"{name} optimiser from logs/{kind}_churches/saved_models/{name}_optim_{step}.th" in out
     (record,) = (line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["split"] == "train")
@@ -378,36 +332,27 @@ def tail(value: Tensor) -> Tensor:
     return value.flatten()[-1000:]
 
 
-@pytest.mark.parametrize("variant", ["averaged", "raw"])
-def test_stage_1_goes_on(variants: dict[str, Logs], variant: str) -> None:
-    check_resumed(variants[variant], STAGE_1)
+def test_stage_1_goes_on(logs: Logs) -> None:
+    check_resumed(logs, STAGE_1)
 
 
-def test_stage_2_starts_afresh(variants: dict[str, Logs]) -> None:
-    logs = variants["averaged"]
+def test_stage_2_starts_afresh(logs: Logs) -> None:
     assert "starting, 1 steps to do" in logs.run("stage 2")
     saved_models = logs.models("new_prior")
     check_published(load(saved_models / "absorbing_1.th"), logs.published[ENTRIES["absorbing"]])
     shutil.rmtree(saved_models)
 
 
-def test_stage_2_goes_on(variants: dict[str, Logs]) -> None:
-    """In a run folder of its own, and in the published one. Latents are made once for the same autoencoder."""
-    averaged, raw = variants["averaged"], variants["raw"]
-    assert "encoding 1 images" in averaged.run("stage 2")
-    assert "encoding" not in check_resumed(averaged, AUTOREGRESSIVE)
-    # Where the average is gone, the codes that it made are in the way, but not taken.
-    shutil.copytree(averaged.latents, raw.latents)
-    assert "encoding 1 images" in check_resumed(raw, ABSORBING)
-    stale = {file.name: np.load(file) for file in averaged.latents.glob("*/*.npy")}
-    fresh = [np.load(file) for file in raw.latents.glob("*/*.npy") if file.name not in stale]
-    assert len(fresh) == 1
-    assert fresh[0].shape == (1, 256)
-    assert not any(np.array_equal(codes, fresh[0]) for codes in stale.values())
+def test_stage_2_goes_on(logs: Logs) -> None:
+    """In a run folder of its own, and in the published one. Codes are made once for the same autoencoder."""
+    assert "encoding 1 images" in logs.run("stage 2")
+    assert "encoding" not in check_resumed(logs, AUTOREGRESSIVE)
+    assert "encoding" not in check_resumed(logs, ABSORBING)
+    (codes,) = (logs.shell.logs / "vqgan_churches/latents").glob("*/*.npy")
+    assert np.load(codes).shape == (1, 256)
 
 
-def test_a_gumbel_autoencoder_of_before_the_likelihood_head(variants: dict[str, Logs]) -> None:
-    logs = variants["raw"]
+def test_a_gumbel_autoencoder_of_before_the_likelihood_head(logs: Logs) -> None:
     model = load(logs.file("vqgan", ema=False))
     dropped = ("ae.quantize.", "ae.generator.logsigma.")
     model = {name: value for name, value in model.items() if not name.startswith(dropped)}
@@ -415,7 +360,7 @@ def test_a_gumbel_autoencoder_of_before_the_likelihood_head(variants: dict[str, 
     file = logs.models("vqgan_gumbel") / f"vqgan_{AE_STEP}.th"
     file.parent.mkdir(parents=True)
     torch.save(model, file)
-    command = COMMANDS["absorbing samples"].words.replace("vqgan_churches", "vqgan_gumbel")
+    command = COMMANDS["absorbing samples"][0].replace("vqgan_churches", "vqgan_gumbel")
     out = logs.ok(f"{command} {SHRUNK} --log_dir samples_gumbel --quantizer gumbel")
     assert f"autoencoder logs/vqgan_gumbel/saved_models/vqgan_{AE_STEP}.th, " in out
     assert (logs.shell.logs / "samples_gumbel/images/samples_000.png").exists()
@@ -446,7 +391,7 @@ def test_what_does_not_match_is_named(
         folder = shell.logs / f"{good}_churches/saved_models"
         folder.mkdir(parents=True)
         torch.save(model, folder / f"{good}_{AE_STEP if good == 'vqgan' else PRIOR_STEP}.th")
-    line = shell.refused(f"{COMMANDS['absorbing samples'].words} {SHRUNK} {{EVERYWHERE}}")
+    line = shell.refused(f"{COMMANDS['absorbing samples'][0]} {SHRUNK} {{EVERYWHERE}}")
     assert f"{kind}_churches/saved_models/{kind}_" in line
     shape = published[ENTRIES[kind]][cut][0]
     assert f"shapes differ: {cut} is {[shape[0], 1, *shape[2:]]} there and {shape} here" in line

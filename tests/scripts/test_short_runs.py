@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +28,11 @@ def test_training_says_it_at_its_start(tiny_runs: Path) -> None:
     assert "--disc_start_step" not in first.replace("disc_start_step ", "")  # which is 2
 
 
-def test_a_dry_run_says_it(tiny: Any) -> None:
-    words = "--dataset custom --log_dir new --train_steps 8 --disc_start_step 9 --dry_run"
-    ended = tiny.run(f"{tiny.stage_1} {words}")
-    assert ended.code == 0
-    assert [line.partition(" is ")[0] for line in ended.err.splitlines()] == [
-        "train_vqgan.py: note: --train_steps 8",
-        "train_vqgan.py: note: --disc_start_step 9",
-    ]
-    assert tiny.run(f"{tiny.stage_1} --ema_warmup {words.replace('step 9', 'step 8')}").err == ""
-
-
 def test_experiments_say_which_averages_are_mostly_their_start(tiny: Any) -> None:
     said = tiny.run(SAMPLES).err
     assert f"note: {AE}, as it was trained for too few steps: --no_ema takes the raw weights\n" in said
     assert f"note: {PRIOR}" in said
     assert "random start" not in tiny.run(f"{SAMPLES} --no_ema").err
-
-
-def test_a_warmed_up_average_has_forgotten_it(tiny: Any) -> None:
-    shutil.rmtree(tiny.folder / "logs/ae")
-    tiny.ok(
-        f"{tiny.stage_1} --dataset custom --log_dir ae --train_steps 8 --ema_warmup --steps_per_update_ema 1 "
-        "--codebook_init encoder --restart_dead_codes 2"
-    )
-    said = tiny.run(SAMPLES).err
-    assert AE not in said
-    assert PRIOR in said
 
 
 def test_programs_are_warned(tiny_runs: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,15 @@ STAGE_1 = "train_vqgan.py {RUN} {VQGAN} --train_steps 4"
 STAGE_2 = "train_sampler.py {RUN} {PRIOR} --train_steps 4"
 SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
 NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2"
-LARGER = "experiments/generate_big_samples.py {RUN} --n_samples 2"
 INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing"
 FID = "experiments/calc_FID.py {RUN} --log_dir scores"
 PRDC = "experiments/calc_PRDC.py {RUN} --log_dir scores"
-RECONSTRUCTIONS = "experiments/calc_VQGAN_FID.py {RUN} --log_dir scores"
 
 # Refused before torch is imported, in an empty folder: command, and what the line must say.
 IN_AN_EMPTY_FOLDER = {
     "no data set": ("train_vqgan.py --log_dir x", ["--dataset is required"]),
     "no datasets file": ("train_vqgan.py --dataset churches", ["datasets.yaml", "--datasets_file"]),
-    "no entry": ("train_vqgan.py --dataset ffhq --datasets_file other.yaml", ["other.yaml", "no entry ffhq", "paths"]),
     "no LMDB": ("train_vqgan.py --dataset bedrooms --datasets_file other.yaml", ["bedroom_train_lmdb", "other.yaml"]),
-    "broken datasets file": ("train_vqgan.py --dataset ffhq --datasets_file bad.yaml", ["bad.yaml"]),
-    "custom without a path": ("train_vqgan.py --dataset custom", ["--custom_dataset_path"]),
-    "no such folder": ("train_vqgan.py --dataset custom --custom_dataset_path no", ["no folder no", "--custom_data"]),
-    "empty folder": ("train_vqgan.py --dataset custom --custom_dataset_path e", ["no images in e", "--custom_data"]),
     "no dashes": (
         "experiments/generate_big_samples.py --sampler absorbing --dataset churches --log_dir big_samples_churches "
         "--ae_load_dir vqgan_churches --ae_load_step 2200000 load_dir absorbing_churches --load_step 2000000 --ema "
@@ -42,8 +34,6 @@ IN_AN_EMPTY_FOLDER = {
     "no such autoencoder": ("train_sampler.py {RUN} --ae_load_dir v", ["--ae_load_dir", "logs/v"]),
     "no such prior": (f"{SAMPLES} --load_dir p --ae_load_dir v", ["--load_dir", "logs/p"]),
     "no such step's run": ("train_vqgan.py {RUN} --load_step 5 --log_dir new", ["--load_dir", "logs/new"]),
-    "images of no folder": (f"{FID} --fake_images_path no", ["no folder no", "--fake_images_path"]),
-    "images of an empty folder": (f"{FID} --fake_images_path e", ["no images in e", "--fake_images_path"]),
     "no features": (f"{PRDC} --fake_feats no.npy", ["--fake_feats no.npy", "no such file"]),
     "no LMDB but a file": (
         "train_vqgan.py --dataset churches --datasets_file other.yaml",
@@ -59,24 +49,17 @@ AMONG_RUNS = {
         f"{STAGE_1} --log_dir new --load_dir vqgan --load_step 7",
         ["--load_step", "step 10, 20"],
     ),
-    "scores of a missing prior step": (f"{FID} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
-    "reconstructions by a missing step": (f"{RECONSTRUCTIONS} --ae_load_dir vqgan --ae_load_step 7", ["step 10, 20"]),
     "no weights": (
         f"{FID} --load_dir absorbing --features inception --feature_weights no.pth",
         ["--feature_weights no.pth", "no such file"],
     ),
     "a prior where a VQGAN belongs": (f"{STAGE_2} --ae_load_dir absorbing", ["absorbing", "train_vqgan.py"]),
-    "larger images of a missing step": (f"{LARGER} --load_dir absorbing --load_step 7", ["--load_step", "step 10, 20"]),
     "no such mask": (f"{INPAINT} --mask_path m.png", ["--mask_path m.png", "no such file"]),
     "a folder as mask": (f"{INPAINT} --mask_path .", ["--mask_path .", "is a folder"]),
     "likelihood without data": (
         "experiments/calc_approximate_ELBO.py --dataset custom --custom_dataset_path one/a.jpg --load_dir absorbing "
         "--log_dir new",
         ["one/a.jpg", "--custom_dataset_path"],
-    ),
-    "no such weights": (
-        f"{NEIGHBOURS} --load_dir absorbing --distance lpips --lpips_net vgg --lpips_weights no.pth",
-        ["--lpips_weights no.pth", "no such file"],
     ),
     "another kind of prior": (f"{SAMPLES} --load_dir absorbing --sampler autoregressive", ["autoregressive_<step>.th"]),
     "other settings than a run's": (
@@ -121,8 +104,6 @@ LATE = {
         ["absorbing_20.th", "does not fit"],
     ),
     "no CUDA device": (f"{STAGE_1} --log_dir new --device cuda", ["--device cuda", "--device cpu"]),
-    "truncated checkpoint": (f"{SAMPLES} --load_dir truncated --log_dir new", ["truncated", "absorbing_ema_20.th"]),
-    "checkpoint that runs code": (f"{SAMPLES} --load_dir hostile --log_dir new", ["hostile", "absorbing_ema_20.th"]),
     "no optimisers": (
         f"{STAGE_1} --log_dir new --load_dir vqgan --load_step 10 --load_optim",
         ["--load_optim", "steps with one: 20"],
@@ -162,24 +143,12 @@ LATE = {
 
 @pytest.fixture
 def wrong(shell) -> Any:
-    (shell.folder / "e" / "nested").mkdir(parents=True)
-    (shell.folder / "e" / "notes.txt").write_text("no image")
+    (shell.folder / "e").mkdir()
     (shell.folder / "other.yaml").write_text("bedrooms: {paths: e}\nchurches: {paths: {train: other.yaml}}\n")
     (shell.folder / "cut.yaml").write_text("bedrooms: {paths: {train: cut}}\n")
     (shell.folder / "cut").mkdir()
     (shell.folder / "cut" / "data.mdb").write_bytes(b"")
-    (shell.folder / "bad.yaml").write_text("ffhq: [unclosed\n")
     return shell
-
-
-class RunsCode:
-    """Pickled, it creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (open, (str(self.path), "w"))
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +162,7 @@ def runs(toy, warm, new_shell) -> Any:
     for name in ("vqgan", "absorbing", "autoregressive", "nested/gumbel"):
         shutil.copytree(toy.logs / name, shell.logs / name)
     shutil.copytree(toy.folder / "data", shell.folder / "data")
-    for name in ("truncated", "hostile", "only_ema"):
-        shutil.copytree(toy.logs / "absorbing", shell.logs / name)
-
-    checkpoint = shell.logs / "truncated/saved_models/absorbing_ema_20.th"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    hostile = {"weight": RunsCode(shell.folder / "executed")}
-    torch.save(hostile, shell.logs / "hostile/saved_models/absorbing_ema_20.th")
+    shutil.copytree(toy.logs / "absorbing", shell.logs / "only_ema")
     for step in (10, 20):
         (shell.logs / f"only_ema/saved_models/absorbing_{step}.th").unlink()
     (shell.logs / "vqgan/saved_models/vqgan_state_10.th").unlink()
@@ -275,9 +238,3 @@ def test_late_refusals_leave_every_run_as_it_was(late: Late) -> None:
 def test_a_run_that_met_a_broken_image_starts_anew_without_it(runs, late: Late) -> None:
     (runs.folder / "broken/b.jpg").unlink()
     runs.ok(LATE["broken JPEG"][0] + " --dry_run")
-
-
-def test_code_in_a_checkpoint_never_runs(runs, late: Late) -> None:
-    assert "executed" not in late.after
-    torch.load(runs.logs / "hostile/saved_models/absorbing_ema_20.th", weights_only=False).popitem()[1].close()
-    assert (runs.folder / "executed").exists()  # it would have

@@ -118,7 +118,10 @@ def test_known_tokens_stay() -> None:
         assert (filled < K).all()
 
 
-@pytest.mark.parametrize(("shape", "stride"), [((16, 24), 1), ((32, 32), 1), ((64, 64), 1), ((32, 32), 8)])
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((16, 24), 1), ((32, 32), 1), pytest.param((64, 64), 1, marks=pytest.mark.slow), ((32, 32), 8)],
+)
 def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tuple[int, int], stride: int) -> None:
     rows = 0
 

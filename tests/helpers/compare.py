@@ -1,4 +1,4 @@
-"""Whether two runs left the same behind, for the soak scripts."""
+"""Whether two runs left the same behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def visible(folder: Path, ignored: Collection[str]) -> set[str]:
     }
 
 
-def differences_of_folders(ours: Path, theirs: Path, ignored: Collection[str], *, part: bool = False) -> list[str]:
+def differences_of_folders(ours: Path, theirs: Path, ignored: Collection[str] = (), *, part: bool = False) -> list[str]:
     """What `ours` does not share with `theirs`; with `part` it may have fewer files."""
     own, wanted = visible(ours, ignored), visible(theirs, ignored)
     found = [f"{ours}: {name} is too much" for name in sorted(own - wanted)]

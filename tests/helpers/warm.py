@@ -14,19 +14,34 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.distributed import TCPStore
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 # Everything heavy that a script imports late.
 LIBRARIES = ("torch", "torchvision", "lpips", "lmdb", "yaml", "requests", "tqdm", "torch._dynamo", "torch_fidelity")
 MODULES = (*LIBRARIES, "utils.training.training_run", "utils.metrics.feature_sources", "utils.metrics.neighbours")
+
+
+class Quarters(nn.Module):
+    """The mean colours of an image's quarters: features that take no time, where R64 takes a second to build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,15 @@ class Warm:
             return json.loads(self._server.stdout.readline())
 
 
+def until(reached: Callable[[], bool]) -> None:
+    """Wait for something that another process does, for up to a minute or more."""
+    for _ in range(1200):
+        if reached():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it was never reached")
+
+
 def serve() -> None:
     """The server's side: a line of JSON in, a line out, until an empty line or the end of the input.
 
@@ -158,6 +182,7 @@ def serve() -> None:
             pid = os.fork()
             if not pid:
                 os.environ |= request["env"]
+                tempfile.tempdir = None  # or $TMPDIR is not looked at
                 if "SIMPLE_FEATURES" in os.environ:
                     _take_simple_features()
                 _be_the_script(request["folder"], request["words"])
@@ -197,18 +222,7 @@ def in_turn(commands: list[str]) -> None:
 
 
 def _take_simple_features() -> None:
-    """Let the mean colours of an image's quarters stand in for R64, which takes a second to build."""
-    import torch
-
     from utils.metrics import features
-
-    class Quarters(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.unused = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-            return (torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
 
     features.R64 = Quarters
 
@@ -240,7 +254,6 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPO))  # before this folder, which has a `utils` of its own
     if sys.argv[1:2] == ["in_turn"]:
         in_turn(sys.argv[2:])
     else:
