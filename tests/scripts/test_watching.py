@@ -21,9 +21,11 @@ from hparams.resolve import resolve
 from hparams.settings.stages import VQGANStage
 from shown import shown
 from utils.pretrained.perceptual import untrained_lpips
+from utils.reporting.sinks import open_sinks
 from utils.reporting.training_report import TrainingReport
+from utils.runs.job import Job
 from utils.runs.logged import read_metrics
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_folder import VQGAN
 from visdom_process import VisdomServer, other_program
 
 CADENCES = "--steps_per_log 2 --steps_per_eval 20 --steps_per_display_output 20 --steps_per_save_output 0 --ema"
@@ -85,7 +87,7 @@ EXPERIMENTS = {
     "larger": (
         "experiments/generate_big_samples.py {RUN} --load_dir stage_2 --shape 8 9 --n_samples 2 --order random "
         "--stride 2",
-        {"results", "larger samples"},
+        {"results", "samples"},
     ),
 }
 TEXTS = {"run", "results"}  # panes of words
@@ -187,14 +189,18 @@ def experiments(watched, server: VisdomServer) -> Any:
 def test_the_pane_of_a_gpus_memory(server: VisdomServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With numbers in CUDA's place."""
     typed = {"dataset": "churches", "visdom_port": server.port, "log_dir": "on_a_gpu", "sinks": ("visdom",)}
-    settings, cuda = values_of(resolve(VQGANStage, typed)), torch.device("cuda")
-    report = TrainingReport(settings, VQGAN, RunFolder("on_a_gpu", tmp_path), start=0, resume_step=None, device=cuda)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    for step in (1, 2, 3):
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, gib=step: gib * 2**30)
-        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device, gib=step: (gib + 0.5) * 2**30)
-        report.logged(step, {"loss": 1.0, "l1": 0.5}, {}, steps=1, seconds={"step": 0.2}, skipped=0)
-    report.close()
+    settings = resolve(VQGANStage, typed)
+    with Job(settings.run, torch.device("cpu"), open_sinks=open_sinks, settings=settings) as job:
+        job.take_folder(resume_step=None)
+        job.device = torch.device("cuda")
+        report = TrainingReport(job, values_of(settings), VQGAN, start=0, kept=False)
+        for step in (1, 2, 3):
+            monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, gib=step: gib * 2**30)
+            monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device, gib=step: (gib + 0.5) * 2**30)
+            report.logged(step, {"loss": 1.0, "l1": 0.5}, {}, steps=1, seconds={"step": 0.2}, skipped=0)
+        report.close()
     curves = {"in use outside CUDA graphs": [(1, 1), (2, 2), (3, 3)], "reserved": [(1, 1.5), (2, 2.5), (3, 3.5)]}
     assert server.curves("on_a_gpu", "gpu_memory") == curves
 
