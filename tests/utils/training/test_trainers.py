@@ -34,7 +34,7 @@ def trainer(kind: str, amp_dtype: torch.dtype | None = None, **changes: Any) -> 
 def batch(trainer: PriorTrainer | VQGANTrainer, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
     if isinstance(trainer, PriorTrainer):
-        return torch.randint(16, (8, 64), generator=generator, dtype=torch.int32)
+        return torch.randint(16, (8, 64), generator=generator, dtype=torch.int32).to(trainer.device)
     return torch.randint(256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
 
 
@@ -77,7 +77,7 @@ def test_a_step_never_waits_for_the_device(cuda: None, kind: str, amp_dtype: tor
     training, averages = trainer(kind, amp_dtype, device="cuda", compile="off", **changes), Averages()
     skipped = SkippedUpdates(torch.device("cuda"), most_in_a_row=10)
     run(training, 0, 2)  # Adam's moments, and the scale of float16, come with the first step
-    data = batch(training, 2).pin_memory() if isinstance(training, VQGANTrainer) else batch(training, 2).to("cuda")
+    data = batch(training, 2).pin_memory() if isinstance(training, VQGANTrainer) else batch(training, 2)
     with without_waiting():
         metrics = training.step(data, 2)
         skipped.add(2, metrics.pop("skipped"))
