@@ -83,3 +83,10 @@ def test_packages_of_one_floor_do_not_import_each_other() -> None:
 def test_nothing_imports_a_script() -> None:
     arrows = [(m, n) for m, others in graph().items() for n in others]
     assert [(m, n) for m, n in arrows if n in SCRIPTS] == []
+
+
+def test_a_package_says_what_each_of_its_modules_is() -> None:
+    for package in [path for name in ("hparams", "models", "utils") for path in (ROOT / name).rglob("__init__.py")]:
+        said = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+        inside = [path for path in package.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+        assert [path.name for path in inside if path != package and path.stem not in said] == [], package
