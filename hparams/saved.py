@@ -20,8 +20,8 @@ def to_flat(stage: Stage) -> dict[str, Any]:
     """All settings by name, in plain types (tuples become lists), those of a single call left out."""
     values = values_of(stage)
     return {
-        name: list(values[name]) if setting.many else values[name]
-        for name, setting in _saved_settings(type(stage)).items()
+        name: list(values[name]) if isinstance(values[name], tuple) else values[name]
+        for name in _saved_settings(type(stage))
     }
 
 

@@ -278,7 +278,7 @@ def test_values_that_are_not_finite_are_refused(tiny, kind: str) -> None:
     file = file_of(tiny, kind)
     if kind == "head of a likelihood":
         command = command.replace("--train_steps 2", "--train_steps 3")
-    rewritten(file, lambda content: spoil(content["state"]["trainer"]["head"]) if "key" in content else spoil(content))
+    rewritten(file, lambda content: spoil(content["trainer"]["head"]) if "key" in content else spoil(content))
     before = {path: path.read_bytes() for path in tiny.folder.rglob("saved_models/*")}
     ended = tiny.run(command)
     assert ended.code == 2, told(ended)

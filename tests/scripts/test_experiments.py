@@ -154,7 +154,7 @@ def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
         assert [name for name in values if name != "lpips"] == VALUES[run]
     named = [*values.items(), *entry["conditions"].items()]
     told = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in named]
-    (line,) = (line for line in scored.said[run].splitlines() if line.startswith(f"{told[0]}, "))
+    (line,) = (line for line in scored.said[run].splitlines() if line.startswith((f"{told[0]}, ", f"{told[0]} (")))
     assert all(each in line for each in told)
 
 

@@ -73,7 +73,7 @@ def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     settings, job, models, (train, val) = likelihood_of(folder, **changes)
     trainer = HeadTrainer(job, models, settings.likelihood, train)
     with job:
-        job.begin(settings, "a test", {}, resume_step=trainer.done or None)
+        job.begin("a test", {}, resume_step=trainer.done or None)
         trainer.train(val)
     return models.autoencoder.state_dict()
 
