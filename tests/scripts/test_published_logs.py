@@ -348,8 +348,8 @@ def test_stage_2_goes_on(logs: Logs) -> None:
     assert "encoding 1 images" in logs.run("stage 2")
     assert "encoding" not in check_resumed(logs, AUTOREGRESSIVE)
     assert "encoding" not in check_resumed(logs, ABSORBING)
-    codes = list((logs.shell.logs / "vqgan_churches/latents").glob("*/*.npy"))
-    assert {np.load(file).shape for file in codes} == {(1, 1, 256)}
+    files = (logs.shell.logs / "vqgan_churches/latents").glob("*/*.npy")  # other tests' data have two images
+    assert [np.load(file).shape for file in files].count((1, 1, 256)) == 1
 
 
 def test_a_gumbel_autoencoder_of_before_the_likelihood_head(logs: Logs) -> None:
