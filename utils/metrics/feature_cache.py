@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.bad_images import Report
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.machine.files import content_key
@@ -23,9 +24,7 @@ def part_size(job: Job) -> int:
     return -(-ROWS // job.batch_size) * job.batch_size
 
 
-def data_features(
-    job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str
-) -> Rows:
+def data_features(job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str) -> Rows:
     """Features [n,d] float32 of a data set's first n images, kept in `folder`, or in the job's if that is read-only.
 
     They take n · d · 4 bytes (Inception: 25 GB for the 3 million bedrooms).
@@ -34,7 +33,7 @@ def data_features(
         UserError: a feature is not finite.
     """
 
-    def features(indices: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def features(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         batches = eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report)
         return (extractor(images.to(job.device)) for images in batches)
 
@@ -57,7 +56,7 @@ def data_statistics(
         made = feature_statistics(job, rows)
         kept, unreadable = [torch.from_numpy(np.vstack([made.mu, made.sigma]))[None]], rows.unreadable
 
-    def statistics(_: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def statistics(_: np.ndarray, report: Report) -> Iterator[Tensor]:
         if unreadable:
             report(unreadable, len(data))
         return iter(kept)

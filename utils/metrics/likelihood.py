@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from models.parts import Noise
 from models.prior.prior import CodeLength, Codes, Prior
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.gaussian import dequantise, level_images, level_nll_nats, reduce_bits
+from utils.data.bad_images import Report
 from utils.data.batch_order import BatchOrder
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
@@ -45,7 +46,7 @@ def terms_of_images(job: Job, models: TrainedModels, likelihood: LikelihoodSetti
     """
     images, size = images_to_evaluate(job, likelihood, data), job.batch_size
 
-    def evaluate(numbers: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def evaluate(numbers: np.ndarray, report: Report) -> Iterator[Tensor]:
         batches = eval_batches(data, size, job.num_workers, indices=images[numbers], bad=report)
         for number, pixels in zip((numbers[::size] // size).tolist(), batches, strict=True):
             noise = [make_generator(job.device, job.seed, "likelihood", term, number) for term in ("pixels", "codes")]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hparams.errors import UserError
+from utils.data.bad_images import Report
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.data.pictures import image_grid
@@ -89,7 +90,7 @@ def nearest_images(job: Job, embedding: Embedding, samples: Tensor, data: ImageD
     queries = torch.cat([embedding(batch.to(job.device)) for batch in samples.split(job.batch_size)])
     found = NearestNeighbours(queries, k)
 
-    def search(batches: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def search(batches: np.ndarray, report: Report) -> Iterator[Tensor]:
         """For each batch of training images what is nearest in it: distance and number, [1,S,k,2] float64."""
         unreadable: dict[str, str] = {}
 

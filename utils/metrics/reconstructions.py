@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from hparams.checks import LPIPS_MIN_SIDES
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.similarity import SSIM_WINDOW, psnr, ssim
+from utils.data.bad_images import Report
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.data.pictures import comparison_rows, image_grid
@@ -39,7 +40,7 @@ def compare_reconstructions(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Features [n,d] of the reconstructions of images with codes [n,N], and means of what compares them one by one."""
 
-    def rows(indices: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def rows(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         done = 0
         for batch in eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report):
             images = decoded(job, autoencoder, codes[indices[done : done + len(batch)]])

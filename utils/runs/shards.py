@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from hparams.errors import UserError
+from utils.data.bad_images import Report
 from utils.machine.files import can_be_written, free_space, make_folder, remove_remains, tell_bytes, whole_file
 from utils.runs.job import Job
 
@@ -102,7 +103,7 @@ class Shards:
         job: Job,
         n: int,
         like: np.ndarray,
-        make: Callable[[np.ndarray, Callable[[Mapping[str, str], int], None]], Iterator[Tensor]],
+        make: Callable[[np.ndarray, Report], Iterator[Tensor]],
         *,
         what: str,
         size: int = ROWS,
@@ -160,7 +161,7 @@ class Shards:
         n: int,
         pieces: Sequence[tuple[int, int]],
         like: np.ndarray,
-        make: Callable[[np.ndarray, Callable[[Mapping[str, str], int], None]], Iterator[Tensor]],
+        make: Callable[[np.ndarray, Report], Iterator[Tensor]],
         what: str,
     ) -> None:
         unreadable: dict[str, str] = {}

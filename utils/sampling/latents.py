@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.quantizers import id_counts, perplexity
+from utils.data.bad_images import Report
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.machine.evaluation import evaluating
@@ -33,9 +34,7 @@ def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
     return digest.hexdigest()[:24]
 
 
-def encoded(
-    job: Job, autoencoder: VQAutoEncoder, data: ImageData, folder: Path, *, flip: bool = False
-) -> np.ndarray:
+def encoded(job: Job, autoencoder: VQAutoEncoder, data: ImageData, folder: Path, *, flip: bool = False) -> np.ndarray:
     """Codes of every image, in order: [n,N], uint8 where K ≤ 256, else uint16 (or int32).
 
     With `flip` the codes of the mirror images follow, [2n,N]. They are kept in `folder`, or in the job's own where that
@@ -45,7 +44,7 @@ def encoded(
     height, width = autoencoder.latent_size
     like = np.empty((len(turns), height * width), ids_dtype(autoencoder.quantize.size))
 
-    def encode(indices: np.ndarray, report: Callable[[Mapping[str, str], int], None]) -> Iterator[Tensor]:
+    def encode(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         job.say(f"encoding {len(indices)} images{' and their mirror images' if flip else ''}")
         batches = eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report)
         for images in batches:
