@@ -57,7 +57,7 @@ def terms_of_images(job: Job, models: TrainedModels, likelihood: LikelihoodSetti
             yield torch.stack([nats.double().cpu(), codes.nats.cpu(), codes.variance.cpu()], dim=1)
 
     made_from = (*models.prior_key, *models.ae_key, data.fingerprint, job.amp_dtype, job.seed, size, likelihood)
-    shards = Shards(job.folder.path / "likelihoods" / content_key("likelihoods 1", *made_from))
+    shards = Shards(job.folder.likelihoods / content_key("likelihoods 1", *made_from))
     what = "bits per dimension"
     return shards.fill(job, len(images), np.empty(3), evaluate, what=what, size=size, of=len(data))[:]
 

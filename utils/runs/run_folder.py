@@ -48,6 +48,7 @@ class RunFolder:
         self.latents = self.path / "latents"
         self.samples = self.path / "samples"
         self.features = self.path / "features"
+        self.likelihoods = self.path / "likelihoods"
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
         """The state dict of a model at a step."""

@@ -96,7 +96,7 @@ class Shards:
     def read(self, n: int) -> Rows | None:
         """The first n rows; None if some are missing or damaged."""
         parts = self._whole_parts()
-        return None if _gaps(parts, n) else Rows(parts, n, self._unreadable(n))
+        return None if _gaps(parts, n) else Rows(parts, n, _unreadable(parts, n))
 
     def fill(
         self,
@@ -133,7 +133,8 @@ class Shards:
         if mine:
             self._compute(job, folder, n, mine, like, make, what)
         job.wait_for(lambda: sum(stop - first for first, stop in _gaps(self._parts(), n)), f"rows in {folder}")
-        rows = Rows(self._parts(), n, self._unreadable(n))
+        parts = self._parts()
+        rows = Rows(parts, n, _unreadable(parts, n))
         if rows.unreadable:
             job.bad_images(rows.unreadable, of or n)
         return rows
@@ -206,13 +207,14 @@ class Shards:
                     part.file.unlink()
         return whole
 
-    def _unreadable(self, n: int) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for part in self._parts():
-            if part.first < n:
-                with suppress(OSError, ValueError, TypeError):
-                    found |= json.loads(part.file.with_suffix(".json").read_text(encoding="utf-8"))
-        return found
+
+def _unreadable(parts: Sequence[_Part], n: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in parts:
+        if part.first < n:
+            with suppress(OSError, ValueError, TypeError):
+                found |= json.loads(part.file.with_suffix(".json").read_text(encoding="utf-8"))
+    return found
 
 
 def _write(folder: Path, first: int, stop: int, rows: np.ndarray, unreadable: Mapping[str, str]) -> None:
