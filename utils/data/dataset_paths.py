@@ -8,8 +8,7 @@ folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ from typing import Any
 import yaml
 
 from hparams.errors import UserError
+
+# Before Python 3.14, Path's own methods raise where this user may not look.
+is_file, is_folder = os.path.isfile, os.path.isdir
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,24 @@ class DatasetPaths:
         if not isinstance(self.paths, str):
             raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
         folder = self._resolve(self.paths)
-        if must_exist and not is_there(folder.is_dir):
+        if must_exist and not is_folder(folder):
             raise UserError(f"no folder {folder} for {self.dataset}: {self._remedy}")
         return folder
 
     def lmdb(self, split: str, stem: str) -> Path:
         """The LMDB folder of a split: as given for it, or `<stem>_<split>_lmdb` in (or beside) the one folder.
 
-        Raises:
-            UserError: it is not there.
+        UserError: it is not there.
         """
-        if not isinstance(self.paths, str) and split not in self.paths:
-            raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
         if isinstance(self.paths, str):
             folder, name = self._resolve(self.paths), f"{stem}_{split}_lmdb"
             candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
-        else:
+        elif split in self.paths:
             candidates = [self._resolve(self.paths[split])]
+        else:
+            raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
         for candidate in candidates:
-            if is_there((candidate / "data.mdb").is_file):
+            if is_file(candidate / "data.mdb"):
                 return candidate
         looked = " or ".join(map(str, candidates))
         raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
@@ -66,37 +67,31 @@ class DatasetPaths:
 
 
 def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
-    """The entry of a data set in the datasets file.
+    """The entry of a data set in a YAML file; when a `.yaml` is absent, the `.yml` beside it is read.
 
-    Args:
-        dataset: the entry's name.
-        datasets_file: a YAML file. When a `.yaml` is absent, the `.yml` beside it is read.
-        default: the path when the file or the entry is missing; relative to the file's folder.
+    `default`: the path when the file or the entry is missing; relative to the file's folder.
 
-    Raises:
-        UserError: no such file or entry, or one that cannot be read.
+    UserError: no such file or entry, or one that cannot be read.
     """
     file = _expand_home(datasets_file)
-    if file.name and not is_there(file.is_file) and is_there(file.with_suffix(".yml").is_file):
+    if file.name and not is_file(file) and is_file(file.with_suffix(".yml")):
         file = file.with_suffix(".yml")
-    if is_there(file.is_file):
-        entry = _read(file).get(dataset)
+    if is_file(file):
         origin, missing = f"{dataset} in {file}", f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`"
+        entry = _read(file).get(dataset)
     else:
         entry, origin = None, str(datasets_file)
         missing = f"no {origin}, which says where {dataset} lies: create it, or name another with --datasets_file"
-    if entry is not None:
-        return DatasetPaths(dataset, _paths_of(entry, dataset, file), file.parent, origin)
-    if default is None:
+    paths = default if entry is None else _paths_of(entry, dataset, file)
+    if paths is None:
         raise UserError(missing)
-    return DatasetPaths(dataset, default, file.parent, origin)
+    return DatasetPaths(dataset, paths, file.parent, origin)
 
 
 def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
     """The folder of `--dataset custom`: the flag's (relative to the working directory), else the file's entry.
 
-    Raises:
-        UserError: neither is given.
+    UserError: neither is given.
     """
     if custom_dataset_path:
         return DatasetPaths("custom", str(custom_dataset_path), Path(), "--custom_dataset_path")
@@ -104,13 +99,6 @@ def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Pa
         return find_paths("custom", datasets_file)
     except UserError as error:
         raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
-
-
-def is_there(check: Callable[[], bool]) -> bool:
-    """A path's `is_dir` or `is_file`. False, as from Python 3.14 on, also where this user may not look."""
-    with suppress(PermissionError):
-        return check()
-    return False
 
 
 def _expand_home(path: str | Path) -> Path:
@@ -129,10 +117,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _paths_of(entry: Any, dataset: str, file: Path) -> str | Mapping[str, str]:
     paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
-    if isinstance(paths, str) and paths:
-        return paths
-    if isinstance(paths, Mapping) and paths:
-        by_split = {split: path for split, path in paths.items() if split in ("train", "val") and isinstance(path, str)}
-        if len(by_split) == len(paths):
-            return by_split
-    raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")
+    by_split = paths.items() if isinstance(paths, Mapping) else [("train", paths)]
+    if not paths or not all(split in ("train", "val") and isinstance(path, str) for split, path in by_split):
+        raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")
+    return paths

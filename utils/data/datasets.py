@@ -12,7 +12,7 @@ import numpy as np
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
-from utils.data.dataset_paths import DatasetPaths, custom_paths, find_paths, is_there
+from utils.data.dataset_paths import DatasetPaths, custom_paths, find_paths, is_file
 from utils.data.image_folders import IMAGE_SUFFIXES, FolderImages
 from utils.data.images import decode_rgb, resize_and_crop
 from utils.data.lmdb_images import LMDBImages
@@ -26,14 +26,13 @@ _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 class ImageData:
     """Images of one split, decoded, resized and cropped on access. Can be pickled and read in several processes.
 
-    `part` says which of the store's images these are; `img_size` is their side S in pixels.
+    `store` holds encoded images; another kind of store has the methods that `FolderImages` and `LMDBImages` share, and
+    is opened in `_open_split`. `part`: which of its images these are; `img_size`: their side S in pixels.
     """
 
     def __init__(self, name: str, store: FolderImages | LMDBImages, img_size: int, part: range) -> None:
-        self.name = name
-        self.img_size = img_size
-        self._store = store
-        self._part = part
+        self.name, self.img_size = name, img_size
+        self._store, self._part = store, part
 
     def __len__(self) -> int:
         return len(self._part)
@@ -74,11 +73,8 @@ class ImageData:
     def listing(self) -> str:
         """Hash of the images' names and sizes in bytes, in order (of an LMDB: its keys, and pages of large values).
 
-        Copies of a data set have equal ones, wherever they lie and whenever they were made. This lists an LMDB's keys,
-        as reading its images does.
-
-        Raises:
-            UserError: the LMDB is damaged.
+        Copies of a data set have equal ones, wherever they lie and whenever they were made. UserError: a damaged LMDB,
+        whose keys are listed for this.
         """
         return _hash(self._store.listing(self._part))
 
@@ -91,28 +87,18 @@ def _hash(pieces: Iterable[bytes]) -> str:
 
 
 def open_images(
-    dataset: str,
-    *,
-    split: Split,
-    img_size: int,
-    custom_dataset_path: str | Path | None = None,
-    datasets_file: str | Path = "datasets.yaml",
-    hold_out: bool,
-    toy_images: int = 10_000,
-    seed: int = 0,
+    dataset: str, *, split: Split, img_size: int, custom_dataset_path: str | Path | None = None,
+    datasets_file: str | Path = "datasets.yaml", hold_out: bool, toy_images: int = 10_000, seed: int = 0,
 ) -> ImageData:
     """Opens one split of a data set. Cheap: nothing is decoded (but toy churches are drawn at their first use).
 
     Args:
-        dataset: one of `hparams.presets.DATASETS`.
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
-        img_size: side in pixels.
         custom_dataset_path: the folder of `custom`, before the entry of the datasets file.
-        datasets_file: where the data sets lie; see `utils.data.dataset_paths`.
+        datasets_file: where the data sets lie, see `utils.data.dataset_paths`.
         hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
-        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate.
-        seed: of toy_churches' scenes.
+        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate. `seed` is theirs.
 
     Raises:
         UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB.
@@ -137,21 +123,13 @@ def open_images(
 
 
 def open_folder(folder: Path, *, img_size: int, flag: str) -> ImageData:
-    """All images of a folder, as a data set.
-
-    Raises:
-        UserError: no such folder, or no images in it; `flag` is what to correct.
-    """
+    """All images of a folder, as a data set. UserError: no such folder, or no images in it; correct `flag`."""
     return _open_split("images", DatasetPaths("images", str(folder), Path(), flag), "all", img_size, hold_out=False)
 
 
 def check_images(
-    dataset: str,
-    *,
-    custom_dataset_path: str | Path | None = None,
-    datasets_file: str | Path = "datasets.yaml",
-    hold_out: bool,
-    split: Split | None = None,
+    dataset: str, *, custom_dataset_path: str | Path | None = None, datasets_file: str | Path = "datasets.yaml",
+    hold_out: bool, split: Split | None = None,
 ) -> None:
     """Raises what `open_images` would raise for one split, but writes nothing.
 
@@ -163,11 +141,7 @@ def check_images(
     splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
     for each in splits:
         open_images(
-            dataset,
-            split=each,
-            img_size=1,
-            custom_dataset_path=custom_dataset_path,
-            datasets_file=datasets_file,
+            dataset, split=each, img_size=1, custom_dataset_path=custom_dataset_path, datasets_file=datasets_file,
             hold_out=hold_out,
         )
 
@@ -179,14 +153,14 @@ def _toy_folder(datasets_file: str | Path) -> Path:
 def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hold_out: bool) -> ImageData:
     """A split of a folder of images, or of the LMDB that `utils.data.pack_images` made of one."""
     folder = paths.folder()
-    store = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
+    store = LMDBImages(folder) if is_file(folder / "data.mdb") else FolderImages(folder)
     n = len(store)
     if n == 0:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
-    part, train = range(n), n * 95 // 100
     if split == "val" and not hold_out:
         raise ValueError("nothing of a folder is held out: its val split is empty")
+    part, train = range(n), n * 95 // 100
     if split != "all" and hold_out:
         if train == 0:
             raise UserError(f"{folder} holds one image, too few to hold out a part: add some or correct {paths.origin}")
