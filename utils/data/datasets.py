@@ -1,18 +1,25 @@
-"""Data sets by name: LSUN's LMDBs, folders of images, and the embedded toy churches, behind one `ImageData`."""
+"""Data sets by name: LSUN's LMDBs, folders of images, and the embedded toy churches, behind one `ImageData`.
+
+`datasets.yaml`, or the published code's `datasets.yml`, says where they lie. Each entry is a data set's name with a
+`paths` attribute (`path` is read too): one folder, or for LSUN's data sets a folder for each of `train` and `val`. `~`
+and environment variables are expanded; relative paths start at the file's own folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
-from utils.data.dataset_paths import DatasetPaths, custom_paths, find_paths, is_file
 from utils.data.image_folders import IMAGE_SUFFIXES, FolderImages
 from utils.data.images import decode_rgb, resize_and_crop
 from utils.data.lmdb_images import LMDBImages
@@ -21,6 +28,9 @@ from utils.data.toy_churches import write_toy_churches
 Split = Literal["train", "val", "all"]
 
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
+
+# Before Python 3.14, Path's own methods raise where this user may not look.
+is_file, is_folder = os.path.isfile, os.path.isdir
 
 
 class ImageData:
@@ -40,10 +50,8 @@ class ImageData:
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i: uint8 [3, S, S], values 0..255.
 
-        Raises:
-            BadImageError: the file or the LMDB's value is no readable image.
-            UserError: the LMDB is damaged.
-            OSError: the file system does not give it, which may pass.
+        BadImageError: the file or the LMDB's value is no readable image; UserError: the LMDB is damaged; OSError: the
+        file system does not give it, which may pass.
         """
         name = self.source(i)
         return resize_and_crop(decode_rgb(self._store.read(self._part[i]), name), self.img_size, name)
@@ -96,13 +104,12 @@ def open_images(
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
         custom_dataset_path: the folder of `custom`, before the entry of the datasets file.
-        datasets_file: where the data sets lie, see `utils.data.dataset_paths`.
+        datasets_file: where the data sets lie, see above.
         hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
         toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate. `seed` is theirs.
 
-    Raises:
-        UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB.
-        ValueError: the val split of a folder of which nothing is held out.
+    UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB. ValueError: the val
+    split of a folder of which nothing is held out.
     """
     if dataset not in DATASETS:
         raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
@@ -154,10 +161,9 @@ def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hol
     """A split of a folder of images, or of the LMDB that `utils.data.pack_images` made of one."""
     folder = paths.folder()
     store = LMDBImages(folder) if is_file(folder / "data.mdb") else FolderImages(folder)
-    n = len(store)
-    if n == 0:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
+    if (n := len(store)) == 0:
+        looked = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no images in {folder} (looked for {looked}): correct {paths.origin}")
     if split == "val" and not hold_out:
         raise ValueError("nothing of a folder is held out: its val split is empty")
     part, train = range(n), n * 95 // 100
@@ -166,3 +172,94 @@ def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hol
             raise UserError(f"{folder} holds one image, too few to hold out a part: add some or correct {paths.origin}")
         part = part[:train] if split == "train" else part[train:]
     return ImageData(name, store, img_size, part)
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """The paths of one data set, not yet looked at."""
+
+    dataset: str
+    paths: str | Mapping[str, str]  # one path, or one for each split
+    base: Path  # where relative paths start
+    origin: str  # what to correct when nothing is there, for messages
+
+    def folder(self, *, must_exist: bool = True) -> Path:
+        """The one folder. UserError: it is not there, or there are several paths."""
+        if not isinstance(self.paths, str):
+            raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
+        folder = self.base / _expanded(self.paths)
+        if must_exist and not is_folder(folder):
+            raise UserError(f"no folder {folder} for {self.dataset}: {self._remedy}")
+        return folder
+
+    def lmdb(self, split: str, stem: str) -> Path:
+        """The LMDB folder of a split: as given for it, or `<stem>_<split>_lmdb` in (or beside) the one folder."""
+        if isinstance(self.paths, str):
+            folder, name = self.base / _expanded(self.paths), f"{stem}_{split}_lmdb"
+            candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
+        elif split in self.paths:
+            candidates = [self.base / _expanded(self.paths[split])]
+        else:
+            raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
+        for candidate in candidates:
+            if is_file(candidate / "data.mdb"):
+                return candidate
+        looked = " or ".join(map(str, candidates))
+        raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        where = "" if self.origin.startswith("--") else 'put it there (README, "Data sets") or '
+        return f"{where}correct {self.origin}"
+
+
+def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
+    """The entry of a data set in a YAML file; when a `.yaml` is absent, the `.yml` beside it is read.
+
+    `default`: the path without file or entry, from the file's folder. UserError: there is none, or it cannot be read.
+    """
+    file = _expanded(datasets_file)
+    if file.name and not is_file(file) and is_file(file.with_suffix(".yml")):
+        file = file.with_suffix(".yml")
+    if is_file(file):
+        origin, missing = f"{dataset} in {file}", f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`"
+        entry = _read(file).get(dataset)
+    else:
+        entry, origin = None, str(datasets_file)
+        missing = f"no {origin}, which says where {dataset} lies: create it, or name another with --datasets_file"
+    paths = default if entry is None else _paths_of(entry, dataset, file)
+    if paths is None:
+        raise UserError(missing)
+    return DatasetPaths(dataset, paths, file.parent, origin)
+
+
+def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
+    """The folder of `--dataset custom`: the flag's (relative to the working directory), else the file's entry."""
+    if custom_dataset_path:
+        return DatasetPaths("custom", str(custom_dataset_path), Path(), "--custom_dataset_path")
+    try:
+        return find_paths("custom", datasets_file)
+    except UserError as error:
+        raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
+
+
+def _expanded(path: str | Path) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 -- Path's raises where nobody has such a home
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no UTF-8, or no date
+        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from None
+    if not isinstance(entries, Mapping):
+        raise UserError(f"{file} must map names of data sets to their paths, as in `churches: {{paths: data/lsun}}`")
+    return entries
+
+
+def _paths_of(entry: Any, dataset: str, file: Path) -> str | Mapping[str, str]:
+    paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
+    by_split = paths.items() if isinstance(paths, Mapping) else [("train", paths)]
+    if not paths or not all(split in ("train", "val") and isinstance(path, str) for split, path in by_split):
+        raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")
+    return paths

@@ -21,8 +21,7 @@ class FolderImages:
     """The image files below a folder, in the order of `list_images`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files = list_images(folder)
+        self._folder, self._files = folder, list_images(folder)
 
     def __len__(self) -> int:
         return len(self._files)

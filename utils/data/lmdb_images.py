@@ -80,17 +80,15 @@ class LMDBImages:
 
     def key(self, i: int) -> bytes:
         """Key number i. Raises UserError for a damaged LMDB, and OSError, which may pass."""
-        self._list_keys()
+        if not self._ends:
+            (*_, sound_keys), listed = self._inspect("keys")
+            if sound_keys != self._entries:
+                raise self._broken(f"damaged ({sound_keys} sound keys for {self._entries} values)")
+            self._ends, self._keys = array("q", listed[: 8 * sound_keys]), listed[8 * sound_keys :]
         return self._keys[self._ends[i - 1] if i else 0 : self._ends[i]]
 
     def read(self, i: int) -> bytes:
-        """Value number i: one encoded image.
-
-        Raises:
-            BadImageError: this value is damaged.
-            UserError: the whole LMDB is.
-            OSError: the file system does not give it, which may pass.
-        """
+        """Value number i: one encoded image. BadImageError: it is damaged; UserError, OSError as of `key`."""
         key = self.key(i)
         try:
             with self._environment().begin() as txn:
@@ -118,19 +116,10 @@ class LMDBImages:
 
     def listing(self, part: range) -> Iterator[bytes]:
         """All keys, and the number of pages that large values take. UserError: the LMDB is damaged."""
-        self._list_keys()
+        self.key(0)  # lists them
         yield f"{part.start}\0{len(part)}\0{self._overflow_pages * self._page_size}\0".encode()
         yield self._keys
         yield self._ends.tobytes()
-
-    def _list_keys(self) -> None:
-        if self._ends:
-            return
-        (*_, sound_keys), listed = self._inspect("keys")
-        if sound_keys != self._entries:
-            raise self._broken(f"damaged ({sound_keys} sound keys for {self._entries} values)")
-        self._ends = array("q", listed[: 8 * sound_keys])
-        self._keys = listed[8 * sound_keys :]
 
     def _environment(self) -> lmdb.Environment:
         """This process's environment. The size comes first: to read a page beyond the end of the file is SIGBUS."""
@@ -174,10 +163,8 @@ class LMDBImages:
                 raise RunError(f"the process that looks at {self.path} was ended by {ended_by.name}: run it again")
             reason = reason or ended_by.name
         elif said.startswith("lmdb.Error: "):  # of the system
-            raise UserError(
-                f"the LMDB {self.path} cannot be mapped into memory ({reason}): copy it to a disk whose files can be, "
-                "or raise the limit of memory (ulimit -v)"
-            )
+            fix = "copy it to a disk whose files can be, or raise the limit of memory (ulimit -v)"
+            raise UserError(f"the LMDB {self.path} cannot be mapped into memory ({reason}): {fix}")
         raise self._broken(f"damaged ({reason})")
 
     def _broken(self, how: str) -> UserError:
@@ -191,14 +178,9 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     """Writes (key, value) pairs as the LMDB folder `path`, which then exists whole or not at all.
 
     Nothing happens when `path` exists. Of several writers at once the first to finish wins, and the others drop theirs.
-    It also removes what killed ones left.
-
-    Raises:
-        ValueError: a key comes twice.
-        UserError: the folder cannot be written.
+    It also removes what killed ones left. ValueError: a key comes twice; UserError: the folder cannot be written.
     """
-    path = Path(path)
-    if path.exists():
+    if (path := Path(path)).exists():
         return
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -18,9 +18,7 @@ SMALLEST_SIDE = 96
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0,1], any float type and shape → uint8, rounded; uint8 ones stay as they are."""
-    if images.dtype == torch.uint8:
-        return images
-    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return images if images.dtype == torch.uint8 else (images.detach().float().clamp(0, 1) * 255).round().byte()
 
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray:

@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from hparams.errors import RunError, UserError
-from utils.data import batch_reader, batches
+from utils.data import batches
 from utils.data.batch_order import BatchOrder
-from utils.data.batch_reader import stand_in
-from utils.data.batches import eval_batches, train_batches
+from utils.data.batches import eval_batches, stand_in, train_batches
 from utils.data.datasets import ImageData, open_images
 from utils.machine import signals
 from utils.machine.signals import Signals, Stopped, heed_parent_alone
@@ -226,7 +225,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No attempt is waited for."""
     monkeypatch.setattr(batches, "_POLL_S", 0.01)
     for name in ("BETWEEN_ATTEMPTS_S", "UNREADABLE_S"):
-        monkeypatch.setattr(batch_reader, name, 0.01)
+        monkeypatch.setattr(batches, name, 0.01)
     return monkeypatch
 
 
@@ -255,7 +254,7 @@ def test_one_image_that_the_file_system_never_gives_is_a_bad_one(workers: int, t
 
 def test_data_that_stay_out_of_reach_end_the_wait(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
     (tmp_path / "away").mkdir()  # so that it stays
-    hasty.setattr(batch_reader, "OUT_OF_REACH_S", 0.01)
+    hasty.setattr(batches, "OUT_OF_REACH_S", 0.01)
     hasty.setattr(Unsteady, "in_reach", lambda *_: False)
     with pytest.raises(RunError, match=r"image 5 cannot be read .*: bring the data back; then --resume"):
         list(eval_batches(Unsteady(tmp_path / "away"), 4, 0))

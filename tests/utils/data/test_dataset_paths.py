@@ -8,7 +8,7 @@ import pytest
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
-from utils.data.dataset_paths import custom_paths, find_paths
+from utils.data.datasets import custom_paths, find_paths
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hparams.errors import UserError
 from utils.data import pack_images
-from utils.data.batch_reader import stand_in
+from utils.data.batches import stand_in
 from utils.data.datasets import ImageData, Split, open_images
 
 
