@@ -87,9 +87,8 @@ class _Canvas:
     """Shapes in fractions of the side, drawn `oversample` times too large and averaged down at the end."""
 
     def __init__(self, size: int, light: Light) -> None:
-        self.oversample = 4 if size <= 64 else 3
+        self.light, self.oversample = light, 4 if size <= 64 else 3
         self.side = size * self.oversample
-        self.light = light
         self.image = Image.new("RGB", (self.side, self.side))
         self.draw = ImageDraw.Draw(self.image)
 
@@ -98,19 +97,18 @@ class _Canvas:
         return tuple(min(255.0, c * t * shade) for c, t in zip(colour, self.light.tint, strict=True))
 
     def polygon(self, colour: Colour, *points: Point) -> None:
-        self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=_rounded(colour))
+        self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=tuple(int(c + 0.5) for c in colour))
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
         self.polygon(colour, (left, top), (right, top), (right, bottom), (left, bottom))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        s = self.side
-        self.draw.ellipse(((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s), fill=_rounded(colour))
+        s, fill = self.side, tuple(int(c + 0.5) for c in colour)
+        self.draw.ellipse(((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s), fill=fill)
 
     def arch(self, x: float, bottom: float, width: float, height: float, colour: Colour) -> None:
         """A box with a round head, centred at x."""
-        r = width / 2
-        top = bottom - height + r
+        r, top = width / 2, bottom - height + width / 2
         self.ellipse(x, top, r, r, colour)
         self.box(x - r, top, x + r, bottom, colour)
 
@@ -118,10 +116,6 @@ class _Canvas:
         half = height * 0.1
         self.box(x - half, bottom - height, x + half, bottom, colour)
         self.box(x - height * 0.3, bottom - height * 0.74, x + height * 0.3, bottom - height * 0.54, colour)
-
-
-def _rounded(colour: Colour) -> tuple[int, ...]:
-    return tuple(int(c + 0.5) for c in colour)
 
 
 def draw_church(seed: int, index: int, size: int) -> Image.Image:
@@ -136,9 +130,7 @@ def draw_church(seed: int, index: int, size: int) -> Image.Image:
     ground = _draw_land(canvas, dice, haze)
     centre = dice.pick((0.46, 0.50, 0.54))
     _draw_trees(canvas, dice, centre)
-    church = _Church(canvas, dice, centre, sun_left)
-    church.draw_path(ground)
-    church.draw()
+    _Church(canvas, dice, centre, sun_left).draw(ground)
     return canvas.image.reduce(canvas.oversample)
 
 
@@ -217,21 +209,20 @@ class _Church:
         self.tower_x = self.nave_x + self.tower_side * (self.nave_width / 2 + self.tower_width * 0.36)
         self.door_x = self.tower_x if self.tower_side and not self.from_front else self.nave_x
 
-    def draw(self) -> None:
+    def draw(self, ground: Colour) -> None:
+        """The church, and a path from its door to the lower edge."""
+        x = self.door_x
+        if self.dice.chance(0.6):
+            end = x + self.dice.between(-0.15, 0.15)
+            colour = mix(ground, self.canvas.lit((232, 214, 178)), 0.45)
+            self.canvas.polygon(colour, (x - 0.05, BASE), (x + 0.05, BASE), (end + 0.13, 1.0), (end - 0.13, 1.0))
         if self.from_front:
             self._draw_front()
         else:
             self._draw_flank()
         if self.tower_side:
             self._draw_tower()
-        self.canvas.arch(self.door_x, BASE, 0.11, self.dice.between(0.16, 0.19), self.door)
-
-    def draw_path(self, ground: Colour) -> None:
-        """A path from the door to the lower edge, under everything else."""
-        if self.dice.chance(0.6):
-            x, end = self.door_x, self.door_x + self.dice.between(-0.15, 0.15)
-            colour = mix(ground, self.canvas.lit((232, 214, 178)), 0.45)
-            self.canvas.polygon(colour, (x - 0.05, BASE), (x + 0.05, BASE), (end + 0.13, 1.0), (end - 0.13, 1.0))
+        self.canvas.arch(x, BASE, 0.11, self.dice.between(0.16, 0.19), self.door)
 
     def _draw_front(self) -> None:
         c, dice, left, right, eaves, x = self.canvas, self.dice, self.left, self.right, self.eaves, self.nave_x
@@ -270,11 +261,23 @@ class _Church:
                 c.arch(x, BASE - self.wall_height * 0.18, width, height, self.pane)
 
     def _draw_tower(self) -> None:
-        c, dice = self.canvas, self.dice
-        x, half = self.tower_x, self.tower_width / 2
+        c, dice, x, half = self.canvas, self.dice, self.tower_x, self.tower_width / 2
         top = BASE - dice.between(0.46, 0.52)
         spire = dice.pick(("pyramid", "needle", "dome", "flat"))
-        tip = self._draw_spire(spire, x, top, half)
+        if spire == "flat":
+            tip, tooth = top - 0.045, half * 0.44
+            for k in (-1, 0, 1):
+                mid = x + k * (half - tooth / 2)
+                c.box(mid - tooth / 2, tip, mid + tooth / 2, top + 0.005, self.wall)
+        elif spire == "dome":
+            r = half * 1.1
+            tip = top - 1.9 * r
+            c.ellipse(x, top - 0.55 * r, r, 0.95 * r, self.roof)
+            c.box(x - 0.022, tip, x + 0.022, top - 1.3 * r, self.roof)
+        else:
+            low, high, reach = (0.13, 0.18, 1.22 * half) if spire == "pyramid" else (0.22, 0.28, 1.05 * half)
+            tip = top - min(dice.between(low, high), top - 0.10)
+            c.polygon(self.roof, (x - reach, top + 0.005), (x, tip), (x + reach, top + 0.005))
         c.box(x - half, top, x + half, BASE, self.wall)
         dark_left, dark_right = (x + 0.3 * half, x + half) if self.sun_left else (x - half, x - 0.3 * half)
         c.box(dark_left, top, dark_right, BASE, self.shaded)
@@ -285,25 +288,6 @@ class _Church:
         else:
             c.ellipse(x, top + 0.10, 0.065, 0.065, c.lit((248, 244, 226)))
             c.ellipse(x, top + 0.10, 0.025, 0.025, c.lit((70, 60, 60)))
-
-    def _draw_spire(self, spire: str, x: float, top: float, half: float) -> float:
-        """Draws the tower's head; returns the y of its tip."""
-        c, dice = self.canvas, self.dice
-        if spire == "flat":
-            tooth = half * 0.44
-            for k in (-1, 0, 1):
-                mid = x + k * (half - tooth / 2)
-                c.box(mid - tooth / 2, top - 0.045, mid + tooth / 2, top + 0.005, self.wall)
-            return top - 0.045
-        if spire == "dome":
-            r = half * 1.1
-            c.ellipse(x, top - 0.55 * r, r, 0.95 * r, self.roof)
-            c.box(x - 0.022, top - 1.9 * r, x + 0.022, top - 1.3 * r, self.roof)
-            return top - 1.9 * r
-        low, high, reach = (0.13, 0.18, 1.22 * half) if spire == "pyramid" else (0.22, 0.28, 1.05 * half)
-        height = min(dice.between(low, high), top - 0.10)
-        c.polygon(self.roof, (x - reach, top + 0.005), (x, top - height), (x + reach, top + 0.005))
-        return top - height
 
 
 def write_toy_churches(folder: str | Path, *, size: int, train_images: int, val_images: int, seed: int) -> None:
