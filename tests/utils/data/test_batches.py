@@ -92,7 +92,7 @@ def test_batches_follow_the_order_with_any_workers_and_from_any_step(
     monkeypatch.setattr(batches, "START_METHOD", start_method)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for start in (0, 9):
+    for start in (9,) if start_method == "spawn" else (0, 9):  # which takes seconds
         resumed = take(batches_of(toys, start, workers), 20 - start)
         assert resumed.dtype == torch.uint8
         assert torch.equal(resumed, expected[start:])
