@@ -16,19 +16,14 @@ STANDS_IN = "another image stands in for it"
 
 
 class SharedReport:
-    """The `Report` of each process that shares some work: what one of them meets, `report` is told on each.
-
-    `found` is all that this process knows of, name → what is wrong; the same on every one after an `exchange`.
-    """
+    """The `Report` of each process that shares some work: what one of them meets, `report` is told on each."""
 
     def __init__(self, report: Report, ranks: Ranks) -> None:
         self._report, self._ranks = report, ranks
         self._waiting: list[tuple[dict[str, str], int]] = []
-        self.found: dict[str, str] = {}
 
     def __call__(self, found: Mapping[str, str], images: int) -> None:
         """Enter what a batch of this process met, in a data set of `images`; others learn it at the next `exchange`."""
-        self.found.update(found)
         if self._ranks.count == 1:
             self._report(found, images)
         else:
@@ -40,7 +35,6 @@ class SharedReport:
             return
         waiting, self._waiting = self._waiting, []
         for found, images in chain.from_iterable(self._ranks.gather_objects(waiting)):
-            self.found.update(found)
             self._report(found, images)
 
 
@@ -90,7 +84,5 @@ class BadImages:
         # A list that an earlier version left does not say of which data set: those count for each.
         count = sum(line[1:] in ((), (of,)) for line in self._found.values())
         if count > self._share * images:
-            raise UserError(
-                f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
-                f"(all are in {self._file}): {next(iter(new.values()))[0]}"
-            )
+            limit = f"more than --max_bad_images {self._share:g} allows (all are in {self._file})"
+            raise UserError(f"{count} {of} cannot be read, {limit}: {next(iter(new.values()))[0]}")

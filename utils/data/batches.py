@@ -33,16 +33,13 @@ from utils.machine.progress import tell_duration
 from utils.machine.seeding import derive_seed
 from utils.machine.signals import Stopped, heed_parent_alone, holding_sigterm, raise_if_stopped
 
-# How workers start; None is the platform's own way. Forked, they share the list of images, the imported torch, and the
-# parent's handlers of signals.
+# How workers start; None is the platform's own way. Forked, they share the list of images, torch, and signal handlers.
 START_METHOD = "fork" if sys.platform == "linux" else None
 LONGEST_WAIT_S = 1800.0  # for a batch, after which the workers count as hung
 # For how many seconds a failed read is retried: while the image's folder cannot be read, as when the server of its
 # network disk restarts; and while the folder can be read and only the image fails.
-OUT_OF_REACH_S, UNREADABLE_S = 300.0, 10.0
-BETWEEN_ATTEMPTS_S = 1.0
-_POLL_S = 1.0
-_STUCK_S = 10.0  # a longer wait is more than one slow batch
+OUT_OF_REACH_S, UNREADABLE_S, BETWEEN_ATTEMPTS_S = 300.0, 10.0, 1.0
+_POLL_S, _STUCK_S = 1.0, 10.0  # a longer wait than `_STUCK_S` is more than one slow batch
 _PREFETCHED = 2  # batches per worker that wait for the main process
 _STAND_INS = 100  # draws of another image before a batch is given up
 _OUR_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that say nothing about the data
@@ -57,12 +54,8 @@ def train_batches(
     The number of workers changes the speed, never the batches, and no global random stream is touched. `bad` is told of
     images that cannot be read, each of which has a stand-in, always the same one.
 
-    Raises:
-        UserError: an image cannot be read and there is no `bad` (from the worker too, in one line).
-        RunError: the data stay out of reach, or the workers hang.
-        RuntimeError: a worker died; DataLoader says which.
-        Stopped: a signal asked to stop while a batch was waited for.
-        ValueError: `order` is not for a data set of this size.
+    UserError: an image cannot be read and there is no `bad`. RunError: the data stay out of reach, or the workers hang;
+    RuntimeError: one died. Stopped: a signal asked to stop meanwhile. ValueError: `order` has not the size of the data.
     """
     if order.n != len(data):
         raise ValueError(f"the order is for {order.n} images, the data set has {len(data)}")
@@ -138,9 +131,8 @@ class BatchReader(Dataset[WorkerResult]):
             if error and error.args[0] not in self.given_up:
                 raise_if_stopped()
                 name, why, in_reach = error.args
-                if name != waiting_for:
+                if name != waiting_for:  # on stderr: with several processes, each reports its own disk
                     waiting_for, began = name, time.monotonic()
-                    # On stderr: with several processes, each reports its own disk.
                     print(f"WARNING: {name} cannot be read ({why}): trying again for a while", file=sys.stderr)
                 waited = time.monotonic() - began
                 if in_reach and waited > UNREADABLE_S:
@@ -175,19 +167,18 @@ class BatchReader(Dataset[WorkerResult]):
 
 
 def _load(
-    data: ImageData, batches: Iterable[np.ndarray], batch_size: int, num_workers: int, bad: Report | None,
-    pin_memory: bool = False,
+    data: ImageData, batches: Iterable[np.ndarray], batch_size: int, workers: int, bad: Report | None, pin: bool = False
 ) -> Iterator[torch.Tensor]:
     reader = BatchReader(data)
-    by_workers = _read_by_workers(reader, batches, batch_size, num_workers)
-    for stacked, unreadable in by_workers if num_workers else map(reader.read_patiently, batches):
+    by_workers = _read_by_workers(reader, batches, batch_size, workers)
+    for stacked, unreadable in by_workers if workers else map(reader.read_patiently, batches):
         if unreadable:
             if bad is None:
                 raise UserError(next(iter(unreadable.values())))
             bad(unreadable, len(data))
         images = torch.from_numpy(stacked)
         # A copy: the workers write a later batch to the same memory.
-        yield images.pin_memory() if pin_memory else images.clone() if num_workers else images
+        yield images.pin_memory() if pin else images.clone() if workers else images
 
 
 def _read_by_workers(
@@ -209,8 +200,7 @@ def _read_by_workers(
             yield batch
 
     with warnings.catch_warnings():
-        # Workers may be more than processors: they wait for disks too.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors, which may be
         loader = DataLoader(
             reader, batch_size=None, sampler=numbered(), num_workers=num_workers, prefetch_factor=_PREFETCHED,
             timeout=_POLL_S, multiprocessing_context=START_METHOD, worker_init_fn=heed_parent_alone,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,6 @@ from utils.data.lmdb_images import LMDBImages
 from utils.data.toy_churches import write_toy_churches
 
 Split = Literal["train", "val", "all"]
-
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
 
 # Before Python 3.14, Path's own methods raise where this user may not look.
@@ -70,12 +69,9 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the files behind the images (paths, sizes, times of change; LMDBs: number of entries too) and of S.
-
-        Equal splits of one data set have equal fingerprints, whatever they are called.
-        """
+        """Hash of S and of the files behind the images: paths, sizes, times of change; LMDBs: number of entries too."""
         lines = (self.name, str(self.img_size), *self._store.identity(self._part))
-        return _hash(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
+        return hashlib.sha256("".join(f"{line}\0" for line in lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @cached_property
     def listing(self) -> str:
@@ -84,14 +80,7 @@ class ImageData:
         Copies of a data set have equal ones, wherever they lie and whenever they were made. UserError: a damaged LMDB,
         whose keys are listed for this.
         """
-        return _hash(self._store.listing(self._part))
-
-
-def _hash(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.sha256(b"".join(self._store.listing(self._part))).hexdigest()
 
 
 def open_images(
@@ -103,8 +92,7 @@ def open_images(
     Args:
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
-        custom_dataset_path: the folder of `custom`, before the entry of the datasets file.
-        datasets_file: where the data sets lie, see above.
+        custom_dataset_path: the folder of `custom`, before its entry in the `datasets_file`.
         hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
         toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate. `seed` is theirs.
 
@@ -115,17 +103,15 @@ def open_images(
         raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
     lmdb_split = "val" if split == "val" else "train"
     if dataset in _LMDB_STEMS:
-        lmdb = find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset])
+        images = LMDBImages(find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset]))
     elif dataset == "toy_churches":
         folder = _toy_folder(datasets_file) / f"{img_size}px_{toy_images}_{seed}"
         val_images = max(64, toy_images // 10)
         write_toy_churches(folder, size=img_size, train_images=toy_images, val_images=val_images, seed=seed)
-        lmdb = folder / f"toy_churches_{lmdb_split}_lmdb"
+        images = LMDBImages(folder / f"toy_churches_{lmdb_split}_lmdb")
     else:
-        is_custom = dataset == "custom"
-        paths = custom_paths(custom_dataset_path, datasets_file) if is_custom else find_paths(dataset, datasets_file)
-        return _open_split(dataset, paths, split, img_size, hold_out)
-    images = LMDBImages(lmdb)
+        custom = custom_paths(custom_dataset_path, datasets_file) if dataset == "custom" else None
+        return _open_split(dataset, custom or find_paths(dataset, datasets_file), split, img_size, hold_out)
     return ImageData(dataset, images, img_size, range(len(images)))
 
 
@@ -138,14 +124,11 @@ def check_images(
     dataset: str, *, custom_dataset_path: str | Path | None = None, datasets_file: str | Path = "datasets.yaml",
     hold_out: bool, split: Split | None = None,
 ) -> None:
-    """Raises what `open_images` would raise for one split, but writes nothing.
-
-    Without `split`: for the training split, and for val when held out.
-    """
+    """Raises what `open_images` would for `split`, else for train, and for val when held out. Writes nothing."""
+    splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
     if dataset == "toy_churches":
         _toy_folder(datasets_file)
         return
-    splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
     for each in splits:
         open_images(
             dataset, split=each, img_size=1, custom_dataset_path=custom_dataset_path, datasets_file=datasets_file,
@@ -189,7 +172,7 @@ class DatasetPaths:
             raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
         folder = self.base / _expanded(self.paths)
         if must_exist and not is_folder(folder):
-            raise UserError(f"no folder {folder} for {self.dataset}: {self._remedy}")
+            raise self._missing(f"no folder {folder} for {self.dataset}")
         return folder
 
     def lmdb(self, split: str, stem: str) -> Path:
@@ -204,13 +187,11 @@ class DatasetPaths:
         for candidate in candidates:
             if is_file(candidate / "data.mdb"):
                 return candidate
-        looked = " or ".join(map(str, candidates))
-        raise UserError(f"no {split} LMDB of {self.dataset} at {looked}: {self._remedy}")
+        raise self._missing(f"no {split} LMDB of {self.dataset} at {' or '.join(map(str, candidates))}")
 
-    @property
-    def _remedy(self) -> str:
+    def _missing(self, what: str) -> UserError:
         where = "" if self.origin.startswith("--") else 'put it there (README, "Data sets") or '
-        return f"{where}correct {self.origin}"
+        return UserError(f"{what}: {where}correct {self.origin}")
 
 
 def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
@@ -218,16 +199,20 @@ def find_paths(dataset: str, datasets_file: str | Path, default: str | None = No
 
     `default`: the path without file or entry, from the file's folder. UserError: there is none, or it cannot be read.
     """
-    file = _expanded(datasets_file)
+    file, paths = _expanded(datasets_file), default
     if file.name and not is_file(file) and is_file(file.with_suffix(".yml")):
         file = file.with_suffix(".yml")
     if is_file(file):
         origin, missing = f"{dataset} in {file}", f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`"
-        entry = _read(file).get(dataset)
+        if (entry := _read(file).get(dataset)) is not None:
+            paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
+            by_split = paths.items() if isinstance(paths, Mapping) else [("train", paths)]
+            if not paths or not all(split in ("train", "val") and isinstance(path, str) for split, path in by_split):
+                form = "must be a folder, or a folder for each of `train` and `val`"
+                raise UserError(f"{file}: `paths` of {dataset} {form}")
     else:
-        entry, origin = None, str(datasets_file)
+        origin = str(datasets_file)
         missing = f"no {origin}, which says where {dataset} lies: create it, or name another with --datasets_file"
-    paths = default if entry is None else _paths_of(entry, dataset, file)
     if paths is None:
         raise UserError(missing)
     return DatasetPaths(dataset, paths, file.parent, origin)
@@ -255,11 +240,3 @@ def _read(file: Path) -> Mapping[str, Any]:
     if not isinstance(entries, Mapping):
         raise UserError(f"{file} must map names of data sets to their paths, as in `churches: {{paths: data/lsun}}`")
     return entries
-
-
-def _paths_of(entry: Any, dataset: str, file: Path) -> str | Mapping[str, str]:
-    paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
-    by_split = paths.items() if isinstance(paths, Mapping) else [("train", paths)]
-    if not paths or not all(split in ("train", "val") and isinstance(path, str) for split, path in by_split):
-        raise UserError(f"{file}: `paths` of {dataset} must be a folder, or a folder for each of `train` and `val`")
-    return paths

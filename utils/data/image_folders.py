@@ -50,8 +50,7 @@ class FolderImages:
         """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files[part.start : part.stop]:
-            # A link to nowhere, or no right to read it: another image once that is mended.
-            line = f"{file.absolute()}\0cannot be read"
+            line = f"{file.absolute()}\0cannot be read"  # another image once that is mended
             if os.access(file, os.R_OK):
                 with suppress(OSError):  # removed just now
                     stat = file.stat()
@@ -81,9 +80,7 @@ def list_images(folder: Path) -> list[Path]:
     Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
     `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out, and links to a
     folder above. Each folder is entered once, whatever links lead to it: by its own name if it lies below `folder`,
-    else by the link that comes first by name (links of linked folders come after all others).
-
-    UserError: a folder that cannot be read.
+    else by the link that comes first by name (links of linked folders come last). UserError: one cannot be read.
     """
     walked: list[tuple[str, list[str]]] = []
     entered, links = set(folder.resolve().parents), [folder]

@@ -152,8 +152,7 @@ def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np
     new_size = (size, scaled) if width <= height else (scaled, size)
     if new_size != image.size:
         image = image.resize(new_size, Image.Resampling.BILINEAR)
-    left = round((new_size[0] - size) / 2)
-    top = round((new_size[1] - size) / 2)
+    left, top = round((new_size[0] - size) / 2), round((new_size[1] - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -169,10 +168,8 @@ def painted_pixels(mask_path: str | None, region: tuple[int, ...] | None, side: 
         name = f"--mask_path {mask_path}"
         pixels = resize_and_crop(decode_rgb(Path(mask_path), name, opaque=True), side, name).mean(0) >= 128
         if not pixels.any():
-            raise UserError(
-                f"{name}: nothing of it is white when it is resized and cropped to {side}x{side} pixels, as the data "
-                "are: use one that is white where to paint anew"
-            )
+            cropped = f"when it is resized and cropped to {side}x{side} pixels, as the data are"
+            raise UserError(f"{name}: nothing of it is white {cropped}: use one that is white where to paint anew")
     elif region:
         top, left, height, width = region
         pixels[top : top + height, left : left + width] = True

@@ -41,8 +41,7 @@ with lmdb.open(sys.argv[1], readonly=True, lock=False) as env, env.begin() as tx
             del ends[:]
             break
     print(stat["entries"], stat["psize"], stat["overflow_pages"], env.info()["last_pgno"], len(ends), flush=True)
-sys.stdout.buffer.write(ends.tobytes())
-sys.stdout.buffer.write(keys)
+sys.stdout.buffer.writelines((ends.tobytes(), keys))
 """
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 
@@ -50,11 +49,9 @@ _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
-    Opening takes the time of starting a small process. The keys are listed at the first access (0.5 s a million, more
-    from a cold disk), held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every
-    process, forked ones too, opens an environment of its own.
-
-    UserError: no LMDB there, an empty one, a damaged one, or one without its last pages, free ones included.
+    Opening starts a small process. The keys are listed at the first access (0.5 s a million, more from a cold disk),
+    held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every process, forked ones too,
+    opens an environment of its own. UserError: no LMDB there, an empty or damaged one, or one without its last pages.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -103,7 +100,6 @@ class LMDBImages:
         return f"{self.path}:{self.key(i).decode(errors='replace')}"
 
     def in_reach(self, i: int) -> bool:
-        """Whether data.mdb can be read now."""
         with suppress(OSError), self._data.open("rb") as file:
             return bool(file.read(1))
         return False
@@ -126,8 +122,7 @@ class LMDBImages:
         stat = self._data.stat()
         env_of = (os.getpid(), stat.st_dev, stat.st_ino, stat.st_size)
         if self._env is None or self._env_of != env_of:
-            self._env = None
-            size = self._file_size()
+            self._env, size = None, self._file_size()
             try:
                 env = lmdb.open(str(self.path), readonly=True, lock=False)
             except lmdb.Error as error:
@@ -143,13 +138,10 @@ class LMDBImages:
 
     def _inspect(self, *keys: str) -> tuple[list[int], bytes]:
         """What another process finds in the file, see `_INSPECT`: the numbers, and what follows them."""
-        path = str(self.path.absolute())
-        inspected = subprocess.run(
-            [sys.executable, "-c", _INSPECT, path, *keys],
-            cwd=Path(lmdb.__file__).parents[1],  # the first place where `-c` looks for modules
-            capture_output=True,
-            start_new_session=True,  # Ctrl-C is for this process alone
-        )
+        path, modules = str(self.path.absolute()), Path(lmdb.__file__).parents[1]
+        # `-c` looks for modules in cwd first; Ctrl-C is for this process alone.
+        words = [sys.executable, "-c", _INSPECT, path, *keys]
+        inspected = subprocess.run(words, cwd=modules, capture_output=True, start_new_session=True)
         if inspected.returncode == 0:
             numbers, _, listed = inspected.stdout.partition(b"\n")
             return [int(number) for number in numbers.split()], listed

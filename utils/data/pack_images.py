@@ -26,7 +26,6 @@ from utils.data.pictures import pil_image
 from utils.machine.progress import Progress, say
 
 EXAMPLE = "python -m utils.data.pack_images --dataset ffhq --img_size 256 --out data/ffhq_256 --num_workers 8"
-BATCH = 64
 
 
 def encode_lossless(pixels: np.ndarray) -> bytes:
@@ -62,7 +61,7 @@ def main() -> None:
     with Progress("packing", len(data), "image") as progress:
 
         def images() -> Iterator[np.ndarray]:
-            for batch in eval_batches(data, BATCH, settings.num_workers, bad=bad.report):
+            for batch in eval_batches(data, 64, settings.num_workers, bad=bad.report):
                 yield from batch.numpy()
                 progress.update(len(batch))
 

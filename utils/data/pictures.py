@@ -12,8 +12,7 @@ from torchvision.utils import make_grid
 
 from utils.machine.files import whole_file
 
-# Below this side an image is enlarged by a whole factor in grids, so that a person can see it.
-SMALLEST_SIDE = 96
+SMALLEST_SIDE = 96  # in grids: smaller images are enlarged by a whole factor, so that a person can see them
 
 
 def to_uint8(images: Tensor) -> Tensor:

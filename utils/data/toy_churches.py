@@ -24,19 +24,18 @@ Point = tuple[float, float]
 Colour = tuple[float, ...]
 T = TypeVar("T")
 
-HORIZON = 0.75
-BASE = HORIZON + 0.09  # where the church stands
+HORIZON, BASE = 0.75, 0.75 + 0.09  # the church stands on its base
 
 
 @dataclass(frozen=True)
 class Light:
-    """The hour of a scene; `tint` multiplies the colour of everything that is lit."""
+    """The hour of a scene; its palettes are for `_palette`, `tint` multiplies the colour of everything that is lit."""
 
-    tops: Sequence[Colour]  # sky overhead, one is drawn
-    bottoms: Sequence[Colour]  # sky at the horizon, one is drawn
+    tops: str  # sky overhead, one is drawn
+    bottoms: str  # sky at the horizon, one is drawn
     tint: Colour
-    orb: Colour  # sun or moon
-    window: Colour  # what the panes show
+    orb: str  # sun or moon
+    window: str  # what the panes show
     glow: float  # share of the pane's own colour against the tint
 
 
@@ -44,22 +43,16 @@ def _palette(colours: str) -> list[Colour]:
     return [ImageColor.getrgb(f"#{colour}") for colour in colours.split()]
 
 
-def _light(tops: str, bottoms: str, tint: Colour, orb: str, window: str, glow: float) -> Light:
-    return Light(_palette(tops), _palette(bottoms), tint, _palette(orb)[0], _palette(window)[0], glow)
-
-
-DAY = _light("3a80d6 5ca4e8 2868be 74b6e2", "cce6f8 e2eef6 b4daf6", (1.0, 1.0, 0.98), "fff0a0", "34425c", 0.0)
-DUSK = _light("4a3e84 7a4a8a 3a5496 a0566e", "ffb268 fc8e6c ffcc8a", (0.86, 0.72, 0.7), "ffe296", "ffd66e", 0.9)
-NIGHT = _light("0a1030 12123c 081c3a", "34407c 284c7a 504280", (0.46, 0.5, 0.68), "f4f2dc", "ffce60", 1.0)
-OVERCAST = _light("808e9e 96a0aa", "ced4d8 deded8", (0.86, 0.88, 0.92), "f4f0de", "3a4050", 0.0)
+DAY = Light("3a80d6 5ca4e8 2868be 74b6e2", "cce6f8 e2eef6 b4daf6", (1.0, 1.0, 0.98), "fff0a0", "34425c", 0.0)
+DUSK = Light("4a3e84 7a4a8a 3a5496 a0566e", "ffb268 fc8e6c ffcc8a", (0.86, 0.72, 0.7), "ffe296", "ffd66e", 0.9)
+NIGHT = Light("0a1030 12123c 081c3a", "34407c 284c7a 504280", (0.46, 0.5, 0.68), "f4f2dc", "ffce60", 1.0)
+OVERCAST = Light("808e9e 96a0aa", "ced4d8 deded8", (0.86, 0.88, 0.92), "f4f0de", "3a4050", 0.0)
 LIGHTS = (DAY, DAY, DAY, DUSK, DUSK, NIGHT, OVERCAST)
 
-# Meadows, stubble, sand, snow.
-GROUNDS = _palette("5c9e42 7ab24a 428046 baa654 ceb280 e8eef6")
+GROUNDS = _palette("5c9e42 7ab24a 428046 baa654 ceb280 e8eef6")  # meadows, stubble, sand, snow
 # Whitewash, cream, brick, granite, sandstone, rose, ochre, blue boards, stave.
 WALLS = _palette("f4f0e6 eedcb0 ba6c58 a4a09a d6b680 e2b0a0 e8c460 a8bed0 8c644c")
-# Slate, tiles, shingle, copper, lead.
-ROOFS = _palette("545a6a ac5842 745444 589c88 4a6286")
+ROOFS = _palette("545a6a ac5842 745444 589c88 4a6286")  # slate, tiles, shingle, copper, lead
 DOORS = _palette("543422 742824 2c4a3c 303a60")
 EVERGREEN = _palette("3e7642 548e46 38644a")
 FOLIAGE = [*EVERGREEN, *_palette("ce9048 ba6246")]
@@ -136,8 +129,8 @@ def draw_church(seed: int, index: int, size: int) -> Image.Image:
 
 def _draw_sky(canvas: _Canvas, dice: _Dice, sun_left: bool) -> Colour:
     """Sky, sun or moon. Returns the colour at the horizon."""
-    light = canvas.light
-    top, bottom = dice.pick(light.tops), dice.pick(light.bottoms)
+    light, orb = canvas.light, _palette(canvas.light.orb)[0]
+    top, bottom = dice.pick(_palette(light.tops)), dice.pick(_palette(light.bottoms))
     down = np.clip((np.arange(canvas.side) + 0.5) / canvas.side / HORIZON, 0, 1)[:, None]
     column = np.round(np.asarray(top) * (1 - down) + np.asarray(bottom) * down).astype(np.uint8)
     canvas.image.paste(Image.fromarray(np.repeat(column[:, None], canvas.side, axis=1)))
@@ -149,10 +142,10 @@ def _draw_sky(canvas: _Canvas, dice: _Dice, sun_left: bool) -> Colour:
             r *= 1.15
             edge = [(math.sin(math.pi * k / 12), y - r * math.cos(math.pi * k / 12)) for k in range(13)]
             inner = [(x - 0.2 * r * sine, y) for sine, y in reversed(edge)]
-            canvas.polygon(light.orb, *[(x - r * sine, y) for sine, y in edge], *inner)
+            canvas.polygon(orb, *[(x - r * sine, y) for sine, y in edge], *inner)
         else:
-            canvas.ellipse(x, y, 1.5 * r, 1.5 * r, mix(mix(top, bottom, y / HORIZON), light.orb, 0.22))
-            canvas.ellipse(x, y, r, r, light.orb)
+            canvas.ellipse(x, y, 1.5 * r, 1.5 * r, mix(mix(top, bottom, y / HORIZON), orb, 0.22))
+            canvas.ellipse(x, y, r, r, orb)
     return bottom
 
 
@@ -172,8 +165,7 @@ def _draw_trees(canvas: _Canvas, dice: _Dice, centre: float) -> None:
     trunk = canvas.lit((92, 66, 46))
     for side in (-1, 1):
         for _ in range(dice.pick((0, 1, 2))):
-            x = centre + side * dice.between(0.40, 0.50)
-            foot = dice.between(HORIZON + 0.02, BASE + 0.01)
+            x, foot = centre + side * dice.between(0.40, 0.50), dice.between(HORIZON + 0.02, BASE + 0.01)
             h = dice.between(0.20, 0.36)
             canvas.box(x - 0.014, foot - 0.4 * h, x + 0.014, foot, trunk)
             if kind == "fir":
@@ -190,15 +182,13 @@ class _Church:
     def __init__(self, canvas: _Canvas, dice: _Dice, centre: float, sun_left: bool) -> None:
         self.canvas, self.dice, self.sun_left = canvas, dice, sun_left
         wall, brightness = dice.pick(WALLS), dice.between(0.94, 1.04)
-        self.wall = canvas.lit(wall, brightness)
-        self.shaded = canvas.lit(wall, 0.84 * brightness)
+        self.wall, self.shaded = canvas.lit(wall, brightness), canvas.lit(wall, 0.84 * brightness)
         self.roof = canvas.lit(dice.pick(ROOFS), dice.between(0.92, 1.08))
         self.trim = canvas.lit((206, 176, 74) if dice.chance(0.5) else (60, 56, 58))
         self.door = mix(canvas.lit(dice.pick(DOORS)), self.wall, 0.25)
-        pane = mix(canvas.lit(canvas.light.window), canvas.light.window, canvas.light.glow)
-        self.pane = mix(pane, self.wall, 0.28)
-        self.from_front = dice.chance(0.5)
-        self.tower_side = dice.pick((-1, -1, 1, 1, 0))
+        window = _palette(canvas.light.window)[0]
+        self.pane = mix(mix(canvas.lit(window), window, canvas.light.glow), self.wall, 0.28)
+        self.from_front, self.tower_side = dice.chance(0.5), dice.pick((-1, -1, 1, 1, 0))
         self.tower_width = dice.between(0.21, 0.25)
         self.nave_width = dice.between(0.46, 0.54) if self.from_front else dice.between(0.52, 0.62)
         self.wall_height = dice.between(0.25, 0.30) if self.from_front else dice.between(0.23, 0.28)
@@ -241,8 +231,7 @@ class _Church:
 
     def _draw_flank(self) -> None:
         c, dice, left, right, eaves = self.canvas, self.dice, self.left, self.right, self.eaves
-        ridge, gutter = eaves - dice.between(0.17, 0.22), eaves + 0.015
-        slope = dice.between(0.02, 0.09)
+        ridge, gutter, slope = eaves - dice.between(0.17, 0.22), eaves + 0.015, dice.between(0.02, 0.09)
         c.box(left, eaves, right, BASE, self.wall)
         c.polygon(
             self.roof, (left - 0.02, gutter), (left + slope, ridge), (right - slope, ridge), (right + 0.02, gutter)
@@ -253,8 +242,7 @@ class _Church:
             c.polygon(self.roof, (x - 0.055, ridge - 0.085), (x, ridge - 0.20), (x + 0.055, ridge - 0.085))
             c.cross(x, ridge - 0.19, 0.09, self.trim)
         number = dice.pick((2, 3, 4))
-        width = min(0.08, 0.5 * self.nave_width / number)
-        height = self.wall_height * dice.between(0.55, 0.68)
+        width, height = min(0.08, 0.5 * self.nave_width / number), self.wall_height * dice.between(0.55, 0.68)
         for k in range(number):
             x = left + self.nave_width * (k + 0.5) / number
             if self.tower_side or abs(x - self.door_x) > 0.08:
