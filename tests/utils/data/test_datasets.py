@@ -18,7 +18,7 @@ from hparams.presets import DATASETS
 from utils.data.datasets import ImageData, Split, check_images, custom_paths, find_paths, open_images
 from utils.data.image_folders import IMAGE_SUFFIXES, list_images
 from utils.data.images import BadImageError
-from utils.data.lmdb_images import LMDBImages, write_lmdb
+from utils.data.lmdb_images import write_lmdb
 
 SPLITS: tuple[Split, ...] = ("train", "val", "all")
 REPOSITORY = Path(__file__).parents[3]
@@ -102,14 +102,6 @@ def test_missing_folder(tmp_path: Path) -> None:
         find_paths("ffhq", written(tmp_path, "ffhq: {paths: {train: a, val: b}}")).folder()
 
 
-@pytest.mark.parametrize("text", [None, "", "ffhq: {paths: faces}"])
-def test_default(text: str | None, tmp_path: Path) -> None:
-    if text is not None:
-        written(tmp_path, text)
-    paths = find_paths("toy_churches", tmp_path / "datasets.yaml", default="data/toys")
-    assert paths.folder(must_exist=False) == tmp_path / "data" / "toys"
-
-
 def test_custom_flag_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--custom_dataset_path FOLDER"):
@@ -179,10 +171,6 @@ def test_lsun(dataset: str, stem: str, tmp_path: Path) -> None:
     assert train.fingerprint == every.fingerprint != val.fingerprint
 
 
-def names_below(folder: Path) -> list[str]:
-    return [file.relative_to(folder).as_posix() for file in list_images(folder)]
-
-
 def test_nested_folders_are_in_image_folder_order(tmp_path: Path) -> None:
     names = ["b/2.png", "b/10.png", "b-x/1.jpg", "a/z/9.webp", "a/z.PNG", "a/z-y/8.jpeg", "B/1.JPG", "b/c/d/0.bmp"]
     save_pictures(tmp_path, *names, "b/B.png")
@@ -190,20 +178,6 @@ def test_nested_folders_are_in_image_folder_order(tmp_path: Path) -> None:
     published = [Path(file) for file, _ in ImageFolder(str(tmp_path)).samples]
     assert len(published) == 9
     assert list_images(tmp_path) == published
-
-
-@pytest.mark.parametrize(
-    ("saved", "listed"),
-    [
-        (["10.png", "2.PNG", "a.webp", "B.jpg", "1.JPEG"], ["1.JPEG", "10.png", "2.PNG", "B.jpg", "a.webp"]),
-        (["a.png", "z/b.png"], ["z/b.png", "a.png"]),  # subfolders first
-        (["a.png", ".thumbs/a.png", "c/b.png", "c/.old/b.png", "._a.png"], ["c/b.png", "a.png"]),  # nothing hidden
-    ],
-)
-def test_a_folders_files_are_listed_by_name(saved: list[str], listed: list[str], tmp_path: Path) -> None:
-    save_pictures(tmp_path, *saved)
-    (tmp_path / "LICENSE.txt").write_text("no image")
-    assert names_below(tmp_path) == listed
 
 
 def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
@@ -216,37 +190,40 @@ def test_every_ending_of_an_image_is_read(tmp_path: Path) -> None:
     assert set(named.split()) == IMAGE_SUFFIXES
 
 
-@pytest.mark.parametrize("count", [2, 3, 12])
-def test_of_folders_that_link_to_each_other_each_is_entered_once(count: int, tmp_path: Path) -> None:
-    """Followed wherever they lead, three would give more paths than can be listed."""
-    folders = [f"{number:02}" for number in range(count)]
-    save_pictures(tmp_path, *(f"{folder}/a.png" for folder in folders))
-    for folder in folders:
-        for other in folders:
-            (tmp_path / folder / f"to_{other}").symlink_to(tmp_path / other)
-    assert names_below(tmp_path) == [f"{folder}/a.png" for folder in folders]
+TWELVE = [f"{number:02}" for number in range(12)]
 
 
 @pytest.mark.parametrize(
     ("saved", "links", "listed"),
     [
+        ("set/10.png set/2.PNG set/a.webp set/B.jpg set/1.JPEG", {}, "1.JPEG 10.png 2.PNG B.jpg a.webp"),
+        ("set/a.png set/z/b.png", {}, "z/b.png a.png"),  # subfolders first
+        ("set/a.png set/.thumbs/a.png set/c/b.png set/c/.old/b.png set/._a.png", {}, "c/b.png a.png"),  # nothing hidden
         (  # a folder goes by its own name before that of a link
-            ["set/m/0.png", "set/m/n/1.png", "elsewhere/2.png", "elsewhere/deep/3.png"],
+            "set/m/0.png set/m/n/1.png elsewhere/2.png elsewhere/deep/3.png",
             {"set/a": "set/m/n", "set/b": "elsewhere/deep", "set/c": "elsewhere", "set/z": "elsewhere"},
-            ["b/3.png", "c/2.png", "m/0.png", "m/n/1.png"],
+            "b/3.png c/2.png m/0.png m/n/1.png",
         ),
         (  # links of linked folders lead to no folder above either
-            ["not_of_it.png", "set/a.png", "elsewhere/b.png", "further/c.png"],
+            "not_of_it.png set/a.png elsewhere/b.png further/c.png",
             {"set/link": "elsewhere", "elsewhere/link": "further", "further/link": ".", "set/up": "set"},
-            ["link/b.png", "link/link/c.png", "a.png"],
+            "link/b.png link/link/c.png a.png",
+        ),
+        (  # of folders that link to each other each is entered once: else there would be more paths than can be listed
+            " ".join(f"set/{name}/a.png" for name in TWELVE),
+            {f"set/{name}/to_{other}": f"set/{other}" for name in TWELVE for other in TWELVE},
+            " ".join(f"{name}/a.png" for name in TWELVE),
         ),
     ],
 )
-def test_linked_folders(saved: list[str], links: dict[str, str], listed: list[str], tmp_path: Path) -> None:
-    save_pictures(tmp_path, *saved)
+def test_files_are_listed_by_name_and_links_followed(
+    saved: str, links: dict[str, str], listed: str, tmp_path: Path
+) -> None:
+    save_pictures(tmp_path, *saved.split())
+    (tmp_path / "set/LICENSE.txt").write_text("no image")
     for link, target in links.items():
         (tmp_path / link).symlink_to(tmp_path / target)
-    assert names_below(tmp_path / "set") == listed
+    assert [file.relative_to(tmp_path / "set").as_posix() for file in list_images(tmp_path / "set")] == listed.split()
 
 
 @pytest.mark.parametrize(("n", "n_train"), [(2, 1), (19, 18), (20, 19), (21, 19), (40, 38)])
@@ -260,20 +237,17 @@ def test_held_out_split(n: int, n_train: int, tmp_path: Path) -> None:
         open_custom(tmp_path, "val", hold_out=False)
 
 
-def test_toy_churches_are_written_on_first_use(tmp_path: Path) -> None:
-    train, val, every = (open_toys(tmp_path, split) for split in SPLITS)
-    assert (len(train), len(val), len(every)) == (20, 64, 20)
-    folder = tmp_path / "data" / "toy_churches" / "16px_20_3"
+@pytest.mark.parametrize("text", [None, "", "ffhq: {paths: faces}", "toy_churches:", "toy_churches: {paths: toys}"])
+def test_toy_churches_are_written_on_first_use_where_the_file_says(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        written(tmp_path, text)
+    train, val, every = (open_toys(tmp_path, split, toy_images=800, img_size=4) for split in SPLITS)
+    assert (len(train), len(val), len(every)) == (800, 80, 800)
+    folder = tmp_path / ("toys" if text and "paths: toys" in text else "data/toy_churches") / "4px_800_3"
     assert sorted(p.name for p in folder.iterdir()) == ["toy_churches_train_lmdb", "toy_churches_val_lmdb"]
-    assert train[0].shape == (3, 16, 16)
-    assert {train[i].tobytes() for i in range(20)}.isdisjoint(val[i].tobytes() for i in range(64))
-
-
-def test_toy_churches_go_where_the_file_says(tmp_path: Path) -> None:
-    written(tmp_path, "toy_churches: {paths: toys}")
-    source = open_toys(tmp_path, "val", toy_images=1000, img_size=4).source(0)
-    assert source.startswith(str(tmp_path / "toys" / "4px_1000_3"))
-    assert len(LMDBImages(tmp_path / "toys" / "4px_1000_3" / "toy_churches_val_lmdb")) == 100
+    assert val.source(0).startswith(str(folder))
+    assert len(open_toys(tmp_path, "val")) == 64
+    assert {train[i].tobytes() for i in range(800)}.isdisjoint(val[i].tobytes() for i in range(80))
 
 
 def test_checking_looks_at_the_held_out_part_too_and_writes_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import random
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -136,26 +136,18 @@ def check_line(folder: Path, error: UserError) -> None:
     assert "\n" not in str(error)
 
 
-def flip(content: bytearray, page: int, dice: random.Random) -> None:
-    """A bit; of headers and places of entries more often than of values."""
-    content[page + dice.randrange(4096 if dice.random() < 0.3 else 80)] ^= 1 << dice.randrange(8)
-
-
-def clear(content: bytearray, page: int, dice: random.Random) -> None:
-    """As a download leaves it that reserved the space and stopped."""
-    content[page : page + 4096] = bytes(4096)
-
-
-@pytest.mark.parametrize("harm", [flip, clear])
-def test_damage_harms_some_images_or_is_one_line_but_never_ends_the_process(
-    harm: Callable[[bytearray, int, random.Random], None], sound: Path, tmp_path: Path
-) -> None:
+def test_damage_harms_some_images_or_is_one_line_but_never_ends_the_process(sound: Path, tmp_path: Path) -> None:
+    """A bit flips, of headers and places of entries more often than of values; or a page is empty, as after a download
+    that reserved the space and stopped."""
     content, whole = sound.read_bytes(), read_all(sound.parent)
     assert len(whole) == 400
     dice, outcomes = random.Random(0), Counter()
-    for _ in range(40):
-        harmed = bytearray(content)
-        harm(harmed, dice.randrange(len(content) // 4096) * 4096, dice)
+    for attempt in range(60):
+        harmed, page = bytearray(content), dice.randrange(len(content) // 4096) * 4096
+        if attempt % 2:
+            harmed[page : page + 4096] = bytes(4096)
+        else:
+            harmed[page + dice.randrange(4096 if dice.random() < 0.3 else 80)] ^= 1 << dice.randrange(8)
         (tmp_path / "data.mdb").write_bytes(harmed)
         try:
             outcomes["unharmed" if read_all(tmp_path) == whole else "harmed"] += 1
