@@ -85,18 +85,30 @@ def take(loading: Iterator[torch.Tensor], n: int) -> torch.Tensor:
     return torch.stack(list(islice(loading, n)))
 
 
-@pytest.mark.parametrize(("workers", "start_method"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_follow_the_order_with_any_workers_and_from_any_step(
-    workers: int, start_method: str, toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    workers: int, toys: ImageData, expected: torch.Tensor
 ) -> None:
-    monkeypatch.setattr(batches, "START_METHOD", start_method)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for start in (9,) if start_method == "spawn" else (0, 9):  # which takes seconds
+    for start in (0, 9):
         resumed = take(batches_of(toys, start, workers), 20 - start)
         assert resumed.dtype == torch.uint8
         assert torch.equal(resumed, expected[start:])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_spawned_workers_do_the_same_and_leave_signals_to_the_run(
+    toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signals of a terminal or a scheduler, where workers do not inherit the run's handlers: on macOS."""
+    monkeypatch.setattr(batches, "START_METHOD", "spawn")
+    before, ours = set(multiprocessing.active_children()), batches_of(toys, 9, 1)
+    first = next(ours)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert torch.equal(torch.cat([first[None], take(ours, 10)]), expected[9:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -113,44 +125,20 @@ def test_eval_batches_are_in_order_and_whole(
     assert list(eval_batches(toys, batch_size, num_workers=workers, indices=[])) == []
 
 
-def test_more_workers_than_processors_are_no_warning(toys: ImageData, recwarn: pytest.WarningsRecorder) -> None:
-    assert len(list(eval_batches(toys, 4, (os.cpu_count() or 1) + 1))) == -(-len(toys) // 4)
-    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
-
-
-def test_a_schedulers_sigterm_waits_for_a_worker_that_just_starts(
-    toys: ImageData, monkeypatch: pytest.MonkeyPatch
+def test_a_schedulers_sigterm_waits_for_workers_that_just_start(
+    toys: ImageData, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Its parent, which gets one too, is to save first."""
+    """Their parent, which gets one too, is to save first. More workers than processors are no warning."""
 
     def hit(worker: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         heed_parent_alone(worker)
 
     monkeypatch.setattr(batches, "heed_parent_alone", hit)
-    ours, theirs = (torch.cat(list(eval_batches(toys, 8, workers))) for workers in (1, 0))
+    ours, theirs = (torch.cat(list(eval_batches(toys, 4, workers))) for workers in ((os.cpu_count() or 1) + 1, 0))
     assert torch.equal(ours, theirs)
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def begun(loading: Iterator[torch.Tensor]) -> tuple[torch.Tensor, multiprocessing.Process]:
-    """The first batch, [1,B,3,S,S], and the one worker that was started to read it."""
-    before = set(multiprocessing.active_children())
-    first = next(loading)
-    (worker,) = set(multiprocessing.active_children()) - before
-    return first[None], worker
-
-
-def test_signals_to_spawned_workers_are_left_to_the_run(
-    toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a terminal and a scheduler send them, where workers do not inherit the run's handlers: on macOS."""
-    monkeypatch.setattr(batches, "START_METHOD", "spawn")
-    ours = batches_of(toys, 0, 1)
-    first, worker = begun(ours)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        os.kill(worker.pid, number)
-    assert torch.equal(torch.cat([first, take(ours, 8)]), expected[:9])
 
 
 def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_ends(
@@ -160,11 +148,12 @@ def test_where_the_system_names_no_sender_a_worker_goes_on_for_a_while_and_then_
     monkeypatch.delattr(signal, "sigwaitinfo")
     for seconds in (3600.0, 0.0):
         monkeypatch.setattr(signals, "SECONDS_AFTER_SIGTERM", seconds)
-        ours = batches_of(toys, 0, 1)
-        first, worker = begun(ours)
+        before, ours = set(multiprocessing.active_children()), batches_of(toys, 0, 1)
+        first = next(ours)
+        (worker,) = set(multiprocessing.active_children()) - before
         os.kill(worker.pid, signal.SIGTERM)
         if seconds:
-            assert torch.equal(torch.cat([first, take(ours, 8)]), expected[:9])
+            assert torch.equal(torch.cat([first[None], take(ours, 8)]), expected[:9])
         else:
             worker.join(60)
             assert worker.exitcode == 0
@@ -254,20 +243,17 @@ class Hanging(Unsteady):
         return super().__getitem__(i)
 
 
-def test_a_worker_that_hangs_is_not_waited_for_without_end(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
-    hasty.setattr(batches, "LONGEST_WAIT_S", 0.1)
+def test_a_worker_that_hangs_is_waited_for_until_a_signal_or_long_enough(
+    tmp_path: Path, hasty: pytest.MonkeyPatch
+) -> None:
     before = multiprocessing.active_children()
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            next(eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1))
+    hasty.setattr(batches, "LONGEST_WAIT_S", 0.1)
     with pytest.raises(RunError, match=r"no batch of images came within .* hang"):
         next(eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1))
     for worker in set(multiprocessing.active_children()) - set(before):
         worker.join(60)
         assert not worker.is_alive()
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path) -> None:
-    loading = eval_batches(Hanging(tmp_path / "away"), 12, num_workers=1)
-    with Signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="SIGTERM"):
-            next(loading)

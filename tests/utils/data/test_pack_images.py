@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -53,20 +52,8 @@ def test_training_sees_the_same_images(
     assert train != val
     with pytest.raises(UserError, match=r"--out .* exists"):
         pack(monkeypatch, *flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        ("--img_size 24", "--out is required: "),
-        ("--out new --img_sze 24", "unknown flag --img_sze, did you mean --img_size?"),
-        ("--out new --img_size 0", "--img_size: '0' is not a whole number of at least 1"),
-        ("--out new --custom_dataset_path nowhere", "no folder nowhere for custom: "),
-    ],
-)
-def test_a_wrong_flag_is_one_line(monkeypatch: pytest.MonkeyPatch, flags: str, line: str) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(line)}"):
-        pack(monkeypatch, *flags.split())
+    with pytest.raises(UserError, match=r"^--out is required: "):
+        pack(monkeypatch, *flags[:-2])
 
 
 def test_images_that_cannot_be_read_have_a_stand_in_and_are_listed(
