@@ -86,9 +86,7 @@ def take(loading: Iterator[torch.Tensor], n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_batches_follow_the_order_with_any_workers_and_from_any_step(
-    workers: int, toys: ImageData, expected: torch.Tensor
-) -> None:
+def test_batches_follow_the_order_from_any_step(workers: int, toys: ImageData, expected: torch.Tensor) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for start in (0, 9):
@@ -98,10 +96,8 @@ def test_batches_follow_the_order_with_any_workers_and_from_any_step(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_spawned_workers_do_the_same_and_leave_signals_to_the_run(
-    toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Signals of a terminal or a scheduler, where workers do not inherit the run's handlers: on macOS."""
+def test_spawned_workers(toys: ImageData, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do the same, and leave signals to the run, whose handlers they do not inherit: on macOS."""
     monkeypatch.setattr(batches, "START_METHOD", "spawn")
     before, ours = set(multiprocessing.active_children()), batches_of(toys, 9, 1)
     first = next(ours)
@@ -112,12 +108,8 @@ def test_spawned_workers_do_the_same_and_leave_signals_to_the_run(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("batch_size", "start", "sizes"), [(8, 0, [8, 8, 8, 6]), (8, 16, [8, 6]), (15, 0, [15, 15]), (64, 0, [30])]
-)
-def test_eval_batches_are_in_order_and_whole(
-    batch_size: int, start: int, sizes: list[int], workers: int, toys: ImageData
-) -> None:
+@pytest.mark.parametrize(("batch_size", "start", "sizes"), [(8, 0, [8] * 3 + [6]), (8, 16, [8, 6]), (15, 0, [15] * 2)])
+def test_eval_batches_are_whole(batch_size: int, start: int, sizes: list[int], workers: int, toys: ImageData) -> None:
     loaded = list(eval_batches(toys, batch_size, num_workers=workers, indices=range(start, len(toys))))
     assert [len(batch) for batch in loaded] == sizes
     expected = np.stack([toys[i] for i in range(start, len(toys))])
@@ -174,9 +166,8 @@ def test_a_broken_image_is_one_line_from_a_worker_too(workers: int, tmp_path: Pa
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     (tmp_path / "5.png").write_bytes(b"no image")
     data = open_images("custom", split="all", img_size=8, custom_dataset_path=tmp_path, hold_out=False)
-    with pytest.raises(UserError, match=r"5\.png") as caught:
+    with pytest.raises(UserError, match=r"\A.*5\.png.*\Z"):  # to keep the error would keep the workers, for 10 s
         list(eval_batches(data, 2, num_workers=workers))
-    assert "\n" not in str(caught.value)
 
 
 class Unsteady:
@@ -213,9 +204,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_the_file_system_does_not_give_is_tried_again(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_reads_are_tried_again(workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = torch.cat(list(eval_batches(Unsteady(tmp_path / "away", in_reach=False), 4, num_workers=workers)))
     assert torch.equal(loaded[:, 0, 0, 0], torch.arange(12, dtype=torch.uint8))
     assert "image 5 cannot be read (Stale file handle): trying again" in capsys.readouterr().err
@@ -243,9 +232,7 @@ class Hanging(Unsteady):
         return super().__getitem__(i)
 
 
-def test_a_worker_that_hangs_is_waited_for_until_a_signal_or_long_enough(
-    tmp_path: Path, hasty: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_worker_is_waited_for_until_a_signal_or_for_long(tmp_path: Path, hasty: pytest.MonkeyPatch) -> None:
     before = multiprocessing.active_children()
     with Signals():
         os.kill(os.getpid(), signal.SIGTERM)

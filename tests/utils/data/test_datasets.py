@@ -216,9 +216,7 @@ TWELVE = [f"{number:02}" for number in range(12)]
         ),
     ],
 )
-def test_files_are_listed_by_name_and_links_followed(
-    saved: str, links: dict[str, str], listed: str, tmp_path: Path
-) -> None:
+def test_files_below_a_folder_and_its_links(saved: str, links: dict[str, str], listed: str, tmp_path: Path) -> None:
     save_pictures(tmp_path, *saved.split())
     (tmp_path / "set/LICENSE.txt").write_text("no image")
     for link, target in links.items():

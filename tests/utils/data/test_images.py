@@ -196,9 +196,7 @@ def test_unsigned_samples_of_up_to_16_bits_are_scaled(kind: str) -> None:
     np.testing.assert_array_equal(pixels_of(DEEP_GREY[kind])[0, :, 1], (0, 1, 128, 255))
 
 
-def test_no_file_chooses_a_decoder_that_is_not_meant_for_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_chooses_a_decoder_of_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of EPS, which would start `gs`, and of SPIDER. Folders, LMDBs and masks all come through one door."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
     (tmp_path / "gs").chmod(0o755)
