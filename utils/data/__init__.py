@@ -1,7 +1,7 @@
 """Images, from files to batches.
 
-images: decoding, resizing, masks · image_folders, lmdb_images: where encoded images lie · dataset_paths: datasets.yaml
-datasets: data sets by name · toy_churches, church_colours: the embedded one · pack_images: the command that packs one
-batch_order: which images a step sees · batch_reader, batches: loading them · bad_images: those that cannot be read
+images: decoding, resizing, masks · image_folders, lmdb_images: where encoded images lie
+datasets: data sets by name, datasets.yaml · toy_churches: the embedded one · pack_images: the command that packs one
+batch_order: which images a step sees · batches: loading them · bad_images: those that cannot be read
 pictures: grids and PNG files
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from hparams.errors import UserError
@@ -15,21 +16,14 @@ STANDS_IN = "another image stands in for it"
 
 
 class SharedReport:
-    """The `Report` of each process that shares some work: what one of them meets, `report` is told on each.
-
-    Attributes:
-        found: all that this process knows of, name → what is wrong; the same on every one after an `exchange`.
-    """
+    """The `Report` of each process that shares some work: what one of them meets, `report` is told on each."""
 
     def __init__(self, report: Report, ranks: Ranks) -> None:
-        self._report = report
-        self._ranks = ranks
+        self._report, self._ranks = report, ranks
         self._waiting: list[tuple[dict[str, str], int]] = []
-        self.found: dict[str, str] = {}
 
     def __call__(self, found: Mapping[str, str], images: int) -> None:
         """Enter what a batch of this process met, in a data set of `images`; others learn it at the next `exchange`."""
-        self.found.update(found)
         if self._ranks.count == 1:
             self._report(found, images)
         else:
@@ -40,33 +34,26 @@ class SharedReport:
         if not any(self._ranks.agree(len(self._waiting))):
             return
         waiting, self._waiting = self._waiting, []
-        for each in self._ranks.gather_objects(waiting):
-            for found, images in each:
-                self.found.update(found)
-                self._report(found, images)
+        for found, images in chain.from_iterable(self._ranks.gather_objects(waiting)):
+            self._report(found, images)
 
 
 class BadImages:
     """The images of one run that could not be read. It may read several data sets, which are told apart by their sizes.
 
-    `file` lists them, a line each: name, what is wrong, size of the data set.
+    Args:
+        file: lists them, a line each: name, what is wrong, size of the data set.
+        share: of a data set, the most that may be unreadable.
+        say: takes a line for each, which says what becomes of the image `until_then`: until it is replaced.
+        keep: go on from what the file lists, else remove it.
+        writes: whether this process is the one of several alike that writes the file.
     """
 
     def __init__(
-        self,
-        file: Path,
-        share: float,  # of a data set, the most that may be unreadable
-        say: Callable[[str], None],  # takes a line for each
-        *,
-        keep: bool,  # go on from what the file lists, else remove it
-        writes: bool = True,  # whether this process is the one of several alike that writes the file
-        until_then: str = STANDS_IN,  # what becomes of an image until it is replaced
+        self, file: Path, share: float, say: Callable[[str], None], *, keep: bool, writes: bool = True,
+        until_then: str = STANDS_IN,
     ) -> None:
-        self._file = file
-        self._share = share
-        self._say = say
-        self._writes = writes
-        self._until_then = until_then
+        self._file, self._share, self._say, self._writes, self._until_then = file, share, say, writes, until_then
         self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
         if keep and file.exists():
             lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -85,10 +72,10 @@ class BadImages:
         if not new:
             return
         self._found |= new
+        listed = "".join("\t".join((name, *line)) + "\n" for name, line in self._found.items())
         if self._writes:
             try:
                 with whole_file(self._file) as out:
-                    listed = "".join("\t".join((name, *line)) + "\n" for name, line in self._found.items())
                     out.write(listed.encode("utf-8", "surrogateescape"))
             except OSError as error:
                 self._say(f"WARNING: {self._file} not written ({error.strerror})")
@@ -97,7 +84,5 @@ class BadImages:
         # A list that an earlier version left does not say of which data set: those count for each.
         count = sum(line[1:] in ((), (of,)) for line in self._found.values())
         if count > self._share * images:
-            raise UserError(
-                f"{count} {of} cannot be read, more than --max_bad_images {self._share:g} allows "
-                f"(all are in {self._file}): {next(iter(new.values()))[0]}"
-            )
+            limit = f"more than --max_bad_images {self._share:g} allows (all are in {self._file})"
+            raise UserError(f"{count} {of} cannot be read, {limit}: {next(iter(new.values()))[0]}")

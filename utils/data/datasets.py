@@ -1,39 +1,47 @@
-"""Data sets by name: LSUN's LMDBs, folders of images, and the embedded toy churches, behind one `ImageData`."""
+"""Data sets by name: LSUN's LMDBs, folders of images, and the embedded toy churches, behind one `ImageData`.
+
+`datasets.yaml`, or the published code's `datasets.yml`, says where they lie. Each entry is a data set's name with a
+`paths` attribute (`path` is read too): one folder, or for LSUN's data sets a folder for each of `train` and `val`. `~`
+and environment variables are expanded; relative paths start at the file's own folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
-from utils.data.dataset_paths import DatasetPaths, custom_paths, find_paths, is_there
 from utils.data.image_folders import IMAGE_SUFFIXES, FolderImages
 from utils.data.images import decode_rgb, resize_and_crop
 from utils.data.lmdb_images import LMDBImages
 from utils.data.toy_churches import write_toy_churches
 
 Split = Literal["train", "val", "all"]
-
 _LMDB_STEMS = {"churches": "church_outdoor", "bedrooms": "bedroom"}
+
+# Before Python 3.14, Path's own methods raise where this user may not look.
+is_file, is_folder = os.path.isfile, os.path.isdir
 
 
 class ImageData:
     """Images of one split, decoded, resized and cropped on access. Can be pickled and read in several processes.
 
-    `part` says which of the store's images these are; `img_size` is their side S in pixels.
+    `store` holds encoded images; another kind of store has the methods that `FolderImages` and `LMDBImages` share, and
+    is opened in `_open_split`. `part`: which of its images these are; `img_size`: their side S in pixels.
     """
 
     def __init__(self, name: str, store: FolderImages | LMDBImages, img_size: int, part: range) -> None:
-        self.name = name
-        self.img_size = img_size
-        self._store = store
-        self._part = part
+        self.name, self.img_size = name, img_size
+        self._store, self._part = store, part
 
     def __len__(self) -> int:
         return len(self._part)
@@ -41,10 +49,8 @@ class ImageData:
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i: uint8 [3, S, S], values 0..255.
 
-        Raises:
-            BadImageError: the file or the LMDB's value is no readable image.
-            UserError: the LMDB is damaged.
-            OSError: the file system does not give it, which may pass.
+        BadImageError: the file or the LMDB's value is no readable image; UserError: the LMDB is damaged; OSError: the
+        file system does not give it, which may pass.
         """
         name = self.source(i)
         return resize_and_crop(decode_rgb(self._store.read(self._part[i]), name), self.img_size, name)
@@ -63,111 +69,69 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the files behind the images (paths, sizes, times of change; LMDBs: number of entries too) and of S.
-
-        Equal splits of one data set have equal fingerprints, whatever they are called.
-        """
+        """Hash of S and of the files behind the images: paths, sizes, times of change; LMDBs: number of entries too."""
         lines = (self.name, str(self.img_size), *self._store.identity(self._part))
-        return _hash(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
+        return hashlib.sha256("".join(f"{line}\0" for line in lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @cached_property
     def listing(self) -> str:
         """Hash of the images' names and sizes in bytes, in order (of an LMDB: its keys, and pages of large values).
 
-        Copies of a data set have equal ones, wherever they lie and whenever they were made. This lists an LMDB's keys,
-        as reading its images does.
-
-        Raises:
-            UserError: the LMDB is damaged.
+        Copies of a data set have equal ones, wherever they lie and whenever they were made. UserError: a damaged LMDB,
+        whose keys are listed for this.
         """
-        return _hash(self._store.listing(self._part))
-
-
-def _hash(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.sha256(b"".join(self._store.listing(self._part))).hexdigest()
 
 
 def open_images(
-    dataset: str,
-    *,
-    split: Split,
-    img_size: int,
-    custom_dataset_path: str | Path | None = None,
-    datasets_file: str | Path = "datasets.yaml",
-    hold_out: bool,
-    toy_images: int = 10_000,
-    seed: int = 0,
+    dataset: str, *, split: Split, img_size: int, custom_dataset_path: str | Path | None = None,
+    datasets_file: str | Path = "datasets.yaml", hold_out: bool, toy_images: int = 10_000, seed: int = 0,
 ) -> ImageData:
     """Opens one split of a data set. Cheap: nothing is decoded (but toy churches are drawn at their first use).
 
     Args:
-        dataset: one of `hparams.presets.DATASETS`.
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
-        img_size: side in pixels.
-        custom_dataset_path: the folder of `custom`, before the entry of the datasets file.
-        datasets_file: where the data sets lie; see `utils.data.dataset_paths`.
+        custom_dataset_path: the folder of `custom`, before its entry in the `datasets_file`.
         hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
-        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate.
-        seed: of toy_churches' scenes.
+        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate. `seed` is theirs.
 
-    Raises:
-        UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB.
-        ValueError: the val split of a folder of which nothing is held out.
+    UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB. ValueError: the val
+    split of a folder of which nothing is held out.
     """
     if dataset not in DATASETS:
         raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
     lmdb_split = "val" if split == "val" else "train"
     if dataset in _LMDB_STEMS:
-        lmdb = find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset])
+        images = LMDBImages(find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset]))
     elif dataset == "toy_churches":
         folder = _toy_folder(datasets_file) / f"{img_size}px_{toy_images}_{seed}"
         val_images = max(64, toy_images // 10)
         write_toy_churches(folder, size=img_size, train_images=toy_images, val_images=val_images, seed=seed)
-        lmdb = folder / f"toy_churches_{lmdb_split}_lmdb"
+        images = LMDBImages(folder / f"toy_churches_{lmdb_split}_lmdb")
     else:
-        is_custom = dataset == "custom"
-        paths = custom_paths(custom_dataset_path, datasets_file) if is_custom else find_paths(dataset, datasets_file)
-        return _open_split(dataset, paths, split, img_size, hold_out)
-    images = LMDBImages(lmdb)
+        custom = custom_paths(custom_dataset_path, datasets_file) if dataset == "custom" else None
+        return _open_split(dataset, custom or find_paths(dataset, datasets_file), split, img_size, hold_out)
     return ImageData(dataset, images, img_size, range(len(images)))
 
 
 def open_folder(folder: Path, *, img_size: int, flag: str) -> ImageData:
-    """All images of a folder, as a data set.
-
-    Raises:
-        UserError: no such folder, or no images in it; `flag` is what to correct.
-    """
+    """All images of a folder, as a data set. UserError: no such folder, or no images in it; correct `flag`."""
     return _open_split("images", DatasetPaths("images", str(folder), Path(), flag), "all", img_size, hold_out=False)
 
 
 def check_images(
-    dataset: str,
-    *,
-    custom_dataset_path: str | Path | None = None,
-    datasets_file: str | Path = "datasets.yaml",
-    hold_out: bool,
-    split: Split | None = None,
+    dataset: str, *, custom_dataset_path: str | Path | None = None, datasets_file: str | Path = "datasets.yaml",
+    hold_out: bool, split: Split | None = None,
 ) -> None:
-    """Raises what `open_images` would raise for one split, but writes nothing.
-
-    Without `split`: for the training split, and for val when held out.
-    """
+    """Raises what `open_images` would for `split`, else for train, and for val when held out. Writes nothing."""
+    splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
     if dataset == "toy_churches":
         _toy_folder(datasets_file)
         return
-    splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
     for each in splits:
         open_images(
-            dataset,
-            split=each,
-            img_size=1,
-            custom_dataset_path=custom_dataset_path,
-            datasets_file=datasets_file,
+            dataset, split=each, img_size=1, custom_dataset_path=custom_dataset_path, datasets_file=datasets_file,
             hold_out=hold_out,
         )
 
@@ -179,16 +143,100 @@ def _toy_folder(datasets_file: str | Path) -> Path:
 def _open_split(name: str, paths: DatasetPaths, split: Split, img_size: int, hold_out: bool) -> ImageData:
     """A split of a folder of images, or of the LMDB that `utils.data.pack_images` made of one."""
     folder = paths.folder()
-    store = LMDBImages(folder) if is_there((folder / "data.mdb").is_file) else FolderImages(folder)
-    n = len(store)
-    if n == 0:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"no images in {folder} (looked for {suffixes}): correct {paths.origin}")
-    part, train = range(n), n * 95 // 100
+    store = LMDBImages(folder) if is_file(folder / "data.mdb") else FolderImages(folder)
+    if (n := len(store)) == 0:
+        looked = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no images in {folder} (looked for {looked}): correct {paths.origin}")
     if split == "val" and not hold_out:
         raise ValueError("nothing of a folder is held out: its val split is empty")
+    part, train = range(n), n * 95 // 100
     if split != "all" and hold_out:
         if train == 0:
             raise UserError(f"{folder} holds one image, too few to hold out a part: add some or correct {paths.origin}")
         part = part[:train] if split == "train" else part[train:]
     return ImageData(name, store, img_size, part)
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """The paths of one data set, not yet looked at."""
+
+    dataset: str
+    paths: str | Mapping[str, str]  # one path, or one for each split
+    base: Path  # where relative paths start
+    origin: str  # what to correct when nothing is there, for messages
+
+    def folder(self, *, must_exist: bool = True) -> Path:
+        """The one folder. UserError: it is not there, or there are several paths."""
+        if not isinstance(self.paths, str):
+            raise UserError(f"{self.dataset} needs a single folder: correct {self.origin}")
+        folder = self.base / _expanded(self.paths)
+        if must_exist and not is_folder(folder):
+            raise self._missing(f"no folder {folder} for {self.dataset}")
+        return folder
+
+    def lmdb(self, split: str, stem: str) -> Path:
+        """The LMDB folder of a split: as given for it, or `<stem>_<split>_lmdb` in (or beside) the one folder."""
+        if isinstance(self.paths, str):
+            folder, name = self.base / _expanded(self.paths), f"{stem}_{split}_lmdb"
+            candidates = [folder / name, folder.parent / name] if folder.name.endswith("_lmdb") else [folder / name]
+        elif split in self.paths:
+            candidates = [self.base / _expanded(self.paths[split])]
+        else:
+            raise UserError(f"no {split} path for {self.dataset}: add it to {self.origin}")
+        for candidate in candidates:
+            if is_file(candidate / "data.mdb"):
+                return candidate
+        raise self._missing(f"no {split} LMDB of {self.dataset} at {' or '.join(map(str, candidates))}")
+
+    def _missing(self, what: str) -> UserError:
+        where = "" if self.origin.startswith("--") else 'put it there (README, "Data sets") or '
+        return UserError(f"{what}: {where}correct {self.origin}")
+
+
+def find_paths(dataset: str, datasets_file: str | Path, default: str | None = None) -> DatasetPaths:
+    """The entry of a data set in a YAML file; when a `.yaml` is absent, the `.yml` beside it is read.
+
+    `default`: the path without file or entry, from the file's folder. UserError: there is none, or it cannot be read.
+    """
+    file, paths = _expanded(datasets_file), default
+    if file.name and not is_file(file) and is_file(file.with_suffix(".yml")):
+        file = file.with_suffix(".yml")
+    if is_file(file):
+        origin, missing = f"{dataset} in {file}", f"{file} has no entry {dataset}: add `{dataset}: {{paths: FOLDER}}`"
+        if (entry := _read(file).get(dataset)) is not None:
+            paths = (entry.get("paths") or entry.get("path")) if isinstance(entry, Mapping) else entry
+            by_split = paths.items() if isinstance(paths, Mapping) else [("train", paths)]
+            if not paths or not all(split in ("train", "val") and isinstance(path, str) for split, path in by_split):
+                form = "must be a folder, or a folder for each of `train` and `val`"
+                raise UserError(f"{file}: `paths` of {dataset} {form}")
+    else:
+        origin = str(datasets_file)
+        missing = f"no {origin}, which says where {dataset} lies: create it, or name another with --datasets_file"
+    if paths is None:
+        raise UserError(missing)
+    return DatasetPaths(dataset, paths, file.parent, origin)
+
+
+def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
+    """The folder of `--dataset custom`: the flag's (relative to the working directory), else the file's entry."""
+    if custom_dataset_path:
+        return DatasetPaths("custom", str(custom_dataset_path), Path(), "--custom_dataset_path")
+    try:
+        return find_paths("custom", datasets_file)
+    except UserError as error:
+        raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
+
+
+def _expanded(path: str | Path) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111 -- Path's raises where nobody has such a home
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no UTF-8, or no date
+        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}): correct it") from None
+    if not isinstance(entries, Mapping):
+        raise UserError(f"{file} must map names of data sets to their paths, as in `churches: {{paths: data/lsun}}`")
+    return entries

@@ -12,10 +12,7 @@ from pathlib import Path
 from hparams.errors import UserError
 from utils.data.images import BadImageError, read_regular
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 # A file that was removed, or that this user may not read. Other errors may pass.
 _OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -24,8 +21,7 @@ class FolderImages:
     """The image files below a folder, in the order of `list_images`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files = list_images(folder)
+        self._folder, self._files = folder, list_images(folder)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -54,31 +50,28 @@ class FolderImages:
         """What tells the images of a part from others, or from what they were: paths, sizes, times of change."""
         resolved = cache(Path.resolve)  # a folder once: it takes far longer than all else here
         for file in self._files[part.start : part.stop]:
+            line = f"{file.absolute()}\0cannot be read"  # another image once that is mended
             if os.access(file, os.R_OK):
                 with suppress(OSError):  # removed just now
                     stat = file.stat()
                     path = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
-                    yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
-                    continue
-            # A link to nowhere, or no right to read it: another image once that is mended.
-            yield f"{file.absolute()}\0cannot be read"
+                    line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            yield line
 
     def listing(self, part: range) -> Iterator[bytes]:
-        """What the images of a part have in common with copies elsewhere: names and sizes."""
+        """What the images of a part have in common with copies elsewhere: names and sizes (-1: a link to nowhere)."""
         for file in self._files[part.start : part.stop]:
             size = -1
-            with suppress(OSError):  # a link to nowhere
+            with suppress(OSError):
                 size = file.stat().st_size
             yield b"%s\0%d\0" % (os.fsencode(file.relative_to(self._folder)), size)
 
 
 def _has_entries(folder: Path) -> bool:
     """Whether a folder can be read and holds something: where a disk is not mounted there is an empty folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(True for _ in entries)
-    except OSError:
-        return False
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(entries)
+    return False
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -87,10 +80,7 @@ def list_images(folder: Path) -> list[Path]:
     Subfolders come first, by name, each with all that lies below it; then the folder's own files, by name, which
     `ImageFolder` would leave out. Suffixes count in any case. Names that begin with a dot are left out, and links to a
     folder above. Each folder is entered once, whatever links lead to it: by its own name if it lies below `folder`,
-    else by the link that comes first by name (links of linked folders come after all others).
-
-    Raises:
-        UserError: a folder that cannot be read.
+    else by the link that comes first by name (links of linked folders come last). UserError: one cannot be read.
     """
     walked: list[tuple[str, list[str]]] = []
     entered, links = set(folder.resolve().parents), [folder]
@@ -109,7 +99,7 @@ def list_images(folder: Path) -> list[Path]:
                 links += [path for path in linked if not real.is_relative_to(path.resolve())]
                 images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
                 walked.append((root, sorted(name for name in images if not name.startswith("."))))
-    top, nested = walked[0], walked[1:]
+    top, *nested = walked
     nested.sort(key=lambda entry: (Path(entry[0]).relative_to(folder).parts[0], entry[0]))
     return [Path(root, name) for root, names in [*nested, top] for name in names]
 

@@ -8,7 +8,6 @@ import struct
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,19 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 from hparams.errors import UserError
 
 _MOST_PIXELS = 178_956_970  # of a resized image: beyond, Pillow refuses to decode one
-
 # The formats that are decoded, by Pillow's names. Pillow has more, and picks one by the content alone: some start
 # programs (EPS: Ghostscript), some are hardly tested. Phones' MPO files come as JPEG, DIB without a file header never.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-
 _PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the same, the last two with 64-bit offsets
 _MOST_UNPACKED = 1032  # bytes that deflate makes of one
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # in a TIFF's tags
+
+# libtiff would write to stderr about each odd file; what keeps an image from being read, Pillow raises.
+with suppress(AttributeError, OSError):  # where Pillow's libtiff is linked statically
+    _pillow = ctypes.CDLL(Image.core.__file__)
+    _pillow.TIFFSetErrorHandler(None)
+    _pillow.TIFFSetWarningHandler(None)
 
 
 class BadImageError(UserError):
@@ -41,19 +44,12 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
 
     The content tells the format, whatever the file is called. Grey is repeated, palettes are looked up, CMYK is
     converted, samples of 12 and 16 bits are scaled to 8. Transparent pixels are laid over white. The EXIF orientation
-    is applied. Of an animation the first frame counts.
+    is applied. Of an animation the first frame counts. `name` is what errors call the image (default: its path).
 
-    Args:
-        source: the encoded bytes, or the path of a file.
-        name: what errors call it (default: the path).
-        opaque: refuse transparent pixels.
-
-    Raises:
-        BadImageError: of another format, damaged, truncated, too large, with samples of no defined range (floats,
-            signed or 32-bit integers), or transparent where it should be `opaque`.
+    BadImageError: of another format, damaged, truncated, too large, with samples of no defined range (floats, signed or
+    32-bit integers), or with transparent pixels where it should be `opaque`.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
-    _silence_libtiff()
     try:
         content = source if isinstance(source, bytes) else read_regular(source, name)
         with warnings.catch_warnings():
@@ -77,71 +73,39 @@ def decode_rgb(source: bytes | Path, name: str | None = None, *, opaque: bool = 
 
 
 def read_regular(file: Path, name: str) -> bytes:
-    """A file's content; `name` is what errors call it.
-
-    Raises:
-        BadImageError: no regular file; a pipe would be waited for.
-        OSError: the file system does not give it.
-    """
+    """A file's content; `name` is what errors call it. BadImageError: no regular file; a pipe would be waited for."""
     if not stat.S_ISREG(file.stat().st_mode):
         raise BadImageError(f"cannot read {name} as an image (not a regular file): replace or remove it")
     return file.read_bytes()
-
-
-@cache
-def _silence_libtiff() -> None:
-    """Stops libtiff from writing to stderr about each odd file: what keeps an image from being read, Pillow raises.
-
-    Does nothing where the functions of Pillow's libtiff cannot be called, as where it is linked statically.
-    """
-    with suppress(AttributeError, OSError):
-        pillow = ctypes.CDLL(Image.core.__file__)
-        pillow.TIFFSetErrorHandler(None)
-        pillow.TIFFSetWarningHandler(None)
 
 
 def _decode(content: bytes, name: str, opaque: bool) -> Image.Image:
     with Image.open(BytesIO(content), formats=_FORMATS) as image:
         image.load()
         tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-        _check_range(image, tags, name)
-        if opaque and _is_transparent(image):
-            raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
+        kind = "32-bit floats" if image.mode == "F" else None
+        if _SIGNED in tags.get(SAMPLEFORMAT, ()):
+            kind = "signed integers"
+        elif tags and image.mode == "I":  # of other formats, samples of 16 bits have this mode
+            kind = "32-bit integers"
+        if kind:
+            raise BadImageError(f"{name} holds {kind}, which have no defined range: save it with 8 or 16 unsigned bits")
         with suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # of a broken EXIF block
             ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, tags)
-
-
-def _check_range(image: Image.Image, tags: Mapping[int, Any], name: str) -> None:
-    """BadImageError if nothing says which samples are black and which are white."""
-    samples = "32-bit floats" if image.mode == "F" else None
-    if _SIGNED in tags.get(SAMPLEFORMAT, ()):
-        samples = "signed integers"
-    elif tags and image.mode == "I":  # of other formats, samples of 16 bits have this mode
-        samples = "32-bit integers"
-    if samples:
-        raise BadImageError(f"{name} holds {samples}, which have no defined range: save it with 8 or 16 unsigned bits")
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    # Of 16-bit samples Pillow's conversion compares 8 bits alone.
-    return image.mode.startswith("I") or image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
-
-
-def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _deep_grey_to_rgb(image, tags)
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
+        # Of 16-bit samples Pillow's conversion compares 8 bits alone with the transparent value, and clips at 255.
+        deep, transparent = image.mode.startswith("I"), image.has_transparency_data
+        layered = image.convert("RGBA") if transparent and not deep else None
+        if opaque and transparent and (layered is None or layered.getchannel("A").getextrema() != (255, 255)):
+            raise BadImageError(f"{name} has transparent pixels, which might mean black or white: save it without")
+        if deep:
+            return _deep_grey_to_rgb(image, tags)
+        if layered is not None:
+            return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+        return image.convert("RGB")
 
 
 def _deep_grey_to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Grey of 16 bits, or of a TIFF's 12. Pillow's own conversion clips at 255 instead of scaling."""
+    """Scales grey of 16 bits, or of a TIFF's 12, to 8."""
     samples = np.asarray(image).astype(np.float64)
     most = 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
     grey = np.clip(np.rint(samples / (most / 255)), 0, 255).astype(np.uint8)
@@ -175,16 +139,10 @@ def _without_large_metadata(png: bytes) -> bytes:
 
 
 def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np.ndarray:
-    """Resizes the shorter side to `size` (Pillow's bilinear, antialiased) and crops the centre.
+    """Resizes the shorter side to `size` (Pillow's bilinear, antialiased) and crops the centre: uint8 [3, size, size].
 
     Pixel for pixel what torchvision's `Resize(size)` and `CenterCrop(size)` make of a Pillow image, which is what the
-    published models saw.
-
-    Returns:
-        uint8 [3, size, size], values 0..255.
-
-    Raises:
-        BadImageError: it is so narrow that it would take gigabytes; `name` is what the error calls it.
+    published models saw. BadImageError: it is so narrow that it would take gigabytes; `name` is what it is called.
     """
     width, height = image.size
     short, long = sorted((width, height))
@@ -194,32 +152,24 @@ def resize_and_crop(image: Image.Image, size: int, name: str = "an image") -> np
     new_size = (size, scaled) if width <= height else (scaled, size)
     if new_size != image.size:
         image = image.resize(new_size, Image.Resampling.BILINEAR)
-    left = round((new_size[0] - size) / 2)
-    top = round((new_size[1] - size) / 2)
+    left, top = round((new_size[0] - size) / 2), round((new_size[1] - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def painted_pixels(mask_path: str | None, region: tuple[int, ...] | None, side: int) -> np.ndarray:
-    """Which pixels inpainting is to paint anew: bool [side,side].
+    """Which pixels inpainting is to paint anew: bool [side,side], of the data's images.
 
-    Args:
-        mask_path: an image, white where to paint; or None.
-        region: top, left, height and width of a box, without `mask_path`.
-        side: of the data's images, in pixels.
-
-    Raises:
-        UserError: --mask_path is no image, is transparent somewhere, or has no white.
+    They are where the image `mask_path` is white; else those of the box `region`: top, left, height and width.
+    UserError: --mask_path is no image, is transparent somewhere, or has no white.
     """
     pixels = np.zeros((side, side), bool)
     if mask_path:
         name = f"--mask_path {mask_path}"
         pixels = resize_and_crop(decode_rgb(Path(mask_path), name, opaque=True), side, name).mean(0) >= 128
         if not pixels.any():
-            raise UserError(
-                f"{name}: nothing of it is white when it is resized and cropped to {side}x{side} pixels, as the data "
-                "are: use one that is white where to paint anew"
-            )
+            cropped = f"when it is resized and cropped to {side}x{side} pixels, as the data are"
+            raise UserError(f"{name}: nothing of it is white {cropped}: use one that is white where to paint anew")
     elif region:
         top, left, height, width = region
         pixels[top : top + height, left : left + width] = True

@@ -26,16 +26,22 @@ from utils.machine.files import make_folder, sync
 _AGAIN = "copy or download data.mdb again"
 
 # LMDB follows the page numbers of a file without checking them: a damaged one ends the process (SIGABRT, SIGBUS, …). So
-# another process opens the file first and, given a second argument, walks over its keys. It prints what it found.
+# another process opens the file first. It prints what it found and, given a second argument, walks over the keys: their
+# number, where each ends (int64), and all of them in one.
 _INSPECT = """
-import lmdb, resource, sys
+import array, lmdb, resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+keys, ends = bytearray(), array.array("q")
 with lmdb.open(sys.argv[1], readonly=True, lock=False) as env, env.begin() as txn:
-    stat = env.stat()
-    print(stat["entries"], stat["psize"], stat["overflow_pages"], env.info()["last_pgno"])
-    if len(sys.argv) > 2:
-        lengths = [len(key) for key in txn.cursor().iternext(values=False)]
-        print(len(lengths) if max(lengths) <= env.max_key_size() else 0)
+    stat, longest = env.stat(), env.max_key_size()
+    for key in txn.cursor().iternext(values=False) if len(sys.argv) > 2 else ():
+        keys += key
+        ends.append(len(keys))
+        if len(key) > longest:
+            del ends[:]
+            break
+    print(stat["entries"], stat["psize"], stat["overflow_pages"], env.info()["last_pgno"], len(ends), flush=True)
+sys.stdout.buffer.writelines((ends.tobytes(), keys))
 """
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 
@@ -43,12 +49,9 @@ _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 class LMDBImages:
     """Random access to the values of an LMDB folder, in the order of its keys.
 
-    Opening takes the time of starting a small process. The keys are listed at the first access (0.5 s a million, more
-    from a cold disk), held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every
-    process, forked ones too, opens an environment of its own.
-
-    Raises:
-        UserError: no LMDB there, an empty one, a damaged one, or one without its last pages, free ones included.
+    Opening starts a small process. The keys are listed at the first access (0.5 s a million, more from a cold disk),
+    held in flat buffers (3 million of 40 bytes: 144 MB) and travel with a pickled copy. Every process, forked ones too,
+    opens an environment of its own. UserError: no LMDB there, an empty or damaged one, or one without its last pages.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,7 +64,7 @@ class LMDBImages:
             raise UserError(f"no LMDB at {self.path} (it would hold data.mdb): correct its path in datasets.yaml")
         try:
             size = self._file_size()
-            self._entries, self._page_size, self._overflow_pages, last_page = self._inspect()
+            (self._entries, self._page_size, self._overflow_pages, last_page, _), _ = self._inspect()
         except OSError as error:
             raise UserError(f"{self._data} cannot be read ({error.strerror}): make it readable") from error
         if size < (last_page + 1) * self._page_size:
@@ -74,17 +77,15 @@ class LMDBImages:
 
     def key(self, i: int) -> bytes:
         """Key number i. Raises UserError for a damaged LMDB, and OSError, which may pass."""
-        self._list_keys()
+        if not self._ends:
+            (*_, sound_keys), listed = self._inspect("keys")
+            if sound_keys != self._entries:
+                raise self._broken(f"damaged ({sound_keys} sound keys for {self._entries} values)")
+            self._ends, self._keys = array("q", listed[: 8 * sound_keys]), listed[8 * sound_keys :]
         return self._keys[self._ends[i - 1] if i else 0 : self._ends[i]]
 
     def read(self, i: int) -> bytes:
-        """Value number i: one encoded image.
-
-        Raises:
-            BadImageError: this value is damaged.
-            UserError: the whole LMDB is.
-            OSError: the file system does not give it, which may pass.
-        """
+        """Value number i: one encoded image. BadImageError: it is damaged; UserError, OSError as of `key`."""
         key = self.key(i)
         try:
             with self._environment().begin() as txn:
@@ -99,7 +100,6 @@ class LMDBImages:
         return f"{self.path}:{self.key(i).decode(errors='replace')}"
 
     def in_reach(self, i: int) -> bool:
-        """Whether data.mdb can be read now."""
         with suppress(OSError), self._data.open("rb") as file:
             return bool(file.read(1))
         return False
@@ -112,34 +112,17 @@ class LMDBImages:
 
     def listing(self, part: range) -> Iterator[bytes]:
         """All keys, and the number of pages that large values take. UserError: the LMDB is damaged."""
-        self._list_keys()
+        self.key(0)  # lists them
         yield f"{part.start}\0{len(part)}\0{self._overflow_pages * self._page_size}\0".encode()
         yield self._keys
         yield self._ends.tobytes()
-
-    def _list_keys(self) -> None:
-        if self._ends:
-            return
-        *_, sound_keys = self._inspect("keys")
-        if sound_keys != self._entries:
-            raise self._broken(f"damaged ({sound_keys} sound keys for {self._entries} values)")
-        keys, ends = bytearray(), array("q")
-        try:
-            with self._environment().begin() as txn:
-                for key in txn.cursor().iternext(values=False):
-                    keys += key
-                    ends.append(len(keys))
-        except lmdb.Error as error:
-            raise self._broken(f"damaged ({error})") from error
-        self._keys, self._ends = bytes(keys), ends
 
     def _environment(self) -> lmdb.Environment:
         """This process's environment. The size comes first: to read a page beyond the end of the file is SIGBUS."""
         stat = self._data.stat()
         env_of = (os.getpid(), stat.st_dev, stat.st_ino, stat.st_size)
         if self._env is None or self._env_of != env_of:
-            self._env = None
-            size = self._file_size()
+            self._env, size = None, self._file_size()
             try:
                 env = lmdb.open(str(self.path), readonly=True, lock=False)
             except lmdb.Error as error:
@@ -153,32 +136,27 @@ class LMDBImages:
         with self._data.open("rb") as file:
             return os.fstat(file.fileno()).st_size
 
-    def _inspect(self, *keys: str) -> list[int]:
-        """What another process finds in the file: values, page size, pages of large values, last page (and keys)."""
-        inspected = subprocess.run(
-            [sys.executable, "-c", _INSPECT, str(self.path.absolute()), *keys],
-            cwd=Path(lmdb.__file__).parents[1],  # the first place where `-c` looks for modules
-            capture_output=True,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is for this process alone
-        )
+    def _inspect(self, *keys: str) -> tuple[list[int], bytes]:
+        """What another process finds in the file, see `_INSPECT`: the numbers, and what follows them."""
+        path, modules = str(self.path.absolute()), Path(lmdb.__file__).parents[1]
+        # `-c` looks for modules in cwd first; Ctrl-C is for this process alone.
+        words = [sys.executable, "-c", _INSPECT, path, *keys]
+        inspected = subprocess.run(words, cwd=modules, capture_output=True, start_new_session=True)
         if inspected.returncode == 0:
-            return [int(number) for number in inspected.stdout.split()]
+            numbers, _, listed = inspected.stdout.partition(b"\n")
+            return [int(number) for number in numbers.split()], listed
         if not self._file_size():  # OSError if the file cannot be read any more
             raise self._broken("truncated")
-        said = inspected.stderr.strip().rpartition("\n")[2]
-        reason = said.partition(": ")[2].removeprefix(f"{self.path.absolute()}: ")
+        said = inspected.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        reason = said.partition(": ")[2].removeprefix(f"{path}: ")
         if inspected.returncode < 0:
             ended_by = signal.Signals(-inspected.returncode)
             if ended_by not in _CRASHES:
                 raise RunError(f"the process that looks at {self.path} was ended by {ended_by.name}: run it again")
             reason = reason or ended_by.name
         elif said.startswith("lmdb.Error: "):  # of the system
-            raise UserError(
-                f"the LMDB {self.path} cannot be mapped into memory ({reason}): copy it to a disk whose files can be, "
-                "or raise the limit of memory (ulimit -v)"
-            )
+            fix = "copy it to a disk whose files can be, or raise the limit of memory (ulimit -v)"
+            raise UserError(f"the LMDB {self.path} cannot be mapped into memory ({reason}): {fix}")
         raise self._broken(f"damaged ({reason})")
 
     def _broken(self, how: str) -> UserError:
@@ -192,51 +170,37 @@ def write_lmdb(path: str | Path, items: Iterable[tuple[bytes, bytes]]) -> None:
     """Writes (key, value) pairs as the LMDB folder `path`, which then exists whole or not at all.
 
     Nothing happens when `path` exists. Of several writers at once the first to finish wins, and the others drop theirs.
-    It also removes what killed ones left.
-
-    Raises:
-        ValueError: a key comes twice.
-        UserError: the folder cannot be written.
+    It also removes what killed ones left. ValueError: a key comes twice; UserError: the folder cannot be written.
     """
-    path = Path(path)
-    if path.exists():
+    if (path := Path(path)).exists():
         return
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         make_folder(path.parent)
-        try:
-            _fill(unfinished, items)
-            sync(unfinished)
-            unfinished.rename(path)
-        except (OSError, lmdb.Error):  # the first to finish has removed this one
-            if not (path / "data.mdb").is_file():
-                raise
-        else:
-            sync(path.parent)
-            for remains in path.parent.glob(f".{glob.escape(path.name)}.*"):
-                shutil.rmtree(remains, ignore_errors=True)
+        _fill(unfinished, iter(items))
+        sync(unfinished)
+        unfinished.rename(path)
     except (OSError, lmdb.Error) as error:
-        raise UserError(f"cannot write {path} ({error}): make its folder writable, with space left") from error
+        if not (path / "data.mdb").is_file():  # else the first to finish has removed this one
+            raise UserError(f"cannot write {path} ({error}): make its folder writable, with space left") from error
+    else:
+        sync(path.parent)
+        for remains in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            shutil.rmtree(remains, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _fill(path: Path, items: Iterable[tuple[bytes, bytes]]) -> None:
-    iterator = iter(items)
+def _fill(path: Path, items: Iterator[tuple[bytes, bytes]]) -> None:
     with lmdb.open(str(path), map_size=1 << 26, sync=False, lock=False) as env:
-        while batch := list(islice(iterator, 1000)):
-            while not _put(env, batch):
-                env.set_mapsize(2 * env.info()["map_size"])
+        while batch := list(islice(items, 1000)):
+            while True:
+                try:
+                    with env.begin(write=True) as txn:
+                        for key, value in batch:
+                            if not txn.put(key, value, overwrite=False):
+                                raise ValueError(f"key {key!r} comes twice")
+                    break
+                except lmdb.MapFullError:
+                    env.set_mapsize(2 * env.info()["map_size"])
         env.sync(True)
-
-
-def _put(env: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> bool:
-    """Stores the batch in one transaction; False, and nothing stored, when the map is too small."""
-    try:
-        with env.begin(write=True) as txn:
-            for key, value in batch:
-                if not txn.put(key, value, overwrite=False):
-                    raise ValueError(f"key {key!r} comes twice")
-    except lmdb.MapFullError:
-        return False
-    return True

@@ -7,8 +7,8 @@ cannot be read another one is packed; they are listed in a file beside the resul
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,11 @@ from utils.data.pictures import pil_image
 from utils.machine.progress import Progress, say
 
 EXAMPLE = "python -m utils.data.pack_images --dataset ffhq --img_size 256 --out data/ffhq_256 --num_workers 8"
-BATCH = 64
 
 
 def encode_lossless(pixels: np.ndarray) -> bytes:
     """uint8 [3,H,W] as a PNG, compressed a little: more would be slower to write, and hardly smaller."""
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     pil_image(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -51,14 +50,9 @@ def main() -> None:
     out = Path(settings.out)
     if out.exists():
         raise UserError(f"--out {out}: exists already: name a new folder, or remove it")
-
     data = open_images(
-        settings.dataset,
-        split="all",
-        img_size=settings.img_size,
-        custom_dataset_path=settings.custom_dataset_path,
-        datasets_file=settings.datasets_file,
-        hold_out=False,
+        settings.dataset, split="all", img_size=settings.img_size, custom_dataset_path=settings.custom_dataset_path,
+        datasets_file=settings.datasets_file, hold_out=False,
     )
     if settings.dry_run:
         print(f"{len(data)} images would be packed in {out}")
@@ -67,7 +61,7 @@ def main() -> None:
     with Progress("packing", len(data), "image") as progress:
 
         def images() -> Iterator[np.ndarray]:
-            for batch in eval_batches(data, BATCH, settings.num_workers, bad=bad.report):
+            for batch in eval_batches(data, 64, settings.num_workers, bad=bad.report):
                 yield from batch.numpy()
                 progress.update(len(batch))
 

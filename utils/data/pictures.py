@@ -12,15 +12,12 @@ from torchvision.utils import make_grid
 
 from utils.machine.files import whole_file
 
-# Below this side an image is enlarged by a whole factor in grids, so that a person can see it.
-SMALLEST_SIDE = 96
+SMALLEST_SIDE = 96  # in grids: smaller images are enlarged by a whole factor, so that a person can see them
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0,1], any float type and shape → uint8, rounded; uint8 ones stay as they are."""
-    if images.dtype == torch.uint8:
-        return images
-    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return images if images.dtype == torch.uint8 else (images.detach().float().clamp(0, 1) * 255).round().byte()
 
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray:

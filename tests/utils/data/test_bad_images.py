@@ -13,25 +13,18 @@ from utils.data.bad_images import BadImages
 def test_as_many_as_the_share_are_accepted_and_no_more(tmp_path: Path) -> None:
     said: list[str] = []
     bad = BadImages(tmp_path / "bad.txt", 0.2, said.append, keep=False)
-    bad.report({"a.png": "cannot read a.png", "b.png": "cannot read\nb.png"}, 10)
-    bad.report({"a.png": "cannot read a.png"}, 10)  # known
+    bad.report({"a.png": "cannot read a.png: replace it", "b.png": "cannot read\nb.png"}, 10)
+    bad.report({"a.png": "cannot read a.png: replace it"}, 10)  # known
     assert len(bad) == 2
-    assert [line.rpartition("(")[2] for line in said] == ["1 so far)", "2 so far)"]
+    line = "WARNING: cannot read {}; until then another image stands in for it ({} so far)"
+    assert said == [line.format("a.png: replace it", 1), line.format("b.png", 2)]
     with pytest.raises(UserError, match=r"3 of 10 images cannot be read, more than --max_bad_images 0\.2 allows"):
         bad.report({"c.png": "cannot read c.png"}, 10)
     # The last too: a line each, whatever it holds.
-    listed = [f"{name}.png\tcannot read {name}.png\tof 10 images" for name in "abc"]
+    listed = [f"{name}.png\tcannot read {name}.png{': replace it' * (name == 'a')}\tof 10 images" for name in "abc"]
     assert (tmp_path / "bad.txt").read_text().splitlines() == listed
-
-
-def test_a_line_says_what_becomes_of_the_image(tmp_path: Path) -> None:
-    said: list[str] = []
-    usual = BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False)
-    usual.report({"a.png": "cannot read a.png: replace it"}, 10)
-    search = BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False, until_then="it is no neighbour")
-    search.report({"a.png": "cannot read a.png: replace it"}, 10)
-    line = "WARNING: cannot read a.png: replace it; until then {} (1 so far)"
-    assert said == [line.format("another image stands in for it"), line.format("it is no neighbour")]
+    BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False, until_then="it goes").report({"d.png": "no"}, 10)
+    assert said[-1] == "WARNING: no; until then it goes (1 so far)"
 
 
 def test_a_kept_list_counts_and_another_goes(tmp_path: Path) -> None:

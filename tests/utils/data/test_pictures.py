@@ -18,17 +18,14 @@ def numbered(n: int, size: int = 96, first: int = 0) -> torch.Tensor:
 
 
 def test_floats_are_rounded_and_clipped() -> None:
-    pixels = to_uint8(torch.tensor([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 2.0]))
-    assert pixels.tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_uint8(torch.tensor([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 2.0])).tolist() == [0, 0, 0, 1, 255, 255]
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(every.float() / 255), every)
-    assert torch.equal(to_uint8(every.double() / 255), every)
+    assert all(torch.equal(to_uint8(every.to(dtype) / 255), every) for dtype in (torch.float32, torch.float64))
 
 
-def test_a_grid_goes_row_by_row() -> None:
-    grid = image_grid(numbered(5), columns=3)
-    assert grid.dtype == np.uint8
-    assert grid.shape == (3, 2 * 98 + 2, 3 * 98 + 2)
+def test_a_grid_goes_row_by_row_in_three_channels() -> None:
+    grid = image_grid(numbered(5)[:, :1], columns=3)
+    assert (grid.dtype, grid.shape) == (np.uint8, (3, 2 * 98 + 2, 3 * 98 + 2))
     for number in range(5):
         row, column = divmod(number, 3)
         tile = grid[:, 2 + row * 98 : 98 + row * 98, 2 + column * 98 : 98 + column * 98]
@@ -41,24 +38,15 @@ def test_small_images_are_enlarged_by_whole_factors(size: int, factor: int) -> N
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     tile = image_grid(image, columns=1)
     inner = tile if tile.shape[1] == size * factor else tile[:, 2:-2, 2:-2]
-    assert inner.shape == (3, size * factor, size * factor)
     assert size * factor >= SMALLEST_SIDE
-    np.testing.assert_array_equal(inner[:, ::factor, ::factor], image[0].numpy())
-    np.testing.assert_array_equal(inner[:, factor - 1 :: factor, factor - 1 :: factor], image[0].numpy())
-
-
-def test_one_channel_becomes_three() -> None:
-    assert image_grid(torch.rand(2, 1, 96, 96), columns=2).shape[0] == 3
+    np.testing.assert_array_equal(inner, image[0].numpy().repeat(factor, 1).repeat(factor, 2))
 
 
 def test_originals_stand_over_their_reconstructions() -> None:
     rows, columns = comparison_rows(numbered(5, 2), numbered(5, 2, first=100).float() / 255, most=2)
     assert rows[:, 0, 0, 0].tolist() == [0, 1, 100, 101, 2, 3, 102, 103]
     assert (rows.dtype, columns) == (torch.uint8, 2)
-
-
-def test_few_pairs_fill_one_column_each() -> None:
-    rows, columns = comparison_rows(numbered(3, 2), numbered(3, 2, first=100))
+    rows, columns = comparison_rows(numbered(3, 2), numbered(3, 2, first=100))  # a column each
     assert (rows[:, 0, 0, 0].tolist(), columns) == ([0, 1, 2, 100, 101, 102], 3)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from utils.data.batch_reader import stand_in
+from utils.data.batches import stand_in
 from utils.data.datasets import ImageData, open_folder
 from utils.metrics.feature_cache import data_features, data_statistics
 from utils.metrics.features import FeatureExtractor

@@ -26,7 +26,7 @@ from jobs import a_job
 from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
 from shown import shown
 from utils.data.bad_images import BadImages
-from utils.data.dataset_paths import find_paths
+from utils.data.datasets import find_paths
 from utils.data.images import decode_rgb
 from utils.data.lmdb_images import LMDBImages, write_lmdb
 from utils.metrics.features import build_features
