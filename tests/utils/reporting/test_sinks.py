@@ -17,7 +17,7 @@ import pytest
 from hparams.checks import require_packages
 from hparams.errors import UserError
 from utils.reporting import sinks
-from utils.reporting.sinks import InBackground, open_service, open_sinks
+from utils.reporting.sinks import InBackground, open_sink, open_sinks
 from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
@@ -122,7 +122,7 @@ def test_tensorboard_gets_everything(record: Record, tmp_path: Path) -> None:
 def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for resume_step, steps in ((None, (1, 2, 3)), (2, (3, 4))):
-        view = open_service("tensorboard", RunFolder("run", tmp_path), {}, resume_step)
+        view = open_sink("tensorboard", RunFolder("run", tmp_path), {}, resume_step, print)
         for step in steps:
             view.scalars(step, "train", {"loss": float(step)})
         view.close()
