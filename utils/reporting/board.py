@@ -115,10 +115,9 @@ def thinned(pictures: list[Any]) -> list[Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """What an `hparams.yaml` says, as far as it can be read: a page is drawn without it too."""
-    try:
+    content: Any = None
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
     return content if isinstance(content, dict) else {}
 
 

@@ -29,9 +29,9 @@ def _queued(method: str) -> Any:
 
 
 class InBackground(Sink):
-    """Makes a sink's calls in a thread of their own, in order. Where the sink fails for good, the run goes on.
+    """Makes a sink, of a name in `--sinks`, and its calls in a thread of their own, in order.
 
-    name: as in `--sinks`. open_sink: makes the sink, in that thread. warn: takes the one line about a failure.
+    Where the sink fails for good, `warn` takes a line, and the run goes on.
     """
 
     def __init__(self, name: str, open_sink: Callable[[], Sink], warn: Callable[[str], None]) -> None:
@@ -69,15 +69,15 @@ class InBackground(Sink):
 
     def _work(self, open_sink: Callable[[], Sink]) -> None:
         try:
-            sink, busy, method = open_sink(), True, ""
+            sink, method, wait = open_sink(), "", 0.0
             while method != "close":
                 try:
-                    method, arguments = self._calls.get(not busy, SECONDS_BETWEEN_LOOKS)
-                except Empty:
-                    busy = sink.idle()
-                else:
+                    method, arguments = self._calls.get(timeout=wait)
                     getattr(sink, method)(*arguments)
-                    busy = True
+                    wait = 0.0
+                except Empty:
+                    sink.idle()
+                    wait = SECONDS_BETWEEN_LOOKS
         except Exception as error:  # whatever a service's own package raises
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
@@ -93,7 +93,7 @@ class Summary(Sink):
     def draw(self) -> None:
         self._outdated = True
 
-    def idle(self) -> bool:
+    def idle(self) -> None:
         """Draw the page, if it is outdated."""
         if self._outdated:
             self._outdated = False
@@ -105,9 +105,8 @@ class Summary(Sink):
             except (OSError, subprocess.CalledProcessError) as error:
                 problem = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
                 self._warn(f"{self._path} was not drawn ({problem}); the run goes on")
-        return False
 
-    close = idle  # type: ignore[assignment]
+    close = idle
 
 
 def open_sinks(record: Record, folder: RunFolder, settings: Mapping[str, Any], resume_step: int | None) -> None:

@@ -61,8 +61,8 @@ class TrainingReport:
         if (counts := vectors.get("code_counts")) is not None:
             used = (counts > 0).double().mean().item()
             means = {**means, "codebook_perplexity": perplexity(counts).item(), "codebook_used": used}
-        shown = {**means, **({"skipped_updates": skipped} if skipped else {})}
-        self._record.note(f"{self.at(done)}  {tell(shown)}  {tell(timings)}")
+        left_out = {"skipped_updates": skipped} if skipped else {}
+        self._record.note(f"{self.at(done)}  {tell({**means, **left_out})}  {tell(timings)}")
         self._record.scalars(done, TRAIN, {**means, "skipped_updates": skipped, **timings})
         if self._progress:
             self._progress.update(0, **{label: means[name] for name, label in HEADLINES.items() if name in means})

@@ -24,10 +24,9 @@ LONGEST_HEAD = 2**16  # bytes of a page that are searched for it
 
 
 def environment(run: str) -> str:
-    """Name of a run's visdom environment, and of no other's: slashes become ~.
+    """Name of a run's visdom environment, and of no other's: slashes, which visdom would make underscores, become ~.
 
-    visdom itself would make them underscores, and show a/b and a_b on one page. Characters that mean something to it,
-    in its page's script or in an address become their number.
+    Characters that mean something to visdom, in its page's script or in an address become their number.
     """
     name = run.replace("^", "^^").replace("~", "^~").replace("/", "~")
     return re.sub(r"""[+'"\\<>&#?%]""", lambda match: f"^{ord(match[0]):x}", name)
@@ -92,12 +91,13 @@ class Visdom(Board):
         self._next_attempt = 0.0
         self._sent: dict[str, dict[str, int]] = {}  # by window that the server has: the points of each of its curves
 
-    def idle(self) -> bool:
-        """Send one pane that has changed; returns whether there are more. An outage costs a warning."""
+    def idle(self) -> None:
+        """Send the panes that have changed. An outage costs a warning."""
         if monotonic() < self._next_attempt:
-            return False
+            return
         try:
-            more = self.send()
+            self.send()
+            self._warned = False
         except (OSError, ValueError) as error:
             if not self._warned:
                 self._warn(
@@ -106,32 +106,24 @@ class Visdom(Board):
                 )
             self._warned, self._prepared = True, False
             self._next_attempt = monotonic() + SECONDS_BETWEEN_ATTEMPTS
-            return False
-        self._warned = self._warned and more  # the outage is over when the server has got everything
-        return more
 
     def close(self) -> None:
         """Send what is left, if the server answers."""
         self._next_attempt = 0.0
-        while self.idle():
-            pass
+        self.idle()
 
-    def send(self) -> bool:
-        """Send one pane that has changed; returns whether there are more.
-
-        OSError where no server answers, ValueError where another program does.
-        """
+    def send(self) -> None:
+        """Send the panes that have changed. OSError where no server answers, ValueError where another program does."""
         if not self._prepared:
             self._server.prepare(self._env)
             self._prepared, self._sent, self.changed = True, {}, dict.fromkeys(self.panes)
-        if self.changed:
-            window = next(iter(self.changed))
+        for window in list(self.changed):
             if window in self._sent and not self._server.has(window, self._env):
                 self._prepared = False  # the server was started anew
-            else:
-                self._send_pane(window)
-                del self.changed[window]
-        return bool(self.changed)
+                self.send()
+                break
+            self._send_pane(window)
+            del self.changed[window]
 
     def _send_pane(self, window: str) -> None:
         curves, sent = self.curves.get(window, {}), self._sent.get(window, {})
@@ -151,8 +143,7 @@ def show_on_visdom(folder: RunFolder, server: Server) -> int:
     view = Visdom(folder.name, server, read_settings(folder.hparams), print)
     replay(folder, view)
     try:
-        while view.send():
-            pass
+        view.send()
     except (OSError, ValueError) as error:
         flags = "--visdom_server, --visdom_port, --visdom_base_url"
         raise UserError(f"{flags}: {_problem(error, server)}, or draw summary.png alone by --sinks summary") from error

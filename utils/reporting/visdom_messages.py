@@ -6,10 +6,8 @@ import base64
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from utils.reporting.board import Board, Curve
@@ -32,34 +30,23 @@ def pane_messages(board: Board, window: str) -> list[Message]:
     """What makes a pane anew: a message that makes it, and those that add to it."""
     pane = board.panes[window]
     if isinstance(pane, Curves):
-        return [curves_message(pane, board.curves[window])]
+        looks, curves = AREA if pane.stacked else CURVE, board.curves[window] or {"": Curve()}
+        data = [{"name": name, **points(curve, 0), **looks} for name, curve in curves.items()]
+        return [_plot(data, pane, "step", "tozero" if pane.from_zero else "normal", showlegend=len(data) > 1)]
     if isinstance(pane, Bars):
-        return [bars_message(pane, board.bars.get(window, [0.0]))]
+        values = board.bars.get(window, [0.0])
+        numbers = list(range(pane.first, pane.first + len(values)))
+        data = [{"type": "bar", "x": numbers, "y": [shown(value) for value in values]}]
+        return [_plot(data, pane, pane.xlabel, "normal", bargap=0)]
     if isinstance(pane, Pictures):
         pictures = [message for _, message in board.pictures.get(window, [])]
         return pictures or [text_message("none yet", pane.title, cells(2, 2))]
     return [text_message(board.words.get(window, ""), pane.title)]
 
 
-def curves_message(pane: Curves, curves: Mapping[str, Curve]) -> Message:
-    """Content of a pane of curves over the steps."""
-    looks = AREA if pane.stacked else CURVE
-    data = [{"name": name, **points(curve, 0), **looks} for name, curve in (curves or {"": Curve()}).items()]
-    content = _plot(data, pane, "step", showlegend=len(data) > 1)
-    content["layout"]["yaxis"]["rangemode"] = "tozero" if pane.from_zero else "normal"
-    return content
-
-
 def points(curve: Curve, first: int) -> Message:
     """A curve's points from number `first` on."""
     return {"x": curve.x[first:], "y": [shown(value) for value in curve.y[first:]], "type": "scatter"}
-
-
-def bars_message(pane: Bars, values: Sequence[float] | np.ndarray) -> Message:
-    """Content of a pane with a bar per value."""
-    numbers = list(range(pane.first, pane.first + len(values)))
-    data = {"type": "bar", "x": numbers, "y": [shown(value) for value in values]}
-    return _plot([data], pane, pane.xlabel, bargap=0)
 
 
 def text_message(text: str, title: str, size: Message | None = None) -> Message:
@@ -96,9 +83,10 @@ def shown(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def _plot(data: list[Message], pane: Curves | Bars, xlabel: str, **layout: Any) -> Message:
+def _plot(data: list[Message], pane: Curves | Bars, xlabel: str, range_mode: str, **layout: Any) -> Message:
     for axis, label in (("xaxis", xlabel), ("yaxis", pane.ylabel)):
         layout[axis] = {"title": {"text": label, "font": {"size": 11}}, "automargin": True, "tickfont": {"size": 10}}
+    layout["yaxis"]["rangemode"] = range_mode
     layout["margin"] = {"l": 60, "r": 20, "t": 48, "b": 45}  # the buttons stand above the legend
     layout["legend"] = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
     return {"data": data, "layout": layout, "opts": {"title": pane.title, **cells(1, 1)}}

@@ -400,14 +400,16 @@ def test_a_picture_ends_above_the_slider(shape: tuple[int, int], rows: int) -> N
 
 
 def test_looks_of_panes() -> None:
-    curves = {name: board.Curve([1], [2.0]) for name in ("a", "b")}
-    usual, special = (
-        messages.curves_message(Curves("w", "t", "y", stacked=on, from_zero=on), curves) for on in (False, True)
-    )
+    panes = board.Board({}, messages.picture_message)
+    for on in (False, True):
+        panes._add(Curves(str(on), "t", "y", stacked=on, from_zero=on))
+        panes.curves[str(on)] = {name: board.Curve([1], [2.0]) for name in ("a", "b")}
+    panes._add(Bars("bars", "t", first=3))
+    panes.histogram(1, "bars", np.array([5.0, float("inf"), -float("inf")]))
+    ((usual,), (special,), (bars,)) = (messages.pane_messages(panes, window) for window in panes.panes)
     assert [{"stackgroup" in curve for curve in content["data"]} for content in (usual, special)] == [{False}, {True}]
     assert [content["layout"]["yaxis"]["rangemode"] for content in (usual, special)] == ["normal", "tozero"]
     assert usual["layout"]["yaxis"]["title"]["text"] == "y"
-    bars = messages.bars_message(Bars("w", "t", first=3), [5.0, float("inf"), -float("inf")])
     assert bars["data"] == [{"type": "bar", "x": [3, 4, 5], "y": [5.0, None, None]}]
     words = [messages.text_message(text, "t") for text in ("", "x" * 50, "x" * 60, "\n" * 30)]
     sizes = [(content["opts"]["width"], content["opts"]["height"]) for content in (usual, bars, *words)]
