@@ -63,7 +63,7 @@ def picture_message(pane: Pictures, step: int | None, image: Image.Image) -> Mes
     """Content of a pane with a picture. With a step the pane has the size of cells, and others may follow in it."""
     if step is None:
         kind, caption = "image", None
-        size = {"width": image.width, "height": image.height + 10}  # or the last rows are cut off
+        size = {"width": image.width, "height": image.height + 20}  # or the last rows are cut off
     else:
         kind, caption = "image_history", f"step {step}"
         size = cells(2, 1 if image.width > 4 * image.height else 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,22 @@ import pytest
 
 from hparams.fields import values_of
 from hparams.resolve import resolve
-from hparams.settings.stages import PriorStage, VQGANStage
+from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from shown import shown
 from utils.data.pictures import save_png
 from utils.reporting.board import MOST_PICTURES, RESOLUTION, Board, Curve, replay, thinned
-from utils.reporting.layout import Bars, Curves, panes_of, plain_table
+from utils.reporting.layout import Curves, panes_of, plain_table
 from utils.runs.record import Record
 from utils.runs.results import record_result
 from utils.runs.run_folder import RunFolder, save_settings
 
 
-def of_vqgan(**changes: Any) -> dict[str, Any]:
-    return {p.window: p for p in panes_of(values_of(resolve(VQGANStage, {"dataset": "churches", **changes})))}
-
-
-def of_prior(**changes: Any) -> dict[str, Any]:
-    settings = resolve(PriorStage, {"dataset": "churches", "ae_load_dir": "ae", **changes})
+def panes(stage: type[Stage], **changes: Any) -> dict[str, Any]:
+    settings = resolve(stage, {"dataset": "churches", **changes})
     return {pane.window: pane for pane in panes_of(values_of(settings))}
+
+
+of_vqgan, of_prior = partial(panes, VQGANStage), partial(panes, PriorStage, ae_load_dir="ae")
 
 
 def test_what_a_run_does_not_have_has_no_pane() -> None:
@@ -41,17 +41,14 @@ def test_what_a_run_does_not_have_has_no_pane() -> None:
     assert panes_of({}) == []  # of an experiment
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "unit"),
-    [("reweighted_elbo", "bits / token"), ("elbo", "bits / token"), ("mlm", "nats / masked token")],
-)
-def test_the_objective_has_its_unit(loss_type: str, unit: str) -> None:
-    panes = of_prior(loss_type=loss_type)
-    assert {panes[window].ylabel for window in ("loss", "loss_by_time")} == {unit}
-    assert panes["elbo_bits_per_token"].ylabel == "bits / token"
-    autoregressive = of_prior(sampler="autoregressive", loss_type=loss_type)
-    assert {autoregressive[window].ylabel for window in ("loss", "elbo_bits_per_token")} == {"bits / token"}
-    assert panes["loss_by_time"].xlabel == "t, tokens masked with probability t/T"
+def test_axes_have_the_units_of_the_settings() -> None:
+    bits, nats = "bits / token", "nats / masked token"
+    for loss_type, unit in (("reweighted_elbo", bits), ("elbo", bits), ("mlm", nats)):
+        panes, autoregressive = of_prior(loss_type=loss_type), of_prior(loss_type=loss_type, sampler="autoregressive")
+        shown = [panes[window].ylabel for window in ("loss", "loss_by_time", "elbo_bits_per_token")]
+        assert shown == [unit, unit, bits]
+        assert [autoregressive[window].ylabel for window in ("loss", "elbo_bits_per_token")] == [bits, bits]
+    assert of_prior()["loss_by_time"].xlabel == "t, tokens masked with probability t/T"
     assert of_prior(mask_schedule="fixed")["loss_by_time"].xlabel == "t, round(t/T · N) of N tokens masked"
 
 
@@ -76,19 +73,14 @@ def test_what_is_new_gets_a_pane_after_the_others() -> None:
     board.scalars(5, "test", {"my_term": 3.0})
     board.scalars(0, "codes", {"marginal_entropy": 3.0})  # of the codes: no curve
     board.text("loss", "of the same name as a curve")
-    assert list(board.panes) == [*known, "my_term", "gpu_memory", "loss (words)"]
+    for name in ("code_counts", "others"):
+        board.histogram(5, name, np.array([1.0, 3.0, 2.0]))
+    assert list(board.panes) == [*known, "my_term", "gpu_memory", "loss (words)", "others"]
     assert board.panes["my_term"].title == "my term"
     assert {name: curve.y for name, curve in board.curves["my_term"].items()} == {"train": [2.0], "test": [3.0]}
     assert board.curves["gpu_memory"]["reserved"].y == [4.0]
-    assert list(board.changed)[-3:] == ["my_term", "gpu_memory", "loss (words)"]
-
-
-def test_bars_are_sorted_where_the_pane_says_so() -> None:
-    board = Board({}, lambda *_: None)
-    board.panes["code_counts"] = Bars("code_counts", "uses", descending=True)
-    for name in ("code_counts", "others"):
-        board.histogram(5, name, np.array([1.0, 3.0, 2.0]))
-    assert (list(board.bars["code_counts"]), list(board.bars["others"])) == ([3, 2, 1], [1, 3, 2])
+    assert list(board.changed)[-4:] == ["my_term", "gpu_memory", "loss (words)", "others"]
+    assert (list(board.bars["code_counts"]), list(board.bars["others"])) == ([3, 2, 1], [1, 3, 2])  # largest first
 
 
 def test_long_curves_are_thinned_evenly() -> None:
@@ -130,7 +122,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_a_folder_shows_what_its_run_did(folder: RunFolder) -> None:
+def test_a_folder_shows_what_its_run_did_or_a_part_of_it(folder: RunFolder) -> None:
     record_result(folder.results, {"features": "r64"}, {"fid": 1.5})
     board = shown(folder.path)
     assert (board.curves["loss"]["train"].x, board.curves["loss"]["train"].y) == ([10, 20, 30], [10, 20, 30])
@@ -140,13 +132,8 @@ def test_a_folder_shows_what_its_run_did(folder: RunFolder) -> None:
     assert board.words["more"] == "FID\n4.07\n"
     assert board.words["results"] == "result\nfid       1.5\nfeatures  r64"
     assert board.words["run"] == "30 of 30"
-
-
-def test_a_part_of_a_run_ends_at_its_step(folder: RunFolder) -> None:
-    board = Board({}, lambda pane, step, picture: step)
-    replay(folder, board, last_step=20)
-    assert board.curves["loss"]["train"].x == [10, 20]
-    assert [step for step, _ in board.pictures["samples"]] == [10, 20]
+    replay(folder, part := Board({}, lambda pane, step, picture: step), last_step=20)
+    assert part.curves["loss"]["train"].x == [step for step, _ in part.pictures["samples"]] == [10, 20]
 
 
 def test_pictures_that_are_none_of_this_run_are_left_out(folder: RunFolder) -> None:
@@ -176,17 +163,8 @@ def test_samples_that_were_written_individually_are_shown_as_a_grid(tmp_path: Pa
     assert [grid.getpixel((98 * (n % 8) + 50, 98 * (n // 8) + 50))[0] for n in range(10)] == list(range(10))
 
 
-@pytest.mark.parametrize(
-    ("newest", "hparams"),
-    [
-        ('{"texts": 3}', "- 3"),
-        ('{"histograms": {"a": 3, "b": {"values": 3}}}', "steps_per_checkpoint: ["),
-        ("[]", "{steps_per_checkpoint: 1, sampler: [x]}"),
-        ('{"tables": {"a": {"columns": [1]}, "b": {"columns": ["c"], "rows": 3}}}', "steps_per_checkpoint: 1"),
-        ("{", ""),
-        ('{"histograms": {"a": {"step": 1, "values": ["x", null, {}]}}}', "sampler: absorbing"),
-    ],
-)
+@pytest.mark.parametrize("hparams", ["- 3", "{steps_per_checkpoint: 1, sampler: [x]}"])
+@pytest.mark.parametrize("newest", ["{", '{"histograms": {"a": 3}, "tables": {"a": {"columns": [1]}}, "texts": 3}'])
 def test_what_is_damaged_is_passed_over(folder: RunFolder, newest: str, hparams: str) -> None:
     folder.newest.write_text(newest)
     with folder.metrics.open("a") as file:
