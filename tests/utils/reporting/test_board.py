@@ -66,8 +66,7 @@ def test_columns_of_a_table_stand_below_each_other() -> None:
 
 def test_what_is_new_gets_a_pane_after_the_others() -> None:
     """What a researcher's trainer returns, and what only some machines have."""
-    settings = values_of(resolve(VQGANStage, {"dataset": "churches"}))
-    board = Board(settings, lambda *_: None)
+    board = Board(values_of(resolve(VQGANStage, {"dataset": "churches"})), lambda *_: None)
     known = list(board.panes)
     board.scalars(5, "train", {"loss": 1.0, "my_term": 2.0, "steps_per_second": 3.0, "gpu_reserved_gib": 4.0})
     board.scalars(5, "test", {"my_term": 3.0})
