@@ -11,9 +11,7 @@ from hparams.errors import UserError
 from hparams.folders import require_possible_folder
 from hparams.script import run_script
 from hparams.settings.tools import Replay
-from utils.reporting.board import replay
-from utils.reporting.layout import read_settings
-from utils.reporting.summary import draw_summary
+from utils.reporting.board import read_settings, replay
 from utils.reporting.visdom import Server, environment, show_on_visdom
 from utils.runs.run_folder import RunFolder
 
@@ -42,6 +40,8 @@ def main() -> None:
         if sink == "visdom":
             print(f"{show_on_visdom(folder, server)} panes at {server.page(environment(folder.name))}", flush=True)
         elif sink == "summary":
+            from utils.reporting.summary import draw_summary  # late, as it imports matplotlib
+
             try:
                 draw_summary(folder)
             except UserError as error:
@@ -51,9 +51,9 @@ def main() -> None:
             else:
                 print(f"summary in {folder.summary}")
         else:
-            from utils.reporting.sinks import open_service
+            from utils.reporting.sinks import open_sink
 
-            view = open_service(sink, folder, read_settings(folder.hparams))
+            view = open_sink(sink, folder, read_settings(folder.hparams), resume_step=None, warn=print)
             replay(folder, view)
             view.close()
             print(f"shown in {sink}")

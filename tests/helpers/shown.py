@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.reporting.board import Board, replay
-from utils.reporting.layout import read_settings
+from utils.reporting.board import Board, read_settings, replay
 from utils.runs.run_folder import RunFolder
 
 

@@ -31,12 +31,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def eventually(true: Callable[[], bool]) -> None:
+def eventually(true: Callable[[], Any], pause: float = 0.02) -> Any:
     """Wait for something that another thread or process does; far longer than it needs, so that it is sure to fail."""
-    deadline = time.monotonic() + 60
-    while not true():
+    deadline = time.monotonic() + 90
+    while not (value := true()):
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+        time.sleep(pause)
+    return value
 
 
 class VisdomServer:
@@ -45,40 +46,34 @@ class VisdomServer:
     def __init__(self, folder: Path, base_url: str = "") -> None:
         self.port = free_port()
         self._address = f"http://127.0.0.1:{self.port}{base_url}"
-        self._output = folder / "visdom.txt"
+        self.log = folder / "visdom.txt"  # what it printed in its terminal since it started
         self._command = [sys.executable, "-c", VISDOM, "-port", str(self.port), "-bind_local", "-env_path", str(folder)]
         self._command += ["-base_url", base_url] if base_url else []
         self.start()
 
     def start(self) -> None:
-        with self._output.open("w") as output:
+        with self.log.open("w") as output:
             self.process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
         eventually(lambda: self.process.poll() is not None or self._answers())
         if self.process.poll() is not None:
-            reason = self._output.read_text().strip().splitlines()[-1]
+            reason = self.log.read_text().strip().splitlines()[-1]
             pytest.skip(f"visdom's server does not start, if for its browser files, make browser gets them: {reason}")
 
     def _answers(self) -> bool:
-        try:
+        with suppress(requests.ConnectionError):
             return self.post("env_state", {}).ok
-        except requests.ConnectionError:
-            return False
+        return False
 
     def post(self, endpoint: str, message: dict[str, Any]) -> requests.Response:
         return requests.post(f"{self._address}/{endpoint}", json=message, timeout=30)
 
     def panes(self, env: str) -> dict[str, dict[str, Any]]:
-        if env not in self.post("env_state", {}).json():
-            return {}
-        return dict(self.post("win_data", {"eid": env, "win": None}).json())
+        known = env in self.post("env_state", {}).json()
+        return dict(self.post("win_data", {"eid": env, "win": None}).json()) if known else {}
 
     def curves(self, env: str, window: str) -> dict[str, list[tuple[float, float]]]:
         data = self.panes(env).get(window, {"content": {"data": []}})["content"]["data"]
         return {curve["name"]: list(zip(curve["x"], curve["y"], strict=True)) for curve in data}
-
-    def output(self) -> str:
-        """What it printed in its terminal since it started."""
-        return self._output.read_text()
 
     def forget(self, env: str) -> None:
         self.post("close", {"eid": env, "win": None})
@@ -110,8 +105,7 @@ def other_program(status: int, page: bytes, port: int = 0) -> Iterator[tuple[int
             with suppress(OSError):  # a long page is not read to its end
                 self.wfile.write(page)
 
-        def do_POST(self) -> None:
-            self.do_GET()
+        do_POST = do_GET  # noqa: N815 - http.server's name
 
         def log_message(self, format: str, *args: object) -> None:
             pass

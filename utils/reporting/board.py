@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from PIL import Image
 
 from utils.data.images import BadImageError, decode_rgb
-from utils.reporting.layout import (
-    BASELINES,
-    HIDDEN,
-    Bars,
-    Curves,
-    Pane,
-    Pictures,
-    Words,
-    new_pane,
-    panes_of,
-    read_settings,
-)
+from utils.reporting.layout import BASELINES, Bars, Curves, Pane, Pictures, Words, new_pane, panes_of, plain_table
 from utils.runs.logged import metrics_lines, read_newest
 from utils.runs.results import results_table
 from utils.runs.run_folder import RunFolder
@@ -32,6 +24,9 @@ from utils.runs.sink import Sink
 
 RESOLUTION = 1000  # points of a curve that lie closer than this fraction of its length are left out
 MOST_PICTURES = 16  # of a pane; with more, every second of the older ones goes
+LARGEST = 1024  # pixels of a side of a picture, which is scaled down to it
+# Metrics without a pane: the status says them, or another metric says more.
+HIDDEN = frozenset({"steps_per_second", "skipped_updates", "batch_perplexity"})
 
 
 @dataclass
@@ -50,24 +45,18 @@ class Curve:
         return True
 
 
-Picture = tuple[int | None, Any]  # its step, and what `Board` was told to make of it
-Table = tuple[Sequence[str], Sequence[Sequence[object]]]
-
-
 class Board(Sink):
     """The panes of a run in their order, and their content, by window. `changed` lists those with something new.
 
-    Args:
-        settings: those of the run, by name, for its panes.
-        keep: what is kept of a picture uint8 [3,H,W] of a pane, and of a step or none.
+    settings: those of the run, by name, for its panes. keep: what is kept of a pane's picture of a step, or of none.
     """
 
-    def __init__(self, settings: Mapping[str, Any], keep: Callable[[Pictures, int | None, np.ndarray], Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], keep: Callable[[Pictures, int | None, Image.Image], Any]) -> None:
         self.panes: dict[str, Pane] = {}
         self.curves: dict[str, dict[str, Curve]] = {}
         self.bars: dict[str, np.ndarray] = {}
-        self.pictures: dict[str, list[Picture]] = defaultdict(list)
-        self.words: dict[str, str | Table] = {}
+        self.pictures: dict[str, list[tuple[int | None, Any]]] = {}  # each with its step
+        self.words: dict[str, str] = {}
         self.changed: dict[str, None] = {}
         self._keep = keep
         self._shown = set(HIDDEN)  # metrics that have a pane, or are to have none
@@ -75,40 +64,35 @@ class Board(Sink):
             self._add(pane)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Append a point to each curve that shows one of the values."""
         if split == BASELINES:
             return
-        for name in [name for name in values if name not in self._shown]:
-            self._add(new_pane(Curves, name))
-        for window, curves in self.curves.items():
-            pane = self.panes[window]
-            assert isinstance(pane, Curves)
-            for name, value in pane.values(split, values).items():
-                if curves.setdefault(name, Curve()).add(step, value):
-                    self.changed[window] = None
+        for name in values:
+            if name not in self._shown:
+                self._add(new_pane(Curves, name))
+        for pane in self.panes.values():
+            for name, value in pane.values(split, values).items() if isinstance(pane, Curves) else ():
+                if self.curves[pane.window].setdefault(name, Curve()).add(step, value):
+                    self.changed[pane.window] = None
 
     def picture(self, step: int | None, name: str, picture: np.ndarray) -> None:
-        """Show a picture as the newest of its pane; without a step it is the only one."""
         pane = self._pane(Pictures, name)
-        assert isinstance(pane, Pictures)
-        older = [one for one in self.pictures[pane.window] if one[0] is not None and step is not None]
-        self.pictures[pane.window] = thinned([*older, (step, self._keep(pane, step, picture))])
+        image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        older = self.pictures.get(pane.window, []) if step is not None else []
+        self.pictures[pane.window] = thinned([*older, (step, self._keep(pane, step, image))])
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Show values as bars."""
         pane = self._pane(Bars, name)
-        assert isinstance(pane, Bars)
         self.bars[pane.window] = np.sort(values)[::-1] if pane.descending else values
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table."""
-        self.words[self._pane(Words, name).window] = (columns, rows)
+        self.text(name, plain_table(columns, rows))
 
     def text(self, name: str, text: str) -> None:
-        """Show plain text."""
-        self.words[self._pane(Words, name).window] = text
+        # Names of files may be any bytes; fonts and visdom's server take UTF-8.
+        self.words[self._pane(Words, name).window] = text.encode(errors="backslashreplace").decode()
 
-    def _pane(self, kind: type[Pane], name: str) -> Pane:
+    def _pane(self, kind: type[Pane], name: str) -> Any:
         if name in self.panes and not isinstance(self.panes[name], kind):
             name = f"{name} ({kind.__name__.lower()})"  # things of two kinds have one name
         if name not in self.panes:
@@ -129,6 +113,14 @@ def thinned(pictures: list[Any]) -> list[Any]:
     return pictures if len(pictures) <= MOST_PICTURES else [*pictures[:-1:2], pictures[-1]]
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What an `hparams.yaml` says, as far as it can be read: a page is drawn without it too."""
+    content: Any = None
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
 def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_pictures: int = MOST_PICTURES) -> None:
     """Hand what a run folder holds to a sink, as the run did; curves and pictures end at `last_step`, if one is given.
 
@@ -141,15 +133,16 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
     settings, newest = read_settings(folder.hparams), -1
     for _, line in metrics_lines(folder.metrics) if folder.metrics.exists() else ():
         if line and (last_step is None or line["step"] <= last_step):
-            newest = max(newest, line["step"])
-            numbers = {name: _number(value) for name, value in line.items() if name not in ("step", "split")}
-            known = {name: number for name, number in numbers.items() if number is not None}
-            sink.scalars(line["step"], line["split"], known)
+            step, split = line.pop("step"), line.pop("split")
+            newest = max(newest, step)
+            numbers = {name: value for name, value in line.items() if isinstance(value, int | float | None)}
+            # Null stands for a value that was not finite.
+            sink.scalars(step, split, {name: nan if value is None else value for name, value in numbers.items()})
     if last_step is None:  # a picture of a later step is another run's, which was here before
         steps_per_log = settings.get("steps_per_log")
         last_step = newest + (steps_per_log if isinstance(steps_per_log, int) else 0)
     training = "steps_per_checkpoint" in settings
-    pictures = _pictures(folder.images, last_step, most_pictures, training)
+    pictures = [*_pictures(folder.images, last_step if training else None, most_pictures)]
     for name, step, file in pictures:
         with suppress(BadImageError):
             sink.picture(step, name, np.asarray(decode_rgb(file)).transpose(2, 0, 1))
@@ -159,7 +152,7 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
         from utils.data.pictures import image_grid
 
         with suppress(BadImageError, ValueError):
-            images = torch.stack([torch.tensor(np.asarray(decode_rgb(file))) for file in files[:64]])
+            images = torch.from_numpy(np.stack([np.asarray(decode_rgb(file)) for file in files[:64]]))
             sink.picture(None, "samples", image_grid(images.permute(0, 3, 1, 2), 8))
     if folder.results.exists():
         sink.table("results", *results_table(folder.results))
@@ -167,40 +160,28 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
         for name, thing in things.items():
             with suppress(ArithmeticError, LookupError, TypeError, ValueError):
                 if kind == "histograms":
-                    values = np.array([*thing["values"]], dtype=np.float64).ravel()  # null becomes nan
-                    sink.histogram(int(thing["step"]), name, values)
+                    sink.histogram(thing["step"], name, np.array([*thing["values"]], np.float64).ravel())
                 elif kind == "tables":
-                    columns, rows = [str(column) for column in thing["columns"]], [[*row] for row in thing["rows"]]
-                    if all(len(row) == len(columns) for row in rows):
-                        sink.table(name, columns, rows)
+                    sink.table(name, thing["columns"], thing["rows"])
                 else:
                     sink.text(name, str(thing))
 
 
-def _pictures(images: Path, last_step: int, most: int, training: bool) -> list[tuple[str, int | None, Path]]:
-    """Name, step and file of the pictures to show. Experiments write `<name>.png`, and grids `<name>_<number>.png`."""
-    found: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+def _pictures(images: Path, last_step: int | None, most: int) -> Iterator[tuple[str, int | None, Path]]:
+    """Name, step and file of the pictures to show: of each name those of training up to a step, or the newest.
+
+    Experiments (`last_step` None) write `<name>.png`, and grids `<name>_<number>.png`.
+    """
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
     for file in images.glob("*.png"):
         match = re.fullmatch(r"(.*?)(?:_(\d+))?(_\d+)?", file.stem)  # _<step>_<number>: an image, written individually
-        if match and not match[3] and bool(match[2]) >= training:
-            found[match[1]].append((int(match[2] or -1), file))
-    shown: list[tuple[str, int | None, Path]] = []
+        if match and not match[3] and (match[2] or last_step is None):
+            found[match[1]][int(match[2] or -1)] = file
     for name, files in sorted(found.items()):
-        kept: list[tuple[int, Path]] = []
-        for step, file in sorted(files):
-            if not training:
-                kept = [(step, file)]
-            elif step <= last_step:
-                kept = thinned([*kept, (step, file)])
-        shown += [(name, step if training else None, file) for step, file in kept[-most:]]
-    return shown
-
-
-def _number(value: object) -> float | None:
-    """Null, which stands for a value that was not finite, as nan; None for what is no number."""
-    if value is None:
-        return float("nan")
-    try:
-        return float(value) if isinstance(value, int | float) else None
-    except OverflowError:
-        return None
+        if last_step is None:
+            yield name, None, files[max(files)]
+            continue
+        kept: list[int] = []
+        for step in sorted(step for step in files if step <= last_step):
+            kept = thinned([*kept, step])
+        yield from ((name, step, files[step]) for step in kept[-most:])

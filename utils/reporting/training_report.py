@@ -15,9 +15,10 @@ from utils.data.pictures import image_grid, save_png
 from utils.machine.progress import Progress, tell, tell_duration
 from utils.reporting.layout import BASELINES, STATUS, TRAIN, VAL
 from utils.runs.job import Job
-from utils.runs.run_folder import VQGAN
 
-# The two figures of a run that matter most, by the name under which they stand beside its progress.
+Numbers = Mapping[str, float]
+
+# The two figures of a kind of run that matter most, by the name under which they stand beside its progress.
 HEADLINES = {"loss": "loss", "l1": "L1", "elbo_bits_per_token": "ELBO"}
 
 # Metrics about the machine, which no seed determines.
@@ -27,19 +28,15 @@ SECONDS_BETWEEN_SNAPSHOTS = 15.0  # of what is shown anew each time: histograms 
 
 
 class TrainingReport:
-    """Log, progress, metrics and pictures of a run of the given kind.
+    """Log, progress, metrics and pictures of a run of the given kind; it fills the record of `job`.
 
-    job: whose record it fills. settings: those of the run, by name. start: updates done before the run. kept: whether
-    the run goes on with what the files of the run folder hold.
+    settings: those of the run, by name. start: updates done before it. kept: whether its files hold earlier ones.
     """
 
     def __init__(self, job: Job, settings: Mapping[str, Any], kind: str, *, start: int, kept: bool) -> None:
-        self._job, self._record = job, job.record
-        self._settings = settings
-        self._folder = job.folder
-        self._start, self._end = start, settings["train_steps"]
+        self._job, self._record, self._folder = job, job.record, job.folder
+        self._settings, self._start, self._end = settings, start, settings["train_steps"]
         self._kept = kept
-        self._headlines = ("loss", "l1") if kind == VQGAN else ("loss", "elbo_bits_per_token")
         self.say, self.warn = job.say, job.warn
         self._progress: Progress | None = None
         self._lines = {"what": f"{kind} on {settings['dataset']}", "folder": str(job.folder.path)}  # of the status
@@ -57,53 +54,39 @@ class TrainingReport:
             self._progress.update()
 
     def logged(
-        self,
-        done: int,
-        means: Mapping[str, float],
-        vectors: Mapping[str, Tensor],
-        *,
-        steps: int,
-        seconds: Mapping[str, float],
-        skipped: int,
+        self, done: int, means: Numbers, vectors: Mapping[str, Tensor], *, steps: int, seconds: Numbers, skipped: int
     ) -> None:
         """Write the means of some steps, and how long they took by phase; `skipped` updates were left out so far."""
         timings = self._timings(steps, seconds)
-        if "code_counts" in vectors:
-            counts = vectors["code_counts"]
+        if (counts := vectors.get("code_counts")) is not None:
             used = (counts > 0).double().mean().item()
             means = {**means, "codebook_perplexity": perplexity(counts).item(), "codebook_used": used}
-        shown = {**means, **({"skipped_updates": skipped} if skipped else {})}
-        self._record.note(f"{self.at(done)}  {tell(shown)}  {tell(timings)}")
+        left_out = {"skipped_updates": skipped} if skipped else {}
+        self._record.note(f"{self.at(done)}  {tell({**means, **left_out})}  {tell(timings)}")
         self._record.scalars(done, TRAIN, {**means, "skipped_updates": skipped, **timings})
         if self._progress:
-            self._progress.update(0, **{HEADLINES[name]: means[name] for name in self._headlines})
-        left = tell_duration((self._end - done) / timings["steps_per_second"])
-        self._lines |= {
-            "step": f"{done} of {self._end}",
-            "time left": left,
-            "steps / s": f"{timings['steps_per_second']:.3g}",
-            "updates not finite": f"{skipped}, left out",
-        }
-        last = done + self._settings["steps_per_log"] > self._end
-        if last or time.monotonic() >= self._next_snapshot:
+            self._progress.update(0, **{label: means[name] for name, label in HEADLINES.items() if name in means})
+        rate = timings["steps_per_second"]
+        self._lines |= {"step": f"{done} of {self._end}", "time left": tell_duration((self._end - done) / rate)}
+        self._lines |= {"steps / s": f"{rate:.3g}", "updates not finite": f"{skipped}, left out"}
+        if done + self._settings["steps_per_log"] > self._end or time.monotonic() >= self._next_snapshot:
             self._next_snapshot = time.monotonic() + SECONDS_BETWEEN_SNAPSHOTS
             self._show_status()
             for name, values in vectors.items():
                 self._record.histogram(done, name, values.tolist())
 
-    def validated(self, done: int, metrics: Mapping[str, float]) -> None:
+    def validated(self, done: int, metrics: Numbers) -> None:
         """Write the result of a validation."""
         self.say(f"{self.at(done)}  validation: {tell(metrics)}")
         self._record.scalars(done, VAL, metrics)
-        self._lines["validated"] = f"at step {done}"
-        self._lines |= {f"  {_short(name)}": f"{value:.4g}" for name, value in metrics.items()}
+        told = {f"  {_short(name)}": f"{value:.4g}" for name, value in metrics.items()}
+        self._lines |= {"validated": f"at step {done}", **told}
         self._show_status()
 
-    def baselines(self, values: Mapping[str, float]) -> None:
+    def baselines(self, values: Numbers) -> None:
         """Write what the run's figures are to be compared with."""
         self.say(tell(values))
-        for name, value in values.items():
-            self._lines[_short(name)] = f"{value:.4g}"
+        self._lines |= {_short(name): f"{value:.4g}" for name, value in values.items()}
         if not self._kept:
             self._record.scalars(self._start, BASELINES, values)
 
@@ -125,9 +108,8 @@ class TrainingReport:
     def saved(self, done: int, file: Path) -> None:
         """A step was saved."""
         self.say(f"{self.at(done)}  saved {file}")
-        self._lines |= {"step": f"{done} of {self._end}", "saved": f"at step {done}"}
-        if done == self._end:
-            self._lines["time left"] = tell_duration(0)
+        over = {"time left": tell_duration(0)} if done == self._end else {}
+        self._lines |= {"step": f"{done} of {self._end}", "saved": f"at step {done}", **over}
         self._show_status()
         self._record.draw()
 
@@ -140,9 +122,8 @@ class TrainingReport:
         if self._progress:
             self._progress.close()
 
-    def _timings(self, steps: int, seconds: Mapping[str, float]) -> dict[str, float]:
-        total = sum(seconds.values())
-        rate = steps / max(total, 1e-9)
+    def _timings(self, steps: int, seconds: Numbers) -> dict[str, float]:
+        rate = steps / max(sum(seconds.values()), 1e-9)
         timings = {"steps_per_second": rate, "images_per_second": rate * self._settings["global_batch"]}
         timings |= {f"{phase}_ms": 1000 * seconds.get(phase, 0.0) / steps for phase in ("data", "step", "other")}
         if self._job.device.type == "cuda":

@@ -31,9 +31,8 @@ class Sink:
     def draw(self) -> None:
         """A step was saved, or the work is done: draw what is not drawn at once."""
 
-    def idle(self) -> bool:
-        """Do a piece of the work that is left, as no call waits. Returns whether there is more."""
-        return False
+    def idle(self) -> None:
+        """No call waits: do the work that is left."""
 
     def close(self) -> None:
         """Nothing comes any more."""

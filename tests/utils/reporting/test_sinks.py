@@ -17,41 +17,34 @@ import pytest
 from hparams.checks import require_packages
 from hparams.errors import UserError
 from utils.reporting import sinks
-from utils.reporting.sinks import InBackground, open_service, open_sinks
+from utils.reporting.sinks import InBackground, open_sink, open_sinks
 from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
 from utils.runs.sink import Sink
 from visdom_process import eventually
 
 
-class Listed(Sink):
-    """Keeps what it is told, and by which thread."""
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def scalars(self, step: int, split: str, values: Any) -> None:
-        self.told.append((step, split, values, threading.current_thread().name))
-
-    def close(self) -> None:
-        self.told.append("closed")
-
-
 def test_calls_are_made_in_order_by_another_thread_and_all_before_the_end() -> None:
-    listed, said = Listed(), []
+    told, said = [], []
 
-    def slow() -> Sink:
-        time.sleep(0.2)
-        return listed
+    class Slow(Sink):
+        def __init__(self) -> None:
+            time.sleep(0.2)
 
-    sink = InBackground("tensorboard", slow, said.append)
+        def scalars(self, step: int, split: str, values: Any) -> None:
+            told.append((step, split, values, threading.current_thread().name))
+
+        def close(self) -> None:
+            told.append("closed")
+
+    sink = InBackground("tensorboard", Slow, said.append)
     for step in range(5):
         sink.scalars(step, "train", {"loss": 1.0})
     sink.text("ignored", "by this sink")
     sink.close()
     sink.close()
-    assert listed.told == [*((step, "train", {"loss": 1.0}, "tensorboard") for step in range(5)), "closed"]
-    assert said == []
+    expected = [*((step, "train", {"loss": 1.0}, "tensorboard") for step in range(5)), "closed"]
+    assert (told, said) == (expected, [])
 
 
 def fails(*_: object) -> None:
@@ -89,12 +82,10 @@ def test_a_sink_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sink._calls.qsize() <= 51
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Record:
-    return Record(RunFolder("run", tmp_path), resume_step=None)
-
-
-def show(record: Record) -> None:
+def shown_in(sink: str, folder: Path) -> None:
+    """A run with something of each kind."""
+    record = Record(RunFolder("run", folder), resume_step=None)
+    open_sinks(record, RunFolder("run", folder), {"sinks": (sink,), "seed": 3}, resume_step=None)
     for step in (1, 2):
         record.scalars(step, "train", {"loss": 1 / step, "l1": float("nan")})
         record.picture(step, "samples", np.full((3, 4, 4), step, np.uint8))
@@ -104,10 +95,9 @@ def show(record: Record) -> None:
     record.close()
 
 
-def test_tensorboard_gets_everything(record: Record, tmp_path: Path) -> None:
+def test_tensorboard_gets_everything(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    open_sinks(record, RunFolder("run", tmp_path), {"sinks": ("tensorboard",)}, resume_step=None)
-    show(record)
+    shown_in("tensorboard", tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"images": 0})
     events.Reload()
     assert [(one.step, one.value) for one in events.Scalars("loss/train")] == [(1, 1.0), (2, 0.5)]
@@ -122,7 +112,7 @@ def test_tensorboard_gets_everything(record: Record, tmp_path: Path) -> None:
 def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for resume_step, steps in ((None, (1, 2, 3)), (2, (3, 4))):
-        view = open_service("tensorboard", RunFolder("run", tmp_path), {}, resume_step)
+        view = open_sink("tensorboard", RunFolder("run", tmp_path), {}, resume_step, print)
         for step in steps:
             view.scalars(step, "train", {"loss": float(step)})
         view.close()
@@ -132,31 +122,12 @@ def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path: Path) -> No
     assert [one.step for one in events.Scalars("loss/train")] == [1, 2, 3, 4]
 
 
-OFFLINE = """
-import sys
-from pathlib import Path
-import numpy as np
-from test_sinks import show
-from utils.reporting.sinks import open_sinks
-from utils.runs.record import Record
-from utils.runs.run_folder import RunFolder
-folder = RunFolder("run", Path(sys.argv[1]))
-record = Record(folder, resume_step=None)
-open_sinks(record, folder, {"sinks": ("wandb",), "seed": 3}, resume_step=None)
-show(record)
-"""
-
-
 def test_wandb_takes_everything_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="the package wandb is not installed: python -m pip install wandb")
-    paths = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, tmp_path],
-        env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    env = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": path}
+    code = f"import pathlib, test_sinks; test_sinks.shown_in('wandb', pathlib.Path({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--sinks" not in (tmp_path / "run/log.txt").read_text()
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*/files/media/images/*.png"))) == 2

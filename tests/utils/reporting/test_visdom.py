@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import itertools
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,32 +17,19 @@ import pytest
 import requests
 from PIL import Image
 
-from browser import Browser
 from hparams.errors import UserError
 from utils.reporting import board, sinks, visdom
-from utils.reporting.layout import Bars, Curves, Pictures
+from utils.reporting import visdom_messages as messages
+from utils.reporting.layout import Bars, Curves
 from utils.reporting.sinks import open_sinks
 from utils.reporting.visdom import Server, environment, show_on_visdom
-from utils.reporting.visdom_messages import (
-    CELL,
-    GAP,
-    LARGEST_PICTURE,
-    SLIDER,
-    bars_message,
-    cells,
-    curves_message,
-    picture_message,
-    shown,
-    table_message,
-    text_message,
-)
 from utils.runs.record import Record
 from utils.runs.run_folder import RunFolder
 from visdom_process import VisdomServer, eventually, free_port, other_program
 
 ENV = "churches~test"
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8)  # as large as pictures get
-SAMPLES = Pictures("samples", "samples")
+Opened = Callable[..., contextlib.AbstractContextManager[Record]]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +55,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def opened(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def opened(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Opened:
     """Opens the record of the one run that a test has, shown on visdom; the end waits long for a slow server."""
     monkeypatch.setitem(sinks.SECONDS_TO_CLOSE, "visdom", 60.0)
     monkeypatch.setattr(sinks, "SECONDS_BETWEEN_LOOKS", 0.02)
@@ -94,7 +80,14 @@ def losses(record: Record, *steps: int) -> None:
 
 
 def expected(*steps: int) -> dict[str, list[tuple[float, float]]]:
-    return {"train": [(step, shown(1 / (step + 1))) for step in steps]}
+    return {"train": [(step, messages.shown(1 / (step + 1))) for step in steps]}
+
+
+def message_of(step: int | None, picture: np.ndarray) -> dict[str, Any]:
+    kept = board.Board({}, messages.picture_message)
+    kept.picture(step, "samples", picture)
+    ((_, message),) = kept.pictures["samples"]
+    return message
 
 
 def picture_of(content: dict[str, Any]) -> np.ndarray:
@@ -110,60 +103,42 @@ def test_no_two_runs_share_an_environment() -> None:
     assert environment("+2b ^2b '\"\\<>&#?%") == "^2b2b ^^2b ^27^22^5c^3c^3e^26^23^3f^25"
 
 
-def test_a_new_page_is_no_error_in_the_terminal_of_the_server(server: VisdomServer, tmp_path: Path) -> None:
-    folder = RunFolder("first/of its name", tmp_path)
-    with contextlib.closing(Record(folder, resume_step=None)) as record:
-        record.text("run", "anew")
-    assert show_on_visdom(folder, Server("localhost", server.port)) == 1
-    assert "run" in server.panes("first~of its name")
-    assert "first~of its name" not in server.output()  # its tracebacks name the environment
-
-
-def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Callable[..., Any], folder: RunFolder) -> None:
-    grid = np.random.default_rng(0).integers(0, 256, (3, 30, 40), dtype=np.uint8)
+def test_each_kind_of_pane_arrives(server: VisdomServer, opened: Opened, folder: RunFolder) -> None:
+    """And of what comes faster than the server takes it, all points, and the newest of the rest."""
+    grid = NOISE[:, :30, :40]
     with opened(server.port) as record:
-        losses(record, 0, 10, 20)
+        losses(record, *range(900))
+        record.scalars(0, "real", {"late or with gaps": 1.0})
+        record.scalars(1, "fake", {"late or with gaps": 2.0})
+        eventually(lambda: "fake" in server.curves(ENV, "late or with gaps"))
+        record.scalars(2, "real", {"late or with gaps": float("nan")})
+        record.scalars(2, "fake", {"late or with gaps": float("inf")})
+        record.scalars(3, "fake", {"late or with gaps": 4.0})
         record.picture(None, "inpainted", np.zeros_like(grid))
         record.picture(None, "inpainted", grid)
         record.histogram(20, "code_counts", [3, float("nan"), 1])
-        record.text("settings", "lr  1e-4\nname <b>")
+        for text in ("lr  1e-3", "lr  1e-4\nname <b> caf\udce9"):
+            record.text("settings", text)
         record.table("more", ["FID", "<split>"], [[4.068123, "train"], [None, 3]])
     arrived = server.panes(ENV)
-    assert server.curves(ENV, "loss") == expected(0, 10, 20)
+    assert server.curves(ENV, "loss") == expected(*range(900))
+    late = server.curves(ENV, "late or with gaps")
+    assert late == {"real": [(0, 1), (2, None)], "fake": [(1, 2), (2, None), (3, 4)]}
     assert arrived["inpainted"]["title"] == "images, what is given of them, completions"
     np.testing.assert_array_equal(picture_of(arrived["inpainted"]["content"]), grid)
     assert arrived["code_counts"]["content"]["data"][0]["y"] == [3, None, 1]
-    assert "lr  1e-4\nname &lt;b&gt;" in arrived["settings"]["content"]
-    assert ">4.068<" in arrived["more"]["content"]
-    assert "&lt;split&gt;" in arrived["more"]["content"]
-    assert arrived["more"]["content"].count("<td") == 4
+    assert ">lr  1e-4\nname &lt;b&gt; caf\\udce9</pre>" in arrived["settings"]["content"]
+    assert ">FID    &lt;split&gt;\n4.068  train\n       3</pre>" in arrived["more"]["content"]
     assert warnings(folder) == []
 
 
-def test_points_that_come_faster_than_the_server_takes_them(server: VisdomServer, opened: Callable[..., Any]) -> None:
-    with opened(server.port) as record:
-        losses(record, *range(900))
-        record.text("settings", "800")
-    assert server.curves(ENV, "loss") == expected(*range(900))
-    assert ">800</pre>" in server.panes(ENV)["settings"]["content"]
-
-
-def test_curves_that_begin_late_pause_or_have_gaps(server: VisdomServer, opened: Callable[..., Any]) -> None:
-    with opened(server.port) as record:
-        record.scalars(0, "real", {"d": 1.0})
-        record.scalars(1, "fake", {"d": 2.0})
-        eventually(lambda: "fake" in server.curves(ENV, "d"))
-        record.scalars(2, "real", {"d": float("nan")})
-        record.scalars(2, "fake", {"d": float("inf")})
-        record.scalars(3, "fake", {"d": 4.0})
-    assert server.curves(ENV, "d") == {"real": [(0, 1), (2, None)], "fake": [(1, 2), (2, None), (3, 4)]}
-
-
 def test_without_a_server_one_line_says_so_and_the_folder_can_be_shown_later(
-    folder: RunFolder, opened: Callable[..., Any], request: pytest.FixtureRequest
+    folder: RunFolder, opened: Opened, request: pytest.FixtureRequest
 ) -> None:
     port = free_port()
     grid = np.full((3, 8, 8), 77, np.uint8)
+    with pytest.raises(UserError, match=r"--visdom_port.*`visdom -p \d+ -bind_local`.*--sinks summary"):
+        show_on_visdom(folder, Server("localhost", port))
     with opened(port) as record:
         losses(record, *range(200))
         eventually(lambda: len(warnings(folder)) > 0)
@@ -181,134 +156,92 @@ def test_without_a_server_one_line_says_so_and_the_folder_can_be_shown_later(
     assert server.panes(ENV).keys() == {"loss", "samples"}
 
 
-def test_killed_server_costs_one_warning_and_its_successor_gets_all(
-    server: VisdomServer, opened: Callable[..., Any], folder: RunFolder
+@contextlib.contextmanager
+def outage(server: VisdomServer, kind: str) -> Iterator[None]:
+    """The server hangs or ends; another program that takes its place is asked for its page, and sent nothing."""
+    (server.freeze if kind == "hung" else server.stop)()
+    yield
+    if kind == "replaced":
+        with other_program(200, b"hello", server.port) as (_, asked):
+            eventually(lambda: len(asked) > 4)
+        assert set(asked) == {"GET / 0"}
+    (server.thaw if kind == "hung" else server.start)()
+
+
+@pytest.mark.parametrize("kind", ["killed", "replaced", "hung"])
+def test_an_outage_costs_one_warning_and_then_the_server_gets_all(
+    server: VisdomServer, opened: Opened, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    monkeypatch.setattr(visdom, "TIMEOUT", (0.5, 0.5))
     with opened(server.port) as record:
-        losses(record, 0, 1)
+        losses(record, 0)
         record.text("settings", "kept")
         eventually(lambda: "settings" in server.panes(ENV))
-        for outage in (1, 2):
-            server.stop()
-            losses(record, 2 * outage)
-            eventually(lambda count=outage: len(warnings(folder)) == count)
-            losses(record, 2 * outage + 1)
-            server.start()
-            eventually(lambda last=2 * outage + 2: server.curves(ENV, "loss") == expected(*range(last)))
+        for last in (200, 400):
+            with outage(server, kind):
+                losses(record, *range(last - 199, last))
+                eventually(lambda count=last // 200: len(warnings(folder)) == count)
+                losses(record, last)
+            eventually(lambda end=last + 1: server.curves(ENV, "loss") == expected(*range(end)))
             eventually(lambda: "settings" in server.panes(ENV))
     assert len(warnings(folder)) == 2
 
 
-def test_server_that_was_restarted_unnoticed_gets_all(server: VisdomServer, opened: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("next_is", ["a point", "a text"])
+def test_server_that_was_restarted_unnoticed_gets_all(server: VisdomServer, opened: Opened, next_is: str) -> None:
     with opened(server.port) as record:
         losses(record, 0, 1)
         record.text("settings", "kept")
         eventually(lambda: "settings" in server.panes(ENV))
         server.stop()
         server.start()
-        losses(record, 2)
-    assert server.curves(ENV, "loss") == expected(0, 1, 2)
+        losses(record, 2) if next_is == "a point" else record.text("settings", "newer")
+    assert server.curves(ENV, "loss") == expected(0, 1, *([2] if next_is == "a point" else []))
     assert "settings" in server.panes(ENV)
 
 
-def test_hung_server_does_not_hold_up_the_run(
-    server: VisdomServer, opened: Callable[..., Any], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(visdom, "TIMEOUT", (0.5, 0.5))
-    with opened(server.port) as record:
-        losses(record, 0)
-        eventually(lambda: server.curves(ENV, "loss") == expected(0))
-        server.freeze()
-        losses(record, *range(1, 300))
-        eventually(lambda: len(warnings(folder)) == 1)
-        server.thaw()
-        eventually(lambda: server.curves(ENV, "loss") == expected(*range(300)))
-        losses(record, 300)
-    assert server.curves(ENV, "loss") == expected(*range(301))
-    assert len(warnings(folder)) == 1
-
-
-@pytest.mark.parametrize("fault", ["gone", "hung", "dies at each request"])
-def test_only_the_end_of_a_run_waits_for_the_server_and_that_within_its_budget(
-    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fault: str
+def test_only_the_end_of_a_run_waits_for_a_server_and_that_within_its_budget(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sinks.SECONDS_TO_CLOSE, "visdom", 0.1)
     monkeypatch.setattr(visdom, "TIMEOUT", (3600.0, 3600.0))
-    request, asking = requests.Session.request, set()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-    def requesting(*arguments: Any, **options: Any) -> requests.Response:
-        asking.add(threading.current_thread().name)
-        return request(*arguments, **options)
+        def run() -> None:
+            with opened(listener.getsockname()[1]) as record:
+                losses(record, 0)
+                with listener.accept()[0]:  # and no answer
+                    losses(record, *range(1, 300))
+                    record.close()
 
-    monkeypatch.setattr(requests.Session, "request", requesting)
-
-    def run() -> None:
-        with opened(port) as record:
-            losses(record, 0)
-            eventually(lambda: len(asking) > 0)
-            losses(record, *range(1, 300))
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # which takes connections, and never answers
-        port = int(listener.getsockname()[1])
-        if fault == "gone":
-            listener.close()
-        elif fault == "dies at each request":
-            threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
-        running = threading.Thread(target=run, name="run", daemon=True)
+        running = threading.Thread(target=run, daemon=True)
         running.start()
         running.join(60)
-        assert not running.is_alive(), "the run waits for the server"
-    assert asking == {"visdom"}
-
-
-def hang_up(listener: socket.socket) -> None:
-    """Close each connection as soon as it is asked for something, until there are no more."""
-    with contextlib.suppress(OSError):
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(1)
+    assert not running.is_alive(), "the run waits for the server"
 
 
 @pytest.mark.parametrize(("status", "page"), [(200, b"hello"), (200, b"[]" * 10**6), (404, b"hello"), (500, b"hello")])
-@pytest.mark.parametrize("resume_step", [None, 0])
 def test_another_program_on_the_port_is_sent_nothing(
-    opened: Callable[..., Any], folder: RunFolder, status: int, page: bytes, resume_step: int | None
+    opened: Opened, folder: RunFolder, status: int, page: bytes
 ) -> None:
     with other_program(status, page) as (port, asked):
-        with opened(port, resume_step) as record:
+        with opened(port) as record:
             losses(record, 1)
             eventually(lambda: len(asked) > 4)
             losses(record, 2)
-        with pytest.raises(UserError, match=r"--visdom_port.*: something other than visdom.*: correct them"):
+        with pytest.raises(UserError, match=r"--visdom_port.*: something other than visdom.*: give visdom another"):
             show_on_visdom(folder, Server("localhost", port))
     assert set(asked) == {"GET / 0"}
     (line,) = warnings(folder)
     assert "something other than visdom" in line
 
 
-def test_another_program_that_takes_the_place_of_a_server_is_sent_nothing_after_the_outage(
-    server: VisdomServer, opened: Callable[..., Any], folder: RunFolder
-) -> None:
-    with opened(server.port) as record:
-        losses(record, 0)
-        eventually(lambda: server.curves(ENV, "loss") == expected(0))
-        server.stop()
-        losses(record, 1)
-        eventually(lambda: len(warnings(folder)) == 1)
-        with other_program(200, b"hello", server.port) as (_, asked):
-            losses(record, 2)
-            eventually(lambda: len(asked) > 4)
-        server.start()
-    assert set(asked) == {"GET / 0"}
-    assert server.curves(ENV, "loss") == expected(0, 1, 2)
-
-
-def test_a_server_below_a_path(tmp_path: Path, opened: Callable[..., Any], folder: RunFolder) -> None:
+def test_a_server_below_a_path(tmp_path: Path, opened: Opened, folder: RunFolder) -> None:
     server, base_url = VisdomServer(tmp_path, "/some/visdom"), "some/visdom/"
     try:
         with opened(server.port, visdom_base_url=base_url) as record:
             losses(record, 0, 1)
+        assert ENV not in server.log.read_text()  # no traceback, which would name the environment, as it was a new one
         assert server.curves(ENV, "loss") == expected(0, 1)
         there = Server("localhost", server.port, base_url)
         assert there.command == f"visdom -p {server.port} -bind_local -base_url /some/visdom"
@@ -319,7 +252,7 @@ def test_a_server_below_a_path(tmp_path: Path, opened: Callable[..., Any], folde
         server.stop()
 
 
-def test_resumed_run_goes_on_where_it_was(server: VisdomServer, opened: Callable[..., Any], folder: RunFolder) -> None:
+def test_resumed_run_goes_on_where_it_was(server: VisdomServer, opened: Opened, folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
     folder.hparams.write_text("steps_per_checkpoint: 10\nsampler: absorbing\n")
     with opened(server.port) as record:
@@ -330,8 +263,10 @@ def test_resumed_run_goes_on_where_it_was(server: VisdomServer, opened: Callable
     with opened(server.port, resume_step=20) as record:
         eventually(lambda: server.curves(ENV, "loss") == expected(0, 10, 20))
         losses(record, 30, 40)
+        eventually(lambda: len(server.panes(ENV)["samples"]["content"]) == 2)
+        record.picture(30, "samples", np.full((3, 4, 4), 30, np.uint8))
     assert server.curves(ENV, "loss") == expected(0, 10, 20, 30, 40)
-    assert [picture["step"] for picture in server.panes(ENV)["samples"]["content"]] == [10, 20]
+    assert [picture["step"] for picture in server.panes(ENV)["samples"]["content"]] == [10, 20, 30]
 
     with opened(server.port) as record:  # from the beginning: the panes of the earlier run of its name go
         losses(record, 5)
@@ -339,85 +274,41 @@ def test_resumed_run_goes_on_where_it_was(server: VisdomServer, opened: Callable
     assert list(server.panes(ENV)) == ["loss"]
 
 
-def test_the_server_keeps_the_pictures_that_the_run_keeps(server: VisdomServer, opened: Callable[..., Any]) -> None:
-    with opened(server.port) as record:
-        for step in range(board.MOST_PICTURES + 3):
-            record.picture(step, "samples", np.full((3, 4, 4), step, np.uint8), write=False)
-            eventually(lambda last=step: steps(server)[-1:] == [last])  # each by itself
-    assert steps(server) == [*range(0, board.MOST_PICTURES, 2), *range(board.MOST_PICTURES, board.MOST_PICTURES + 3)]
-
-
-def steps(server: VisdomServer) -> list[int]:
-    content = server.panes(ENV).get("samples", {"content": []})["content"]
-    return [picture["step"] for picture in content]
-
-
-def test_user_errors_name_the_flag(folder: RunFolder) -> None:
-    with pytest.raises(UserError, match="--visdom_server"):
-        Server("http://[::", 8097)
-    with pytest.raises(UserError, match=r"--visdom_port.*`visdom -p \d+ -bind_local`.*--sinks summary"):
-        show_on_visdom(folder, Server("localhost", free_port()))
-
-
-def test_browser_draws_the_panes(
-    tmp_path: Path, server: VisdomServer, opened: Callable[..., Any], artefacts: Path
-) -> None:
-    browser = Browser(tmp_path, 1200, 800)
-    red = np.zeros((3, 64, 64), np.uint8)
-    red[0] = 255
-    with opened(server.port) as record:
-        for split in ("train", "val"):
-            for step in range(0, 100, 10):
-                record.scalars(step, split, {"new": 1 / (step + (1 if split == "train" else 5))})
-        record.picture(None, "samples", red)
-        record.histogram(1, "codes", [1, 2, 3])
-        record.table("more", ["FID", "temp"], [[4.07, 0.9], [5.58, 1.0]])
-    browser.open(f"http://127.0.0.1:{server.port}/env/{ENV}")
-    browser.panes(4)
-    browser.screenshot(artefacts / "each_kind_of_pane.png")
-    browser.close()
-    drawn = np.asarray(Image.open(artefacts / "each_kind_of_pane.png").convert("RGB")).reshape(-1, 3)
-    assert 64 * 63 < (drawn == [255, 0, 0]).all(axis=1).sum() <= 64 * 65  # whole, but for the handle in the corner
-    plotly_blue, plotly_orange = [31, 119, 180], [255, 127, 14]  # bars and first curve, second curve
-    assert (drawn == plotly_blue).all(axis=1).sum() > 2000
-    assert (drawn == plotly_orange).all(axis=1).sum() > 20
-    assert browser.errors == []
-
-
 @pytest.mark.parametrize("grid", [NOISE, NOISE[:, :64], np.zeros_like(NOISE), np.full((3, 1500, 3000), 9, np.uint8)])
 def test_a_picture_is_never_large(grid: np.ndarray) -> None:
-    for step, side in ((5, 768), (None, 1280)):
-        content = picture_message(SAMPLES, step, grid)["data"][0]["content"]
-        assert len(content["src"]) < 4 / 3 * LARGEST_PICTURE + 50 or (step is None and grid is NOISE)
+    for step in (5, None):
+        content = message_of(step, grid)["data"][0]["content"]
+        assert len(content["src"]) < 1_000_000
         assert content["src"].startswith("data:image/png" if not grid.any() else "data:image/")
-        assert picture_of(content).shape[2] == min(side, grid.shape[2])
+        assert picture_of(content).shape[2] == min(1024, grid.shape[2])
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((300, 300), 2), ((300, 420), 2), ((100, 300), 2), ((60, 300), 1)])
 def test_a_picture_ends_above_the_slider(shape: tuple[int, int], rows: int) -> None:
     """The pane scales a picture to its own size, less its bar, and centres it; the slider lies over its foot."""
-    message = picture_message(SAMPLES, 1, np.zeros((3, *shape), np.uint8))
+    message = message_of(1, np.zeros((3, *shape), np.uint8))
     pixels = picture_of(message["data"][0]["content"])[0]
     width, height = message["opts"]["width"], message["opts"]["height"]
-    assert height == cells(2, rows)["height"]
+    assert height == messages.cells(2, rows)["height"]
     scale = min(width / pixels.shape[1], height / pixels.shape[0])
     foot = (height - scale * pixels.shape[0]) / 2 + scale * (np.flatnonzero((pixels == 0).any(1)).max() + 1)
-    assert foot <= height - SLIDER + 1
-
-
-def test_names_that_are_no_utf8_are_escaped() -> None:
-    """Fonts and visdom's server take no others."""
-    for content in (text_message("caf\udce9", "run"), table_message(["images"], [["caf\udce9"]], "results")):
-        assert re.search(r"caf\\+udce9", content["data"][0]["content"])
+    assert foot <= height - messages.SLIDER + 1
 
 
 def test_looks_of_panes() -> None:
-    curves = {name: board.Curve([1], [2.0]) for name in ("a", "b")}
-    usual, special = (curves_message(Curves("w", "t", "y", stacked=on, from_zero=on), curves) for on in (False, True))
+    panes = board.Board({}, messages.picture_message)
+    for on in (False, True):
+        panes._add(Curves(str(on), "t", "y", stacked=on, from_zero=on))
+        panes.curves[str(on)] = {name: board.Curve([1], [2.0]) for name in ("a", "b")}
+    panes._add(Bars("bars", "t", first=3))
+    panes.histogram(1, "bars", np.array([5.0, float("inf"), -float("inf")]))
+    ((usual,), (special,), (bars,)) = (messages.pane_messages(panes, window) for window in panes.panes)
     assert [{"stackgroup" in curve for curve in content["data"]} for content in (usual, special)] == [{False}, {True}]
     assert [content["layout"]["yaxis"]["rangemode"] for content in (usual, special)] == ["normal", "tozero"]
     assert usual["layout"]["yaxis"]["title"]["text"] == "y"
-    bars = bars_message(Bars("w", "t", first=3), [5.0, float("inf"), -float("inf")])
     assert bars["data"] == [{"type": "bar", "x": [3, 4, 5], "y": [5.0, None, None]}]
-    assert cells(2, 1) == {"width": 2 * CELL[0] + GAP, "height": CELL[1]}  # panes of cells stand in rows
-    assert {(c["opts"]["width"], c["opts"]["height"]) for c in (usual, bars, text_message("t", "t"))} == {CELL}
+    words = [messages.text_message(text, "t") for text in ("", "x" * 50, "x" * 60, "\n" * 30)]
+    sizes = [(content["opts"]["width"], content["opts"]["height"]) for content in (usual, bars, *words)]
+    one_cell = messages.CELL
+    wide, high = 2 * one_cell[0] + messages.GAP, 2 * one_cell[1] + messages.GAP
+    assert sizes == [one_cell] * 4 + [(wide, one_cell[1]), (one_cell[0], high)]  # whole cells, to stand in rows
