@@ -192,7 +192,7 @@ def test_the_pane_of_a_gpus_memory(server: VisdomServer, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     settings = resolve(VQGANStage, typed)
-    with Job(settings.run, torch.device("cpu"), open_sinks=open_sinks, settings=settings) as job:
+    with Job(settings, torch.device("cpu"), open_sinks=open_sinks) as job:
         job.take_folder(resume_step=None)
         job.device = torch.device("cuda")
         report = TrainingReport(job, values_of(settings), VQGAN, start=0, kept=False)

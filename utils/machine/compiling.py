@@ -52,7 +52,7 @@ def capture_stream(
     Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as a graph cannot hold
     gloo's messages, and `on`, as that has not been tried on a GPU.
     """
-    together = ranks.count == 1 or (ranks.nccl and choice == "on")
+    together = ranks.count == 1 or (ranks.control and choice == "on")  # control: there is NCCL
     captured = together and amp_dtype is not torch.float16 and captures_graphs(choice, device)
     return torch.cuda.Stream(device) if captured else None
 
@@ -61,9 +61,8 @@ def captured_step(
     step: Callable[..., Any], generator: torch.Generator, stream: torch.cuda.Stream | None, ranks: Ranks
 ) -> Callable[..., Any]:
     """A training step, captured and replayed as a CUDA graph if there is a `capture_stream`."""
-    if stream is None:
-        return step
-    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS, stream)
+    eager_calls = EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS
+    return Captured(step, [generator], eager_calls, stream) if stream else step
 
 
 def _wanted(choice: str, device: torch.device) -> bool:

@@ -72,10 +72,9 @@ def without_tf32() -> Iterator[None]:
 
 def describe_device(device: torch.device) -> str:
     """The device in words, for the log."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
-    return f"{device} ({threads} thread{'s' if threads > 1 else ''})"
+    cpu = f"{threads} thread{'s' if threads > 1 else ''}"
+    return f"{device} ({torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu})"
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:
@@ -91,6 +90,4 @@ def precision_name(amp_dtype: torch.dtype | None) -> str:
 def rows(values: Tensor, indices: np.ndarray) -> Tensor:
     """values [n,…] at indices int64 [b] on the host: [b,…]. Does not wait for the device."""
     index = torch.from_numpy(indices)
-    if values.is_cuda:
-        index = index.pin_memory().to(values.device, non_blocking=True)
-    return values[index]
+    return values[index.pin_memory().to(values.device, non_blocking=True) if values.is_cuda else index]

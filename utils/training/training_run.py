@@ -31,9 +31,8 @@ from utils.runs.checkpoints import (
     require_finite,
     save_step,
 )
-from utils.runs.disk_space import space_notes
 from utils.runs.job import Job, tell_parameters
-from utils.runs.retention import clean_up, drop_weights
+from utils.runs.retention import clean_up, drop_weights, space_notes
 from utils.runs.run_folder import RunFolder
 from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
 from utils.training.optimiser import Optimiser, load_moments

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hparams.errors import UserError
 from hparams.settings.training import TrainingSettings
+from utils.runs import retention
 from utils.runs.retention import clean_up, drop_weights
 from utils.runs.run_folder import KINDS, VQGAN, RunFolder
 
@@ -109,6 +112,25 @@ def test_what_cannot_be_deleted_is_left_and_the_rest_goes(tmp_path: Path) -> Non
     folder.state_file(VQGAN, 5).mkdir()
     clean_up(folder, VQGAN, 20, DEFAULTS)
     assert folder.state_steps(VQGAN) == [5, 15, 20]
+
+
+def test_space_for_a_run_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 weights of 4 bytes, twice with the average, and two moments of each."""
+    model = torch.nn.Linear(999, 1)
+
+    def note(free: int, steps: int = 100, **changes: Any) -> str:
+        monkeypatch.setattr(retention, "free_space", lambda folder: free)
+        training = replace(DEFAULTS, steps_per_checkpoint=10, **changes)
+        (line,) = retention.space_notes(tmp_path, {False: model, True: model}, training, steps)
+        return line
+
+    assert note(10**6) == "disk        checkpoints to come take 104 kB, 1 MB is free"  # 10 of 8 kB, 3 states of 8 kB
+    assert "take 16 kB" in note(10**6, steps=3)
+    assert "take 32 kB" in note(10**6, keep_checkpoints="1", keep_states=1)
+    assert note(50_000).startswith("WARNING: checkpoints to come take 104 kB, 50 kB is free: make room, or use --keep")
+    with pytest.raises(UserError, match="a checkpoint takes 16 kB, and 15 kB is free: make room"):
+        note(15_000)
+    assert "take 0 B" in note(0, steps=0)
 
 
 @settings(max_examples=150, deadline=None)

@@ -16,42 +16,45 @@ from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.datasets import ImageData, open_images
 from utils.machine.distributed import Ranks
-from utils.runs.job import Job
-from utils.runs.same_settings import _common, require_same_images, require_same_settings
+from utils.runs.job import Job, open_job, require_same_images
 
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
 
 
-def compare(others: dict[str, Any]) -> None:
-    """Three processes, of which the last one was started by another command."""
-    settings = resolve(VQGANStage, TYPED)
+@pytest.fixture
+def open_three(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Open a job of three processes, of which the last one was started by another command."""
 
-    class Three(Ranks):
-        def gather_objects(self, thing: Any) -> list[Any]:
-            return [thing, thing, _common(resolve(VQGANStage, TYPED | others))]
+    def open_them(**others: Any) -> None:
+        class Three(Ranks):
+            def gather_objects(self, thing: Any) -> list[Any]:
+                return [thing, thing, thing | others]
 
-    require_same_settings(settings, Three(0, 3))
+        monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(Three(0, 3)))
+        with open_job(resolve(VQGANStage, TYPED)):
+            pass
+
+    return open_them
 
 
-def test_what_is_a_machines_own_may_differ() -> None:
-    compare({"custom_dataset_path": "/ssd/photos", "num_workers": 8, "device": "cuda:1", "visdom_port": 9})
-    compare({"sinks": (), "visdom_base_url": "/visdom"})
-    require_same_settings(resolve(VQGANStage, TYPED), Ranks())
+def test_what_is_a_machines_own_may_differ(open_three: Callable[..., None]) -> None:
+    open_three(custom_dataset_path="/ssd/photos", num_workers=8, device="cuda:1", visdom_port=9)
+    open_three(sinks=[], visdom_base_url="/visdom")
 
 
 @pytest.mark.parametrize(
-    ("others", "told"),
+    ("name", "other", "told"),
     [
-        ({"lr": 0.5}, "--lr: rank 2 has 0.5, and rank 0 1.35e-05: start all"),
-        ({"amp": True}, "--amp: rank 2 has on, and rank 0 off"),
-        ({"batch_size": 4}, "--batch_size: rank 2 has 4, and rank 0 3"),
-        ({"img_size": 128}, "--img_size: rank 2 has 128, and rank 0 256"),
-        ({"dist_backend": "gloo"}, "--dist_backend: rank 2 has gloo, and rank 0 auto"),
+        ("lr", 0.5, "0.5, and rank 0 1.35e-05: start all"),
+        ("amp", True, "on, and rank 0 off"),
+        ("batch_size", 4, "4, and rank 0 3"),
+        ("img_size", 128, "128, and rank 0 256"),
+        ("dist_backend", "gloo", "gloo, and rank 0 auto"),
     ],
 )
-def test_all_else_may_not(others: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        compare(others)
+def test_all_else_may_not(name: str, other: object, told: str, open_three: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match=f"--{name}: rank 2 has {told}"):
+        open_three(**{name: other})
 
 
 class Two(Ranks):
