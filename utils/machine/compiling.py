@@ -22,21 +22,17 @@ from utils.machine.distributed import Ranks
 SHAPES = 64  # that one layer may be compiled for; PyTorch's limit of 8 is below the number of a VQGAN's levels
 
 
-def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the Transformer's blocks; `choice` is that of --compile. UserError: `on`, and there is no compiler."""
-    if _wanted(choice, device):
-        for module in prior.modules():
-            if isinstance(module, Block):
-                module.compile()
+def compile_blocks(network: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile a Transformer's blocks, or an autoencoder's, each for its own shape (about a minute).
 
-
-def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the convolutional blocks, each for its own shape (about a minute), as `compile_prior` does."""
-    if _wanted(choice, device):
-        torch._dynamo.config.recompile_limit = SHAPES
-        for module in autoencoder.modules():
-            if isinstance(module, ResBlock | AttnBlock):
-                module.compile(dynamic=False)
+    choice: that of --compile. UserError: it is `on`, and there is no compiler.
+    """
+    for module in network.modules() if _wanted(choice, device) else ():
+        if isinstance(module, Block):
+            module.compile()
+        elif isinstance(module, ResBlock | AttnBlock):
+            torch._dynamo.config.recompile_limit = SHAPES
+            module.compile(dynamic=False)
 
 
 def captures_graphs(choice: str, device: torch.device) -> bool:

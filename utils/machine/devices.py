@@ -72,9 +72,8 @@ def without_tf32() -> Iterator[None]:
 
 def describe_device(device: torch.device) -> str:
     """The device in words, for the log."""
-    threads = torch.get_num_threads()
-    cpu = f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"{device} ({torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu})"
+    is_cuda = device.type == "cuda"
+    return f"{device} ({torch.cuda.get_device_name(device) if is_cuda else f'threads: {torch.get_num_threads()}'})"
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:

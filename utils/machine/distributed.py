@@ -54,11 +54,10 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the processes, in the tensor's own type: float64 for what is reported."""
-        if self.count == 1:
-            return tensor
-        total = tensor.detach().clone()
-        dist.all_reduce(total, group=self._group(tensor))
-        return total
+        if self.count > 1:
+            tensor = tensor.detach().clone()
+            dist.all_reduce(tensor, group=self._group(tensor))
+        return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over the processes."""
@@ -110,9 +109,8 @@ ALONE = Ranks()
 def replicate(
     module: nn.Module, ranks: Ranks, *, compress: bool = False, stream: torch.cuda.Stream | None = None
 ) -> nn.Module:
-    """The module under DDP, which averages its gradients over the processes during a backward pass.
+    """The module under DDP, which averages gradients during a backward pass, and starts with the first one's weights.
 
-    Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
     compress: send gradients as bfloat16, at half the bytes. stream: on which it will run; None: the current one.
     """
     if ranks.count == 1:

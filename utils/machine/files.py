@@ -70,10 +70,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably (fsync).
-
-    OSError: it cannot be made. Of a link to what is not there (a disk may be away), the error says so.
-    """
+    """Make a folder and those above it that are missing, durably. OSError: also where it is a link to what is away."""
     if not folder.is_dir():
         if folder.is_symlink() and not folder.exists():
             raise FileNotFoundError(errno.ENOENT, f"a link to {folder.readlink()}, which is not there", str(folder))
@@ -83,10 +80,7 @@ def make_folder(folder: Path) -> None:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether this user may make files in a folder, which is made if missing. Tries it, as access bits do not tell all.
-
-    OSError: it cannot be done for another reason, such as a full disk.
-    """
+    """Whether this user may make files in a folder, made if missing. Tries it, as access bits do not tell all."""
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -124,27 +118,24 @@ def _has_lock(file: BinaryIO, folder: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        raise UserError(
-            f"{folder}: its file system has no locks ({error.strerror}): mount it with them, or make logs/ a link to a "
-            "folder on another one"
-        ) from None
+        advice = "mount it with them, or make logs/ a link to a folder on another one"
+        raise UserError(f"{folder}: its file system has no locks ({error.strerror}): {advice}") from None
     return True
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of such a block for this folder, which is made if missing.
+    """Keep other processes out of such a block for this folder, which is made if missing; children do not inherit that.
 
-    No child process inherits the lock, and it ends with the process. UserError: another process is in such a block, or
-    the file system has no locks.
+    UserError: another process is in such a block, or the file system has no locks.
     """
     make_folder(folder)
     with (folder / ".lock").open("a+b", buffering=0) as file:  # or close() would fail again, without the file's name
         if not _has_lock(file, folder):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
-            advice = "wait for it or end it, or use another --log_dir"
-            raise UserError(f"{folder} is being written to by {holder}: {advice}")
+            fix = "wait for it or end it, or use another --log_dir"
+            raise UserError(f"{folder} is being written to by {holder}: {fix}")
         with naming(folder / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())

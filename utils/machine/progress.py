@@ -15,17 +15,13 @@ from hparams import launch
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class _Bar(tqdm):
-    """With a lock for this process alone: for tqdm's own, Python 3.14 starts a process that complains of kills."""
-
-
-_Bar.set_lock(threading.RLock())
+tqdm.set_lock(threading.RLock())  # for the lock that it makes itself, Python 3.14 starts a process
 
 
 def say(text: str) -> None:
     """Print a line on stdout, above any bar, and flush. Of several processes only the first prints."""
     if not launch.rank():
-        _Bar.write(text, file=sys.stdout)
+        tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -67,9 +63,9 @@ class Progress:
         self._what, self._total, self._unit, self._done = what, total, unit, done
         self._say, self._quiet = say, quiet or launch.rank() > 0
         self._figures: dict[str, float] = {}
-        self._bar: _Bar | None = None
+        self._bar: tqdm | None = None
         if stream.isatty() and not self._quiet:
-            self._bar = _Bar(
+            self._bar = tqdm(
                 desc=what, total=total, unit=f" {unit}", initial=done, file=stream, dynamic_ncols=True, smoothing=0.05
             )
         self._last = (time.monotonic(), done)  # time and count at the last line, from which the rate is measured

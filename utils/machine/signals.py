@@ -84,7 +84,7 @@ def heed_parent_alone(worker: int) -> None:
 
     Schedulers send SIGTERM to all processes of a job, and the parent, which finishes its step and saves, still needs
     its workers. macOS does not tell who sent a signal: there the worker goes on for `SECONDS_AFTER_SIGTERM`, or until
-    its parent is gone. SIGINT, SIGHUP and SIGUSR1 are ignored here too, as spawned workers (macOS) inherit no handlers.
+    its parent is gone. Other signals are ignored here too, as spawned workers (macOS) inherit no handlers.
     """
     parent = multiprocessing.parent_process()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -86,21 +86,18 @@ def load_file(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if zipfile.is_zipfile(path):  # PyTorch writes checksums, and does not look at them
-            with zipfile.ZipFile(path) as archive:
-                if record := archive.testzip():
-                    told = f"checksum of {record!r} differs"
-                    raise UserError(f"{path} is damaged ({told}): restore it, or use another step")
-        return content
+        # PyTorch writes checksums, and does not look at them.
+        broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
-    except UserError:
-        raise
     except Exception as error:  # the bytes of a damaged file lead the unpickler anywhere
         told = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read ({told}): it is damaged or no checkpoint") from None
+    if broken:
+        raise UserError(f"{path} is damaged (checksum of {broken!r} differs): restore it, or use another step")
+    return content
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

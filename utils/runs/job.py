@@ -37,15 +37,12 @@ OpenSinks = Callable[[Record, RunFolder, Mapping[str, Any], int | None], None]
 class Job:
     """A running command on its processes and device, in its run folder, for a `with` block. See `open_job`.
 
-    It knows nothing of models.
-
     Attributes:
         ranks: the processes that share the work; the first one writes files that are no one's share.
         amp_dtype: the type for autocast; None: float32.
         seed, batch_size, num_workers, compile, quiet: as the flags of these names.
         patience_s: how long a process waits for another.
         bad_images: takes images that cannot be read; see `begin`.
-        signals: which signals came.
         record: what the job writes of itself: the first process alone, from `take_folder` on.
     """
 
@@ -146,10 +143,9 @@ class Job:
         until_replaced: str = STANDS_IN,  # what becomes of images that cannot be read
         resume_step: int | None = ALL,  # up to which the folder's metrics stay, and the log goes on; None: anew
     ) -> None:
-        """Say what runs, take the run folder for this job alone, and write its settings.
+        """Say what runs, take the run folder for this job alone, and write its settings; until then nothing is written.
 
-        Until then nothing is written, so that a refusal leaves the folder as it was. UserError: another job writes to
-        the folder, or the processes have different images.
+        UserError: another job writes to the folder, or the processes have different images.
         """
         for flag, splits in (data or {}).items():
             require_same_images(flag, splits, self.ranks)

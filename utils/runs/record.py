@@ -26,15 +26,9 @@ SECONDS_BETWEEN_WRITES = 15.0  # of `newest.json`, which is written whole each t
 class Record:
     """Writes `log.txt`, `metrics.jsonl`, `images/` and `newest.json`, and hands the same on to `sinks`.
 
-    `newest.json` holds what has no history: the newest histograms, tables and texts.
-
-    Args:
-        folder: the run folder, made if missing.
-        resume_step: keep log, newest things, and metrics up to this step (`ALL`: all); None starts them afresh.
-        quiet: of all lines the terminal gets only warnings.
-
-    Raises:
-        OSError: the files cannot be opened.
+    `newest.json` holds what has no history: the newest histograms, tables and texts. resume_step: keep log, newest
+    things, and metrics up to this step (`ALL`: all); None starts them afresh. quiet: the terminal gets only warnings.
+    OSError: the files cannot be opened.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None, quiet: bool = False) -> None:
@@ -47,8 +41,7 @@ class Record:
         if resume_step is None:
             folder.newest.unlink(missing_ok=True)
         self._newest = read_newest(folder.newest)
-        self._unwritten = self._failed = False
-        self._next_write = 0.0
+        self._unwritten, self._failed, self._next_write = False, False, 0.0
         if damaged:
             lost = f"{damaged} damaged lines are left out; curves and logs lack their steps"
             self.warn(f"WARNING: {folder.metrics}: {lost}")
@@ -81,10 +74,7 @@ class Record:
         self._tell("scalars", step, split, values)
 
     def picture(self, step: int | None, name: str, picture: np.ndarray, *, write: bool = True) -> None:
-        """A picture uint8 [3,H,W], written to `images/<name>_<step>.png`, without a step to `images/<name>.png`.
-
-        write: False where the caller writes it there. OSError: it cannot be written.
-        """
+        """A picture uint8 [3,H,W], written to `images/<name>_<step>.png` or `<name>.png`, unless the caller does so."""
         self._tell("picture", step, name, picture)
         if write:
             save_png(self._folder.images / f"{name if step is None else f'{name}_{step}'}.png", picture)

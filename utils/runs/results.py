@@ -18,10 +18,7 @@ def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[s
 
     path: `results.json` of a run folder, made when missing. conditions: everything that the numbers depend on
     (features, number of images, split, temperature, steps, checkpoints, seed …). values: the numbers, by name.
-
-    Raises:
-        UserError: the file holds something else.
-        ValueError: a value is not finite: it must not pass for a result.
+    UserError: the file holds something else. ValueError: a value is not finite, and must not pass for a result.
     """
     with locked(path):
         entries = [entry for entry in read_results(path) if entry["conditions"] != dict(conditions)]

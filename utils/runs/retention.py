@@ -43,9 +43,7 @@ def drop_weights(folder: RunFolder, kind: str, step: int) -> None:
     _delete([*(folder.model_file(kind, step, ema=ema) for ema in (False, True)), folder.saving_mark(kind, step)])
 
 
-def space_notes(
-    folder: Path, models: Mapping[bool, nn.Module], training: TrainingSettings, steps_to_do: int
-) -> list[str]:
+def space_note(folder: Path, models: Mapping[bool, nn.Module], training: TrainingSettings, steps_to_do: int) -> str:
     """A line on what the checkpoints to come take in the end, pictures and codes left aside, and what is free.
 
     Models are given by whether they are the average. A training state holds Adam's two moments of every weight.
@@ -64,9 +62,8 @@ def space_notes(
             f"{folder}: a checkpoint takes {tell_bytes(weights + state)}, and {tell_bytes(free)} is free: make room"
         )
     line = f"checkpoints to come take {tell_bytes(needed)}, {tell_bytes(free)} is free"
-    if needed > free:
-        return [f"WARNING: {line}: make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"]
-    return [f"{'disk':<12}{line}"]
+    advice = "make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"
+    return f"WARNING: {line}: {advice}" if needed > free else f"{'disk':<12}{line}"
 
 
 def _delete(files: Iterable[Path]) -> None:

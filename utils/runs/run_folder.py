@@ -31,18 +31,12 @@ class RunFolder:
 
     def __init__(self, log_dir: str, root: Path = LOGS) -> None:
         self.name, self.root, self.path = log_dir, root, root / log_dir
-        self.hparams = self.path / "hparams.yaml"
-        self.log = self.path / "log.txt"
-        self.metrics = self.path / "metrics.jsonl"
-        self.newest = self.path / "newest.json"
-        self.summary = self.path / "summary.png"
-        self.images = self.path / "images"
-        self.bad_images = self.path / "bad_images.txt"
-        self.results = self.path / "results.json"
-        self.saved_models = self.path / "saved_models"
-        self.latents = self.path / "latents"
-        self.samples = self.path / "samples"
-        self.features = self.path / "features"
+        self.hparams, self.log = self.path / "hparams.yaml", self.path / "log.txt"
+        self.metrics, self.newest = self.path / "metrics.jsonl", self.path / "newest.json"
+        self.summary, self.results = self.path / "summary.png", self.path / "results.json"
+        self.images, self.bad_images = self.path / "images", self.path / "bad_images.txt"
+        self.saved_models, self.latents = self.path / "saved_models", self.path / "latents"
+        self.samples, self.features = self.path / "samples", self.path / "features"
         self.likelihoods = self.path / "likelihoods"
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
@@ -83,10 +77,7 @@ class RunFolder:
         return sorted({step for step in [*begun, *newer] if step not in states})
 
     def pick_step(self, kind: str, step: int | None, flags: Flags = ("--load_dir", "--load_step")) -> int:
-        """`step` if the run has it, or its newest for None.
-
-        UserError: no such folder, no model in it, or not at this step; one of `flags` is to be corrected.
-        """
+        """`step` if the run has it, or its newest for None. UserError, with one of `flags`: there is none."""
         require_run(flags[0], self.root, self.name)
         flag = flags[0] if step is None else flags[1]
         steps = self.model_steps(kind)
@@ -103,10 +94,7 @@ class RunFolder:
         return step
 
     def pick_model_file(self, kind: str, step: int, *, ema: bool) -> Path:
-        """The file of a step that `pick_step` found: the average if it exists and `ema` wants it, else the raw weights.
-
-        UserError: raw weights are wanted, and only the average was saved.
-        """
+        """The file of a step: the average if it exists and `ema` wants it, else the raw weights, or a UserError."""
         raw, average = self.model_file(kind, step), self.model_file(kind, step, ema=True)
         if ema and average.exists():
             return average

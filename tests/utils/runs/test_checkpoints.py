@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,9 +29,6 @@ def save(folder: RunFolder, step: int = 5) -> None:
     save_step(folder, VQGAN, step, {False: network(), True: network()}, {"trainer": {"usage": torch.arange(3)}})
 
 
-# --- what is saved ------------------------------------------------------------------------------------------------
-
-
 def test_a_saved_step_comes_back(folder: RunFolder) -> None:
     save(folder)
     files = {"vqgan_5.th", "vqgan_ema_5.th"}
@@ -44,8 +40,7 @@ def test_a_saved_step_comes_back(folder: RunFolder) -> None:
     for ema in (False, True):
         content = torch.load(folder.model_file(VQGAN, 5, ema=ema), weights_only=True)
         assert type(content) is dict  # a plain state dict
-        assert content.keys() == network().state_dict().keys()
-        assert all(torch.equal(content[name], value) for name, value in network().state_dict().items())
+        assert same(content, network().state_dict())
 
 
 def test_views_are_saved_without_what_they_view(folder: RunFolder) -> None:
@@ -75,13 +70,8 @@ def test_a_step_with_a_file_that_is_changed_or_missing_is_refused(folder: RunFol
         load_state(folder, VQGAN, 5)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", [as_checkpoint, as_legacy_checkpoint, as_pickle])
-def test_a_malicious_file_is_refused_and_not_run(
-    tmp_path: Path, form: Callable[[Path], bytes], recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_malicious_file_is_refused_and_not_run(tmp_path: Path, form: Callable[[Path], bytes], recwarn) -> None:
     file, victim = tmp_path / "model.th", tmp_path / "victim"
     file.write_bytes(form(victim))
     with pytest.raises(UserError, match=r"model\.th holds more than tensors" if form != as_pickle else r"model\.th"):
@@ -91,97 +81,69 @@ def test_a_malicious_file_is_refused_and_not_run(
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_truncated_files_are_refused_and_damaged_ones_never_crash(tmp_path: Path, legacy: bool) -> None:
-    file, refused = tmp_path / "damaged.th", 0
+def test_truncated_files_are_refused(tmp_path: Path, legacy: bool) -> None:
+    file = tmp_path / "damaged.th"
     torch.save(network().state_dict(), file, _use_new_zipfile_serialization=not legacy)
     content = file.read_bytes()
     for length in [*range(0, len(content) - 1, 37), len(content) - 1]:
         file.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"damaged\.th"):
             load_state_dict(file)
-    for place in range(0, len(content), 11):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 0xA5]) + content[place + 1 :])
-        try:
-            load_into(network(), load_state_dict(file), file)
-        except UserError:
-            refused += 1
-    assert refused > 10
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model at all\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x02."])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "odd.th"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=r"odd\.th") as refusal:
-        load_file(file)
-    assert "\n" not in str(refusal.value)
-
-
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    for content in (b"", b"not a model at all\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x02."):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"odd\.th[^\n]*$"):
+            load_file(file)
     with pytest.raises(UserError, match=r"none\.th does not exist"):
         load_file(tmp_path / "none.th")
     with pytest.raises(UserError, match="cannot be read"):
         load_file(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {"weight": "text"}, {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)]
-)
-def test_a_model_file_holds_names_and_tensors_only(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "odd.th")
-    with pytest.raises(UserError, match="no model file"):
-        load_state_dict(tmp_path / "odd.th")
+def test_a_model_file_holds_names_and_tensors_only_and_a_state_what_was_written(folder: RunFolder) -> None:
+    file = folder.state_file(VQGAN, 3)
+    file.parent.mkdir(parents=True)
+    for content in ([1, 2], {"siblings": 3}, {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)):
+        torch.save(content, file)
+        with pytest.raises(UserError, match="no model file"):
+            load_state_dict(file)
+        with pytest.raises(UserError, match="not a training state"):
+            load_state(folder, VQGAN, 3)
 
-
-@pytest.mark.parametrize("content", [{"step": 3}, [1], {"siblings": 3}])
-def test_a_state_of_another_program_is_refused(folder: RunFolder, content: Any) -> None:
-    folder.saved_models.mkdir(parents=True)
-    torch.save(content, folder.state_file(VQGAN, 3))
-    with pytest.raises(UserError, match="not a training state"):
-        load_state(folder, VQGAN, 3)
-
-
-# --- loading strictly ---------------------------------------------------------------------------------------------
 
 SOURCE = Path("model.th")
 
 
-def test_loading_copies_every_entry() -> None:
-    source, target = network(), network()
-    for parameter in source.parameters():
-        nn.init.normal_(parameter)
-    source(torch.randn(5, 3))
-    load_into(target, source.state_dict(), SOURCE)
-    for name, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[name], value)
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def renamed() -> dict[str, torch.Tensor]:
-    return {name.replace("0.weight", "2.weight"): value for name, value in network().state_dict().items()}
+def test_loading_copies_every_entry_or_none() -> None:
+    model, content = network(), {name: value + 1 for name, value in network().state_dict().items()}
+    with pytest.raises(UserError):
+        load_into(model, {name: value for name, value in content.items() if name != "1.bias"}, SOURCE)
+    assert same(model.state_dict(), network().state_dict())
+    load_into(model, content, SOURCE)
+    assert same(model.state_dict(), content)
+
+
+WHOLE = network().state_dict()
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (renamed(), r"^model\.th does not fit these settings \(missing: 0\.weight; unknown: 2\.weight\)"),
+        (WHOLE | {"2.weight": WHOLE["0.weight"]}, r"^model\.th does not fit these settings \(unknown: 2\.weight\): "),
         (network(5).state_dict(), r"\(shapes differ: 0\.weight is \[5, 3\] there and \[4, 3\] here"),
-        ({f"extra.{i}": torch.zeros(1) for i in range(20)} | network().state_dict(), r"extra\.5 and 14 more"),
+        ({f"extra.{i}": torch.zeros(1) for i in range(20)} | WHOLE, r"extra\.5 and 14 more"),
     ],
 )
 def test_names_and_shapes_that_do_not_fit_are_listed(content: dict[str, torch.Tensor], told: str) -> None:
     with pytest.raises(UserError, match=told):
         load_into(network(), content, SOURCE)
-
-
-def test_a_refused_file_changes_nothing() -> None:
-    model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    content = {name: value + 1 for name, value in before.items()}
-    del content["1.bias"]
-    with pytest.raises(UserError):
-        load_into(model, content, SOURCE)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 def test_perceptual_weights_are_read_over_and_named_parts_may_be_missing() -> None:
@@ -203,31 +165,27 @@ def test_a_part_is_loaded_by_the_names_of_the_file() -> None:
         load_into(network(), content, SOURCE, prefix="ae.", beside=("disc.",))
 
 
-# --- what is not finite -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
-def test_values_that_are_not_finite_are_refused_by_file_and_name(tmp_path: Path, name: str, value: float) -> None:
+def test_values_that_are_not_finite_are_refused_by_file_and_name(name: str, value: float) -> None:
     content = dict(network().state_dict())
     content[name].flatten()[1] = value
-    with pytest.raises(UserError, match=rf"weights\.th holds values that are not finite \(in ae\.{name}\)"):
-        load_into(
-            network(), {f"ae.{key}": value for key, value in content.items()}, tmp_path / "weights.th", prefix="ae."
-        )
+    content = {f"ae.{key}": value for key, value in content.items()}
+    with pytest.raises(UserError, match=rf"model\.th holds values that are not finite \(in ae\.{name}\)"):
+        load_into(network(), content, SOURCE, prefix="ae.")
 
 
-def test_values_too_large_for_the_networks_type_are_not_finite(tmp_path: Path) -> None:
+def test_values_too_large_for_the_networks_type_are_not_finite() -> None:
     content = {name: value.double() for name, value in network().state_dict().items()}
     content["0.bias"][0] = 1e300
     with pytest.raises(UserError, match=r"not finite \(in 0\.bias\)"):
-        load_into(network(), content, tmp_path / "weights.th")
+        load_into(network(), content, SOURCE)
 
 
-def test_parts_that_are_not_loaded_and_loss_histories_may_hold_anything(tmp_path: Path) -> None:
+def test_parts_that_are_not_loaded_and_loss_histories_may_hold_anything() -> None:
     """The published code enters a loss of NaN into its histories, and nothing depends on these."""
     model = network()
     model.register_buffer("loss_history", torch.zeros(3))
     nan = {name: torch.full((3,), torch.nan) for name in ("loss_history", "disc.weight")}
-    load_into(model, model.state_dict() | nan, tmp_path / "weights.th", beside=("disc.",))
+    load_into(model, model.state_dict() | nan, SOURCE, beside=("disc.",))
     assert model.loss_history.isnan().all()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,11 +27,8 @@ def open_three(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Open a job of three processes, of which the last one was started by another command."""
 
     def open_them(**others: Any) -> None:
-        class Three(Ranks):
-            def gather_objects(self, thing: Any) -> list[Any]:
-                return [thing, thing, thing | others]
-
-        monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(Three(0, 3)))
+        three = Mock(count=3, gather_objects=lambda thing: [thing, thing, thing | others])
+        monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(three))
         with open_job(resolve(VQGANStage, TYPED)):
             pass
 
@@ -45,11 +43,8 @@ def test_what_is_a_machines_own_may_differ(open_three: Callable[..., None]) -> N
 @pytest.mark.parametrize(
     ("name", "other", "told"),
     [
-        ("lr", 0.5, "0.5, and rank 0 1.35e-05: start all"),
-        ("amp", True, "on, and rank 0 off"),
-        ("batch_size", 4, "4, and rank 0 3"),
-        ("img_size", 128, "128, and rank 0 256"),
-        ("dist_backend", "gloo", "gloo, and rank 0 auto"),
+        *[("lr", 0.5, "0.5, and rank 0 1.35e-05: start all"), ("amp", True, "on, and rank 0 off")],
+        *[("batch_size", 4, "4, and rank 0 3"), ("dist_backend", "gloo", "gloo, and rank 0 auto")],
     ],
 )
 def test_all_else_may_not(name: str, other: object, told: str, open_three: Callable[..., None]) -> None:
@@ -82,34 +77,25 @@ def test_a_job_asks_for_all_images_before_it_writes(tmp_path: Path, job: Job) ->
 
 
 @pytest.mark.parametrize("held_out", [0, 5])
-@pytest.mark.parametrize(("stage", "train"), [(VQGANStage, train_vqgan.train), (PriorStage, train_sampler.train)])
-def test_training_asks_for_all_images_before_it_writes(
-    stage: type[VQGANStage | PriorStage],
-    train: Callable[[Any], None],
-    held_out: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize(
+    ("train", "stage", "more"),
+    [(train_vqgan.train, VQGANStage, {}), (train_sampler.train, PriorStage, {"ae_load_dir": "ae"})],
+)
+def test_training_asks_for_all_images_before_it_writes(train, stage, more, held_out, tmp_path, monkeypatch) -> None:
     """Held-out ones count."""
     photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(Two(0, 2)))
-    source = {"ae_load_dir": "ae"} if stage is PriorStage else {}
-    settings = resolve(stage, TYPED | source | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
+    settings = resolve(stage, TYPED | more | {"log_dir": "run", "steps_per_eval": held_out, "device": "cpu"})
     with pytest.raises(UserError, match=f"^--dataset custom: {OTHER}"):
         train(settings)
     assert not (tmp_path / "logs").exists()
 
 
 def test_a_copy_of_the_data_that_is_another_is_named_by_its_machine(tmp_path: Path) -> None:
-    class Five(Ranks):
-        def gather_objects(self, thing: Any) -> list[Any]:
-            return [thing, thing, ("b", 40, ["x"]), ("b", 40, ["x"]), ("c", 41, ["y"])]
-
-    images = photos(tmp_path)
-    told = (
-        r"--dataset ffhq: .* on rank 2 on b \(40 images\), rank 4 on c \(41 images\) than on rank 0 on .* \(41 images\)"
-    )
+    others = [("b", 40, ["x"]), ("b", 40, ["x"]), ("c", 41, ["y"])]
+    five = Mock(count=5, gather_objects=lambda thing: [thing, thing, *others])
+    told = r"ffhq: .* on rank 2 on b \(40 images\), rank 4 on c \(41 images\) than on rank 0 on .* \(41 images\)"
     with pytest.raises(UserError, match=told):
-        require_same_images("--dataset ffhq", [images], Five(1, 5))
+        require_same_images("--dataset ffhq", [photos(tmp_path)], five)
     require_same_images("--dataset ffhq", [object()], Ranks())  # type: ignore[list-item] # one process lists nothing
