@@ -23,10 +23,7 @@ SHAPES = 64  # that one layer may be compiled for; PyTorch's limit of 8 is below
 
 
 def compile_blocks(network: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile a Transformer's blocks, or an autoencoder's, each for its own shape (about a minute).
-
-    choice: that of --compile. UserError: it is `on`, and there is no compiler.
-    """
+    """Compile the blocks of a Transformer or an autoencoder, as --compile says. UserError: `on` without a compiler."""
     for module in network.modules() if _wanted(choice, device) else ():
         if isinstance(module, Block):
             module.compile()
@@ -45,8 +42,8 @@ def capture_stream(
 ) -> torch.cuda.Stream | None:
     """A stream for a training step that can be captured as a CUDA graph, else None; `choice` is that of --compile.
 
-    Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as a graph cannot hold
-    gloo's messages, and `on`, as that has not been tried on a GPU.
+    Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as no graph holds gloo's
+    messages, and `on`, as that has not been tried on a GPU.
     """
     together = ranks.count == 1 or (ranks.control and choice == "on")  # control: there is NCCL
     captured = together and amp_dtype is not torch.float16 and captures_graphs(choice, device)

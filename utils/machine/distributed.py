@@ -134,10 +134,9 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others lose contact and end.
-
-    Raises UserError: there is no GPU for the backend. RunError: others ended or do not answer; the line names those
-    that hang. SystemExit: status 1, where another process says what happened.
+    timeout_s: how long one process waits for another. When one fails, the others lose contact and end. UserError:
+    there is no GPU for the backend. RunError: others ended or do not answer; the line names those that hang.
+    SystemExit: status 1, where another process says what happened.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # on which CUDA graphs are captured
@@ -219,10 +218,7 @@ def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelt
 
 
 def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> BaseException:
-    """How a process ends that lost the others: by one line from each machine, unless torchrun ends it before.
-
-    Where one hangs, all others time out together: it is the one that does not say so in the store.
-    """
+    """How a process ends that lost the others: one of each machine names those that do not say so in the store too."""
     what = "lost the other processes, of which one has ended"
     with suppress(dist.DistError, RuntimeError):
         store.set(f"lost/{ranks.rank}", "")

@@ -32,8 +32,7 @@ _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise.
 
-    It is written beside `path`, flushed (fsync), and renamed; missing folders are made. OSError, which names the file:
-    the disk does not take it.
+    It is written beside `path`, flushed (fsync), and renamed; missing folders are made. OSError names the file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")  # process ids of two machines may be equal
     try:
@@ -125,10 +124,7 @@ def _has_lock(file: BinaryIO, folder: Path) -> bool:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of such a block for this folder, which is made if missing; children do not inherit that.
-
-    UserError: another process is in such a block, or the file system has no locks.
-    """
+    """Keep other processes out of such a block for this folder. UserError: one is in it, or there are no locks."""
     make_folder(folder)
     with (folder / ".lock").open("a+b", buffering=0) as file:  # or close() would fail again, without the file's name
         if not _has_lock(file, folder):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 from tqdm import tqdm
@@ -27,9 +28,8 @@ def say(text: str) -> None:
 
 def tell(metrics: Mapping[str, float]) -> str:
     """Metrics in one aligned line."""
-    return "  ".join(
-        f"{name} {value:<9.4g}" if abs(value) < 1e5 else f"{name} {value:<9.3e}" for name, value in metrics.items()
-    ).rstrip()
+    told = (f"{name} {value:<9{'.4g' if abs(value) < 1e5 else '.3e'}}" for name, value in metrics.items())
+    return "  ".join(told).rstrip()
 
 
 def tell_duration(seconds: float) -> str:
@@ -41,8 +41,8 @@ def tell_duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-class Progress:
-    """Shows how far work has come, its rate, the time left, and figures to watch. Use it in a `with` block.
+class Progress(AbstractContextManager["Progress"]):
+    """Shows how far work has come, its rate, the time left, and figures to watch, in a `with` block.
 
     A terminal gets a tqdm bar on stderr. Elsewhere `say` gets a line with the first figures, then one every
     `SECONDS_BETWEEN_LINES`, and one at the end. Of several processes only the first shows something.
@@ -96,18 +96,14 @@ class Progress:
 
     def _line(self, now: float) -> None:
         # The time left from the first line on, so that one save or validation does not change it much.
-        rate, steady = (
-            (self._done - done) / max(now - then, 1e-9) for then, done in (self._last, self._first or self._last)
-        )
+        since = (self._last, self._first or self._last)
+        rate, steady = ((self._done - done) / max(now - then, 1e-9) for then, done in since)
         left = tell_duration((self._total - self._done) / steady) if steady else "unknown time"
         count = f"{self._done:>{len(str(self._total))}}/{self._total}"
         parts = (self._what, f"{count} {self._unit}s", f"{rate:.3g} {self._unit}s/s", f"{left} left")
         self._say("  ".join((*parts, tell(self._figures))).rstrip())
         self._last = (now, self._done)
         self._first = self._first or self._last
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -10,10 +10,9 @@ import torch
 
 
 class Stopwatch:
-    """Divides the time of a loop among its phases.
+    """Divides the time of a loop among its phases: a CPU's by the clock, CUDA's by events in the stream.
 
-    A CPU is measured by the clock, CUDA by events in the stream: a phase costs the time for which it held up the
-    device, and loading batches while the device is busy costs nothing.
+    There a phase costs the time for which it held up the device; loading batches while that is busy costs nothing.
     """
 
     def __init__(self, device: torch.device) -> None:

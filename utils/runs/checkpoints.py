@@ -17,12 +17,11 @@ from hparams.errors import UserError
 from utils.machine.files import make_folder, sha256_of, sync, whole_file
 from utils.runs.run_folder import RunFolder
 
-# Part of published checkpoints, and of no use here: the perceptual network comes from its own weights.
-READ_OVER = ("perceptual.",)
-# A head that only the likelihood estimate uses; older checkpoints lack it.
-LOGSIGMA = ("ae.generator.logsigma.",)
-# Of a prior's training, which only pictures depend on. The published code enters losses that are not finite, too.
-HISTORIES = ("loss_history", "Lt_history", "Lt_count")
+Names = tuple[str, ...]
+Tensors = Mapping[str, Tensor]
+READ_OVER = ("perceptual.",)  # in published checkpoints; here the perceptual network comes from its own weights
+LOGSIGMA = ("ae.generator.logsigma.",)  # a head that only the likelihood estimate uses; older checkpoints lack it
+HISTORIES = ("loss_history", "Lt_history", "Lt_count")  # the published code enters losses that are not finite, too
 
 
 def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
@@ -44,10 +43,7 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
 
 
 def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
-    """The training state of a step, once the files it names have been found unharmed.
-
-    UserError: the state or one of the files is missing, damaged or not ours.
-    """
+    """The training state of a step. UserError: it, or one of the files it names, is missing, damaged or not ours."""
     path = folder.state_file(kind, step)
     state = load_file(path)
     siblings = state.get("siblings") if isinstance(state, dict) else None
@@ -68,9 +64,7 @@ def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
 
 
 def noted_autoencoder(state_file: Path) -> str | None:
-    """The checksum of the autoencoder file whose codes a prior learnt, as its training state notes it, without reading
-    the weights there; None where there is no such note, or the state is missing or damaged.
-    """
+    """The checksum of the autoencoder file that a prior's training state notes, or None. Reads no weights."""
     with suppress(Exception):  # the bytes of a damaged file lead the unpickler anywhere
         noted = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True).get("autoencoder")
         return noted if isinstance(noted, str) else None
@@ -78,10 +72,7 @@ def noted_autoencoder(state_file: Path) -> str | None:
 
 
 def load_file(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU; only tensors and plain containers, nothing that runs code.
-
-    UserError: the file is missing, damaged, or holds anything else.
-    """
+    """What `torch.save` wrote, on the CPU. UserError: missing, damaged, or more than tensors and plain containers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
@@ -109,20 +100,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(
-    module: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    source: Path,
-    *,
-    may_lack: tuple[str, ...] = (),
-    prefix: str = "",
-    beside: tuple[str, ...] = (),
+    module: nn.Module, state_dict: Tensors, source: Path, *, may_lack: Names = (), prefix: str = "", beside: Names = ()
 ) -> None:
     """Load strictly: the same names and shapes, but for `READ_OVER`. Names under `may_lack` may stay as they are.
 
     Where the module is a part of what the file holds, its names there begin with `prefix`, and those under `beside`
-    are other parts. All names are the file's.
-
-    UserError: names are missing or not known, shapes differ, or values are not finite; the line lists them.
+    are other parts. All names are the file's. UserError: names are missing or not known, shapes differ, or values are
+    not finite; the line lists them.
     """
     given = {name: value for name, value in state_dict.items() if not name.startswith((*READ_OVER, *beside))}
     own = {prefix + name: value for name, value in module.state_dict().items()}
@@ -148,10 +132,8 @@ def require_finite(
     finite = {name: value.isfinite().all() for name, value in floats if not name.endswith(HISTORIES)}
     together = torch.stack(list(finite.values())).tolist() if finite else []  # waits for the device once
     if broken := [name for name, good in zip(finite, together, strict=True) if not good]:
-        raise UserError(
-            f"{source} holds values that are not finite (in {_listed(broken)}): its training had diverged, or it is "
-            f"damaged; {advice}"
-        )
+        told = f"holds values that are not finite (in {_listed(broken)})"
+        raise UserError(f"{source} {told}: its training had diverged, or it is damaged; {advice}")
 
 
 def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -163,7 +145,7 @@ def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{name}.{key}".lstrip("."))
 
 
-def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(state_dict: Tensors, prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 

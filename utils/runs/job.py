@@ -39,9 +39,7 @@ class Job:
 
     Attributes:
         ranks: the processes that share the work; the first one writes files that are no one's share.
-        amp_dtype: the type for autocast; None: float32.
-        seed, batch_size, num_workers, compile, quiet: as the flags of these names.
-        patience_s: how long a process waits for another.
+        seed, batch_size, num_workers, compile, quiet: as the flags of these names; patience_s: --dist_timeout.
         bad_images: takes images that cannot be read; see `begin`.
         record: what the job writes of itself: the first process alone, from `take_folder` on.
     """
@@ -109,21 +107,14 @@ class Job:
             end_politely(self.signals.stop)
 
     def wait_for(self, missing: Callable[[], int], what: str) -> None:
-        """Until nothing of what the processes share is missing; all call this together. One process never waits.
-
-        RunError: nothing more has come within `patience_s`. SystemExit: a signal asked this process to stop.
-        """
-        if self.ranks.count == 1:
-            return
-        seen, since = missing(), time.monotonic()
-        while left := missing():
+        """Until nothing that the processes share is missing; all call it. RunError: none came within `patience_s`."""
+        seen, since = 0, 0.0
+        while self.ranks.count > 1 and (left := missing()):
             if left != seen:
                 seen, since = left, time.monotonic()
             elif time.monotonic() - since > self.patience_s:
-                raise RunError(
-                    f"{what}: {left} are missing, and none has come within --dist_timeout {self.patience_s:.0f}; what "
-                    "was written is whole: the same command goes on from there"
-                )
+                told = f"{left} are missing, and none has come within --dist_timeout {self.patience_s:.0f}"
+                raise RunError(f"{what}: {told}; what was written is whole: the same command goes on from there")
             self.check()
             time.sleep(_POLL_S)
         self.ranks.wait()
@@ -187,8 +178,7 @@ class Job:
 def open_job(settings: Stage, open_sinks: OpenSinks = lambda *_: None) -> Iterator[Job]:
     """The job of a script with these settings: its processes join, and its device is picked.
 
-    open_sinks: opens what shows the job; see `utils.reporting.sinks.open_sinks`. UserError: there is no such device, or
-    the processes have different settings. SystemExit: a signal asked to stop while data were waited for.
+    UserError: there is no such device, or the processes have different settings. SystemExit: a signal asked to stop.
     """
     run = settings.run
     device = pick_device(run.device)
@@ -208,17 +198,12 @@ def require_same_settings(values: Mapping[str, Any], known: Mapping[str, Setting
     for rank, theirs in enumerate(others, start=1):
         for name in shared:
             if theirs.get(name) != first[name]:
-                raise UserError(
-                    f"--{name}: rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}: "
-                    "start all processes by the same command"
-                )
+                told = f"rank {rank} has {as_text(theirs.get(name))}, and rank 0 {as_text(first[name])}"
+                raise UserError(f"--{name}: {told}: start all processes by the same command")
 
 
 def require_same_images(flag: str, splits: Sequence[ImageData], ranks: Ranks) -> None:
-    """UserError, on every process, unless all find images of the same names and sizes; see `ImageData.listing`.
-
-    splits: what is read of a data set, which `flag` names.
-    """
+    """UserError, on every process, unless all find images of the same names and sizes in what `flag` names."""
     if ranks.count == 1:
         return
     own = (socket.gethostname(), sum(map(len, splits)), [images.listing for images in splits])
@@ -228,10 +213,8 @@ def require_same_images(flag: str, splits: Sequence[ImageData], ranks: Ranks) ->
         if theirs != listing:
             differ.setdefault(host, f"rank {rank} on {host} ({count} images)")
     if differ:
-        raise UserError(
-            f"{flag}: other names or sizes of files on {', '.join(differ.values())} than on rank 0 on {first_host} "
-            f"({number} images): give all machines the same data"
-        )
+        told = f"{', '.join(differ.values())} than on rank 0 on {first_host} ({number} images)"
+        raise UserError(f"{flag}: other names or sizes of files on {told}: give all machines the same data")
 
 
 def _refuse_bad_images(found: Mapping[str, str], images: int) -> None:

@@ -15,10 +15,7 @@ from utils.machine.files import whole_file
 
 
 class LineFile:
-    """A text file that outlives a full disk: what cannot be written waits in memory for the next write.
-
-    Several threads may write: those of sinks warn.
-    """
+    """A text file that outlives a full disk: what cannot be written waits in memory. Several threads may write."""
 
     def __init__(self, path: Path, mode: Literal["wb", "ab"]) -> None:
         self._path, self._file = path, path.open(mode, buffering=0)
@@ -68,10 +65,7 @@ def read_newest(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def keep_metrics(path: Path, last_step: int | None) -> int:
-    """Rewrite a `metrics.jsonl` without the lines after a step (None: without any); how many of those read are damaged.
-
-    A last line that was cut off is none of them: the process was killed as it wrote it.
-    """
+    """Rewrite a `metrics.jsonl` without lines after a step (None: all). Returns how many were damaged, not cut off."""
     damaged = 0
     with whole_file(path) as out:
         for text, line in metrics_lines(path) if last_step is not None else ():

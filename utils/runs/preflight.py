@@ -1,7 +1,6 @@
 """What can be found wrong before anything is built: missing data and checkpoints. Imports no torch.
 
-The newest step, where none is named, is settled here, and is then in the settings: training may save a newer one before
-the last process loads its own, and a run folder says what was loaded.
+Settles the newest step where none is named: training may save a newer one before the last process loads its own.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ class Record:
 
     `newest.json` holds what has no history: the newest histograms, tables and texts. resume_step: keep log, newest
     things, and metrics up to this step (`ALL`: all); None starts them afresh. quiet: the terminal gets only warnings.
-    OSError: the files cannot be opened.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None, quiet: bool = False) -> None:
@@ -43,8 +42,8 @@ class Record:
         self._newest = read_newest(folder.newest)
         self._unwritten, self._failed, self._next_write = False, False, 0.0
         if damaged:
-            lost = f"{damaged} damaged lines are left out; curves and logs lack their steps"
-            self.warn(f"WARNING: {folder.metrics}: {lost}")
+            told = f"{damaged} damaged lines are left out; curves and logs lack their steps"
+            self.warn(f"WARNING: {folder.metrics}: {told}")
 
     def say(self, text: str) -> None:
         """A line (or several) for people, to terminal and log."""

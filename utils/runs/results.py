@@ -42,10 +42,7 @@ def read_results(path: Path) -> list[dict[str, dict[str, Value]]]:
 
 
 def results_table(path: Path) -> tuple[list[str], list[Sequence[Value]]]:
-    """Columns and rows that show a results file: a row per entry, its numbers first, then the conditions that differ.
-
-    A single entry has a row for each number and each condition. UserError: the file holds something else.
-    """
+    """Columns and rows that show a results file: numbers, and conditions that differ; all of them of a single entry."""
     entries = read_results(path)
     if len(entries) == 1:
         named = {**entries[0]["values"], **entries[0]["conditions"]}

@@ -58,9 +58,8 @@ def space_note(folder: Path, models: Mapping[bool, nn.Module], training: Trainin
     needed = min(saves, kept + 1) * weights + min(saves, training.keep_states + 1) * state
     free = free_space(folder)
     if steps_to_do > 0 and weights + state > free:
-        raise UserError(
-            f"{folder}: a checkpoint takes {tell_bytes(weights + state)}, and {tell_bytes(free)} is free: make room"
-        )
+        takes = f"a checkpoint takes {tell_bytes(weights + state)}"
+        raise UserError(f"{folder}: {takes}, and {tell_bytes(free)} is free: make room")
     line = f"checkpoints to come take {tell_bytes(needed)}, {tell_bytes(free)} is free"
     advice = "make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"
     return f"WARNING: {line}: {advice}" if needed > free else f"{'disk':<12}{line}"

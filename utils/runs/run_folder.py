@@ -35,9 +35,8 @@ class RunFolder:
         self.metrics, self.newest = self.path / "metrics.jsonl", self.path / "newest.json"
         self.summary, self.results = self.path / "summary.png", self.path / "results.json"
         self.images, self.bad_images = self.path / "images", self.path / "bad_images.txt"
-        self.saved_models, self.latents = self.path / "saved_models", self.path / "latents"
-        self.samples, self.features = self.path / "samples", self.path / "features"
-        self.likelihoods = self.path / "likelihoods"
+        self.saved_models, self.likelihoods = self.path / "saved_models", self.path / "likelihoods"
+        self.latents, self.samples, self.features = (self.path / name for name in ("latents", "samples", "features"))
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
         """The state dict of a model at a step."""

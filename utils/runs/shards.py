@@ -88,23 +88,16 @@ class Rows(Sequence[np.ndarray]):
 
 
 class Shards:
-    """The part files of some work.
-
-    folder: where they are, named after what determines the rows. otherwise: where new ones go if that cannot be
-    written; those that it holds count too.
-    """
+    """The part files of some work in `folder`, and in `otherwise`, where new ones go if that cannot be written."""
 
     def __init__(self, folder: Path, otherwise: Path | None = None) -> None:
         self._folder, self._otherwise = folder, otherwise
 
-    def last(self) -> int:
-        """How many rows there are, if none is missing."""
-        return max((part.stop for part in self._parts()), default=0)
-
-    def read(self, n: int) -> Rows | None:
-        """The first n rows; None if some are missing or damaged."""
+    def read(self, n: int | None = None) -> Rows | None:
+        """The first n rows, or all; None if some are missing or damaged, or there is none."""
+        n = n or max((part.stop for part in self._parts()), default=0)
         parts = self._whole_parts()
-        return None if _gaps(parts, n) else Rows(parts, n)
+        return Rows(parts, n) if n and not _gaps(parts, n) else None
 
     def fill(
         self,
@@ -121,7 +114,6 @@ class Shards:
 
         job: its processes share the work; its signals stop it after a batch, and the same command goes on. size: rows
         of a part file. A multiple of `make`'s batch size gives each batch the same rows, however many processes.
-
         UserError: there is not enough room, or too many images cannot be read. RunError: another process does not get
         on. SystemExit: a signal asked to stop.
         """

@@ -114,14 +114,10 @@ def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("choice", "device", "amp_dtype", "ranks", "expected"),
     [
-        ("auto", CUDA, torch.bfloat16, ALONE, True),
-        ("auto", CPU, None, ALONE, False),
-        ("off", CUDA, None, ALONE, False),
-        ("on", CUDA, torch.float16, ALONE, False),
-        ("on", CUDA, None, NCCL, True),
-        ("auto", CUDA, None, NCCL, False),
-        ("on", CUDA, torch.float16, NCCL, False),
-        ("on", CUDA, None, Ranks(0, 2), False),
+        *[("auto", CUDA, torch.bfloat16, ALONE, True), ("auto", CPU, None, ALONE, False)],
+        *[("off", CUDA, None, ALONE, False), ("on", CUDA, torch.float16, ALONE, False)],
+        *[("on", CUDA, None, NCCL, True), ("auto", CUDA, None, NCCL, False)],
+        *[("on", CUDA, torch.float16, NCCL, False), ("on", CUDA, None, Ranks(0, 2), False)],
     ],
 )
 def test_which_steps_run_beside_the_default_stream(choice, device, amp_dtype, ranks, expected, monkeypatch) -> None:

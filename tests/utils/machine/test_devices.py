@@ -98,30 +98,27 @@ def test_float32_is_float32(work: Callable[[Seen, Job], None], job: Job) -> None
 
 
 def test_the_type_is_one_that_the_device_has_whatever_the_current_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = [0]
+    current = [0]  # the devices whose blocks are open
 
     @contextmanager
     def device(chosen: torch.device) -> Iterator[None]:
-        before, current[0] = current[0], chosen.index
-        yield
-        current[0] = before
+        yield current.append(chosen.index)
+        current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[0] == 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[-1] == 1)
     found = [pick_amp_dtype(torch.device("cuda", index), True, "auto") for index in (0, 1)]
     assert found == [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize(
-    ("has", "may_use", "expected"),
+    ("has", "may_use", "bfloat16"),  # AVX2: as ATEN_CPU_CAPABILITY has it
     [
-        ("avx512_bf16", "AVX512", torch.bfloat16),
-        ("avx512_bf16", "AVX2", None),  # as ATEN_CPU_CAPABILITY has it
-        ("arm_bf16", "DEFAULT", torch.bfloat16),
-        ("avx512_f", "AVX512", None),
+        *[("avx512_bf16", "AVX512", True), ("avx512_bf16", "AVX2", False)],
+        *[("arm_bf16", "DEFAULT", True), ("avx512_f", "AVX512", False)],
     ],
 )
-def test_a_cpu_takes_the_bfloat16_that_pytorch_may_use(has: str, may_use: str, expected, monkeypatch) -> None:
+def test_a_cpu_takes_the_bfloat16_that_pytorch_may_use(has: str, may_use: str, bfloat16: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, has: True})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: may_use)
-    assert pick_amp_dtype(CPU, True, "auto") == expected
+    assert pick_amp_dtype(CPU, True, "auto") == (torch.bfloat16 if bfloat16 else None)

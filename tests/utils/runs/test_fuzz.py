@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import pickle
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file as save_safetensors
 
 from hparams import saved
-from hparams.cli import parse
 from hparams.errors import UserError
+from hparams.resolve import resolve
 from hparams.settings.stages import VQGANStage
 from jobs import a_job
 from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
@@ -41,85 +40,33 @@ from utils.runs.run_folder import VQGAN, RunFolder, save_settings
 from utils.runs.shards import Shards
 
 
-def checkpoint(folder: Path) -> Path:
-    torch.save({"weight": torch.arange(20.0), "bias": torch.ones(3)}, folder / "model.th")
-    return folder / "model.th"
+def write_checkpoint(file: Path) -> None:
+    torch.save({"weight": torch.arange(20.0), "bias": torch.ones(3)}, file)
 
 
-def state(folder: Path) -> Path:
-    run = RunFolder("run", folder)
-    save_step(run, VQGAN, 5, {False: torch.nn.Linear(2, 2)}, {"trainer": {"usage": torch.arange(3)}})
-    return run.state_file(VQGAN, 5)
+def write_state(file: Path) -> None:
+    models, state = {False: torch.nn.Linear(2, 2)}, {"trainer": {"usage": torch.arange(3)}}
+    save_step(RunFolder("run", file.parents[2]), VQGAN, 5, models, state)
 
 
-def hparams(folder: Path) -> Path:
-    save_settings(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), folder / "hparams.yaml")
-    return folder / "hparams.yaml"
-
-
-def metrics(folder: Path) -> Path:
-    record = Record(RunFolder("run", folder), resume_step=None)
+def write_record(file: Path) -> None:
+    record = Record(RunFolder("run", file.parents[1]), resume_step=None)
     for step in range(5):
         record.scalars(step, "train", {"loss": 1.5, "l1": float("nan")})
     record.histogram(4, "codes", [1.0, 2.0])
     record.table("more", ["FID"], [[4.0]])
     record.text("run", "4 of 4")
     record.close()
-    return folder / "run/metrics.jsonl"
 
 
-def newest(folder: Path) -> Path:
-    metrics(folder)
-    return folder / "run/newest.json"
+def write_image(file: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)).save(file)
 
 
-def results(folder: Path) -> Path:
-    record_result(folder / "results.json", {"n": 3, "features": "R64"}, {"fid": 1.5})
-    return folder / "results.json"
-
-
-def datasets(folder: Path) -> Path:
-    (folder / "datasets.yaml").write_text("churches: {paths: {train: a, val: b}}\nffhq: {path: photos}\n")
-    return folder / "datasets.yaml"
-
-
-def image(folder: Path, kind: str) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / f"image.{kind}")
-    return folder / f"image.{kind}"
-
-
-def part(folder: Path) -> Path:
-    shards, rows = Shards(folder / "codes"), torch.full((6, 4), 7)
+def write_part(file: Path) -> None:
+    rows = torch.full((6, 4), 7)
     with a_job() as job:
-        assert len(shards.fill(job, 6, np.empty(4, np.uint8), lambda *_: iter([rows]), what="codes")) == 6
-    return next((folder / "codes").iterdir())
-
-
-def bad_images(folder: Path) -> Path:
-    BadImages(folder / "bad.txt", 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10)
-    return folder / "bad.txt"
-
-
-def given_array(folder: Path, dtype: type) -> Path:
-    np.save(folder / "given.npy", np.ones((3, 4), dtype))
-    return folder / "given.npy"
-
-
-def given_tensor(folder: Path) -> Path:
-    torch.save(torch.ones(3, 4, dtype=torch.uint8), folder / "given.pt")
-    return folder / "given.pt"
-
-
-def given_safetensors(folder: Path) -> Path:
-    header = json.dumps({"features": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
-    (folder / "given.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
-    return folder / "given.safetensors"
-
-
-def lmdb(folder: Path) -> Path:
-    write_lmdb(folder / "a_lmdb", [(b"%02d" % number, bytes(number * 400)) for number in range(12)])
-    return folder / "a_lmdb/data.mdb"
+        Shards(file.parent).fill(job, 6, np.empty(4, np.uint8), lambda *_: iter([rows]), what="codes")
 
 
 def read_lmdb(file: Path) -> int:
@@ -131,25 +78,63 @@ def read_codes(file: Path) -> object:
     return read_latents("--latents_path", file, tokens=4, codebook_size=8)
 
 
-LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "checkpoint": (checkpoint, load_state_dict),
-    "any torch file": (checkpoint, load_file),
-    "state": (state, lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5)),
-    "settings": (hparams, lambda file: saved.load(file, VQGANStage)),
-    "metrics": (metrics, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
-    "what is shown": (metrics, lambda file: shown(file.parent)),
-    "newest": (newest, lambda file: shown(file.parent)),
-    "results": (results, read_results),
-    "data sets": (datasets, lambda file: [find_paths(name, file) for name in ("churches", "ffhq")]),
-    **{kind: (partial(image, kind=kind), decode_rgb) for kind in ("png", "jpg", "webp")},
-    "codes": (part, lambda file: Shards(file.parent).read(6)),
-    "given latents": (partial(given_array, dtype=np.int64), read_codes),
-    "given latents, a tensor": (given_tensor, read_codes),
-    "given features": (partial(given_array, dtype=np.float32), lambda file: read_features("--real_feats", file)),
-    "given features, safetensors": (given_safetensors, lambda file: read_features("--fake_feats", file)),
-    "LMDB": (lmdb, read_lmdb),
-    "list of bad images": (bad_images, lambda file: len(BadImages(file, 0.5, print, keep=True))),
+# By kind: the file's name, what writes it, and what loads it.
+LOADERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
+    "checkpoint": ("model.th", write_checkpoint, load_state_dict),
+    "any torch file": ("model.th", write_checkpoint, load_file),
+    "state": (
+        "run/saved_models/vqgan_state_5.th",
+        write_state,
+        lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5),
+    ),
+    "settings": (
+        "hparams.yaml",
+        lambda file: save_settings(resolve(VQGANStage, {"dataset": "churches"}), file),
+        lambda file: saved.load(file, VQGANStage),
+    ),
+    "metrics": ("run/metrics.jsonl", write_record, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
+    "what is shown": ("run/metrics.jsonl", write_record, lambda file: shown(file.parent)),
+    "newest": ("run/newest.json", write_record, lambda file: shown(file.parent)),
+    "results": ("results.json", lambda file: record_result(file, {"n": 3, "on": "R64"}, {"fid": 1.5}), read_results),
+    "data sets": (
+        "datasets.yaml",
+        lambda file: file.write_text("churches: {paths: {train: a, val: b}}\nffhq: {path: photos}\n"),
+        lambda file: [find_paths(name, file) for name in ("churches", "ffhq")],
+    ),
+    **{kind: (f"image.{kind}", write_image, decode_rgb) for kind in ("png", "jpg", "webp")},
+    "codes": ("codes/*.npy", write_part, lambda file: Shards(file.parent).read(6)),
+    "given latents": ("given.npy", lambda file: np.save(file, np.ones((3, 4), np.int64)), read_codes),
+    "given latents, a tensor": ("given.pt", lambda file: torch.save(torch.ones(3, 4).byte(), file), read_codes),
+    "given features": (
+        "given.npy",
+        lambda file: np.save(file, np.ones((3, 4), np.float32)),
+        lambda file: read_features("--real_feats", file),
+    ),
+    "given features, safetensors": (
+        "given.safetensors",
+        lambda file: save_safetensors({"features": torch.ones(2, 3)}, file),
+        lambda file: read_features("--fake_feats", file),
+    ),
+    "LMDB": (
+        "a_lmdb/data.mdb",
+        lambda file: write_lmdb(file.parent, [(b"%02d" % number, bytes(number * 400)) for number in range(12)]),
+        read_lmdb,
+    ),
+    "list of bad images": (
+        "bad.txt",
+        lambda file: BadImages(file, 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10),
+        lambda file: len(BadImages(file, 0.5, print, keep=True)),
+    ),
 }
+
+
+def made(kind: str, folder: Path) -> Path:
+    name, write, _ = LOADERS[kind]
+    write(folder / name)
+    (file,) = folder.glob(name)
+    return file
+
+
 @st.composite
 def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     """Cut, change, insert, repeat or replace some bytes."""
@@ -175,12 +160,10 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutate=mutations())
 def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], bytes]) -> None:
-    make, load = LOADERS[kind]
-    if not (tmp_path / "content").exists():  # the folder serves all examples
-        (tmp_path / "original").mkdir()
-        (tmp_path / "name").write_text(str(made := make(tmp_path / "original")))
-        (tmp_path / "content").write_bytes(made.read_bytes())
-    file, content = Path((tmp_path / "name").read_text()), (tmp_path / "content").read_bytes()
+    name, _, load = LOADERS[kind]
+    if not (tmp_path / "original").exists():  # the folder serves all examples
+        (tmp_path / "original").write_bytes(made(kind, tmp_path).read_bytes())
+    (file,), content = tmp_path.glob(name), (tmp_path / "original").read_bytes()
     file.write_bytes(mutate(content))
     try:
         loaded = load(file)
@@ -203,8 +186,8 @@ WEIGHTS = {
 @pytest.mark.parametrize("form", FORMS, ids=[form.__name__ for form in FORMS])
 @pytest.mark.parametrize("kind", [*LOADERS, *WEIGHTS])
 def test_no_loader_runs_a_pickle(tmp_path: Path, kind: str, form: Callable[[Path], bytes]) -> None:
-    make, load = LOADERS.get(kind) or (checkpoint, WEIGHTS[kind])
-    file, victim = make(tmp_path), tmp_path / "victim"
+    load = WEIGHTS[kind] if kind in WEIGHTS else LOADERS[kind][2]
+    file, victim = made("checkpoint" if kind in WEIGHTS else kind, tmp_path), tmp_path / "victim"
     file.write_bytes(form(victim))
     with contextlib.suppress(UserError):
         load(file)
@@ -224,14 +207,14 @@ def test_these_pickles_would_do_harm(tmp_path: Path) -> None:
 def test_lines_that_are_json_but_no_lines_of_ours(tmp_path: Path) -> None:
     lines = ["3", "[]", "null", '"text"', "[" * 5000, '["events", {}]']
     lines += [f'{{"step": {step}, "split": "train"}}' for step in ('"3"', "true")]
-    file = metrics(tmp_path)
+    file = made("metrics", tmp_path)
     whole = file.read_text()
     file.write_text("\n".join(f"{line}\n{whole}" for line in lines))
     assert [entry["step"] for entry in read_metrics(file)] == [0, 1, 2, 3, 4] * len(lines)
 
 
 def test_pickled_arrays_are_no_rows(tmp_path: Path) -> None:
-    file = part(tmp_path)
+    file = made("codes", tmp_path)
     content = io.BytesIO()
     np.save(content, np.array([{}], dtype=object), allow_pickle=True)
     name = f"00000000-00000006-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.npy"

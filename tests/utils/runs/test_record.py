@@ -69,9 +69,7 @@ def test_newest_things_stay_on_resume_and_go_with_a_new_run(folder: RunFolder) -
         assert read_newest(folder.newest)["texts"].keys() == kept
 
 
-def test_newest_things_are_written_now_and_then_and_when_a_step_is_saved(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_things_are_written_now_and_then_and_when_a_step_is_saved(folder: RunFolder, monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     record = Record(folder, resume_step=None)

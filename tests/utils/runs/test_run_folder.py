@@ -33,19 +33,16 @@ def put(folder: RunFolder, *names: str) -> None:
         (folder.saved_models / name).touch()
 
 
-def test_names_lie_in_the_folder_and_may_be_nested(folder: RunFolder, tmp_path: Path) -> None:
-    saved = tmp_path / "sets" / "run" / "saved_models"
-    assert folder.model_file(VQGAN, 7) == saved / "vqgan_7.th"
-    assert folder.model_file(ABSORBING, 7, ema=True) == saved / "absorbing_ema_7.th"
-    assert folder.state_file(VQGAN, 7) == saved / "vqgan_state_7.th"
-
-
-def test_steps_are_in_numerical_order_and_of_one_kind(folder: RunFolder) -> None:
+def test_steps_are_in_numerical_order_and_of_one_kind(folder: RunFolder, tmp_path: Path) -> None:
+    assert folder.model_file(ABSORBING, 7, ema=True) == tmp_path / "sets/run/saved_models/absorbing_ema_7.th"
     put(folder, "vqgan_10.th", "vqgan_9.th", "vqgan_ema_200.th", "absorbing_3.th", "vqgan_optim_4.th", "xvqgan_5.th")
     put(folder, ".vqgan_5.th.1234", "vqgan_6.th.part")
     assert folder.model_steps(VQGAN) == [9, 10, 200]
     assert folder.model_steps(ABSORBING) == [3]
     assert folder.state_steps(VQGAN) == []
+    put(folder, "vqgan_state_10.th")  # what is newer does not count
+    assert folder.model_steps(VQGAN) == [9, 10]
+    assert (folder.pick_step(VQGAN, None), folder.pick_step(VQGAN, 9)) == (10, 9)
 
 
 def test_optimisers_count_where_each_has_a_file_or_the_training_state_has_them(folder: RunFolder) -> None:
@@ -55,28 +52,18 @@ def test_optimisers_count_where_each_has_a_file_or_the_training_state_has_them(f
     assert [file.name for file in folder.optimiser_files(VQGAN, 6).values()] == ["ae_optim_6.th", "disc_optim_6.th"]
 
 
-def test_model_files_newer_than_the_newest_state_do_not_count(folder: RunFolder) -> None:
-    put(folder, "vqgan_5.th", "vqgan_ema_10.th", "vqgan_state_10.th", "vqgan_15.th", "vqgan_ema_15.th")
-    assert folder.model_steps(VQGAN) == [5, 10]
-    assert folder.state_steps(VQGAN) == [10]
-    assert (folder.pick_step(VQGAN, None), folder.pick_step(VQGAN, 5)) == (10, 5)
+def test_what_is_missing_is_named_and_the_nearest_steps_too(folder: RunFolder) -> None:
+    def refused(step: int | None, told: str) -> None:
+        with pytest.raises(UserError, match=told):
+            folder.pick_step(VQGAN, step)
 
-
-def test_a_missing_step_is_answered_with_the_nearest(folder: RunFolder) -> None:
-    put(folder, *(f"vqgan_{step}.th" for step in range(10, 110, 10)))
-    with pytest.raises(UserError, match=r"--load_step: .* no vqgan of step 47; it has step 30, 40, 50, 60, 70, …$"):
-        folder.pick_step(VQGAN, 47)
-
-
-def test_missing_folders_and_models_are_named(folder: RunFolder) -> None:
-    with pytest.raises(UserError, match="--load_dir: there is no run folder"):
-        folder.pick_step(VQGAN, None)
-    folder.saved_models.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th in .*; has this run saved a step\?$"):
-        folder.pick_step(VQGAN, None)
+    refused(None, "--load_dir: there is no run folder")
+    put(folder)
+    refused(None, r"--load_dir: no vqgan_<step>\.th in .*; has this run saved a step\?$")
     put(folder, "absorbing_3.th")
-    with pytest.raises(UserError, match=r"--load_dir: no vqgan_<step>\.th in .*; its models are of absorbing$"):
-        folder.pick_step(VQGAN, None)
+    refused(None, r"--load_dir: no vqgan_<step>\.th in .*; its models are of absorbing$")
+    put(folder, *(f"vqgan_{step}.th" for step in range(10, 110, 10)))
+    refused(47, r"--load_step: .* no vqgan of step 47; it has step 30, 40, 50, 60, 70, …$")
 
 
 def test_the_average_is_preferred_and_can_be_declined(folder: RunFolder) -> None:
@@ -109,7 +96,6 @@ def names(folder: RunFolder) -> set[str]:
 @pytest.mark.parametrize(
     ("whole", "done", "changes", "states", "weights"),
     [
-        ({5, 10, 15}, 15, {}, [10, 15], [5, 10, 15]),
         # Weights go where a number says so, but not those that were loaded.
         ({5, 10, 15, 20}, 20, {"keep_checkpoints": "1", "load_step": 5}, [20], [5, 20]),
         # A run resumed at 5, because 10 was damaged, has just saved 7.
