@@ -22,9 +22,7 @@ from hparams.errors import UserError
 from utils.machine import files
 
 
-def test_one_process_at_a_time_has_a_file_locked_and_a_killed_one_lets_go(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process_at_a_time_has_a_file_locked_and_a_killed_one_lets_go(tmp_path: Path, capsys) -> None:
     path = tmp_path / "new" / "results.json"
     code = f"""if True:
         import pathlib, sys
@@ -84,19 +82,13 @@ def test_a_key_tells_arrays_apart_by_type_shape_and_every_value() -> None:
     keys = {files.content_key("codes", part) for part in (ids, *others)}
     assert len(keys) == 6
     assert files.content_key("codes", torch.from_numpy(ids)) == files.content_key("codes", ids.copy(order="F"))
-
-
-def test_keys_of_text_and_numbers_stay_what_they_were() -> None:
-    """Else what earlier versions kept would be computed again."""
+    # Keys of text and numbers stay what they were, or what earlier versions kept would be computed again.
     key = files.content_key("samples 1", 7, 0.9, None, {"temp": 1.0}, torch.bfloat16)
     text = b"samples 1\x007\x000.9\0None\0{'temp': 1.0}\0torch.bfloat16"
     assert key == hashlib.sha256(text).hexdigest()[:24]
 
 
-def test_sizes_in_words() -> None:
+def test_sizes_in_words_and_the_space_that_the_nearest_folder_has(tmp_path: Path) -> None:
     told = [files.tell_bytes(count) for count in (0, 999, 1000, 36_100_000, 5 * 10**16)]
     assert told == ["0 B", "999 B", "1 kB", "36.1 MB", "5e+04 TB"]
-
-
-def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
     assert files.free_space(tmp_path / "not" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)

@@ -7,13 +7,10 @@ import torch
 from utils.machine.seeding import derive_seed, make_generator, seed_global
 
 
-def test_seeds_are_the_same_on_every_machine_and_every_part_counts() -> None:
+def test_seeds_are_the_same_on_every_machine_every_part_counts_and_torch_accepts_them() -> None:
     assert derive_seed(0, "vqgan", 7) == 1579675695082453827
     parts = ((0, "vqgan", 7), (1, "vqgan", 7), (0, "prior", 7), (0, "vqgan", 8), (0, "vqgan"), (0, "vqgan", 70))
     assert len({derive_seed(*each) for each in parts}) == 6
-
-
-def test_seeds_fit_what_torch_accepts() -> None:
     seeds = {derive_seed(0, step) for step in range(2000)}
     assert len(seeds) == 2000
     assert min(seeds) >= 0

@@ -208,20 +208,15 @@ def test_a_lock_on_a_full_disk_names_its_file(disk: Path) -> None:
 
 @pytest.mark.parametrize("individually", [False, True])
 def test_samples_on_a_full_disk_are_no_set(disk: Path, individually: bool) -> None:
-    images = disk / "images"
-
-    def write() -> None:
-        with a_job() as job:
-            pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-            write_samples(job, 64, lambda part: pixels, images, individually=individually)
-
+    images, pixels = disk / "images", torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     fill(disk, 8192)
-    with pytest.raises(OSError) as failure:
-        write()
-    assert str(failure.value.filename).endswith(".png")
-    assert not list(images.glob("*.png")) + list(images.glob("samples/*"))
-    (disk / "filler").unlink()
-    write()
+    with a_job() as job:
+        with pytest.raises(OSError) as failure:
+            write_samples(job, 64, lambda part: pixels, images, individually=individually)
+        assert str(failure.value.filename).endswith(".png")
+        assert not list(images.glob("*.png")) + list(images.glob("samples/*"))
+        (disk / "filler").unlink()
+        write_samples(job, 64, lambda part: pixels, images, individually=individually)
     assert len(list(images.glob("samples/*.png"))) == 64 * individually
     assert len(list(images.glob("*.png"))) == 1 - individually
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,10 @@ def read_lmdb(file: Path) -> int:
     return sum(len(images.read(i)) for i in range(len(images)))
 
 
-def read_codes(file: Path) -> object:
-    return read_latents("--latents_path", file, tokens=4, codebook_size=8)
-
+read_codes = partial(read_latents, "--latents_path", tokens=4, codebook_size=8)
+read_given = partial(read_features, "--real_feats")
+CHURCHES = resolve(VQGANStage, {"dataset": "churches"})
+IMAGES = [(b"%02d" % number, bytes(number * 400)) for number in range(12)]
 
 # By kind: the file's name, what writes it, and what loads it.
 LOADERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
@@ -87,11 +89,7 @@ LOADERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]
         write_state,
         lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5),
     ),
-    "settings": (
-        "hparams.yaml",
-        lambda file: save_settings(resolve(VQGANStage, {"dataset": "churches"}), file),
-        lambda file: saved.load(file, VQGANStage),
-    ),
+    "settings": ("hparams.yaml", partial(save_settings, CHURCHES), partial(saved.load, stage_class=VQGANStage)),
     "metrics": ("run/metrics.jsonl", write_record, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
     "what is shown": ("run/metrics.jsonl", write_record, lambda file: shown(file.parent)),
     "newest": ("run/newest.json", write_record, lambda file: shown(file.parent)),
@@ -105,21 +103,9 @@ LOADERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]
     "codes": ("codes/*.npy", write_part, lambda file: Shards(file.parent).read(6)),
     "given latents": ("given.npy", lambda file: np.save(file, np.ones((3, 4), np.int64)), read_codes),
     "given latents, a tensor": ("given.pt", lambda file: torch.save(torch.ones(3, 4).byte(), file), read_codes),
-    "given features": (
-        "given.npy",
-        lambda file: np.save(file, np.ones((3, 4), np.float32)),
-        lambda file: read_features("--real_feats", file),
-    ),
-    "given features, safetensors": (
-        "given.safetensors",
-        lambda file: save_safetensors({"features": torch.ones(2, 3)}, file),
-        lambda file: read_features("--fake_feats", file),
-    ),
-    "LMDB": (
-        "a_lmdb/data.mdb",
-        lambda file: write_lmdb(file.parent, [(b"%02d" % number, bytes(number * 400)) for number in range(12)]),
-        read_lmdb,
-    ),
+    "given features": ("given.npy", lambda file: np.save(file, np.ones((3, 4), np.float32)), read_given),
+    "safetensors": ("given.safetensors", lambda file: save_safetensors({"a": torch.ones(2, 3)}, file), read_given),
+    "LMDB": ("a_lmdb/data.mdb", lambda file: write_lmdb(file.parent, IMAGES), read_lmdb),
     "list of bad images": (
         "bad.txt",
         lambda file: BadImages(file, 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10),

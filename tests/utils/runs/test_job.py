@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,17 @@ from utils.runs.job import Job, open_job, require_same_images
 TYPED = {"dataset": "custom", "custom_dataset_path": "photos", "num_workers": 4}
 
 
-@pytest.fixture
-def open_three(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def open_three(monkeypatch: pytest.MonkeyPatch, **others: Any) -> None:
     """Open a job of three processes, of which the last one was started by another command."""
-
-    def open_them(**others: Any) -> None:
-        three = Mock(count=3, gather_objects=lambda thing: [thing, thing, thing | others])
-        monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(three))
-        with open_job(resolve(VQGANStage, TYPED)):
-            pass
-
-    return open_them
+    three = Mock(count=3, gather_objects=lambda thing: [thing, thing, thing | others])
+    monkeypatch.setattr("utils.runs.job.joined", lambda *_, **__: nullcontext(three))
+    with open_job(resolve(VQGANStage, TYPED)):
+        pass
 
 
-def test_what_is_a_machines_own_may_differ(open_three: Callable[..., None]) -> None:
-    open_three(custom_dataset_path="/ssd/photos", num_workers=8, device="cuda:1", visdom_port=9)
-    open_three(sinks=[], visdom_base_url="/visdom")
+def test_what_is_a_machines_own_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_three(monkeypatch, custom_dataset_path="/ssd/photos", num_workers=8, device="cuda:1", visdom_port=9)
+    open_three(monkeypatch, sinks=[], visdom_base_url="/visdom")
 
 
 @pytest.mark.parametrize(
@@ -47,9 +41,9 @@ def test_what_is_a_machines_own_may_differ(open_three: Callable[..., None]) -> N
         *[("batch_size", 4, "4, and rank 0 3"), ("dist_backend", "gloo", "gloo, and rank 0 auto")],
     ],
 )
-def test_all_else_may_not(name: str, other: object, told: str, open_three: Callable[..., None]) -> None:
+def test_all_else_may_not(name: str, other: object, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=f"--{name}: rank 2 has {told}"):
-        open_three(**{name: other})
+        open_three(monkeypatch, **{name: other})
 
 
 class Two(Ranks):

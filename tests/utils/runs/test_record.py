@@ -124,6 +124,8 @@ def test_entries_are_kept_and_those_of_equal_conditions_replaced(tmp_path: Path)
     record_result(path, {"temp": 0.9, "n": 8}, {"FID": 2.0})
     line = record_result(path, {"temp": 1.0, "n": 8}, {"FID": 5.57891, "KID": None})
     assert line == "FID 5.579 (temp 1, n 8)"
+    with pytest.raises(ValueError, match="JSON"):  # which no result is
+        record_result(path, {}, {"FID": float("nan")})
     assert read_results(path) == [
         {"conditions": {"temp": 0.9, "n": 8}, "values": {"FID": 2.0}},
         {"conditions": {"temp": 1.0, "n": 8}, "values": {"FID": 5.57891, "KID": None}},
@@ -142,14 +144,6 @@ def test_experiments_that_end_at_once_on_two_machines_lose_no_entry(tmp_path: Pa
     with multiprocessing.get_context("fork").Pool(2) as machines:
         machines.starmap(record_some, [(path, 0), (path, 20)], chunksize=1)
     assert sorted(entry["conditions"]["n"] for entry in read_results(path)) == list(range(40))
-
-
-def test_a_value_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    record_result(path, {}, {"FID": 3.0})
-    with pytest.raises(ValueError, match="JSON"):
-        record_result(path, {}, {"FID": float("nan")})
-    assert read_results(path) == [{"conditions": {}, "values": {"FID": 3.0}}]
 
 
 def test_a_damaged_file_is_named_and_kept(tmp_path: Path) -> None:

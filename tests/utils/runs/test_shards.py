@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def test_more_rows_extend_those_that_are_there_whatever_the_size_of_parts() -> N
 @pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, signal.SIGTERM])
 def test_an_interrupted_work_goes_on(stopped_by: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def until(row: int) -> None:
+        if row == 6 and stopped_by is KeyboardInterrupt:
+            raise KeyboardInterrupt
         if row == 6:
-            if stopped_by is KeyboardInterrupt:
-                raise KeyboardInterrupt
             os.kill(os.getpid(), stopped_by)
 
     with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
@@ -125,9 +126,7 @@ def test_a_damaged_part_is_said_and_computed_anew(end: bytes | None, capsys: pyt
     assert capsys.readouterr().out == f"WARNING: {file} is damaged: it is computed anew\n"
 
 
-def test_a_folder_that_cannot_be_written_is_read_and_another_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_read_and_another_used(monkeypatch, capsys) -> None:
     fill(Work(), 4, folder="shared/key")
     monkeypatch.setattr(module, "can_be_written", lambda folder: folder != Path("shared/key"))
     work = Work()
@@ -145,13 +144,12 @@ def test_work_without_room_is_refused_before_it_begins(monkeypatch: pytest.Monke
     assert work.done == []
 
 
+@dataclass(frozen=True)
 class Two(Ranks):
     """Two processes as two threads."""
 
-    def __init__(self, rank: int, meeting: threading.Barrier, board: list) -> None:
-        super().__init__(rank, 2)
-        object.__setattr__(self, "meeting", meeting)
-        object.__setattr__(self, "board", board)
+    meeting: threading.Barrier = None
+    board: list = None
 
     def wait(self) -> None:
         self.meeting.wait()
@@ -180,7 +178,7 @@ def together(*work: Work, ranks: Callable[[int], Ranks] = lambda rank: Ranks(), 
 
 @pytest.fixture
 def two() -> Callable[[int], Two]:
-    return partial(Two, meeting=threading.Barrier(2), board=[])
+    return partial(Two, count=2, meeting=threading.Barrier(2), board=[])
 
 
 def test_processes_share_the_parts_and_each_reads_all(two: Callable[[int], Two]) -> None:
