@@ -50,9 +50,7 @@ def compiled(module: nn.Module) -> list[bool]:
         *[("auto", CUDA, "the package triton is missing", False), ("auto", CUDA, None, True)],
     ],
 )
-def test_auto_compiles_on_cuda_where_the_compiler_is_whole(
-    choice: str, device: torch.device, missing: str | None, expected: bool, monkeypatch, traced_only: None
-) -> None:
+def test_auto_compiles_on_cuda_with_a_whole_compiler(choice, device, missing, expected, monkeypatch, traced_only):
     monkeypatch.setattr(compiling, "_missing", lambda device: missing)
     net = transformer(causal=False)
     compile_blocks(net, choice, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -93,17 +92,11 @@ def test_more_rows_extend_those_that_are_there_whatever_the_size_of_parts() -> N
     assert fewer.done == []
 
 
-@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, signal.SIGTERM])
-def test_an_interrupted_work_goes_on(stopped_by: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def until(row: int) -> None:
-        if row == 6 and stopped_by is KeyboardInterrupt:
-            raise KeyboardInterrupt
-        if row == 6:
-            os.kill(os.getpid(), stopped_by)
-
+@pytest.mark.parametrize("stop", [Mock(side_effect=KeyboardInterrupt), partial(signal.raise_signal, signal.SIGTERM)])
+def test_an_interrupted_work_goes_on(stop: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
-        fill(Work(until=until))
-    if stopped_by is signal.SIGTERM:
+        fill(Work(until=lambda row: row == 6 and stop()))
+    if end.type is SystemExit:
         assert end.value.code == 143
         assert capsys.readouterr().out == "stopped by SIGTERM: the same command goes on from here\n"
     assert [name for name in parts() if name.endswith("npy")] == ["00000000-00000004.npy"]
