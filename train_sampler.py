@@ -44,9 +44,8 @@ def train(settings: PriorStage) -> None:
     from utils.pretrained.building import build_prior, open_data
     from utils.pretrained.loading import note_of_average, restore_autoencoder
     from utils.reporting.sinks import open_sinks
-    from utils.runs.job import open_job
+    from utils.runs.job import open_job, require_same_images
     from utils.runs.run_folder import RunFolder
-    from utils.runs.same_settings import require_same_images
     from utils.sampling.drawing import draw_images
     from utils.sampling.latents import code_statistics, encoded, resident
     from utils.sampling.unmasking import unmasking_strip

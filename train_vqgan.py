@@ -36,8 +36,7 @@ def train(settings: VQGANStage) -> None:
     from utils.pretrained.building import build_vqgan, open_data
     from utils.pretrained.perceptual import build_perceptual
     from utils.reporting.sinks import open_sinks
-    from utils.runs.job import open_job
-    from utils.runs.same_settings import require_same_images
+    from utils.runs.job import open_job, require_same_images
     from utils.training.training_run import TrainingRun
     from utils.training.vqgan_trainer import VQGANTrainer
 

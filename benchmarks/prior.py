@@ -21,7 +21,7 @@ from models.prior.autoregressive import AutoregressivePrior
 from models.prior.diffusion import sample_mask, sample_time
 from models.sampling.plans import diffusion_plan
 from models.sampling.rounds import Drawing, Wrap
-from utils.machine.compiling import captures_graphs, compile_prior
+from utils.machine.compiling import captures_graphs, compile_blocks
 from utils.machine.cuda_graphs import EAGER_CALLS, Captured
 from utils.machine.devices import pick_amp_dtype
 from utils.machine.evaluation import evaluating
@@ -83,7 +83,7 @@ def sampling(scale: Scale, device: torch.device) -> Row:
         difference = (literal(x) - prior.logits(x)).abs().max().item()
         published_work = flops(lambda: literal(x[:1]))
         work = flops(lambda: prior.logits_at(x[:1], places))  # of compiled layers it could not be counted
-    compile_prior(prior, "auto", device)
+    compile_blocks(prior, "auto", device)
     seconds: dict[str, list[float]] = {"baseline": [], "float32": [], "amp": []}
     for name in ("float32", "amp"):
         lock_step = published.lock_step_samples(literal, scale.sample_batch, N, mask_id=K, steps=T, temp=1.0)
@@ -276,7 +276,7 @@ def autoregressive(scale: Scale, device: torch.device) -> Row:
         for place in places:
             published.recomputed_token(literal, ids[:, :place], 1.0)
 
-    compile_prior(prior, "auto", device)
+    compile_blocks(prior, "auto", device)
 
     def cached(use_amp: bool) -> None:
         generators = (make_generator("cpu", index) for index in range(scale.ar_batch))

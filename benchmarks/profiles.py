@@ -13,7 +13,7 @@ from benchmarks import prior, vqgan
 from benchmarks.baseline import prior as published
 from benchmarks.scale import Scale
 from models.sampling.rounds import Drawing
-from utils.machine.compiling import compile_prior
+from utils.machine.compiling import compile_blocks
 from utils.machine.cuda_graphs import EAGER_CALLS
 from utils.machine.seeding import make_generator
 
@@ -52,7 +52,7 @@ def profiles(scale: Scale, device: torch.device) -> dict[str, list[dict[str, Any
     net = prior.baseline(model._denoise_fn, scale.layers, device).eval()
     lock_step = published.lock_step_samples(net, scale.sample_batch, prior.N, mask_id=prior.K, steps=prior.T, temp=1.0)
     found["sampling, baseline"] = largest(partial(next, lock_step), device)
-    compile_prior(model, "auto", device)
+    compile_blocks(model, "auto", device)
     for name in ("float32", "amp"):
         found[f"sampling, {name}"] = largest(partial(_sample, model, scale.sample_batch, device, name == "amp"), device)
 

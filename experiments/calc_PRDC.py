@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment
+from experiments._experiment import check_comparison, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import PRDCExperiment
-from utils.runs.preflight import check_comparison
 
 if TYPE_CHECKING:
     from utils.runs.job import Job

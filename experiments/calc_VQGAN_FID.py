@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment
+from experiments._experiment import check_reconstruction, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import ReconstructionExperiment
-from utils.runs.preflight import check_reconstruction
 
 if TYPE_CHECKING:
     from utils.runs.job import Job

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment
+from experiments._experiment import check_experiment, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
-from utils.runs.preflight import check_data, check_experiment
+from utils.runs.preflight import check_data
 
 if TYPE_CHECKING:
     from utils.runs.job import Job

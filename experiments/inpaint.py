@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from experiments._experiment import experiment
+from experiments._experiment import check_experiment, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.images import painted_pixels
-from utils.runs.preflight import check_data, check_experiment, check_file
+from utils.runs.preflight import check_data, check_file
 
 if TYPE_CHECKING:
     from utils.runs.job import Job

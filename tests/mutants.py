@@ -92,9 +92,9 @@ files are written over, not renamed | test_disk_faults.py
     temporary.replace(path) sync(path.parent)  =>  path.write_bytes(temporary.read_bytes())
 a model file's checksum is not looked at | test_checkpoints.py
     expected["size"] or sha256_of(file) != expected["sha256"]  =>  expected["size"]
-the newest training states are deleted | test_retention.py
+the newest training states are deleted | test_run_folder.py
     for step in whole[:-states])  =>  for step in whole[states:])
-results.json keeps only the newest entry | test_results.py
+results.json keeps only the newest entry | test_record.py
     if entry["conditions"] != dict(conditions)  =>  if not entry
 kept features do not depend on the network's weights | test_feature_cache.py
     (kind, data.fingerprint, extractor.name, extractor.weights)  =>  (kind, data.fingerprint, extractor.name)

@@ -64,8 +64,8 @@ def device(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def not_compiled(no_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """--compile on captures graphs; here of the layers as they are."""
-    monkeypatch.setattr("utils.training.prior_trainer.compile_prior", lambda *_: None)
-    monkeypatch.setattr("utils.training.vqgan_trainer.compile_autoencoder", lambda *_: None)
+    monkeypatch.setattr("utils.training.prior_trainer.compile_blocks", lambda *_: None)
+    monkeypatch.setattr("utils.training.vqgan_trainer.compile_blocks", lambda *_: None)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hparams.settings.stages import RunSettings
+from hparams.settings.stages import RunSettings, Stage
 from utils.machine.distributed import ALONE, Ranks
 from utils.runs.job import Job
 
@@ -18,6 +18,6 @@ from utils.runs.job import Job
 def a_job(ranks: Ranks = ALONE, device: torch.device | str = "cpu", **run: Any) -> Iterator[Job]:
     """In `logs/run` below the working folder, quiet, with settings of `RunSettings`; it accepts unreadable images."""
     values = {"dataset": "toy_churches", "log_dir": "run", "quiet": True, "batch_size": 4, "num_workers": 0, **run}
-    with Job(replace(RunSettings(), **values), torch.device(device), ranks) as job:
+    with Job(Stage(replace(RunSettings(), **values)), torch.device(device), ranks) as job:
         job.bad_images = lambda found, images: None
         yield job

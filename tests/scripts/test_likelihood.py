@@ -53,7 +53,7 @@ def here(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def job_of(settings: PriorExperiment, folder: Path) -> Job:
     """A job that nothing is to stop, in a folder of its own."""
-    job = Job(settings.run, CPU)
+    job = Job(settings, CPU)
     job.folder = RunFolder(folder.name, folder.parent)
     job.bad_images = lambda found, images: pytest.fail(str(found))
     return job

@@ -22,21 +22,14 @@ from utils.machine.distributed import Ranks
 SHAPES = 64  # that one layer may be compiled for; PyTorch's limit of 8 is below the number of a VQGAN's levels
 
 
-def compile_prior(prior: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the Transformer's blocks; `choice` is that of --compile. UserError: `on`, and there is no compiler."""
-    if _wanted(choice, device):
-        for module in prior.modules():
-            if isinstance(module, Block):
-                module.compile()
-
-
-def compile_autoencoder(autoencoder: nn.Module, choice: str, device: torch.device) -> None:
-    """Compile the convolutional blocks, each for its own shape (about a minute), as `compile_prior` does."""
-    if _wanted(choice, device):
-        torch._dynamo.config.recompile_limit = SHAPES
-        for module in autoencoder.modules():
-            if isinstance(module, ResBlock | AttnBlock):
-                module.compile(dynamic=False)
+def compile_blocks(network: nn.Module, choice: str, device: torch.device) -> None:
+    """Compile the blocks of a Transformer or an autoencoder, as --compile says. UserError: `on` without a compiler."""
+    for module in network.modules() if _wanted(choice, device) else ():
+        if isinstance(module, Block):
+            module.compile()
+        elif isinstance(module, ResBlock | AttnBlock):
+            torch._dynamo.config.recompile_limit = SHAPES
+            module.compile(dynamic=False)
 
 
 def captures_graphs(choice: str, device: torch.device) -> bool:
@@ -49,10 +42,10 @@ def capture_stream(
 ) -> torch.cuda.Stream | None:
     """A stream for a training step that can be captured as a CUDA graph, else None; `choice` is that of --compile.
 
-    Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as a graph cannot hold
-    gloo's messages, and `on`, as that has not been tried on a GPU.
+    Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as no graph holds gloo's
+    messages, and `on`, as that has not been tried on a GPU.
     """
-    together = ranks.count == 1 or (ranks.nccl and choice == "on")
+    together = ranks.count == 1 or (ranks.control and choice == "on")  # control: there is NCCL
     captured = together and amp_dtype is not torch.float16 and captures_graphs(choice, device)
     return torch.cuda.Stream(device) if captured else None
 
@@ -61,9 +54,8 @@ def captured_step(
     step: Callable[..., Any], generator: torch.Generator, stream: torch.cuda.Stream | None, ranks: Ranks
 ) -> Callable[..., Any]:
     """A training step, captured and replayed as a CUDA graph if there is a `capture_stream`."""
-    if stream is None:
-        return step
-    return Captured(step, [generator], EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS, stream)
+    eager_calls = EAGER_CALLS_OF_REPLICAS if ranks.count > 1 else EAGER_CALLS
+    return Captured(step, [generator], eager_calls, stream) if stream else step
 
 
 def _wanted(choice: str, device: torch.device) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,77 +32,61 @@ class Captured:
         eager_calls: int = EAGER_CALLS,  # before a capture
         stream: torch.cuda.Stream | None = None,  # for these calls and the capture; None: a new one
     ) -> None:
-        self._function = function
-        self._eager_calls = eager_calls
-        self._generators = generators
+        self._function, self._generators, self._eager_calls = function, generators, eager_calls
         self._stream = stream or torch.cuda.Stream()  # CUDA forbids the default one
         self._pool = torch.cuda.graph_pool_handle()  # shared, as graphs run one at a time and outputs are cloned
-        self._calls: dict[tuple[torch.Size, ...], int] = {}
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self._replays: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}  # each replays a graph
 
     def __call__(self, *inputs: Tensor) -> Any:
         """What the function returns: tensors in dicts, lists and tuples, cloned after a replay."""
         shapes = tuple(tensor.shape for tensor in inputs)
-        graph = self._graphs.get(shapes)
-        if graph is None and self._calls.get(shapes, 0) >= self._eager_calls and len(self._graphs) < MOST_GRAPHS:
-            with self._compiling_only_first(shapes):
-                graph = _Graph(self._function, inputs, self._stream, self._generators, self._pool)
-            self._graphs[shapes] = graph
-        if graph is not None:
-            return graph.replay(inputs)
-        self._calls[shapes] = self._calls.get(shapes, 0) + 1
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), _uncached_autocast(), self._compiling_only_first(shapes):
-            outputs = self._function(*inputs)
-        current.wait_stream(self._stream)
-        return outputs
+        if shapes not in self._replays:
+            first = shapes == next(iter(self._calls), shapes)
+            with nullcontext() if first else torch.compiler.set_stance("eager_on_recompile"):
+                if self._calls[shapes] < self._eager_calls or len(self._replays) == MOST_GRAPHS:
+                    self._calls[shapes] += 1
+                    with on_stream(self._stream), _uncached_autocast():
+                        return self._function(*inputs)
+                self._replays[shapes] = self._capture(inputs)
+        return self._replays[shapes](inputs)
 
-    def _compiling_only_first(self, shapes: tuple[torch.Size, ...]) -> AbstractContextManager[object]:
-        if shapes == next(iter(self._calls)):
-            return nullcontext()
-        return torch.compiler.set_stance("eager_on_recompile")
-
-
-class _Graph:
-    """One captured graph with its input and output tensors."""
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        inputs: Sequence[Tensor],
-        stream: torch.cuda.Stream,
-        generators: Sequence[torch.Generator],
-        pool: Any,  # of memory, a `torch.cuda.graph_pool_handle`
-    ) -> None:
-        self._inputs = [tensor.clone() for tensor in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            self._graph.register_generator_state(generator)
+    def _capture(self, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        """Capture a graph for these shapes. Returns what replays it with other inputs."""
+        held = [tensor.clone() for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        # thread_local: other threads, such as the one that pins batches, may call what a capture forbids.
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         try:
-            # thread_local: other threads, such as the one that pins batches, may call what a capture forbids.
-            with (
-                torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-                _uncached_autocast(),
-            ):
-                self._outputs = function(*self._inputs)
+            with capture, _uncached_autocast():
+                outputs = self._function(*held)
         except RuntimeError as error:  # raised by the end of the capture, it hides the function's own error
             if isinstance(error.__context__, RuntimeError):
                 raise error.__context__ from None
             raise
 
-    def replay(self, inputs: Sequence[Tensor]) -> Any:
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
-        self._graph.replay()
-        return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, self._outputs)
+        def replay(inputs: Sequence[Tensor]) -> Any:
+            for mine, given in zip(held, inputs, strict=True):
+                mine.copy_(given)
+            graph.replay()
+            return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, outputs)
+
+        return replay
+
+
+@contextmanager
+def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """On a stream, in order with the current one."""
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
 
 
 def _uncached_autocast() -> torch.autocast:
     """The ambient autocast without its cache, or replays would use the casts of the weights at the capture."""
-    return torch.autocast(
-        "cuda",
-        dtype=torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,
-    )
+    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+    return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)

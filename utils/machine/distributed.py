@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import signal
 import socket
@@ -10,6 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -23,34 +23,25 @@ from torch.nn.parallel import DistributedDataParallel
 from hparams import launch
 from hparams.errors import RunError, UserError
 from models.parts import BatchPart
+from utils.machine.cuda_graphs import on_stream
 
 T = TypeVar("T")
-
-_SETTLE_S = 0.2
-_POLL_S = 0.05
+_SETTLE_S, _POLL_S = 0.2, 0.05
 _GRACE_S = 2.0  # until a process that lost the others speaks: all have lost them by then, or torchrun has ended it
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that run the script together.
-
-    All of them call what sends something; with one process nothing is sent or copied.
-    """
+    """This process among those that run the script together. All call what sends; alone, nothing is sent or copied."""
 
     rank: int = 0
     count: int = 1
-    control: dist.ProcessGroup | None = None  # gloo, for tensors on the CPU; None: the default group
+    control: dist.ProcessGroup | None = None  # gloo, for tensors on the CPU, beside NCCL; None: the default group
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files, log and dashboard."""
         return self.rank == 0
-
-    @property
-    def nccl(self) -> bool:
-        """Whether NCCL sends what lies on the device."""
-        return self.control is not None
 
     @property
     def part(self) -> BatchPart:
@@ -63,11 +54,10 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the processes, in the tensor's own type: float64 for what is reported."""
-        if self.count == 1:
-            return tensor
-        total = tensor.detach().clone()
-        dist.all_reduce(total, group=self._group(tensor))
-        return total
+        if self.count > 1:
+            tensor = tensor.detach().clone()
+            dist.all_reduce(tensor, group=self._group(tensor))
+        return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over the processes."""
@@ -119,50 +109,34 @@ ALONE = Ranks()
 def replicate(
     module: nn.Module, ranks: Ranks, *, compress: bool = False, stream: torch.cuda.Stream | None = None
 ) -> nn.Module:
-    """The module under DDP, which averages its gradients over the processes during a backward pass.
+    """The module under DDP, which averages gradients during a backward pass, and starts with the first one's weights.
 
-    Parameters without `requires_grad` are left out. Weights and buffers start as those of the first process.
     compress: send gradients as bfloat16, at half the bytes. stream: on which it will run; None: the current one.
     """
     if ranks.count == 1:
         return module
     # On CPUs, of 1×1 kernels, whose strides differ without a meaning.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    with _on(stream) if stream else contextlib.nullcontext():  # there gradients will be accumulated
+    with on_stream(stream) if stream else nullcontext():  # there gradients will be accumulated
         parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compress:
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel
 
 
-def synced(replica: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+def synced(replica: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """A block for a micro-batch of a `replicate`d module: only the `last` one's backward pass averages gradients."""
-    if last or not isinstance(replica, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return replica.no_sync()
+    return replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
 
 
-@contextlib.contextmanager
-def _on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """On a stream, in order with the current one."""
-    current = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
-
-
-@contextlib.contextmanager
+@contextmanager
 def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone without it; `device` becomes the current one.
 
     backend: `nccl` or `gloo` for tensors on `device`; `auto` for nccl where every process has a GPU of its own.
-    timeout_s: how long one process waits for another. When one fails, the others lose contact and end.
-
-    Raises:
-        UserError: there is no GPU for the backend.
-        RunError: others ended or do not answer; the line names those that hang.
-        SystemExit: status 1, where another process says what happened.
+    timeout_s: how long one process waits for another. When one fails, the others lose contact and end. UserError:
+    there is no GPU for the backend. RunError: others ended or do not answer; the line names those that hang.
+    SystemExit: status 1, where another process says what happened.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # on which CUDA graphs are captured
@@ -179,17 +153,15 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
         yield ranks
         ranks.wait()
     except Exception as error:
-        if _lost_contact(error):
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise _loss(error, store, ranks, timeout_s) from None
-        with contextlib.suppress(ValueError):  # ValueError: not in the main thread, which alone gets signals
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
-        with contextlib.suppress(dist.DistError, RuntimeError):  # of processes that fail alike one speaks
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
+        with suppress(dist.DistError, RuntimeError):  # of processes that fail alike one speaks
             line = hashlib.sha256(f"{type(error).__name__}: {error}".encode(errors="replace")).hexdigest()
             if store.add(f"line/{line}", 1) > 1:
                 raise SystemExit(1) from None
         raise
-    # destroy_process_group() joins gloo's thread without releasing the GIL, which that thread may need for the last
-    # message.
+    # destroy_process_group() joins gloo's thread while it holds the GIL, which that thread may need for a last message.
     time.sleep(_SETTLE_S)
     dist.destroy_process_group()
 
@@ -219,15 +191,15 @@ def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelt
     late, answer = f"within --dist_timeout {wait.total_seconds():.0f}", f"{backend} {socket.gethostname()}"
     if rank == 0:
         name = uuid.uuid4().hex
-        start = dist.PrefixStore(name, store)
+        start, everyone = dist.PrefixStore(name, store), list(map(str, range(count)))
         start.set("0", answer)
         store.set("start", name)
         try:
-            start.wait([str(other) for other in range(count)], wait)
+            start.wait(everyone, wait)
         except dist.DistStoreError:
-            missing = ", ".join(str(other) for other in range(count) if not start.check([str(other)]))
+            missing = ", ".join(other for other in everyone if not start.check([other]))
             raise RuntimeError(f"rank {missing} did not start {late}") from None
-        backends = {start.get(str(other)).split()[0] for other in range(count)}
+        backends = {start.get(other).split()[0] for other in everyone}
         start.set("complete", "nccl" if backends == {b"nccl"} else "gloo")
         return start, start.get("complete").decode()
     answered, end = "", time.monotonic() + wait.total_seconds()
@@ -245,18 +217,10 @@ def _meet(store: dist.Store, rank: int, count: int, backend: str, wait: timedelt
     raise RuntimeError(f"rank 0 did not start, or misses others, {late}")
 
 
-def _lost_contact(error: Exception) -> bool:
-    """Whether an error only says that other processes are gone or late."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
-
-
 def _loss(error: Exception, store: dist.Store, ranks: Ranks, timeout_s: int) -> BaseException:
-    """How a process ends that lost the others: by one line from each machine, unless torchrun ends it before.
-
-    Where one hangs, all others time out together: it is the one that does not say so in the store.
-    """
+    """How a process ends that lost the others: one of each machine names those that do not say so in the store too."""
     what = "lost the other processes, of which one has ended"
-    with contextlib.suppress(dist.DistError, RuntimeError):
+    with suppress(dist.DistError, RuntimeError):
         store.set(f"lost/{ranks.rank}", "")
         time.sleep(_GRACE_S)
         missing = [rank for rank in range(ranks.count) if not store.check([f"lost/{rank}"])]

@@ -15,11 +15,11 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for root in modules for module in root.modules()]
     # Autocast caches the casts only of weights that require gradients; frozen ones would be cast at every use.
     frozen = [parameter for root in modules for parameter in root.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    for root in modules:
-        root.eval()
     try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for root in modules:
+            root.eval()
         with torch.no_grad():
             yield
     finally:

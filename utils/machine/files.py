@@ -22,10 +22,9 @@ import numpy as np
 from hparams.errors import UserError
 from utils.machine.progress import say
 
-# From NFS without lockd, and Lustre without -o flock.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # NFS without lockd, Lustre without flock
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BETWEEN_ATTEMPTS = 0.1  # seconds, to get a lock
+_POLL_S = 0.1  # between attempts to get a lock
 _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 
 
@@ -33,13 +32,9 @@ _SILENT_ATTEMPTS = 20  # before a line says what is waited for
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise.
 
-    It is written beside `path`, flushed (fsync), and renamed; missing folders are made.
-
-    Raises:
-        OSError: the disk does not take it; the error names the file.
+    It is written beside `path`, flushed (fsync), and renamed; missing folders are made. OSError names the file.
     """
-    # Process ids of two machines may be the same.
-    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")  # process ids of two machines may be equal
     try:
         with naming(path):
             make_folder(path.parent)
@@ -55,15 +50,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_remains(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Delete what `whole_file` left in a folder when its process was killed.
-
-    older_than_s: their least age, where others may be writing in the folder.
-    """
+    """Delete what `whole_file` left in a folder when its process was killed; what is younger may be being written."""
     for file in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", file.name):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime >= older_than_s:
-                    file.unlink()
+        with suppress(OSError):
+            if re.fullmatch(r"\..+\.\d+", file.name) and time.time() - file.stat().st_mtime >= older_than_s:
+                file.unlink()
 
 
 @contextmanager
@@ -78,11 +69,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably.
-
-    Raises:
-        OSError: it cannot be made. If it is a link to what is not there, the error says so: a disk may be away.
-    """
+    """Make a folder and those above it that are missing, durably. OSError: also where it is a link to what is away."""
     if not folder.is_dir():
         if folder.is_symlink() and not folder.exists():
             raise FileNotFoundError(errno.ENOENT, f"a link to {folder.readlink()}, which is not there", str(folder))
@@ -92,11 +79,7 @@ def make_folder(folder: Path) -> None:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether this user may make files in a folder, which is made if missing. Tries it, as access bits do not tell all.
-
-    Raises:
-        OSError: for other reasons, such as a full disk.
-    """
+    """Whether this user may make files in a folder, made if missing. Tries it, as access bits do not tell all."""
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -112,10 +95,7 @@ def locked(path: Path) -> Iterator[None]:
     """Wait until no other process, on this machine or another, is in such a block for this file; says a long wait.
 
     The lock (lockf, which NFS passes to its server) is on `.<name>.lock` beside it, since `path` itself may be replaced
-    by renaming. It ends with its process, and does not exclude threads of one process.
-
-    Raises:
-        UserError: the file system has no locks.
+    by renaming. It ends with its process, and does not exclude threads of one process. UserError: there are no locks.
     """
     make_folder(path.parent)
     with path.with_name(f".{path.name}.lock").open("ab") as file:
@@ -124,7 +104,7 @@ def locked(path: Path) -> Iterator[None]:
             attempts += 1
             if attempts == _SILENT_ATTEMPTS:
                 say(f"waiting for another process, which is writing {path}")
-            time.sleep(_BETWEEN_ATTEMPTS)
+            time.sleep(_POLL_S)
         yield
 
 
@@ -137,30 +117,21 @@ def _has_lock(file: BinaryIO, folder: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        raise UserError(
-            f"{folder}: its file system has no locks ({error.strerror}): mount it with them, or make logs/ a link to a "
-            "folder on another one"
-        ) from None
+        advice = "mount it with them, or make logs/ a link to a folder on another one"
+        raise UserError(f"{folder}: its file system has no locks ({error.strerror}): {advice}") from None
     return True
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of such a block for this folder, which is made if missing.
-
-    No child process inherits the lock, and it ends with the process.
-
-    Raises:
-        UserError: another process is in such a block, or the file system has no locks.
-    """
+    """Keep other processes out of such a block for this folder. UserError: one is in it, or there are no locks."""
     make_folder(folder)
     with (folder / ".lock").open("a+b", buffering=0) as file:  # or close() would fail again, without the file's name
         if not _has_lock(file, folder):
             file.seek(0)
             holder = (file.read(200) or b"").decode(errors="replace").strip() or "another process"
-            raise UserError(
-                f"{folder} is being written to by {holder}: wait for it or end it, or use another --log_dir"
-            )
+            fix = "wait for it or end it, or use another --log_dir"
+            raise UserError(f"{folder} is being written to by {holder}: {fix}")
         with naming(folder / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -173,8 +144,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # VirtualBox's shared folders answer EINVAL.
-        if error.errno != errno.EINVAL or not path.is_dir():
+        if error.errno != errno.EINVAL or not path.is_dir():  # as VirtualBox's shared folders answer
             raise
     finally:
         os.close(descriptor)
@@ -204,11 +174,10 @@ def sha256_of(path: Path) -> str:
 
 def content_key(*parts: object) -> str:
     """A hash of `parts` that names what is made from them: arrays by type, shape and values, others by their text."""
-    return hashlib.sha256("\0".join(map(_in_key, parts)).encode()).hexdigest()[:24]
-
-
-def _in_key(part: object) -> str:
-    if not hasattr(part, "__array__"):  # of numpy's arrays and torch's tensors
-        return str(part)
-    array = np.asarray(part)
-    return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    texts = []
+    for part in parts:
+        if hasattr(part, "__array__"):  # numpy's arrays and torch's tensors
+            array = np.asarray(part)
+            part = f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+        texts.append(str(part))
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 from tqdm import tqdm
@@ -15,26 +16,20 @@ from hparams import launch
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class _Bar(tqdm):
-    """With a lock for this process alone: for tqdm's own, Python 3.14 starts a process that complains of kills."""
-
-
-_Bar.set_lock(threading.RLock())
+tqdm.set_lock(threading.RLock())  # for the lock that it makes itself, Python 3.14 starts a process
 
 
 def say(text: str) -> None:
     """Print a line on stdout, above any bar, and flush. Of several processes only the first prints."""
-    if launch.rank():
-        return
-    _Bar.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    if not launch.rank():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def tell(metrics: Mapping[str, float]) -> str:
     """Metrics in one aligned line."""
-    return "  ".join(
-        f"{name} {value:<9.4g}" if abs(value) < 1e5 else f"{name} {value:<9.3e}" for name, value in metrics.items()
-    ).rstrip()
+    told = (f"{name} {value:<9{'.4g' if abs(value) < 1e5 else '.3e'}}" for name, value in metrics.items())
+    return "  ".join(told).rstrip()
 
 
 def tell_duration(seconds: float) -> str:
@@ -46,13 +41,11 @@ def tell_duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-class Progress:
-    """Shows how far work has come, its rate, the time left, and figures to watch. Use it in a `with` block.
+class Progress(AbstractContextManager["Progress"]):
+    """Shows how far work has come, its rate, the time left, and figures to watch, in a `with` block.
 
     A terminal gets a tqdm bar on stderr. Elsewhere `say` gets a line with the first figures, then one every
-    `SECONDS_BETWEEN_LINES`, and one at the end.
-
-    Of several processes only the first shows something.
+    `SECONDS_BETWEEN_LINES`, and one at the end. Of several processes only the first shows something.
     """
 
     def __init__(
@@ -67,19 +60,16 @@ class Progress:
         stream: TextIO | None = None,  # where the bar goes, if that is a terminal; None: stderr
     ) -> None:
         stream = stream or sys.stderr
-        quiet = quiet or launch.rank() > 0
         self._what, self._total, self._unit, self._done = what, total, unit, done
-        self._say = say
+        self._say, self._quiet = say, quiet or launch.rank() > 0
         self._figures: dict[str, float] = {}
-        self._bar: _Bar | None = None
-        self._plain = not quiet and not stream.isatty()
-        if not quiet and not self._plain:
-            self._bar = _Bar(
+        self._bar: tqdm | None = None
+        if stream.isatty() and not self._quiet:
+            self._bar = tqdm(
                 desc=what, total=total, unit=f" {unit}", initial=done, file=stream, dynamic_ncols=True, smoothing=0.05
             )
-        self._due = time.monotonic()  # when the next plain line may come
-        self._last = (self._due, done)  # time and count at the last line, from which the rate is measured
-        self._steady: tuple[float, int] | None = None  # the same at the first line, for the time left
+        self._last = (time.monotonic(), done)  # time and count at the last line, from which the rate is measured
+        self._first: tuple[float, int] | None = None  # the same at the first line, for the time left
         self._finished: float | None = None  # when all was done
 
     def update(self, n: int = 1, /, **figures: float) -> None:
@@ -90,12 +80,11 @@ class Progress:
             if figures:
                 self._bar.set_postfix_str(tell(self._figures), refresh=False)
             self._bar.update(n)
-        elif self._plain and (figures or n):
+        elif not self._quiet:
             now = time.monotonic()
-            waited = now - self._last[0] >= SECONDS_BETWEEN_LINES
             if self._done >= self._total:  # the last line waits for the last figures
                 self._finished = self._finished or now
-            elif now >= self._due and (waited or self._figures):
+            elif now - self._last[0] >= SECONDS_BETWEEN_LINES or (self._figures and not self._first):
                 self._line(now)
 
     def close(self) -> None:
@@ -106,22 +95,15 @@ class Progress:
             self._line(self._finished)
 
     def _line(self, now: float) -> None:
-        rate = self._rate(now, self._last)
-        # From the first line on, so that one save or validation does not change the time left much.
-        steady = self._rate(now, self._steady or self._last)
+        # The time left from the first line on, so that one save or validation does not change it much.
+        since = (self._last, self._first or self._last)
+        rate, steady = ((self._done - done) / max(now - then, 1e-9) for then, done in since)
         left = tell_duration((self._total - self._done) / steady) if steady else "unknown time"
         count = f"{self._done:>{len(str(self._total))}}/{self._total}"
         parts = (self._what, f"{count} {self._unit}s", f"{rate:.3g} {self._unit}s/s", f"{left} left")
         self._say("  ".join((*parts, tell(self._figures))).rstrip())
         self._last = (now, self._done)
-        self._steady = self._steady or self._last
-        self._due = now + SECONDS_BETWEEN_LINES
-
-    def _rate(self, now: float, since: tuple[float, int]) -> float:
-        return (self._done - since[1]) / max(now - since[0], 1e-9)
-
-    def __enter__(self) -> Progress:
-        return self
+        self._first = self._first or self._last
 
     def __exit__(self, *_: object) -> None:
         self.close()

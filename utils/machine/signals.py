@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -38,19 +38,16 @@ class Signals:
         self.stop: signal.Signals | None = None
         self.save = False
         self._pid = os.getpid()
-        self._former: dict[signal.Signals, object] = {}
+        self._former = ExitStack()  # puts the former handlers back
 
     def __enter__(self) -> Signals:
         for number in (*STOPPING, SAVING):
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            self._former[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._former.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._former:
-            number, former = self._former.popitem()
-            signal.signal(number, former)  # type: ignore[arg-type]
+        self._former.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -87,7 +84,7 @@ def heed_parent_alone(worker: int) -> None:
 
     Schedulers send SIGTERM to all processes of a job, and the parent, which finishes its step and saves, still needs
     its workers. macOS does not tell who sent a signal: there the worker goes on for `SECONDS_AFTER_SIGTERM`, or until
-    its parent is gone. SIGINT, SIGHUP and SIGUSR1 are ignored here too, as spawned workers (macOS) inherit no handlers.
+    its parent is gone. Other signals are ignored here too, as spawned workers (macOS) inherit no handlers.
     """
     parent = multiprocessing.parent_process()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -73,9 +73,7 @@ def _read_npy(flag: str, path: Path) -> np.ndarray:
 
 
 def _read_parts(flag: str, path: Path) -> np.ndarray:
-    shards = Shards(path)
-    n = shards.last()
-    rows = shards.read(n) if n else None
+    rows = Shards(path).read()
     if rows is None:
         raise UserError(f"{flag} {path}: is damaged, or no folder of samples such as logs/<log_dir>/samples/<key>")
     return rows[:]

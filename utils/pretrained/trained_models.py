@@ -15,7 +15,7 @@ from hparams.settings.models import AutoencoderSettings
 from hparams.settings.stages import PriorStage, VQGANStage
 from models.prior.prior import Prior
 from models.vqgan.autoencoder import VQAutoEncoder
-from utils.machine.compiling import compile_autoencoder, compile_prior
+from utils.machine.compiling import compile_blocks
 from utils.machine.devices import precision_name
 from utils.machine.files import sha256_of
 from utils.pretrained.loading import note_of_average, restore_autoencoder, restore_prior
@@ -77,9 +77,9 @@ def load_trained_models(job: Job, settings: PriorExperiment) -> TrainedModels:
         for line in _doubts(settings, prior_file, ae_file):
             print(line, file=sys.stderr)
     note_averages(ae_file, prior_file)
-    compile_prior(prior, job.compile, job.device)
+    compile_blocks(prior, job.compile, job.device)
     if job.compile == "on":  # longer than most decodings take
-        compile_autoencoder(autoencoder, job.compile, job.device)
+        compile_blocks(autoencoder, job.compile, job.device)
     return TrainedModels(
         prior,
         autoencoder,

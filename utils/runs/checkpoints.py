@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,17 @@ from hparams.errors import UserError
 from utils.machine.files import make_folder, sha256_of, sync, whole_file
 from utils.runs.run_folder import RunFolder
 
-StateDict = Mapping[str, Tensor]
-
-# Part of published checkpoints, and of no use here: the perceptual network comes from its own weights.
-READ_OVER = ("perceptual.",)
-
-# A head that only the likelihood estimate uses; older checkpoints lack it.
-LOGSIGMA = ("ae.generator.logsigma.",)
-
-# Statistics of a prior's training, which nothing but pictures depends on. The published code enters losses that are not
-# finite, too.
-HISTORIES = ("loss_history", "Lt_history", "Lt_count")
+Names = tuple[str, ...]
+Tensors = Mapping[str, Tensor]
+READ_OVER = ("perceptual.",)  # in published checkpoints; here the perceptual network comes from its own weights
+LOGSIGMA = ("ae.generator.logsigma.",)  # a head that only the likelihood estimate uses; older checkpoints lack it
+HISTORIES = ("loss_history", "Lt_history", "Lt_count")  # the published code enters losses that are not finite, too
 
 
 def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.Module], state: dict[str, Any]) -> None:
     """Write a step: model files by whether they are the average, then the training state, which names them.
 
-    Raises:
-        OSError: the disk does not take it; earlier steps are as they were.
+    OSError: the disk does not take it; earlier steps are as they were.
     """
     make_folder(folder.saved_models)
     mark = folder.saving_mark(kind, step)
@@ -49,11 +43,7 @@ def save_step(folder: RunFolder, kind: str, step: int, models: Mapping[bool, nn.
 
 
 def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
-    """The training state of a step, once the files it names have been found unharmed.
-
-    Raises:
-        UserError: the state or one of the files is missing, damaged or not ours.
-    """
+    """The training state of a step. UserError: it, or one of the files it names, is missing, damaged or not ours."""
     path = folder.state_file(kind, step)
     state = load_file(path)
     siblings = state.get("siblings") if isinstance(state, dict) else None
@@ -74,52 +64,35 @@ def load_state(folder: RunFolder, kind: str, step: int) -> dict[str, Any]:
 
 
 def noted_autoencoder(state_file: Path) -> str | None:
-    """The checksum of the autoencoder file whose codes a prior learnt, as its training state notes it, or None.
-
-    Weights in the state are not read. A state that is missing or damaged notes nothing.
-    """
-    try:
-        state = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the bytes of a damaged file lead the unpickler anywhere
-        return None
-    noted = state.get("autoencoder") if isinstance(state, dict) else None
-    return noted if isinstance(noted, str) else None
+    """The checksum of the autoencoder file that a prior's training state notes, or None. Reads no weights."""
+    with suppress(Exception):  # the bytes of a damaged file lead the unpickler anywhere
+        noted = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True).get("autoencoder")
+        return noted if isinstance(noted, str) else None
+    return None
 
 
 def load_file(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU; only tensors and plain containers, nothing that runs code.
-
-    Raises:
-        UserError: missing, damaged, or holds anything else.
-    """
+    """What `torch.save` wrote, on the CPU. UserError: missing, damaged, or more than tensors and plain containers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused or fine
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if zipfile.is_zipfile(path):  # PyTorch writes checksums, and does not look at them
-            with zipfile.ZipFile(path) as archive:
-                if record := archive.testzip():
-                    problem = f"checksum of {record!r} differs"
-                    raise UserError(f"{path} is damaged ({problem}): restore it, or use another step")
-        return content
+        # PyTorch writes checksums, and does not look at them.
+        broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than tensors and plain values, or is damaged: it is not loaded") from None
-    except UserError:
-        raise
     except Exception as error:  # the bytes of a damaged file lead the unpickler anywhere
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:120]}): it is damaged or no checkpoint"
-        ) from None
+        told = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} cannot be read ({told}): it is damaged or no checkpoint") from None
+    if broken:
+        raise UserError(f"{path} is damaged (checksum of {broken!r} differs): restore it, or use another step")
+    return content
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """A model file: names to tensors.
-
-    Raises:
-        UserError: as `load_file`, or the content is no state dict.
-    """
+    """A model file: names to tensors. UserError: as of `load_file`, or the content is no state dict."""
     content = load_file(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is no model file: it should hold names and tensors only")
@@ -127,40 +100,24 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(
-    module: nn.Module,
-    state_dict: StateDict,
-    source: Path,
-    *,
-    may_lack: tuple[str, ...] = (),
-    prefix: str = "",
-    beside: tuple[str, ...] = (),
+    module: nn.Module, state_dict: Tensors, source: Path, *, may_lack: Names = (), prefix: str = "", beside: Names = ()
 ) -> None:
     """Load strictly: the same names and shapes, but for `READ_OVER`. Names under `may_lack` may stay as they are.
 
     Where the module is a part of what the file holds, its names there begin with `prefix`, and those under `beside`
-    are other parts. All names are the file's.
-
-    Raises:
-        UserError: names are missing or not known, shapes differ, or values are not finite; the line lists them.
+    are other parts. All names are the file's. UserError: names are missing or not known, shapes differ, or values are
+    not finite; the line lists them.
     """
     given = {name: value for name, value in state_dict.items() if not name.startswith((*READ_OVER, *beside))}
     own = {prefix + name: value for name, value in module.state_dict().items()}
-    lacking = [name for name in own if name not in given and not name.startswith(may_lack)]
-    unknown = [name for name in given if name not in own]
-    reshaped = [
-        f"{name} is {list(given[name].shape)} there and {list(own[name].shape)} here"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{what} {_listed(names)}"
-        for what, names in (("shapes differ:", reshaped), ("missing:", lacking), ("unknown:", unknown))
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"{source} does not fit these settings ({'; '.join(problems)}): check the flags of the model's sizes"
-        )
+    shapes = {name: (list(given[name].shape), list(own[name].shape)) for name in own if name in given}
+    wrong = {
+        "shapes differ": [f"{name} is {a} there and {b} here" for name, (a, b) in shapes.items() if a != b],
+        "missing": [name for name in own if name not in given and not name.startswith(may_lack)],
+        "unknown": [name for name in given if name not in own],
+    }
+    if told := "; ".join(f"{what}: {_listed(names)}" for what, names in wrong.items() if names):
+        raise UserError(f"{source} does not fit these settings ({told}): check the flags of the model's sizes")
     module.load_state_dict(part_of(given, prefix), strict=False)
     loaded = {prefix + name: value for name, value in module.state_dict().items()}
     # In the module's own types, in which a value of the file may overflow.
@@ -170,22 +127,13 @@ def load_into(
 def require_finite(
     content: Any, source: Path | str, advice: str = "use the file of an earlier step, or a fresh copy of this one"
 ) -> None:
-    """Look at the tensors in nested dicts and lists that came from a file; `HISTORIES` are passed over.
-
-    Raises:
-        UserError: floating-point values are NaN or infinite; the line lists where they are.
-    """
-    floats = {
-        name: value for name, value in _tensors(content) if value.is_floating_point() and not name.endswith(HISTORIES)
-    }
-    if not floats:
-        return
-    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()  # waits once
-    if broken := [name for name, good in zip(floats, finite, strict=True) if not good]:
-        raise UserError(
-            f"{source} holds values that are not finite (in {_listed(broken)}): its training had diverged, or it is "
-            f"damaged; {advice}"
-        )
+    """UserError, listing where, if tensors in nested dicts and lists hold NaN or ±inf; `HISTORIES` are passed over."""
+    floats = ((name, value) for name, value in _tensors(content) if value.is_floating_point())
+    finite = {name: value.isfinite().all() for name, value in floats if not name.endswith(HISTORIES)}
+    together = torch.stack(list(finite.values())).tolist() if finite else []  # waits for the device once
+    if broken := [name for name, good in zip(finite, together, strict=True) if not good]:
+        told = f"holds values that are not finite (in {_listed(broken)})"
+        raise UserError(f"{source} {told}: its training had diverged, or it is damaged; {advice}")
 
 
 def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -197,7 +145,7 @@ def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{name}.{key}".lstrip("."))
 
 
-def part_of(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
+def part_of(state_dict: Tensors, prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 

@@ -15,16 +15,11 @@ from utils.machine.files import whole_file
 
 
 class LineFile:
-    """A text file that outlives a full disk: what cannot be written waits in memory for the next write.
-
-    Several threads may write: those of sinks warn.
-    """
+    """A text file that outlives a full disk: what cannot be written waits in memory. Several threads may write."""
 
     def __init__(self, path: Path, mode: Literal["wb", "ab"]) -> None:
-        self._file = path.open(mode, buffering=0)
-        self._path = path
-        self._waiting = b""
-        self._failed = False
+        self._path, self._file = path, path.open(mode, buffering=0)
+        self._waiting, self._failed = b"", False
         self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
@@ -39,8 +34,8 @@ class LineFile:
                 self._failed = False
             except OSError as error:
                 if not self._failed:
-                    reason = f"{error.strerror}: lines wait in memory until it can be written"
-                    print(f"{self._path}: {reason}", file=sys.stderr)
+                    told = f"{self._path}: {error.strerror}: lines wait in memory until it can be written"
+                    print(told, file=sys.stderr)
                 self._failed = True
 
     def sync(self) -> None:
@@ -62,19 +57,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_newest(path: Path) -> dict[str, dict[str, Any]]:
     """Histograms, tables and texts of a `newest.json`, by kind and name; what is missing or damaged is left out."""
-    content: Any = {}
-    with suppress(OSError, ValueError, RecursionError):
+    found: dict[str, dict[str, Any]] = {"histograms": {}, "tables": {}, "texts": {}}
+    with suppress(OSError, ValueError, RecursionError, AttributeError):  # AttributeError: it holds no mapping
         content = json.loads(path.read_text(encoding="utf-8"))
-    kinds = ("histograms", "tables", "texts")
-    found = {kind: content.get(kind) if isinstance(content, dict) else None for kind in kinds}
-    return {kind: value if isinstance(value, dict) else {} for kind, value in found.items()}
+        found |= {kind: content[kind] for kind in found if isinstance(content.get(kind), dict)}
+    return found
 
 
 def keep_metrics(path: Path, last_step: int | None) -> int:
-    """Rewrite a `metrics.jsonl` without the lines after a step (None: without any); how many of those read are damaged.
-
-    A last line that was cut off is none of them: the process was killed as it wrote it.
-    """
+    """Rewrite a `metrics.jsonl` without lines after a step (None: all). Returns how many were damaged, not cut off."""
     damaged = 0
     with whole_file(path) as out:
         for text, line in metrics_lines(path) if last_step is not None else ():

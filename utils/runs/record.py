@@ -26,15 +26,8 @@ SECONDS_BETWEEN_WRITES = 15.0  # of `newest.json`, which is written whole each t
 class Record:
     """Writes `log.txt`, `metrics.jsonl`, `images/` and `newest.json`, and hands the same on to `sinks`.
 
-    `newest.json` holds what has no history: the newest histograms, tables and texts.
-
-    Args:
-        folder: the run folder, made if missing.
-        resume_step: keep log, newest things, and metrics up to this step (`ALL`: all); None starts them afresh.
-        quiet: of all lines the terminal gets only warnings.
-
-    Raises:
-        OSError: the files cannot be opened.
+    `newest.json` holds what has no history: the newest histograms, tables and texts. resume_step: keep log, newest
+    things, and metrics up to this step (`ALL`: all); None starts them afresh. quiet: the terminal gets only warnings.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None, quiet: bool = False) -> None:
@@ -44,17 +37,13 @@ class Record:
         damaged = keep_metrics(folder.metrics, resume_step) if folder.metrics.exists() else 0
         self._log = LineFile(folder.log, "wb" if resume_step is None else "ab")
         self._metrics: LineFile | None = None
-        self._newest: dict[str, dict[str, Any]] = {"histograms": {}, "tables": {}, "texts": {}}
         if resume_step is None:
             folder.newest.unlink(missing_ok=True)
-        else:
-            self._newest = read_newest(folder.newest)
-        self._unwritten = self._failed = False
-        self._next_write = 0.0
+        self._newest = read_newest(folder.newest)
+        self._unwritten, self._failed, self._next_write = False, False, 0.0
         if damaged:
-            self.warn(
-                f"WARNING: {folder.metrics}: {damaged} damaged lines are left out; curves and logs lack their steps"
-            )
+            told = f"{damaged} damaged lines are left out; curves and logs lack their steps"
+            self.warn(f"WARNING: {folder.metrics}: {told}")
 
     def say(self, text: str) -> None:
         """A line (or several) for people, to terminal and log."""
@@ -78,49 +67,35 @@ class Record:
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Numbers after a step, by name. Those that are not finite become null in `metrics.jsonl`."""
-        if self._metrics is None:
-            self._metrics = LineFile(self._folder.metrics, "ab")
+        self._metrics = self._metrics or LineFile(self._folder.metrics, "ab")
         written = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.write(json.dumps({"step": step, "split": split, **written}) + "\n")
-        for sink in self.sinks:
-            sink.scalars(step, split, values)
+        self._tell("scalars", step, split, values)
 
     def picture(self, step: int | None, name: str, picture: np.ndarray, *, write: bool = True) -> None:
-        """A picture uint8 [3,H,W], written to `images/<name>_<step>.png`, without a step to `images/<name>.png`.
-
-        write: False where the caller writes it there.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        for sink in self.sinks:
-            sink.picture(step, name, picture)
+        """A picture uint8 [3,H,W], written to `images/<name>_<step>.png` or `<name>.png`, unless the caller does so."""
+        self._tell("picture", step, name, picture)
         if write:
             save_png(self._folder.images / f"{name if step is None else f'{name}_{step}'}.png", picture)
 
     def histogram(self, step: int, name: str, values: Iterable[float]) -> None:
         """The newest values, of which each has its place; they need not be finite."""
         whole = np.asarray(values, dtype=np.float64)
-        for sink in self.sinks:
-            sink.histogram(step, name, whole)
+        self._tell("histogram", step, name, whole)
         self._keep("histograms", name, {"step": step, "values": [v if math.isfinite(v) else None for v in whole]})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table in place of the last one of its name; each row has a value (None: blank) for each column."""
-        for sink in self.sinks:
-            sink.table(name, columns, rows)
+        self._tell("table", name, columns, rows)
         self._keep("tables", name, {"columns": list(columns), "rows": [list(row) for row in rows]})
 
     def results(self) -> None:
         """Show what is in `results.json` as a table."""
-        columns, rows = results_table(self._folder.results)
-        for sink in self.sinks:
-            sink.table("results", columns, rows)
+        self._tell("table", "results", *results_table(self._folder.results))
 
     def text(self, name: str, text: str) -> None:
         """Plain text in place of the last one of its name."""
-        for sink in self.sinks:
-            sink.text(name, text)
+        self._tell("text", name, text)
         self._keep("texts", name, text)
 
     def sync(self) -> None:
@@ -132,17 +107,19 @@ class Record:
     def draw(self) -> None:
         """Bring sinks up to date that are drawn now and then, such as the summary page."""
         self._write_newest()
-        for sink in self.sinks:
-            sink.draw()
+        self._tell("draw")
 
     def close(self) -> None:
         """Close sinks and files; each sink waits some seconds at most, as its module says."""
         self._write_newest()
-        for sink in self.sinks:
-            sink.close()
+        self._tell("close")
         if self._metrics:
             self._metrics.close()
         self._log.close()
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for sink in self.sinks:
+            getattr(sink, method)(*arguments)
 
     def _keep(self, kind: str, name: str, value: Any) -> None:
         self._newest[kind][name] = value
@@ -165,9 +142,11 @@ class Record:
 
 
 class NoRecord:
-    """Stands for the record where nothing is to be written: it takes everything, and does nothing."""
+    """Stands for the record where nothing is to be written: lines go to the terminal alone, all else nowhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.say = (lambda _: None) if quiet else progress.say
+        self.warn = progress.say
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return self._ignore
-
-    def _ignore(self, *_: Any, **__: Any) -> None: ...
+        return lambda *_, **__: None

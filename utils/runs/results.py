@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from hparams.errors import UserError
-from utils.machine.files import locked, make_folder, whole_file
+from utils.machine.files import locked, whole_file
 
 Value = str | int | float | bool | None
 
@@ -18,12 +18,8 @@ def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[s
 
     path: `results.json` of a run folder, made when missing. conditions: everything that the numbers depend on
     (features, number of images, split, temperature, steps, checkpoints, seed …). values: the numbers, by name.
-
-    Raises:
-        UserError: the file holds something else.
-        ValueError: a value is not finite: it must not pass for a result.
+    UserError: the file holds something else. ValueError: a value is not finite, and must not pass for a result.
     """
-    make_folder(path.parent)
     with locked(path):
         entries = [entry for entry in read_results(path) if entry["conditions"] != dict(conditions)]
         entries.append({"conditions": dict(conditions), "values": dict(values)})
@@ -33,48 +29,39 @@ def record_result(path: Path, conditions: Mapping[str, Value], values: Mapping[s
 
 
 def read_results(path: Path) -> list[dict[str, dict[str, Value]]]:
-    """The entries of a results file, oldest first; none where there is no file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
+    """The entries of a results file, oldest first; none where there is no file. UserError: it holds something else."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (ValueError, RecursionError):
         entries = None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict)
-        and entry.keys() == {"conditions", "values"}
-        and all(isinstance(part, dict) and all(map(_is_value, part.values())) for part in entry.values())
-        for entry in entries
-    ):
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise UserError(f"{path} is damaged or no results file: move it away, or use another --log_dir")
     return entries
 
 
 def results_table(path: Path) -> tuple[list[str], list[Sequence[Value]]]:
-    """Columns and rows that show a results file: a row per entry, its numbers first, then the conditions that differ.
-
-    A single entry has a row for each number and each condition.
-
-    Raises:
-        UserError: the file holds something else.
-    """
+    """Columns and rows that show a results file: numbers, and conditions that differ; all of them of a single entry."""
     entries = read_results(path)
     if len(entries) == 1:
         named = {**entries[0]["values"], **entries[0]["conditions"]}
         return ["result", ""], [(name.replace("_", " "), value) for name, value in named.items() if value is not None]
-    values = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
-    conditions = list(dict.fromkeys(name for entry in entries for name in entry["conditions"]))
-    told = {name: {repr(entry["conditions"].get(name)) for entry in entries} for name in conditions}
-    conditions = [name for name in conditions if len(told[name]) > 1]
-    rows: list[Sequence[Value]] = [
-        [entry["values"].get(name) for name in values] + [entry["conditions"].get(name) for name in conditions]
-        for entry in entries
-    ]
-    return [name.replace("_", " ") for name in values + conditions], rows
+    columns: dict[tuple[str, str], list[Value]] = {}  # numbers, then conditions, by name: those of each entry
+    for part in ("values", "conditions"):
+        for name in dict.fromkeys(name for entry in entries for name in entry[part]):
+            column = [entry[part].get(name) for entry in entries]
+            if part == "values" or len(set(map(repr, column))) > 1:
+                columns[part, name] = column
+    return [name.replace("_", " ") for _, name in columns], [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"conditions", "values"}
+        and all(isinstance(part, dict) and all(map(_is_value, part.values())) for part in entry.values())
+    )
 
 
 def _is_value(value: object) -> bool:

@@ -1,14 +1,19 @@
-"""Which saved steps stay: files go once a whole newer step makes them useless. Knows names, and no torch."""
+"""Which saved steps stay, as a whole newer one makes older files useless, and the disk they take. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hparams.errors import UserError
 from hparams.settings.training import TrainingSettings
-from utils.machine.files import remove_remains
+from utils.machine.files import free_space, remove_remains, tell_bytes
 from utils.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def clean_up(folder: RunFolder, kind: str, done: int, training: TrainingSettings) -> None:
@@ -36,6 +41,28 @@ def clean_up(folder: RunFolder, kind: str, done: int, training: TrainingSettings
 def drop_weights(folder: RunFolder, kind: str, step: int) -> None:
     """Delete the files of a step that has no state; the mark of an unfinished one goes last."""
     _delete([*(folder.model_file(kind, step, ema=ema) for ema in (False, True)), folder.saving_mark(kind, step)])
+
+
+def space_note(folder: Path, models: Mapping[bool, nn.Module], training: TrainingSettings, steps_to_do: int) -> str:
+    """A line on what the checkpoints to come take in the end, pictures and codes left aside, and what is free.
+
+    Models are given by whether they are the average. A training state holds Adam's two moments of every weight.
+    UserError: not even the next checkpoint fits.
+    """
+    weights = sum(value.nbytes for model in models.values() for value in model.state_dict().values())
+    state = 2 * sum(parameter.nbytes for parameter in models[False].parameters())
+    every = training.steps_per_checkpoint or steps_to_do
+    saves = -(-steps_to_do // max(1, every))
+    kept = saves if training.keep_checkpoints == "all" else min(saves, int(training.keep_checkpoints))
+    # While one more is written, the oldest is still there.
+    needed = min(saves, kept + 1) * weights + min(saves, training.keep_states + 1) * state
+    free = free_space(folder)
+    if steps_to_do > 0 and weights + state > free:
+        takes = f"a checkpoint takes {tell_bytes(weights + state)}"
+        raise UserError(f"{folder}: {takes}, and {tell_bytes(free)} is free: make room")
+    line = f"checkpoints to come take {tell_bytes(needed)}, {tell_bytes(free)} is free"
+    advice = "make room, or use --keep_checkpoints or a larger --steps_per_checkpoint"
+    return f"WARNING: {line}: {advice}" if needed > free else f"{'disk':<12}{line}"
 
 
 def _delete(files: Iterable[Path]) -> None:

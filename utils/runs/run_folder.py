@@ -15,10 +15,7 @@ from utils.machine.files import whole_file
 Flags = tuple[str, str]  # that name a run's folder and a step of it, for messages
 
 VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
-
-# Features of data sets, which all experiments share.
-DATA_FEATURES = LOGS / "features"
-
+DATA_FEATURES = LOGS / "features"  # of data sets, which all experiments share
 # The published code saves each optimiser to a file of its own, `<name>_optim_<step>.th`.
 OPTIMISERS = {VQGAN: ("ae", "disc"), ABSORBING: (ABSORBING,), AUTOREGRESSIVE: (AUTOREGRESSIVE,)}
 
@@ -33,22 +30,13 @@ class RunFolder:
     """`logs/<log_dir>`. Model files are named `<kind>_<step>.th`, their average's `<kind>_ema_<step>.th`."""
 
     def __init__(self, log_dir: str, root: Path = LOGS) -> None:
-        self.name = log_dir
-        self.root = root
-        self.path = root / log_dir
-        self.hparams = self.path / "hparams.yaml"
-        self.log = self.path / "log.txt"
-        self.metrics = self.path / "metrics.jsonl"
-        self.newest = self.path / "newest.json"
-        self.summary = self.path / "summary.png"
-        self.images = self.path / "images"
-        self.bad_images = self.path / "bad_images.txt"
-        self.results = self.path / "results.json"
-        self.saved_models = self.path / "saved_models"
-        self.latents = self.path / "latents"
-        self.samples = self.path / "samples"
-        self.features = self.path / "features"
-        self.likelihoods = self.path / "likelihoods"
+        self.name, self.root, self.path = log_dir, root, root / log_dir
+        self.hparams, self.log = self.path / "hparams.yaml", self.path / "log.txt"
+        self.metrics, self.newest = self.path / "metrics.jsonl", self.path / "newest.json"
+        self.summary, self.results = self.path / "summary.png", self.path / "results.json"
+        self.images, self.bad_images = self.path / "images", self.path / "bad_images.txt"
+        self.saved_models, self.likelihoods = self.path / "saved_models", self.path / "likelihoods"
+        self.latents, self.samples, self.features = (self.path / name for name in ("latents", "samples", "features"))
 
     def model_file(self, kind: str, step: int, *, ema: bool = False) -> Path:
         """The state dict of a model at a step."""
@@ -76,10 +64,7 @@ class RunFolder:
         return self._steps(rf"{kind}_state_(\d+)\.th")
 
     def model_steps(self, kind: str) -> list[int]:
-        """Steps that can be loaded, in order.
-
-        Unfinished steps do not count; a folder without any training state (the authors') counts as it is.
-        """
+        """Steps that can be loaded, in order: the finished ones, or all where there is no training state at all."""
         unfinished = self.unfinished_steps(kind)
         return [step for step in self._steps(rf"{kind}(?:_ema)?_(\d+)\.th") if step not in unfinished]
 
@@ -91,11 +76,7 @@ class RunFolder:
         return sorted({step for step in [*begun, *newer] if step not in states})
 
     def pick_step(self, kind: str, step: int | None, flags: Flags = ("--load_dir", "--load_step")) -> int:
-        """`step` if the run has it, or its newest for None.
-
-        Raises:
-            UserError: no such folder, no model in it, or not at this step; one of `flags` is to be corrected.
-        """
+        """`step` if the run has it, or its newest for None. UserError, with one of `flags`: there is none."""
         require_run(flags[0], self.root, self.name)
         flag = flags[0] if step is None else flags[1]
         steps = self.model_steps(kind)
@@ -106,19 +87,13 @@ class RunFolder:
         if step is None:
             return steps[-1]
         if step not in steps:
-            near = sorted(steps, key=lambda other: abs(other - step))[:5]
-            raise UserError(
-                f"{flag}: {self.path} has no {kind} of step {step}; it has step {', '.join(map(str, sorted(near)))}"
-                + (", …" if len(near) < len(steps) else "")
-            )
+            near = ", ".join(map(str, sorted(sorted(steps, key=lambda other: abs(other - step))[:5])))
+            more = ", …" if len(steps) > 5 else ""
+            raise UserError(f"{flag}: {self.path} has no {kind} of step {step}; it has step {near}{more}")
         return step
 
     def pick_model_file(self, kind: str, step: int, *, ema: bool) -> Path:
-        """The file of a step that `pick_step` found: the average if it exists and `ema` wants it, else the raw weights.
-
-        Raises:
-            UserError: raw weights are wanted, and only the average was saved.
-        """
+        """The file of a step: the average if it exists and `ema` wants it, else the raw weights, or a UserError."""
         raw, average = self.model_file(kind, step), self.model_file(kind, step, ema=True)
         if ema and average.exists():
             return average
@@ -132,7 +107,5 @@ class RunFolder:
         return own if own.exists() else other
 
     def _steps(self, pattern: str) -> list[int]:
-        if not self.saved_models.is_dir():
-            return []
-        found = (re.fullmatch(pattern, file.name) for file in self.saved_models.iterdir())
-        return sorted({int(match[1]) for match in found if match})
+        files = self.saved_models.iterdir() if self.saved_models.is_dir() else ()
+        return sorted({int(match[1]) for file in files if (match := re.fullmatch(pattern, file.name))})

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -28,6 +28,8 @@ from utils.machine.files import can_be_written, free_space, make_folder, remove_
 from utils.runs.job import Job
 
 ROWS = 256  # of a part file, in work that takes little time for a row
+# Takes numbers of rows in order, int64 [m], and a report for images that cannot be read; yields their rows [b,…].
+Make = Callable[[np.ndarray, Report], Iterator[Tensor]]
 _NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{16})\.npy")
 
 
@@ -42,30 +44,38 @@ class _Part:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        return _loaded(self.file)
+        """Mapped shared, or privately where a FUSE file system refuses that, or read. OSError, ValueError: damaged."""
+        with suppress(OSError):
+            return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        with suppress(OSError):
+            return np.load(self.file, mmap_mode="c", allow_pickle=False)
+        return np.load(self.file, allow_pickle=False)
 
 
 class Rows(Sequence[np.ndarray]):
     """n ≥ 1 rows from part files, which are memory-mapped where the file system can do that."""
 
-    def __init__(self, parts: Sequence[_Part], n: int, unreadable: dict[str, str]) -> None:
-        self._parts = _cover(parts, n)
-        self.unreadable = unreadable  # images that could not be read, name → what is wrong
-        self._n = n
-        self._firsts = [part.first for part in self._parts]  # part i gives rows up to the first of the next
+    def __init__(self, parts: Sequence[_Part], n: int) -> None:
+        self._parts: list[_Part] = []  # each gives rows up to the first of the next
+        self.unreadable: dict[str, str] = {}  # images that could not be read, name → what is wrong
+        for part in parts:  # in order; they may overlap, and not all are needed
+            if part.first <= (self._parts[-1].stop if self._parts else 0) < min(part.stop, n):
+                self._parts.append(part)
+            with suppress(OSError, ValueError, TypeError):
+                if part.first < n:
+                    self.unreadable |= json.loads(part.file.with_suffix(".json").read_text(encoding="utf-8"))
+        self._firsts = [part.first for part in self._parts]
         first = self._parts[0].rows
         self.shape, self.dtype = (n, *first.shape[1:]), first.dtype
 
     def __len__(self) -> int:
-        return self._n
+        return int(self.shape[0])
 
     def __getitem__(self, which: Any) -> Any:
-        """Row i, rows of a slice with step 1, or of an array of indices: an array."""
-        if isinstance(which, slice):
-            return self[np.arange(self._n)[which]]
-        if isinstance(which, int | np.integer):
-            return self[np.arange(self._n)[which].reshape(1)][0]
-        indices = np.asarray(which)
+        """Row i, rows of a slice, or of an array of indices: an array."""
+        if not isinstance(which, slice) and np.ndim(which) == 0:
+            return self[[range(len(self))[which]]][0]
+        indices = np.arange(len(self))[which] if isinstance(which, slice) else np.asarray(which)
         found = np.empty((len(indices), *self.shape[1:]), self.dtype)
         part_of = np.searchsorted(self._firsts, indices, side="right") - 1
         for number in np.unique(part_of).tolist():
@@ -78,63 +88,43 @@ class Rows(Sequence[np.ndarray]):
 
 
 class Shards:
-    """The part files of some work.
-
-    Args:
-        folder: where they are, named after what determines the rows.
-        otherwise: where new ones go if `folder` cannot be written; those that it holds count too.
-    """
+    """The part files of some work in `folder`, and in `otherwise`, where new ones go if that cannot be written."""
 
     def __init__(self, folder: Path, otherwise: Path | None = None) -> None:
-        self._folder = folder
-        self._otherwise = otherwise
+        self._folder, self._otherwise = folder, otherwise
 
-    def last(self) -> int:
-        """How many rows there are, if none is missing."""
-        return max((part.stop for part in self._parts()), default=0)
-
-    def read(self, n: int) -> Rows | None:
-        """The first n rows; None if some are missing or damaged."""
+    def read(self, n: int | None = None) -> Rows | None:
+        """The first n rows, or all; None if some are missing or damaged, or there is none."""
+        n = n or max((part.stop for part in self._parts()), default=0)
         parts = self._whole_parts()
-        return None if _gaps(parts, n) else Rows(parts, n, _unreadable(parts, n))
+        return Rows(parts, n) if n and not _gaps(parts, n) else None
 
     def fill(
         self,
         job: Job,
         n: int,
-        like: np.ndarray,
-        make: Callable[[np.ndarray, Report], Iterator[Tensor]],
+        like: np.ndarray,  # of a row's shape and type
+        make: Make,
         *,
-        what: str,
+        what: str,  # the work, for the progress bar
         size: int = ROWS,
-        of: int | None = None,
+        of: int | None = None,  # how many images the data set has that they are of, where that is not n
     ) -> Rows:
         """Compute the rows that are missing of the first n, each process its share of the part files.
 
-        Args:
-            job: its processes share the work; its signals stop it after a batch, and the same command goes on.
-            like: an array of a row's shape and type.
-            make: takes numbers of rows in order, int64 [m], and a report for images that cannot be read; yields their
-                rows [b,…] batch by batch.
-            what: the work, for the progress bar.
-            size: rows of a part file. A multiple of `make`'s batch size gives each batch the same rows, whatever the
-                number of processes.
-            of: how many images the data set has that they are of, where that is not n.
-
-        Raises:
-            UserError: there is not enough room, or too many images cannot be read.
-            RunError: another process does not get on.
-            SystemExit: a signal asked to stop.
+        job: its processes share the work; its signals stop it after a batch, and the same command goes on. size: rows
+        of a part file. A multiple of `make`'s batch size gives each batch the same rows, however many processes.
+        UserError: there is not enough room, or too many images cannot be read. RunError: another process does not get
+        on. SystemExit: a signal asked to stop.
         """
         # Machines with copies of the data of their own, whose files have other times, name the folder otherwise.
         self._folder, self._otherwise = job.ranks.from_first(lambda: (self._folder, self._otherwise))
         folder, pieces = job.ranks.from_first(lambda: self._to_do(job, n, size, like))
         mine = pieces[job.ranks.rank :: job.ranks.count]
         if mine:
-            self._compute(job, folder, n, mine, like, make, what)
+            _compute(job, folder, n, mine, like, make, what)
         job.wait_for(lambda: sum(stop - first for first, stop in _gaps(self._parts(), n)), f"rows in {folder}")
-        parts = self._parts()
-        rows = Rows(parts, n, _unreadable(parts, n))
+        rows = Rows(self._parts(), n)
         if rows.unreadable:
             job.bad_images(rows.unreadable, of or n)
         return rows
@@ -155,41 +145,9 @@ class Shards:
                 raise UserError(f"{folder}: {tell_bytes(needed)} more is needed, {tell_bytes(free)} is free: make room")
         return folder, pieces
 
-    def _compute(
-        self,
-        job: Job,
-        folder: Path,
-        n: int,
-        pieces: Sequence[tuple[int, int]],
-        like: np.ndarray,
-        make: Callable[[np.ndarray, Report], Iterator[Tensor]],
-        what: str,
-    ) -> None:
-        unreadable: dict[str, str] = {}
-
-        def report(found: Mapping[str, str], images: int) -> None:
-            unreadable.update(found)
-            job.bad_images(found, images)
-
-        indices = np.concatenate([np.arange(first, stop) for first, stop in pieces])
-        batches, waiting = make(indices, report), np.empty((0, *like.shape), like.dtype)
-        share = f"{what}, share of {job.ranks.count} processes" if job.ranks.count > 1 else what
-        others = n - len(indices) if job.ranks.count == 1 else 0
-        with job.progress(share, others + len(indices), "image", done=others) as progress:
-            for first, stop in pieces:
-                while len(waiting) < stop - first:
-                    batch = next(batches).cpu().numpy().astype(like.dtype, copy=False)
-                    waiting = np.concatenate([waiting, batch]) if len(waiting) else batch
-                    progress.update(len(batch))
-                    job.check()
-                rows, waiting = waiting[: stop - first], waiting[stop - first :]
-                _write(folder, first, stop, rows, unreadable)
-                unreadable = {}
-
     def _parts(self) -> list[_Part]:
         """By their names alone, in order."""
-        folders = [folder for folder in (self._folder, self._otherwise) if folder and folder.is_dir()]
-        files = [file for folder in folders for file in folder.iterdir()]
+        files = [file for folder in (self._folder, self._otherwise) if folder for file in folder.glob("*.npy")]
         found = [(name, file) for file in files if (name := _NAME.fullmatch(file.name))]
         parts = [_Part(int(name[1]), int(name[2]), name[3], file) for name, file in found]
         return sorted(parts, key=lambda part: (part.first, part.stop))
@@ -208,13 +166,29 @@ class Shards:
         return whole
 
 
-def _unreadable(parts: Sequence[_Part], n: int) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for part in parts:
-        if part.first < n:
-            with suppress(OSError, ValueError, TypeError):
-                found |= json.loads(part.file.with_suffix(".json").read_text(encoding="utf-8"))
-    return found
+def _compute(
+    job: Job, folder: Path, n: int, pieces: Sequence[tuple[int, int]], like: np.ndarray, make: Make, what: str
+) -> None:
+    unreadable: dict[str, str] = {}
+
+    def report(found: Mapping[str, str], images: int) -> None:
+        unreadable.update(found)
+        job.bad_images(found, images)
+
+    indices = np.concatenate([np.arange(first, stop) for first, stop in pieces])
+    batches, waiting = make(indices, report), np.empty((0, *like.shape), like.dtype)
+    share = f"{what}, share of {job.ranks.count} processes" if job.ranks.count > 1 else what
+    others = n - len(indices) if job.ranks.count == 1 else 0
+    with job.progress(share, others + len(indices), "image", done=others) as progress:
+        for first, stop in pieces:
+            while len(waiting) < stop - first:
+                batch = next(batches).cpu().numpy().astype(like.dtype, copy=False)
+                waiting = np.concatenate([waiting, batch]) if len(waiting) else batch
+                progress.update(len(batch))
+                job.check()
+            rows, waiting = waiting[: stop - first], waiting[stop - first :]
+            _write(folder, first, stop, rows, unreadable)
+            unreadable.clear()
 
 
 def _write(folder: Path, first: int, stop: int, rows: np.ndarray, unreadable: Mapping[str, str]) -> None:
@@ -233,16 +207,6 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _cover(parts: Sequence[_Part], n: int) -> list[_Part]:
-    """Of parts in order, which may overlap, those that are needed for the first n rows."""
-    chosen: list[_Part] = []
-    for part in parts:
-        done = chosen[-1].stop if chosen else 0
-        if part.first <= done < min(part.stop, n):
-            chosen.append(part)
-    return chosen
-
-
 def _gaps(parts: Sequence[_Part], n: int) -> list[tuple[int, int]]:
     """Ranges of the first n rows that no part holds."""
     gaps, done = [], 0
@@ -251,16 +215,3 @@ def _gaps(parts: Sequence[_Part], n: int) -> list[tuple[int, int]]:
             gaps.append((done, min(part.first, n)))
         done = max(done, part.stop)
     return gaps + ([(done, n)] if done < n else [])
-
-
-def _loaded(file: Path) -> np.ndarray:
-    """Mapped shared, or privately where a FUSE file system refuses that, or read whole.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is no array.
-    """
-    modes: tuple[Literal["r", "c"], ...] = ("r", "c")
-    for mode in modes:
-        with suppress(OSError):
-            return np.load(file, mmap_mode=mode, allow_pickle=False)
-    return np.load(file, allow_pickle=False)

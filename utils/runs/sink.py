@@ -8,10 +8,7 @@ import numpy as np
 
 
 class Sink:
-    """A view of a run: a subclass says how it shows what it can show; the rest it ignores.
-
-    `utils.reporting.sinks` calls all methods in a thread of the sink's own.
-    """
+    """A view of a run: a subclass shows what it can, called in a thread of its own; the rest it ignores."""
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Numbers after a step, by name; nan and ±inf are possible."""

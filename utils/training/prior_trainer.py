@@ -12,7 +12,7 @@ from hparams.settings.models import PriorSettings
 from hparams.settings.stages import RunSettings
 from hparams.settings.training import TrainingSettings
 from models.prior.prior import Codes, Draws, Prior
-from utils.machine.compiling import capture_stream, captured_step, compile_prior
+from utils.machine.compiling import capture_stream, captured_step, compile_blocks
 from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks, replicate, synced
 from utils.machine.evaluation import evaluating
@@ -57,7 +57,7 @@ class PriorTrainer(StageTrainer[Prior]):
         trained: dict[str, nn.Module] = {settings.sampler: prior}
         super().__init__(prior, trained, prior.idle_parameters(), run, training, device, amp_dtype, ranks)
         for model in self.models().values():
-            compile_prior(model, run.compile, device)
+            compile_blocks(model, run.compile, device)
         self.warmup_iters = settings.warmup_iters
         self.optimiser = self.optimisers[settings.sampler]
         stream = capture_stream(run.compile, device, amp_dtype, ranks)

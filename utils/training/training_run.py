@@ -31,9 +31,8 @@ from utils.runs.checkpoints import (
     require_finite,
     save_step,
 )
-from utils.runs.disk_space import space_notes
 from utils.runs.job import Job, tell_parameters
-from utils.runs.retention import clean_up, drop_weights
+from utils.runs.retention import clean_up, drop_weights, space_note
 from utils.runs.run_folder import RunFolder
 from utils.training.bookkeeping import Averages, Rhythm, SkippedUpdates
 from utils.training.optimiser import Optimiser, load_moments
@@ -86,7 +85,8 @@ class TrainingRun:
         self._autoencoder: str | None = None
         self._restore(trainer)
         if ranks.first:
-            self._notes += space_notes(self.folder.path, trainer.models(), settings.training, self.end - self.start)
+            to_do = self.end - self.start
+            self._notes.append(space_note(self.folder.path, trainer.models(), settings.training, to_do))
         self._open = ExitStack()
         # Release captured CUDA graphs before destroy_process_group(): NCCL hangs while one references its collectives.
         self._open.callback(trainer.release)

@@ -15,7 +15,7 @@ from hparams.settings.training import TrainingSettings
 from models.vqgan.quantizers import id_counts, perplexity
 from models.vqgan.similarity import psnr
 from models.vqgan.vqgan import VQGAN
-from utils.machine.compiling import capture_stream, captured_step, compile_autoencoder
+from utils.machine.compiling import capture_stream, captured_step, compile_blocks
 from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks
 from utils.machine.evaluation import evaluating
@@ -48,7 +48,7 @@ class VQGANTrainer(StageTrainer[VQGAN]):
         super().__init__(vqgan, trained, vqgan.ae.idle_parameters(), run, training, device, amp_dtype, ranks)
         self.horizontal_flip = training.horizontal_flip
         self.care = settings
-        compile_autoencoder(vqgan, run.compile, device)
+        compile_blocks(vqgan, run.compile, device)
         # How often each code was used since dead ones were last restarted
         self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=device)
         if ranks.count > 1 and settings.sync_batchnorm:

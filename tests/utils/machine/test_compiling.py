@@ -21,7 +21,7 @@ from models.prior.prior import Codes, Draws
 from models.prior.transformer import Block, Transformer
 from models.sampling.rounds import Drawing
 from utils.machine import compiling
-from utils.machine.compiling import capture_stream, compile_autoencoder, compile_prior
+from utils.machine.compiling import capture_stream, compile_blocks
 from utils.machine.cuda_graphs import Captured
 from utils.machine.distributed import ALONE, Ranks
 
@@ -43,39 +43,33 @@ def compiled(module: nn.Module) -> list[bool]:
     return [block._compiled_call_impl is not None for block in module.modules() if isinstance(block, Block)]
 
 
-@pytest.mark.parametrize("choice", ["auto", "off"])
-def test_on_a_cpu_nothing_is_compiled_unless_asked_for(choice: str) -> None:
-    net = transformer(causal=False)
-    compile_prior(net, choice, CPU)
-    compile_autoencoder(net, choice, CPU)
-    assert compiled(net) == [False, False]
-
-
-def test_auto_compiles_on_cuda_where_the_compiler_is_whole(monkeypatch: pytest.MonkeyPatch, traced_only: None) -> None:
-    for missing, expected in (("the package triton is missing", False), (None, True)):
-        monkeypatch.setattr(compiling, "_missing", lambda device, missing=missing: missing)
-        net = transformer(causal=False)
-        compile_prior(net, "auto", CUDA)
-        assert compiled(net) == [expected] * 2
-
-
 @pytest.mark.parametrize(
-    ("compiler", "missing"), [(None, r"no C\+\+ compiler"), ("/usr/bin/g++", r"no Python\.h, .* python3-dev\)")]
+    ("choice", "device", "missing", "expected"),
+    [
+        *[("auto", CPU, None, False), ("off", CPU, None, False)],
+        *[("auto", CUDA, "the package triton is missing", False), ("auto", CUDA, None, True)],
+    ],
 )
-def test_on_without_a_compiler_or_headers_is_refused(
-    compiler: str | None, missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_auto_compiles_on_cuda_with_a_whole_compiler(choice, device, missing, expected, monkeypatch, traced_only):
+    monkeypatch.setattr(compiling, "_missing", lambda device: missing)
+    net = transformer(causal=False)
+    compile_blocks(net, choice, device)
+    assert compiled(net) == [expected] * 2
+
+
+def test_on_without_a_compiler_or_headers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Generated code includes Python's headers, which Debian has in a package of its own."""
-    monkeypatch.setattr(compiling.shutil, "which", lambda _: compiler)
     monkeypatch.setattr(compiling.sysconfig, "get_path", lambda *_: str(tmp_path))
-    with pytest.raises(UserError, match=f"--compile on: there is {missing}: install it, or use --compile off"):
-        compile_prior(transformer(causal=False), "on", CPU)
+    for compiler, missing in ((None, r"no C\+\+ compiler"), ("/usr/bin/g++", r"no Python\.h, .* python3-dev\)")):
+        monkeypatch.setattr(compiling.shutil, "which", lambda _, compiler=compiler: compiler)
+        with pytest.raises(UserError, match=f"--compile on: there is {missing}: install it, or use --compile off"):
+            compile_blocks(transformer(causal=False), "on", CPU)
 
 
 def test_a_compiled_prior_trains_and_samples_as_before(traced_only: None) -> None:
     eager = AbsorbingDiffusion(transformer(causal=False), mask_id=7, total_steps=8)
     prior = copy.deepcopy(eager)
-    compile_prior(prior, "on", CPU)
+    compile_blocks(prior, "on", CPU)
     assert compiled(prior) == [True, True]
     assert prior.state_dict().keys() == eager.state_dict().keys()
     assert compiled(copy.deepcopy(prior)) == [False, False]  # an average of its own, not the weights of the original
@@ -84,18 +78,16 @@ def test_a_compiled_prior_trains_and_samples_as_before(traced_only: None) -> Non
     mask = torch.rand((3, 6), generator=generator) < 0.7
     for model in (eager, prior):
         model.losses(Codes(ids), Draws(t, mask)).loss.sum().backward()
-    for (name, one), other in zip(eager.named_parameters(), prior.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=name)
-    first, second = (
-        model.eval().sample(5, generator=torch.Generator().manual_seed(1), batch_size=2) for model in (eager, prior)
-    )
-    assert torch.equal(first, second)
+    for one, other in zip(eager.parameters(), prior.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    samples = [m.eval().sample(5, generator=generator.manual_seed(1), batch_size=2) for m in (eager, prior)]
+    assert torch.equal(*samples)
 
 
 def test_a_compiled_autoregressive_step_keeps_its_cache(traced_only: None) -> None:
     eager = AutoregressivePrior(transformer(causal=True)).eval()
     prior = copy.deepcopy(eager)
-    compile_prior(prior, "on", CPU)
+    compile_blocks(prior, "on", CPU)
     uniforms = torch.rand((4, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = eager.draw_tokens(uniforms, Drawing(4))
     assert torch.equal(prior.draw_tokens(uniforms, Drawing(4, static=True)), expected)
@@ -120,24 +112,13 @@ def test_a_halved_batch_takes_no_compiling(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("choice", "device", "amp_dtype", "ranks", "expected"),
     [
-        ("auto", CUDA, torch.bfloat16, ALONE, True),
-        ("auto", CPU, None, ALONE, False),
-        ("off", CUDA, None, ALONE, False),
-        ("on", CUDA, torch.float16, ALONE, False),
-        ("on", CUDA, None, NCCL, True),
-        ("auto", CUDA, None, NCCL, False),
-        ("on", CUDA, torch.float16, NCCL, False),
-        ("on", CUDA, None, Ranks(0, 2), False),
+        *[("auto", CUDA, torch.bfloat16, ALONE, True), ("auto", CPU, None, ALONE, False)],
+        *[("off", CUDA, None, ALONE, False), ("on", CUDA, torch.float16, ALONE, False)],
+        *[("on", CUDA, None, NCCL, True), ("auto", CUDA, None, NCCL, False)],
+        *[("on", CUDA, torch.float16, NCCL, False), ("on", CUDA, None, Ranks(0, 2), False)],
     ],
 )
-def test_which_steps_run_beside_the_default_stream(
-    choice: str,
-    device: torch.device,
-    amp_dtype: torch.dtype | None,
-    ranks: Ranks,
-    expected: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_which_steps_run_beside_the_default_stream(choice, device, amp_dtype, ranks, expected, monkeypatch) -> None:
     """Those that are captured, and no others: replicas accumulate their gradients where they were made."""
     monkeypatch.setattr(compiling, "_missing", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream of its own")

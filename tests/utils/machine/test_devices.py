@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from jobs import a_job
 from utils.machine.devices import pick_amp_dtype, without_tf32
 from utils.metrics.features import FeatureExtractor
-from utils.metrics.neighbours import Embedding, NearestNeighbours, nearest_images
+from utils.metrics.neighbours import Embedding, nearest_images
 from utils.metrics.prdc import compute_prdc
 from utils.pretrained.perceptual import LPIPSEmbedding, untrained_lpips
+from utils.runs.job import Job
 
 CPU = torch.device("cpu")
 Seen = list[tuple[str, str]]
@@ -66,75 +64,61 @@ class Watched(nn.Module):
         return (images.float().mean((2, 3)),)
 
 
-def features(seen: Seen) -> None:
+def features(seen: Seen, job: Job) -> None:
     FeatureExtractor("watched", "fixed", Watched(seen))(torch.zeros((2, 3, 8, 8), dtype=torch.uint8))
 
 
-def lpips_embedding(seen: Seen) -> None:
+def lpips_embedding(seen: Seen, job: Job) -> None:
     network = untrained_lpips("alex")
     network.net.register_forward_hook(lambda *_: seen.append(precisions()))
     LPIPSEmbedding(network, CPU)(torch.zeros((1, 3, 32, 32)))
 
 
-def prdc(seen: Seen) -> None:
+def prdc(seen: Seen, job: Job) -> None:
     points = torch.arange(8.0)[:, None]
     compute_prdc(points, points + 0.1, 2, tick=lambda: seen.append(precisions()))
 
 
-def neighbours(seen: Seen) -> None:
+def neighbours(seen: Seen, job: Job) -> None:
     class Images(list[np.ndarray]):
         fingerprint = "images"
 
-    nearest = NearestNeighbours.nearest
-
-    def watched(*args: Any) -> tuple[Tensor, Tensor]:
-        seen.append(precisions())
-        return nearest(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NearestNeighbours, "nearest", watched)
-        embedding = Embedding("colours", "fixed", lambda images: images.float().mean((2, 3)))
-        with a_job() as job:
-            images = Images(np.zeros((4, 3, 8, 8), np.uint8))
-            nearest_images(job, embedding, torch.zeros((1, 3, 8, 8), dtype=torch.uint8), images, 4, 2)
+    watched = Embedding("colours", "fixed", lambda images: Watched(seen)(images)[0])
+    images = Images(np.zeros((4, 3, 8, 8), np.uint8))
+    nearest_images(job, watched, torch.zeros((1, 3, 8, 8), dtype=torch.uint8), images, 4, 2)
+    assert len(seen) == 2
+    del seen[0]  # of the samples alone; embeddings see to it themselves
 
 
 @pytest.mark.parametrize("work", [features, lpips_embedding, prdc, neighbours])
-def test_float32_is_float32(work: Callable[[Seen], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_float32_is_float32(work: Callable[[Seen, Job], None], job: Job) -> None:
     seen: Seen = []
-    work(seen)
-    assert seen
+    work(seen, job)
     assert set(seen) == {("ieee", "ieee")}
 
 
 def test_the_type_is_one_that_the_device_has_whatever_the_current_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = [0]
+    current = [0]  # the devices whose blocks are open
 
     @contextmanager
     def device(chosen: torch.device) -> Iterator[None]:
-        before, current[0] = current[0], chosen.index
-        yield
-        current[0] = before
+        yield current.append(chosen.index)
+        current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[0] == 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[-1] == 1)
     found = [pick_amp_dtype(torch.device("cuda", index), True, "auto") for index in (0, 1)]
     assert found == [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize(
-    ("has", "may_use", "expected"),
+    ("has", "may_use", "bfloat16"),  # AVX2: as ATEN_CPU_CAPABILITY has it
     [
-        ("avx512_bf16", "AVX512", torch.bfloat16),
-        ("avx512_bf16", "AVX2", None),  # as ATEN_CPU_CAPABILITY has it
-        ("arm_bf16", "DEFAULT", torch.bfloat16),
-        ("avx512_f", "AVX512", None),
+        *[("avx512_bf16", "AVX512", True), ("avx512_bf16", "AVX2", False)],
+        *[("arm_bf16", "DEFAULT", True), ("avx512_f", "AVX512", False)],
     ],
 )
-def test_a_cpu_takes_the_bfloat16_that_pytorch_may_use(
-    monkeypatch: pytest.MonkeyPatch, has: str, may_use: str, expected: torch.dtype | None
-) -> None:
+def test_a_cpu_takes_the_bfloat16_that_pytorch_may_use(has: str, may_use: str, bfloat16: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, has: True})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: may_use)
-    assert pick_amp_dtype(CPU, True, "auto") == expected
+    assert pick_amp_dtype(CPU, True, "auto") == (torch.bfloat16 if bfloat16 else None)

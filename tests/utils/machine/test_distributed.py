@@ -24,13 +24,13 @@ from utils.machine.devices import pick_device
 from utils.machine.distributed import ALONE, _meet, joined
 
 End = Callable[[str], tuple[dict[str, Any], list[str]]]
+Meet = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def end(tmp_path_factory: pytest.TempPathFactory) -> End:
     """How the processes of a way ended: what torchrun tells of the first that failed, and each one's stderr."""
-    out = tmp_path_factory.mktemp("failing")
-    script = Path(__file__).parents[2] / "helpers/failing.py"
+    out, script = tmp_path_factory.mktemp("failing"), Path(__file__).parents[2] / "helpers/failing.py"
     # PyTorch asks for the name of every address, and warns where there is none. A name server that answers so many at
     # leisure would pass for a process that hangs.
     names = {"RES_OPTIONS": "timeout:1 attempts:1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -53,28 +53,23 @@ def those_with_a_cause(said: list[str]) -> dict[int, str]:
     return {rank: text for rank, text in enumerate(said) if text and text not in lost}
 
 
-def test_torchrun_names_a_process_that_is_killed(end: End) -> None:
+def test_a_process_that_is_killed_or_hangs_is_named(end: End) -> None:
     told, said = end("dies")
     assert told["1"][0] == -9
     assert "SIGKILL" in told["1"][1]
     assert those_with_a_cause(said) == {}
-
-
-def test_a_process_that_hangs_is_named_after_the_timeout(end: End) -> None:
     told, said = end("hangs")
     assert [status for status, _ in told.values()] == [1]
     ((rank, line),) = those_with_a_cause(said).items()
     assert rank != 2
-    assert re.search(rf": error: rank {rank} on \S+: rank 2 on \S+ gave no answer within --dist_timeout 5; ", line)
-    assert line.count("\n") == 1
+    assert re.search(rf": error: rank {rank} on \S+: rank 2 on \S+ gave no answer within --dist_timeout 5; .*\n$", line)
+
+
+BAD_DATA = "photos/7.jpg cannot be read"
 
 
 @pytest.mark.parametrize(
-    ("way", "causes"),
-    [
-        ("meets_bad_data", {2: "photos/7.jpg cannot be read"}),
-        ("two_fail", {1: "photos/7.jpg cannot be read", 3: "its GPU is lost"}),
-    ],
+    ("way", "causes"), [("meets_bad_data", {2: BAD_DATA}), ("two_fail", {1: BAD_DATA, 3: "its GPU is lost"})]
 )
 def test_each_process_with_a_cause_of_its_own_says_it_in_one_line(end: End, way: str, causes: dict[int, str]) -> None:
     told, said = end(way)
@@ -87,28 +82,19 @@ def test_each_process_with_a_cause_of_its_own_says_it_in_one_line(end: End, way:
         assert record["message"] == causes[int(rank)]
 
 
-def test_a_bug_shows_where_it_happened(end: End) -> None:
+def test_a_bug_shows_where_it_happened_and_of_processes_that_fail_alike_one_speaks(end: End) -> None:
     told, said = end("breaks")
     assert (told["1"][0], told["1"][1]["message"]) == (1, "KeyError: 'a bug'")
-    lines = those_with_a_cause(said)
-    assert list(lines) == [1]
-    assert lines[1].startswith("train_vqgan.py: error: rank 1 on ")
-    assert lines[1].endswith("KeyError: 'a bug'\n")
-
-
-def test_of_processes_that_fail_alike_one_speaks(end: End) -> None:
-    _, said = end("all_fail_alike")
-    (line,) = those_with_a_cause(said).values()
-    assert line.endswith(": 100 updates in a row had gradients that are not finite\n")
-    assert line.count("\n") == 1
+    ((rank, line),) = those_with_a_cause(said).items()
+    assert rank == 1
+    assert line.startswith("train_vqgan.py: error: rank 1 on ")
+    assert line.endswith("KeyError: 'a bug'\n")
+    (line,) = those_with_a_cause(end("all_fail_alike")[1]).values()
+    assert re.fullmatch(".*: 100 updates in a row had gradients that are not finite\n", line)
 
 
 def test_processes_share_and_agree(end: End) -> None:
-    for way in ("shares", "shares_part_files"):
-        assert end(way) == ({}, [""] * 4)
-
-
-Meet = Callable[..., Any]
+    assert end("shares") == end("shares_part_files") == ({}, [""] * 4)
 
 
 @pytest.fixture
@@ -137,11 +123,8 @@ def all_meet(meet: Meet, order: tuple[int, ...] = (1, 2, 0), backends: tuple[str
     return start
 
 
-def test_every_start_has_a_name_of_its_own(meet: Meet) -> None:
+def test_every_start_has_a_name_of_its_own_also_after_one_that_lacked_some(meet: Meet) -> None:
     assert len({all_meet(meet, order) for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1))}) == 3
-
-
-def test_processes_meet_after_a_start_that_lacked_some(meet: Meet) -> None:
     first, other = meet(0, 0.3), meet(1, 0.3)
     with pytest.raises(RuntimeError, match=r"rank 2 did not start within --dist_timeout"):
         first.result()
@@ -163,50 +146,30 @@ def test_a_process_does_not_join_a_start_that_one_before_it_made_whole(meet: Mee
     assert name != former
 
 
-@pytest.mark.parametrize(
-    ("own", "common"), [(("nccl",) * 3, "nccl"), (("nccl", "gloo", "nccl"), "gloo"), (("gloo",) * 3, "gloo")]
-)
-def test_machines_with_and_without_a_gpu_for_each_process_take_one_backend(
-    meet: Meet, own: tuple[str, ...], common: str
-) -> None:
-    assert all_meet(meet, backends=own)[1] == common
+def test_machines_with_and_without_a_gpu_for_each_process_take_one_backend(meet: Meet) -> None:
+    for own, common in ((("nccl",) * 3, "nccl"), (("nccl", "gloo", "nccl"), "gloo"), (("gloo",) * 3, "gloo")):
+        assert all_meet(meet, backends=own)[1] == common
 
 
 def test_alone_nothing_is_sent_or_copied() -> None:
     tensor = torch.arange(3)
-    for same in (ALONE.sum(tensor), ALONE.mean(tensor), ALONE.gather(tensor)):
-        assert same is tensor
+    assert ALONE.sum(tensor) is ALONE.mean(tensor) is ALONE.gather(tensor) is tensor
     assert ALONE.first
     assert ALONE.share(5) == range(5)
-    assert ALONE.agree(3, 4) == (3, 4)
-    assert ALONE.from_first(lambda: 7) == 7
-    assert ALONE.gather_objects(7) == [7]
+    assert (ALONE.agree(3, 4), ALONE.from_first(lambda: 7), ALONE.gather_objects(7)) == ((3, 4), 7, [7])
     ALONE.wait()
 
 
 @pytest.mark.parametrize(("local", "processes", "gpu"), [("0", "1", 0), ("1", "2", 1), ("3", "4", 1)])
-def test_each_process_takes_a_gpu_of_its_machine(
-    local: str, processes: str, gpu: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_takes_a_gpu_of_its_machine(local: str, processes: str, gpu: int, monkeypatch) -> None:
     """By its number, which NCCL asks for: also where the machine has one process."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    environment = {"RANK": "5", "MASTER_ADDR": "elsewhere", "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": processes}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", {"RANK": "5", "MASTER_ADDR": "elsewhere", "LOCAL_RANK": local})
+    monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", processes)
     assert pick_device("cuda") == torch.device("cuda", gpu)
 
 
-def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with (
-        pytest.raises(UserError, match="--dist_backend nccl"),
-        joined(torch.device("cpu"), backend="nccl", timeout_s=1),
-    ):
-        pass
-
-
-def test_the_gpu_that_was_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_that_was_named_becomes_the_current_one_and_nccl_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun too: a CUDA graph captured on another one would hold nothing."""
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -214,3 +177,7 @@ def test_the_gpu_that_was_named_becomes_the_current_one(monkeypatch: pytest.Monk
         with joined(torch.device(name), backend="auto", timeout_s=1) as ranks:
             assert ranks is ALONE
     assert current == [torch.device("cuda:1")]
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--dist_backend nccl"):
+        joined(torch.device("cpu"), backend="nccl", timeout_s=1).__enter__()

@@ -12,31 +12,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from utils.machine.evaluation import evaluating
 
 
-def mixed() -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    model[1].eval()
-    return model
-
-
-def modes(module: nn.Module) -> list[bool]:
-    return [part.training for part in module.modules()]
-
-
 def test_modes_come_back_as_they_were_also_after_an_error() -> None:
-    first, second = mixed(), nn.Linear(2, 2).eval()
-    before = modes(first), modes(second)
+    first, second = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4).eval(), nn.Dropout(0.5)), nn.Linear(2, 2).eval()
+    parts = [*first.modules(), second]
 
     def interrupted() -> None:
         with evaluating(first, second):
             with evaluating(first):
                 pass
-            assert not any(modes(first) + modes(second))
+            assert not any(part.training for part in parts)
             assert not torch.is_grad_enabled()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert (modes(first), modes(second)) == before
+    assert [part.training for part in parts] == [True, True, False, True, False]
     assert torch.is_grad_enabled()
 
 

@@ -6,6 +6,8 @@ import io
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,12 @@ class Terminal(io.StringIO):
         return True
 
 
-class Clock:
-    """Stands in for `time`, and moves when told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for `time`; its `now` moves when told."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    return clock
 
 
 def plain(said: list[str], total: int = 100, **more) -> Progress:
@@ -40,8 +42,8 @@ def test_bar_on_a_terminal_shows_rate_time_left_and_figures() -> None:
     assert said == []
 
 
-def test_elsewhere_a_line_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+def test_elsewhere_a_line_every_so_often(clock: Any) -> None:
+    said: list[str] = []
     with plain(said) as lines:
         for _ in range(99):
             clock.now += 1
@@ -59,79 +61,61 @@ def test_the_last_line_has_the_last_figures_which_stay_until_others_replace_them
     with plain(said) as lines:
         lines.update(100, loss=2.0, bits=2.0)
         lines.update(0, loss=1.0)
-    assert re.search(r"loss 1\s+bits 2$", said[-1])
-    assert len([line for line in said if "100/100" in line]) == 1
+    assert re.fullmatch(r"sampling  100/100 .* loss 1\s+bits 2", "".join(said))
 
 
-def test_the_first_figures_come_at_once_and_the_rate_is_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+def test_the_first_figures_come_at_once_and_the_rate_is_the_newest(clock: Any) -> None:
+    said: list[str] = []
     lines = plain(said, 1000, done=500)
-    clock.now += 2
-    lines.update(10, loss=0.5)
-    clock.now += 29
-    lines.update(29, loss=0.4)
-    clock.now += 1
-    lines.update(1, loss=0.3)
+    for seconds, images, loss in ((2, 10, 0.5), (29, 29, 0.4), (1, 1, 0.3)):
+        clock.now += seconds
+        lines.update(images, loss=loss)
     assert said == [
         "sampling   510/1000 images  5 images/s  1 min 38 s left  loss 0.5",
         "sampling   540/1000 images  1 images/s  7 min 40 s left  loss 0.3",
     ]
 
 
-def test_the_time_left_is_that_of_all_since_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
+def test_the_time_left_is_that_of_all_since_the_first_line(clock: Any) -> None:
+    said: list[str] = []
     lines = plain(said, 1000)
     for seconds, images in ((50, 10), (100, 200), (100, 50), (100, 250)):  # it begins, goes on, saves, goes on
         clock.now += seconds
         lines.update(images)
     assert [line.split("images  ")[1] for line in said] == [
-        "0.2 images/s  1 h 22 min left",
-        "2 images/s  6 min 35 s left",
-        "0.5 images/s  9 min 52 s left",
-        "2.5 images/s  4 min 54 s left",
+        *["0.2 images/s  1 h 22 min left", "2 images/s  6 min 35 s left"],
+        *["0.5 images/s  9 min 52 s left", "2.5 images/s  4 min 54 s left"],
     ]
 
 
-def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said, terminal = Clock(monkeypatch), [], Terminal()
+def test_quiet_shows_nothing_but_lines_that_are_said(clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    said, terminal = [], Terminal()
     for bar in (plain(said, quiet=True), Progress("x", 2, "y", quiet=True, say=said.append, stream=terminal)):
         clock.now += 100
         bar.update(2, loss=1.0)
         bar.close()
-    assert said == []
-    assert terminal.getvalue() == ""
-
-
-def test_lines_appear_above_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal()
-    with Progress("sampling", 2, "image", stream=terminal) as bar:
+    assert (said, terminal.getvalue()) == ([], "")
+    with Progress("sampling", 2, "image", stream=Terminal()) as bar:
         bar.update()
-        say("a line")
-    assert capsys.readouterr().out == "a line\n"
+        say("above the bar")
+    assert capsys.readouterr().out == "above the bar\n"
 
 
 def test_tell() -> None:
     assert tell({"loss": 0.123456, "codes": 1234567.0, "l1": 3}) == "loss 0.1235     codes 1.235e+06  l1 3"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(42.9, "42 s"), (200, "3 min 20 s"), (18_600, "5 h 10 min"), (792_000, "9 d 4 h"), (60, "1 min 0 s")],
-)
-def test_tell_duration(seconds: float, words: str) -> None:
-    assert tell_duration(seconds) == words
+    told = [tell_duration(seconds) for seconds in (42.9, 200, 18_600, 792_000, 60)]
+    assert told == ["42 s", "3 min 20 s", "5 h 10 min", "9 d 4 h", "1 min 0 s"]
 
 
 def test_a_process_that_ends_at_once_leaves_nothing_to_complain_of() -> None:
     """Whatever way of starting processes is the default."""
-    code = (
-        "import multiprocessing, os\n"
-        "multiprocessing.set_start_method('forkserver')\n"
-        "from utils.machine.progress import Progress, say\n"
-        "say('begun')\n"
-        "Progress('sampling', 2, 'image').update()\n"
-        "os._exit(0)"
-    )
+    code = """if True:
+        import multiprocessing, os
+        multiprocessing.set_start_method('forkserver')
+        from utils.machine.progress import Progress, say
+        say('begun')
+        Progress('sampling', 2, 'image').update()
+        os._exit(0)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("begun\n")

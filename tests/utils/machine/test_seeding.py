@@ -7,16 +7,10 @@ import torch
 from utils.machine.seeding import derive_seed, make_generator, seed_global
 
 
-def test_seeds_are_the_same_on_every_machine() -> None:
+def test_seeds_are_the_same_on_every_machine_every_part_counts_and_torch_accepts_them() -> None:
     assert derive_seed(0, "vqgan", 7) == 1579675695082453827
-
-
-def test_every_part_counts() -> None:
     parts = ((0, "vqgan", 7), (1, "vqgan", 7), (0, "prior", 7), (0, "vqgan", 8), (0, "vqgan"), (0, "vqgan", 70))
     assert len({derive_seed(*each) for each in parts}) == 6
-
-
-def test_seeds_fit_what_torch_accepts() -> None:
     seeds = {derive_seed(0, step) for step in range(2000)}
     assert len(seeds) == 2000
     assert min(seeds) >= 0
@@ -32,9 +26,6 @@ def test_generators_repeat_and_leave_the_global_stream_alone() -> None:
 
 
 def test_global_streams_repeat() -> None:
-    draws = []
-    for parts in ((0, "dropout", 3), (0, "dropout", 3), (0, "dropout", 4)):
-        seed_global(*parts)
-        draws.append(torch.rand(4))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+    first, again, other = (seed_global(0, "dropout", step) or torch.rand(4) for step in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -5,26 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
 from utils.machine.signals import Signals, heed_parent_alone
 
 
-@pytest.fixture
-def nohup() -> Iterator[None]:
-    """What nohup does to a command."""
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGHUP, former)
-
-
-@pytest.mark.usefixtures("nohup")
-def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+def test_under_nohup_a_closed_terminal_stops_nothing(terminal: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.stop is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (signals.save, signals.stop) == (True, None)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.stop is signal.SIGTERM
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -43,17 +37,7 @@ def test_a_forked_worker_leaves_ctrl_c_to_its_parent_and_ends_on_sigterm() -> No
 
 def test_a_worker_that_cannot_listen_still_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be waited for without end."""
-
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.raises(RuntimeError):
         heed_parent_alone(0)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_sigusr1_asks_to_save_and_not_to_stop() -> None:
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert (signals.save, signals.stop) == (True, None)

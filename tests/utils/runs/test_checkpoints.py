@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,9 +29,6 @@ def save(folder: RunFolder, step: int = 5) -> None:
     save_step(folder, VQGAN, step, {False: network(), True: network()}, {"trainer": {"usage": torch.arange(3)}})
 
 
-# --- what is saved ------------------------------------------------------------------------------------------------
-
-
 def test_a_saved_step_comes_back(folder: RunFolder) -> None:
     save(folder)
     files = {"vqgan_5.th", "vqgan_ema_5.th"}
@@ -44,8 +40,7 @@ def test_a_saved_step_comes_back(folder: RunFolder) -> None:
     for ema in (False, True):
         content = torch.load(folder.model_file(VQGAN, 5, ema=ema), weights_only=True)
         assert type(content) is dict  # a plain state dict
-        assert content.keys() == network().state_dict().keys()
-        assert all(torch.equal(content[name], value) for name, value in network().state_dict().items())
+        assert same(content, network().state_dict())
 
 
 def test_views_are_saved_without_what_they_view(folder: RunFolder) -> None:
@@ -55,33 +50,23 @@ def test_views_are_saved_without_what_they_view(folder: RunFolder) -> None:
     assert folder.model_file(VQGAN, 1).stat().st_size < 10_000
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("vqgan_ema_5.th", r"vqgan_ema_5\.th is damaged \(checksum differs\)"),
-        ("vqgan_state_5.th", r"vqgan_state_5\.th is damaged \(checksum of "),  # PyTorch would load other numbers
-        ("vqgan_5.th", r"vqgan_5\.th is missing"),
-    ],
-)
-def test_a_step_with_a_file_that_is_changed_or_missing_is_refused(folder: RunFolder, name: str, told: str) -> None:
+def test_a_step_with_a_file_that_is_changed_or_missing_is_refused(folder: RunFolder) -> None:
     save(folder)
-    file = folder.saved_models / name
-    content = bytearray(file.read_bytes())
-    content[content.index(torch.arange(3).numpy().tobytes()) if "state" in name else len(content) // 2] ^= 1
-    file.write_bytes(content)
-    if "missing" in told:
-        file.unlink()
-    with pytest.raises(UserError, match=told):
+    model, state = folder.model_file(VQGAN, 5, ema=True), folder.state_file(VQGAN, 5)
+    for file, told in ((model, r"ema_5\.th is damaged \(checksum differs\)"), (state, r"is damaged \(checksum of ")):
+        content = file.read_bytes()
+        place = content.index(torch.arange(3).numpy().tobytes()) if file == state else len(content) // 2
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match=told):  # of the state PyTorch would load other numbers
+            load_state(folder, VQGAN, 5)
+        file.write_bytes(content)
+    model.unlink()
+    with pytest.raises(UserError, match=r"vqgan_ema_5\.th is missing"):
         load_state(folder, VQGAN, 5)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", [as_checkpoint, as_legacy_checkpoint, as_pickle])
-def test_a_malicious_file_is_refused_and_not_run(
-    tmp_path: Path, form: Callable[[Path], bytes], recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_malicious_file_is_refused_and_not_run(tmp_path: Path, form: Callable[[Path], bytes], recwarn) -> None:
     file, victim = tmp_path / "model.th", tmp_path / "victim"
     file.write_bytes(form(victim))
     with pytest.raises(UserError, match=r"model\.th holds more than tensors" if form != as_pickle else r"model\.th"):
@@ -90,107 +75,72 @@ def test_a_malicious_file_is_refused_and_not_run(
     assert not recwarn.list  # one line of error is enough
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_truncated_files_are_refused_and_damaged_ones_never_crash(tmp_path: Path, legacy: bool) -> None:
-    file, refused = tmp_path / "damaged.th", 0
-    torch.save(network().state_dict(), file, _use_new_zipfile_serialization=not legacy)
-    content = file.read_bytes()
-    for length in [*range(0, len(content) - 1, 37), len(content) - 1]:
-        file.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"damaged\.th"):
-            load_state_dict(file)
-    for place in range(0, len(content), 11):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 0xA5]) + content[place + 1 :])
-        try:
-            load_into(network(), load_state_dict(file), file)
-        except UserError:
-            refused += 1
-    assert refused > 10
-
-
-@pytest.mark.parametrize("content", [b"", b"not a model at all\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x02."])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_truncated_and_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "odd.th"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=r"odd\.th") as refusal:
-        load_file(file)
-    assert "\n" not in str(refusal.value)
-
-
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    contents = [b"", b"not a model at all\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x02."]
+    for legacy in (False, True):
+        torch.save(network().state_dict(), file, _use_new_zipfile_serialization=not legacy)
+        whole = file.read_bytes()
+        contents += [whole[:length] for length in (*range(0, len(whole) - 1, 37), len(whole) - 1)]
+    for content in contents:
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"odd\.th[^\n]*$"):
+            load_file(file)
     with pytest.raises(UserError, match=r"none\.th does not exist"):
         load_file(tmp_path / "none.th")
     with pytest.raises(UserError, match="cannot be read"):
         load_file(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {"weight": "text"}, {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)]
-)
-def test_a_model_file_holds_names_and_tensors_only(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "odd.th")
-    with pytest.raises(UserError, match="no model file"):
-        load_state_dict(tmp_path / "odd.th")
+def test_a_model_file_holds_names_and_tensors_only_and_a_state_what_was_written(folder: RunFolder) -> None:
+    file = folder.state_file(VQGAN, 3)
+    file.parent.mkdir(parents=True)
+    for content in ([1, 2], {"siblings": 3}, {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)):
+        torch.save(content, file)
+        with pytest.raises(UserError, match="no model file"):
+            load_state_dict(file)
+        with pytest.raises(UserError, match="not a training state"):
+            load_state(folder, VQGAN, 3)
 
-
-@pytest.mark.parametrize("content", [{"step": 3}, [1], {"siblings": 3}])
-def test_a_state_of_another_program_is_refused(folder: RunFolder, content: Any) -> None:
-    folder.saved_models.mkdir(parents=True)
-    torch.save(content, folder.state_file(VQGAN, 3))
-    with pytest.raises(UserError, match="not a training state"):
-        load_state(folder, VQGAN, 3)
-
-
-# --- loading strictly ---------------------------------------------------------------------------------------------
 
 SOURCE = Path("model.th")
 
 
-def test_loading_copies_every_entry() -> None:
-    source, target = network(), network()
-    for parameter in source.parameters():
-        nn.init.normal_(parameter)
-    source(torch.randn(5, 3))
-    load_into(target, source.state_dict(), SOURCE)
-    for name, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[name], value)
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def renamed() -> dict[str, torch.Tensor]:
-    return {name.replace("0.weight", "2.weight"): value for name, value in network().state_dict().items()}
+def test_loading_copies_every_entry_or_none() -> None:
+    model, content = network(), {name: value + 1 for name, value in network().state_dict().items()}
+    with pytest.raises(UserError):
+        load_into(model, {name: value for name, value in content.items() if name != "1.bias"}, SOURCE)
+    assert same(model.state_dict(), network().state_dict())
+    load_into(model, content, SOURCE)
+    assert same(model.state_dict(), content)
+
+
+WHOLE = network().state_dict()
+
+
+PART = {name: value for name, value in WHOLE.items() if not name.startswith("1.")}
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "may_lack", "told"),
     [
-        (renamed(), r"^model\.th does not fit these settings \(missing: 0\.weight; unknown: 2\.weight\)"),
-        (network(5).state_dict(), r"\(shapes differ: 0\.weight is \[5, 3\] there and \[4, 3\] here"),
-        ({f"extra.{i}": torch.zeros(1) for i in range(20)} | network().state_dict(), r"extra\.5 and 14 more"),
+        (WHOLE | {"2.bias": torch.zeros(1)}, (), r"^model\.th does not fit these settings \(unknown: 2\.bias\): "),
+        (network(5).state_dict(), (), r"\(shapes differ: 0\.weight is \[5, 3\] there and \[4, 3\] here"),
+        ({f"extra.{i}": torch.zeros(1) for i in range(20)} | WHOLE, (), r"extra\.5 and 14 more"),
+        *[(PART, (), r"missing: 1\.weight"), ({}, ("1.",), r"missing: 0\.weight")],
     ],
 )
-def test_names_and_shapes_that_do_not_fit_are_listed(content: dict[str, torch.Tensor], told: str) -> None:
+def test_names_and_shapes_that_do_not_fit_are_listed(content: dict[str, torch.Tensor], may_lack, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        load_into(network(), content, SOURCE)
-
-
-def test_a_refused_file_changes_nothing() -> None:
-    model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    content = {name: value + 1 for name, value in before.items()}
-    del content["1.bias"]
-    with pytest.raises(UserError):
-        load_into(model, content, SOURCE)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+        load_into(network(), content, SOURCE, may_lack=may_lack)
 
 
 def test_perceptual_weights_are_read_over_and_named_parts_may_be_missing() -> None:
-    load_into(network(), network().state_dict() | {"perceptual.lin0.model.1.weight": torch.zeros(1)}, SOURCE)
-    content = {name: value for name, value in network().state_dict().items() if not name.startswith("1.")}
-    load_into(network(), content, SOURCE, may_lack=("1.",))
-    for part, may_lack, missing in ((content, (), "1"), ({}, ("1.",), "0")):
-        with pytest.raises(UserError, match=rf"missing: {missing}\.weight"):
-            load_into(network(), part, SOURCE, may_lack=may_lack)
+    load_into(network(), PART | {"perceptual.lin0.model.1.weight": torch.zeros(1)}, SOURCE, may_lack=("1.",))
 
 
 def test_a_part_is_loaded_by_the_names_of_the_file() -> None:
@@ -203,31 +153,19 @@ def test_a_part_is_loaded_by_the_names_of_the_file() -> None:
         load_into(network(), content, SOURCE, prefix="ae.", beside=("disc.",))
 
 
-# --- what is not finite -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300])  # the last in the network's own type
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
-def test_values_that_are_not_finite_are_refused_by_file_and_name(tmp_path: Path, name: str, value: float) -> None:
-    content = dict(network().state_dict())
-    content[name].flatten()[1] = value
-    with pytest.raises(UserError, match=rf"weights\.th holds values that are not finite \(in ae\.{name}\)"):
-        load_into(
-            network(), {f"ae.{key}": value for key, value in content.items()}, tmp_path / "weights.th", prefix="ae."
-        )
+def test_values_that_are_not_finite_are_refused_by_file_and_name(name: str, value: float) -> None:
+    content = {f"ae.{key}": value.double() for key, value in network().state_dict().items()}
+    content[f"ae.{name}"].flatten()[1] = value
+    with pytest.raises(UserError, match=rf"model\.th holds values that are not finite \(in ae\.{name}\)"):
+        load_into(network(), content, SOURCE, prefix="ae.")
 
 
-def test_values_too_large_for_the_networks_type_are_not_finite(tmp_path: Path) -> None:
-    content = {name: value.double() for name, value in network().state_dict().items()}
-    content["0.bias"][0] = 1e300
-    with pytest.raises(UserError, match=r"not finite \(in 0\.bias\)"):
-        load_into(network(), content, tmp_path / "weights.th")
-
-
-def test_parts_that_are_not_loaded_and_loss_histories_may_hold_anything(tmp_path: Path) -> None:
+def test_parts_that_are_not_loaded_and_loss_histories_may_hold_anything() -> None:
     """The published code enters a loss of NaN into its histories, and nothing depends on these."""
     model = network()
     model.register_buffer("loss_history", torch.zeros(3))
     nan = {name: torch.full((3,), torch.nan) for name in ("loss_history", "disc.weight")}
-    load_into(model, model.state_dict() | nan, tmp_path / "weights.th", beside=("disc.",))
+    load_into(model, model.state_dict() | nan, SOURCE, beside=("disc.",))
     assert model.loss_history.isnan().all()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file as save_safetensors
 
 from hparams import saved
-from hparams.cli import parse
 from hparams.errors import UserError
+from hparams.resolve import resolve
 from hparams.settings.stages import VQGANStage
 from jobs import a_job
 from malice import FORMS, as_array, as_arrays, as_checkpoint, as_legacy_checkpoint, as_pickle, as_yaml
@@ -40,93 +41,33 @@ from utils.runs.run_folder import VQGAN, RunFolder, save_settings
 from utils.runs.shards import Shards
 
 
-def checkpoint(folder: Path) -> Path:
-    torch.save({"weight": torch.arange(20.0), "bias": torch.ones(3)}, folder / "model.th")
-    return folder / "model.th"
+def write_checkpoint(file: Path) -> None:
+    torch.save({"weight": torch.arange(20.0), "bias": torch.ones(3)}, file)
 
 
-def state(folder: Path) -> Path:
-    run = RunFolder("run", folder)
-    save_step(run, VQGAN, 5, {False: torch.nn.Linear(2, 2)}, {"trainer": {"usage": torch.arange(3)}})
-    return run.state_file(VQGAN, 5)
+def write_state(file: Path) -> None:
+    models, state = {False: torch.nn.Linear(2, 2)}, {"trainer": {"usage": torch.arange(3)}}
+    save_step(RunFolder("run", file.parents[2]), VQGAN, 5, models, state)
 
 
-def hparams(folder: Path) -> Path:
-    save_settings(parse(VQGANStage, ["--dataset", "churches"], description="", example=""), folder / "hparams.yaml")
-    return folder / "hparams.yaml"
-
-
-def metrics(folder: Path) -> Path:
-    record = Record(RunFolder("run", folder), resume_step=None)
+def write_record(file: Path) -> None:
+    record = Record(RunFolder("run", file.parents[1]), resume_step=None)
     for step in range(5):
         record.scalars(step, "train", {"loss": 1.5, "l1": float("nan")})
     record.histogram(4, "codes", [1.0, 2.0])
     record.table("more", ["FID"], [[4.0]])
     record.text("run", "4 of 4")
     record.close()
-    return folder / "run/metrics.jsonl"
 
 
-def newest(folder: Path) -> Path:
-    metrics(folder)
-    return folder / "run/newest.json"
+def write_image(file: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)).save(file)
 
 
-def results(folder: Path) -> Path:
-    record_result(folder / "results.json", {"n": 3, "features": "R64"}, {"fid": 1.5})
-    return folder / "results.json"
-
-
-def datasets(folder: Path) -> Path:
-    (folder / "datasets.yaml").write_text("churches: {paths: {train: a, val: b}}\nffhq: {path: photos}\n")
-    return folder / "datasets.yaml"
-
-
-def image(kind: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"image.{kind}")
-        return folder / f"image.{kind}"
-
-    return make
-
-
-def part(folder: Path) -> Path:
+def write_part(file: Path) -> None:
+    rows = torch.full((6, 4), 7)
     with a_job() as job:
-        rows = Shards(folder / "codes").fill(
-            job, 6, np.empty(4, np.uint8), lambda *_: iter([torch.full((6, 4), 7)]), what="codes"
-        )
-    assert len(rows) == 6
-    return next((folder / "codes").iterdir())
-
-
-def bad_images(folder: Path) -> Path:
-    BadImages(folder / "bad.txt", 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10)
-    return folder / "bad.txt"
-
-
-def given_array(values: np.ndarray) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        np.save(folder / "given.npy", values)
-        return folder / "given.npy"
-
-    return make
-
-
-def given_tensor(folder: Path) -> Path:
-    torch.save(torch.ones(3, 4, dtype=torch.uint8), folder / "given.pt")
-    return folder / "given.pt"
-
-
-def given_safetensors(folder: Path) -> Path:
-    header = json.dumps({"features": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
-    (folder / "given.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
-    return folder / "given.safetensors"
-
-
-def lmdb(folder: Path) -> Path:
-    write_lmdb(folder / "a_lmdb", [(b"%02d" % number, bytes(number * 400)) for number in range(12)])
-    return folder / "a_lmdb/data.mdb"
+        Shards(file.parent).fill(job, 6, np.empty(4, np.uint8), lambda *_: iter([rows]), what="codes")
 
 
 def read_lmdb(file: Path) -> int:
@@ -134,35 +75,50 @@ def read_lmdb(file: Path) -> int:
     return sum(len(images.read(i)) for i in range(len(images)))
 
 
-LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "checkpoint": (checkpoint, load_state_dict),
-    "any torch file": (checkpoint, load_file),
-    "state": (state, lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5)),
-    "settings": (hparams, lambda file: saved.load(file, VQGANStage)),
-    "metrics": (metrics, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
-    "what is shown": (metrics, lambda file: shown(file.parent)),
-    "newest": (newest, lambda file: shown(file.parent)),
-    "results": (results, read_results),
-    "data sets": (datasets, lambda file: [find_paths(name, file) for name in ("churches", "ffhq")]),
-    "png": (image("png"), decode_rgb),
-    "jpg": (image("jpg"), decode_rgb),
-    "webp": (image("webp"), decode_rgb),
-    "codes": (part, lambda file: Shards(file.parent).read(6)),
-    "given latents": (
-        given_array(np.ones((3, 4), np.int64)),
-        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+read_codes = partial(read_latents, "--latents_path", tokens=4, codebook_size=8)
+read_given = partial(read_features, "--real_feats")
+CHURCHES = resolve(VQGANStage, {"dataset": "churches"})
+IMAGES = [(b"%02d" % number, bytes(number * 400)) for number in range(12)]
+
+# By kind: the file's name, what writes it, and what loads it.
+LOADERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
+    "checkpoint": ("model.th", write_checkpoint, load_state_dict),
+    "any torch file": ("model.th", write_checkpoint, load_file),
+    "state": (
+        "run/saved_models/vqgan_state_5.th",
+        write_state,
+        lambda file: load_state(RunFolder("run", file.parents[2]), VQGAN, 5),
     ),
-    "given latents, a tensor": (
-        given_tensor,
-        lambda file: read_latents("--latents_path", file, tokens=4, codebook_size=8),
+    "settings": ("hparams.yaml", partial(save_settings, CHURCHES), partial(saved.load, stage_class=VQGANStage)),
+    "metrics": ("run/metrics.jsonl", write_record, lambda file: [line["step"] + 1 for line in read_metrics(file)]),
+    "what is shown": ("run/metrics.jsonl", write_record, lambda file: shown(file.parent)),
+    "newest": ("run/newest.json", write_record, lambda file: shown(file.parent)),
+    "results": ("results.json", lambda file: record_result(file, {"n": 3, "on": "R64"}, {"fid": 1.5}), read_results),
+    "data sets": (
+        "datasets.yaml",
+        lambda file: file.write_text("churches: {paths: {train: a, val: b}}\nffhq: {path: photos}\n"),
+        lambda file: [find_paths(name, file) for name in ("churches", "ffhq")],
     ),
-    "given features": (given_array(np.ones((3, 4), np.float32)), lambda file: read_features("--real_feats", file)),
-    "given features, safetensors": (given_safetensors, lambda file: read_features("--fake_feats", file)),
-    "LMDB": (lmdb, read_lmdb),
-    "list of bad images": (bad_images, lambda file: len(BadImages(file, 0.5, print, keep=True))),
+    **{kind: (f"image.{kind}", write_image, decode_rgb) for kind in ("png", "jpg", "webp")},
+    "codes": ("codes/*.npy", write_part, lambda file: Shards(file.parent).read(6)),
+    "given latents": ("given.npy", lambda file: np.save(file, np.ones((3, 4), np.int64)), read_codes),
+    "given latents, a tensor": ("given.pt", lambda file: torch.save(torch.ones(3, 4).byte(), file), read_codes),
+    "given features": ("given.npy", lambda file: np.save(file, np.ones((3, 4), np.float32)), read_given),
+    "safetensors": ("given.safetensors", lambda file: save_safetensors({"a": torch.ones(2, 3)}, file), read_given),
+    "LMDB": ("a_lmdb/data.mdb", lambda file: write_lmdb(file.parent, IMAGES), read_lmdb),
+    "list of bad images": (
+        "bad.txt",
+        lambda file: BadImages(file, 0.9, print, keep=False).report({"a.png": "broken", "b.png": "broken"}, 10),
+        lambda file: len(BadImages(file, 0.5, print, keep=True)),
+    ),
 }
-# Where a change of one byte must not go unnoticed.
-CHECKED = {"codes"}
+
+
+def made(kind: str, folder: Path) -> Path:
+    name, write, _ = LOADERS[kind]
+    write(folder / name)
+    (file,) = folder.glob(name)
+    return file
 
 
 @st.composite
@@ -190,14 +146,10 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutate=mutations())
 def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], bytes]) -> None:
-    make, load = LOADERS[kind]
-    original = tmp_path / "original"
-    if not original.exists():
-        original.mkdir()
-        (tmp_path / "name").write_text(str(make(original)))
-    file = Path((tmp_path / "name").read_text())
-    content = (tmp_path / "content").read_bytes() if (tmp_path / "content").exists() else file.read_bytes()
-    (tmp_path / "content").write_bytes(content)
+    name, _, load = LOADERS[kind]
+    if not (tmp_path / "original").exists():  # the folder serves all examples
+        (tmp_path / "original").write_bytes(made(kind, tmp_path).read_bytes())
+    (file,), content = tmp_path.glob(name), (tmp_path / "original").read_bytes()
     file.write_bytes(mutate(content))
     try:
         loaded = load(file)
@@ -205,25 +157,23 @@ def test_mutated_files(tmp_path: Path, kind: str, mutate: Callable[[bytes], byte
         if "\n" in str(error):
             raise
     else:
-        if kind in CHECKED and mutate(content) != content:
+        if kind == "codes" and mutate(content) != content:  # where a change of one byte must not go unnoticed
             assert loaded is None
 
 
 # Weights of networks, which take too long to build to be mutated often.
 WEIGHTS = {
     "LPIPS": lambda file: load_lpips("squeeze", str(file), what="it", instead="another"),
-    **{
-        name: lambda file, name=name: build_features(name, str(file), torch.device("cpu"))
-        for name in ("inception", "vgg16")
-    },
+    "inception": lambda file: build_features("inception", str(file), torch.device("cpu")),
+    "vgg16": lambda file: build_features("vgg16", str(file), torch.device("cpu")),
 }
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.__name__ for form in FORMS])
 @pytest.mark.parametrize("kind", [*LOADERS, *WEIGHTS])
 def test_no_loader_runs_a_pickle(tmp_path: Path, kind: str, form: Callable[[Path], bytes]) -> None:
-    make, load = LOADERS.get(kind) or (checkpoint, WEIGHTS[kind])
-    file, victim = make(tmp_path), tmp_path / "victim"
+    load = WEIGHTS[kind] if kind in WEIGHTS else LOADERS[kind][2]
+    file, victim = made("checkpoint" if kind in WEIGHTS else kind, tmp_path), tmp_path / "victim"
     file.write_bytes(form(victim))
     with contextlib.suppress(UserError):
         load(file)
@@ -240,28 +190,17 @@ def test_these_pickles_would_do_harm(tmp_path: Path) -> None:
     assert {folder.name for folder in tmp_path.iterdir()} == {form.__name__ for form in FORMS}
 
 
-HOSTILE_LINES = [
-    "3",
-    "[]",
-    "null",
-    '"text"',
-    "[" * 5000,
-    '{"step": "3", "split": "train"}',
-    '{"step": true, "split": "train"}',
-    '["events", {}]',
-]
-
-
-@pytest.mark.parametrize("line", HOSTILE_LINES)
-def test_lines_that_are_json_but_no_lines_of_ours(tmp_path: Path, line: str) -> None:
-    file = metrics(tmp_path)
+def test_lines_that_are_json_but_no_lines_of_ours(tmp_path: Path) -> None:
+    lines = ["3", "[]", "null", '"text"', "[" * 5000, '["events", {}]']
+    lines += [f'{{"step": {step}, "split": "train"}}' for step in ('"3"', "true")]
+    file = made("metrics", tmp_path)
     whole = file.read_text()
-    file.write_text(f"{whole}{line}\n{whole}{line}\n")
-    assert [entry["step"] for entry in read_metrics(file)] == [0, 1, 2, 3, 4] * 2
+    file.write_text("\n".join(f"{line}\n{whole}" for line in lines))
+    assert [entry["step"] for entry in read_metrics(file)] == [0, 1, 2, 3, 4] * len(lines)
 
 
 def test_pickled_arrays_are_no_rows(tmp_path: Path) -> None:
-    file = part(tmp_path)
+    file = made("codes", tmp_path)
     content = io.BytesIO()
     np.save(content, np.array([{}], dtype=object), allow_pickle=True)
     name = f"00000000-00000006-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.npy"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,8 +36,7 @@ class Work:
     """Row i is [i, 10 i]; `done` are the rows that were computed."""
 
     def __init__(self, batch: int = 2, until: Callable[[int], None] = lambda row: None) -> None:
-        self.batch = batch
-        self.until = until
+        self.batch, self.until = batch, until
         self.done: list[int] = []
 
     def __call__(self, indices: np.ndarray, report: Callable[..., None]) -> Iterator[torch.Tensor]:
@@ -66,8 +68,7 @@ def parts() -> list[str]:
 def test_rows_are_computed_once_and_read_in_any_way() -> None:
     rows = fill(Work())
     assert rows[:].tolist() == expected(10)
-    assert rows.dtype == np.int16
-    assert rows.shape == (10, 2)
+    assert (rows.dtype, rows.shape) == (np.int16, (10, 2))
     assert rows[3].tolist() == rows[-7].tolist() == [3, 30]
     assert rows[2:9].tolist() == expected(10)[2:9]
     assert rows[np.array([9, 0, 4])].tolist() == [[9, 90], [0, 0], [4, 40]]
@@ -91,17 +92,11 @@ def test_more_rows_extend_those_that_are_there_whatever_the_size_of_parts() -> N
     assert fewer.done == []
 
 
-@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, signal.SIGTERM])
-def test_an_interrupted_work_goes_on(stopped_by: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def until(row: int) -> None:
-        if row == 6:
-            if stopped_by is KeyboardInterrupt:
-                raise KeyboardInterrupt
-            os.kill(os.getpid(), stopped_by)
-
+@pytest.mark.parametrize("stop", [Mock(side_effect=KeyboardInterrupt), partial(signal.raise_signal, signal.SIGTERM)])
+def test_an_interrupted_work_goes_on(stop: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
-        fill(Work(until=until))
-    if stopped_by is signal.SIGTERM:
+        fill(Work(until=lambda row: row == 6 and stop()))
+    if end.type is SystemExit:
         assert end.value.code == 143
         assert capsys.readouterr().out == "stopped by SIGTERM: the same command goes on from here\n"
     assert [name for name in parts() if name.endswith("npy")] == ["00000000-00000004.npy"]
@@ -112,16 +107,11 @@ def test_an_interrupted_work_goes_on(stopped_by: Any, capsys: pytest.CaptureFixt
     assert rows.unreadable  # as noted by the first call
 
 
-def harmed(file: Path, how: str) -> None:
-    content = file.read_bytes()
-    file.write_bytes({"cut": content[:-1], "flipped": content[:-1] + b"\x55", "empty": b""}[how])
-
-
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-def test_a_damaged_part_is_said_and_computed_anew(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("end", [b"", b"\x55", None])
+def test_a_damaged_part_is_said_and_computed_anew(end: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
     fill(Work())
     (file,) = Path("work").glob("00000004*")
-    harmed(file, how)
+    file.write_bytes(b"" if end is None else file.read_bytes()[:-1] + end)
     assert Shards(Path("work")).read(10) is None
     work = Work()
     assert fill(work)[:].tolist() == expected(10)
@@ -129,9 +119,7 @@ def test_a_damaged_part_is_said_and_computed_anew(how: str, capsys: pytest.Captu
     assert capsys.readouterr().out == f"WARNING: {file} is damaged: it is computed anew\n"
 
 
-def test_a_folder_that_cannot_be_written_is_read_and_another_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_read_and_another_used(monkeypatch, capsys) -> None:
     fill(Work(), 4, folder="shared/key")
     monkeypatch.setattr(module, "can_be_written", lambda folder: folder != Path("shared/key"))
     work = Work()
@@ -149,13 +137,12 @@ def test_work_without_room_is_refused_before_it_begins(monkeypatch: pytest.Monke
     assert work.done == []
 
 
+@dataclass(frozen=True)
 class Two(Ranks):
     """Two processes as two threads."""
 
-    def __init__(self, rank: int, meeting: threading.Barrier, board: list) -> None:
-        super().__init__(rank, 2)
-        object.__setattr__(self, "meeting", meeting)
-        object.__setattr__(self, "board", board)
+    meeting: threading.Barrier = None
+    board: list = None
 
     def wait(self) -> None:
         self.meeting.wait()
@@ -167,78 +154,49 @@ class Two(Ranks):
         return self.board[0]
 
 
-def together(work: list[Work], patience_s: float = 20.0) -> list[Any]:
-    """What each process gets, or its error."""
-    meeting, board, got = threading.Barrier(2), [], [None, None]
+def together(*work: Work, ranks: Callable[[int], Ranks] = lambda rank: Ranks(), patience_s: float = 20.0) -> list[Any]:
+    """What each process, or machine, gets, or its error."""
 
-    def run(rank: int) -> None:
-        job = jobs[rank]
+    def run(job: Job, own: Work) -> Any:
         try:
-            got[rank] = fill(work[rank], job=job)
+            return fill(own, job=job)
         except BaseException as error:
-            got[rank] = error
+            return error
 
-    with a_job() as first, a_job() as second:
-        jobs = [first, second]
-        for rank, job in enumerate(jobs):
-            job.ranks, job.patience_s = Two(rank, meeting, board), patience_s
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return got
+    with a_job() as first, a_job() as second, ThreadPoolExecutor(2) as pool:
+        for rank, job in enumerate((first, second)):
+            job.ranks, job.patience_s = ranks(rank), patience_s
+        return list(pool.map(run, (first, second), work))
 
 
-def test_processes_share_the_parts_and_each_reads_all() -> None:
+@pytest.fixture
+def two() -> Callable[[int], Two]:
+    return partial(Two, count=2, meeting=threading.Barrier(2), board=[])
+
+
+def test_processes_share_the_parts_and_each_reads_all(two: Callable[[int], Two]) -> None:
     work = [Work(), Work()]
-    for rows in together(work):
+    for rows in together(*work, ranks=two):
         assert rows[:].tolist() == expected(10)
         assert rows.unreadable
     assert [each.done for each in work] == [[0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
 
 
-def test_a_process_that_others_wait_for_in_vain_is_said() -> None:
-    def never(row: int) -> None:
-        raise KeyboardInterrupt
-
-    first, second = together([Work(), Work(until=never)], patience_s=0.5)
+def test_a_process_that_others_wait_for_in_vain_is_said(two: Callable[[int], Two]) -> None:
+    first, second = together(Work(), Work(until=Mock(side_effect=KeyboardInterrupt)), ranks=two, patience_s=0.5)
     assert isinstance(second, KeyboardInterrupt)
     assert isinstance(first, RunError)
     assert str(first).startswith("rows in work: 4 are missing, and none has come within --dist_timeout 0")
 
 
 def test_two_machines_whose_locks_do_nothing_make_one_set() -> None:
-    """Each knows only its own processes; nothing that one writes harms the other."""
-    meeting, found = threading.Barrier(2), [None, None]
+    """Each knows only its own processes; nothing that one writes harms the other, and neither waits."""
+    meeting = threading.Barrier(2)
 
-    def run(machine: int) -> None:
-        work = Work(until=lambda row: meeting.wait() if row in (0, 8) else None)  # both are at it at the same time
-        found[machine] = fill(work, job=jobs[machine])
+    def both_at_it(row: int) -> None:
+        if row in (0, 8):
+            meeting.wait(20)
 
-    with a_job() as one, a_job() as other:
-        jobs = [one, other]
-        threads = [threading.Thread(target=run, args=(machine,)) for machine in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    found = together(Work(until=both_at_it), Work(until=both_at_it))
     assert [rows[:].tolist() for rows in found] == [expected(10)] * 2
     assert len([name for name in parts() if name.endswith("npy")]) == 3
-
-
-def test_work_on_other_data_beside_it_does_not_wait() -> None:
-    """Features of unrelated data sets lie in folders beside each other."""
-    begun, ended = threading.Event(), threading.Event()
-
-    def until(row: int) -> None:
-        begun.set()
-        assert ended.wait(20)
-
-    with a_job() as one, a_job() as other:
-        slow = threading.Thread(target=fill, args=(Work(until=until),), kwargs={"folder": "features/a", "job": one})
-        slow.start()
-        assert begun.wait(20)
-        assert fill(Work(), folder="features/b", job=other)[:].tolist() == expected(10)
-        ended.set()
-        slow.join()

@@ -100,7 +100,7 @@ class Idle:
 
 @contextmanager
 def run_of(settings: VQGANStage | PriorStage, kind: str, trainer: Any) -> Iterator[TrainingRun]:
-    with Job(settings.run, CPU, settings=settings) as job, TrainingRun(settings, kind, trainer, job) as run:
+    with Job(settings, CPU) as job, TrainingRun(settings, kind, trainer, job) as run:
         yield run
 
 
