@@ -1,7 +1,5 @@
 """A distribution small enough to enumerate, as the model that samplers and bounds are checked against."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict

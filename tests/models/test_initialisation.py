@@ -1,7 +1,5 @@
 """Networks start as the published ones do: PyTorch's defaults, but for positions, start token and codebook."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Every way to compute an operation, against its definition."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

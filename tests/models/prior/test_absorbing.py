@@ -1,7 +1,5 @@
 """The absorbing prior's running histories, and what it refuses."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

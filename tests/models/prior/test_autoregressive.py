@@ -1,7 +1,5 @@
 """The autoregressive prior's sampler against distributions that are known exactly, and what both priors refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

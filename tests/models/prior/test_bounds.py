@@ -1,7 +1,5 @@
 """Estimates of the code bounds against their values by enumeration, on a model whose likelihood is known."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 from small_models import seeded
 from torch import Tensor
 
-from models.prior.bounds import bound_levels, estimate_bound
+from models.prior.bounds import estimate_bound
 from models.prior.prior import CodeLength
 from models.sampling.categorical import LogitsFn
 
@@ -99,8 +97,3 @@ def test_estimates_are_a_function_of_the_generator(exact_model: Any) -> None:
 def test_what_cannot_be_estimated_is_refused(exact_model: Any, bound: str, evaluations: int) -> None:
     with pytest.raises(ValueError, match=r"evaluations|terms|bound"):
         estimate(exact_model, torch.zeros((2, exact_model.N), dtype=torch.int64), bound, evaluations)
-
-
-def test_number_of_terms() -> None:
-    assert bound_levels("t_step", 256, 64) == 256
-    assert bound_levels("continuous", 256, 64) == 64

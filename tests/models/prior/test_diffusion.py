@@ -1,7 +1,5 @@
 """The forward process, the objectives and the bound."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -16,7 +14,6 @@ from models.prior.diffusion import (
     MASK_SCHEDULES,
     masked_cross_entropy,
     objective,
-    reweighted,
     sample_mask,
     sample_time,
 )
@@ -119,13 +116,15 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="loss_type"):
         objective(torch.ones(2), T_OF_IMAGE, MASK, total_steps=8, loss_type="vae")
     with pytest.raises(ValueError, match="reweighting"):
-        reweighted(T_OF_IMAGE, 8, "none")
+        objective(torch.ones(2), T_OF_IMAGE, MASK, total_steps=8, loss_type="reweighted_elbo", reweighting="none")
 
 
 def test_reweighting_as_published_and_as_in_the_paper() -> None:
-    t = torch.tensor([1, 4, 8])
-    torch.testing.assert_close(reweighted(t, 8, "published"), torch.tensor([7 / 8, 4 / 8, 0]))
-    torch.testing.assert_close(reweighted(t, 8, "paper"), torch.tensor([1, 5 / 8, 1 / 8]))
+    t, nats = torch.tensor([1, 4, 8]), torch.full((3,), 4 * math.log(2))  # one bit per token
+    for reweighting, weights in (("published", [7 / 8, 4 / 8, 0]), ("paper", [1, 5 / 8, 1 / 8])):
+        options = {"total_steps": 8, "loss_type": "reweighted_elbo", "reweighting": reweighting}
+        found = objective(nats, t, torch.ones((3, 4)), **options)
+        torch.testing.assert_close(found.loss, torch.tensor(weights))
 
 
 def test_only_masked_places_have_gradients() -> None:

@@ -1,7 +1,5 @@
 """The prior's Transformer: sizes, what each place sees, positions and dropout."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import transformer

@@ -1,7 +1,5 @@
 """Single draws against the distribution that they are drawn from."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import CHANCE, p_value, seeded

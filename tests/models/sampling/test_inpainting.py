@@ -1,11 +1,9 @@
 """Pixels and the codes that stand for them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
-from models.sampling.inpainting import codes_of, pixels_of
+from models.vqgan.autoencoder import codes_of, pixels_of
 
 
 def test_a_code_is_drawn_for_any_of_its_pixels() -> None:

@@ -1,7 +1,5 @@
 """Larger grids: the mixture of windows and the orders of filling, against the plain algorithm."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

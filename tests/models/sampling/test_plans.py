@@ -1,7 +1,5 @@
 """Plans, followed one by one and many at once: the exact laws, and what is evaluated when."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

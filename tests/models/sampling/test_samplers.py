@@ -1,7 +1,5 @@
 """Sampling in lock-step, where every state on the way can be seen."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

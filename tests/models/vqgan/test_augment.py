@@ -1,7 +1,5 @@
 """DiffAugment: differentiable, image by image, within its bounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

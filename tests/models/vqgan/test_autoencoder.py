@@ -1,7 +1,5 @@
 """Encoder, generator, discriminator and their layers: shapes, sizes and the two public verbs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

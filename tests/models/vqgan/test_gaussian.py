@@ -1,7 +1,5 @@
 """The Gaussian density of pixels."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

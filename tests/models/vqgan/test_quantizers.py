@@ -1,7 +1,5 @@
 """Both quantisers and the functions they share."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """PSNR and SSIM against their definitions, written out."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

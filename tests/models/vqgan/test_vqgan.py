@@ -1,7 +1,5 @@
 """The VQGAN's objectives, as the equations have them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import QUANTIZERS, gradients, perceptual, vqgan
