@@ -26,8 +26,7 @@ def test_every_layer_starts_at_pytorchs_default(build: Callable[[], nn.Module]) 
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             bound = 1 / math.sqrt(layer.weight[0].numel())
             for value in (layer.weight, layer.bias):
-                if value is not None:
-                    assert value.abs().max() <= bound, name
+                assert value is None or value.abs().max() <= bound, name
             assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2), name
         elif isinstance(layer, nn.Embedding) and name == "tok_emb":
             assert layer.weight.std().item() == pytest.approx(1, rel=0.1)
