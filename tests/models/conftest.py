@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from small_models import seeded
 from torch import Tensor
+
+from models.prior.transformer import pick
 
 State = tuple[int, ...]
 
@@ -18,12 +21,10 @@ class ExactModel:
     At a visible place the logits are noise, since nothing may depend on them.
     """
 
-    N = 3
-    K = 3
-    mask_id = 3
+    N = K = mask_id = 3
 
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self) -> None:
+        generator = seeded()
         weights = torch.rand((self.K,) * self.N, generator=generator, dtype=torch.float64).pow(3)
         self.p = weights / weights.sum()
         self.outcomes: list[State] = list(itertools.product(range(self.K), repeat=self.N))
@@ -35,10 +36,12 @@ class ExactModel:
         self.calls.append(len(x))
         return self.table[self._index(x, self.K + 1)]
 
+    def logits_at(self, x: Tensor, places: Tensor) -> Tensor:
+        return pick(self(x), places)
+
     def conditional(self, state: State, place: int, temp: float) -> list[float]:
         """p(x_place | state), tempered."""
-        index = self._index(torch.tensor(state), self.K + 1)
-        return (self.table[index, place] / temp).softmax(0).tolist()
+        return (self.table[self._index(torch.tensor(state), self.K + 1), place] / temp).softmax(0).tolist()
 
     def counts(self, x: Tensor) -> Tensor:
         """How often each outcome occurs among the draws x [n,N], in the order of `outcomes`."""
@@ -54,8 +57,7 @@ class ExactModel:
         x_0 = torch.tensor(self.outcomes)
         value = torch.zeros(len(x_0), dtype=torch.float64)
         for places in itertools.product([False, True], repeat=self.N):
-            m = sum(places)
-            if m == 0:
+            if (m := sum(places)) == 0:
                 continue
             if total_steps is None:
                 weight = 1 / (m * math.comb(self.N, m))
