@@ -69,26 +69,21 @@ class ExactModel:
             value -= weight * (log_p * mask).sum(1)
         return value
 
-    def ancestral(self, steps: int, temp: float, start: State | None = None) -> Tensor:
+    def ancestral(self, steps: int, temp: float, start: State = (3, 3, 3)) -> Tensor:
         """Exact distribution over `outcomes` of T-step ancestral sampling, by dynamic programming over the states."""
-        now: dict[State, float] = {start or (self.mask_id,) * self.N: 1.0}
-        for s in range(steps, 0, -1):
-            now = self._step(now, temp, if_masked=1 / s, if_visible=0.0)
-        return self._vector(now)
+        return self._after([(1 / s, 0.0) for s in range(steps, 0, -1)], temp, start)
 
     def remasked(self, probabilities: Sequence[float], temp: float) -> Tensor:
         """Exact distribution over `outcomes` of masking and filling with each probability in turn."""
-        now: dict[State, float] = {(self.mask_id,) * self.N: 1.0}
-        for probability in probabilities:
-            now = self._step(now, temp, if_masked=1.0, if_visible=probability)
-        return self._vector(now)
+        return self._after([(1.0, probability) for probability in probabilities], temp, (3, 3, 3))
 
-    def _step(self, now: dict[State, float], temp: float, *, if_masked: float, if_visible: float) -> dict[State, float]:
-        """Draw each token anew with a probability that depends on whether it is masked; drawn tokens see no other."""
-        later: dict[State, float] = defaultdict(float)
-        for state, p in now.items():
-            chances = [if_masked if token == self.mask_id else if_visible for token in state]
-            for drawn in itertools.product([False, True], repeat=self.N):
+    def _after(self, steps: list[tuple[float, float]], temp: float, start: State) -> Tensor:
+        """Steps that draw a token anew with one probability if it is masked, and another if not; drawn see no other."""
+        now: dict[State, float] = {start: 1.0}
+        for if_masked, if_visible in steps:
+            later: dict[State, float] = defaultdict(float)
+            for (state, p), drawn in itertools.product(now.items(), itertools.product([False, True], repeat=self.N)):
+                chances = [if_masked if token == self.mask_id else if_visible for token in state]
                 q = p * math.prod(c if d else 1 - c for c, d in zip(chances, drawn, strict=True))
                 if q == 0:
                     continue
@@ -99,11 +94,9 @@ class ExactModel:
                 ]
                 for choice in itertools.product(*options):
                     later[tuple(token for token, _ in choice)] += q * math.prod(c for _, c in choice)
-        return later
-
-    def _vector(self, distribution: dict[State, float]) -> Tensor:
-        assert set(distribution) <= set(self.outcomes)
-        return torch.tensor([distribution.get(outcome, 0.0) for outcome in self.outcomes], dtype=torch.float64)
+            now = later
+        assert set(now) <= set(self.outcomes)
+        return torch.tensor([now.get(outcome, 0.0) for outcome in self.outcomes], dtype=torch.float64)
 
     def _state_logits(self, state: State, generator: torch.Generator) -> Tensor:
         visible = tuple(slice(None) if token == self.mask_id else slice(token, token + 1) for token in state)

@@ -65,9 +65,7 @@ def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatc
     assert together == [3, 3, 2]
 
 
-# --- both priors --------------------------------------------------------------------------------------------------
-
-
+# --- both priors
 @BOTH
 def test_no_samples_are_an_empty_batch(kind: str) -> None:
     none = small_prior(kind).sample(0)

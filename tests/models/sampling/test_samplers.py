@@ -52,9 +52,7 @@ def trajectory(model: Any, steps: int, n: int, temp: float = 1.0, seed: int = 0)
     return torch.stack(list(diffusion_trajectory(model, x_T, steps=steps, rule=Rule(temp), **options)))
 
 
-# --- the exact laws -----------------------------------------------------------------------------------------------
-
-
+# --- the exact laws
 @pytest.mark.parametrize("lock_step", [False, True])
 @pytest.mark.parametrize(("steps", "temp"), [(1, 1.0), (2, 1.5), (3, 0.7), (8, 0.7), (8, 1.0)])
 def test_the_law_of_the_reverse_process(exact_model: Any, steps: int, temp: float, lock_step: bool) -> None:
@@ -92,9 +90,7 @@ def test_remask_times_fall_evenly_from_the_last_step_to_the_first() -> None:
     assert remask_times(16, 1) == [16]
 
 
-# --- in lock-step, where every state on the way can be seen -------------------------------------------------------
-
-
+# --- in lock-step, where every state on the way can be seen
 def test_a_trajectory_reveals_each_token_once_at_a_uniform_step(exact_model: Any) -> None:
     states = trajectory(exact_model, 8, 10_000)
     assert states.shape == (9, 10_000, exact_model.N)
@@ -118,18 +114,7 @@ def test_the_lock_step_sampler_draws_codes_only() -> None:
     assert invalid.item() == 12
 
 
-# --- by plans: what is evaluated, and when ------------------------------------------------------------------------
-
-
-def test_evaluations_per_image_at_the_published_size() -> None:
-    model, n, steps = Uniform(256), 64, 256
-    run(model, diffusion_plans(model, steps, n), batch_size=16)
-    per_image = sum(model.calls) / n
-    assert per_image <= 165
-    expected = steps * (1 - (1 - 1 / steps) ** model.N)
-    assert abs(per_image - expected) < 5 * 6 / n**0.5  # the number of distinct times has a deviation of about 6
-
-
+# --- by plans: what is evaluated, and when
 def test_finished_images_make_room_at_once() -> None:
     model = Uniform(16)
     run(model, diffusion_plans(model, 16, 200), batch_size=8)
@@ -183,29 +168,22 @@ def test_the_host_never_waits_for_the_device(cuda: None, static: bool) -> None:
     assert torch.stack([first, *rest]).max() < 2
 
 
-class Shapes:
-    """As a `Wrap`: keeps the shapes that the wrapped function is given."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[torch.Size, ...]] = []
-
-    def __call__(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def wrapped(*inputs: Tensor) -> Tensor:
-            self.seen.append(tuple(tensor.shape for tensor in inputs))
-            return function(*inputs)
-
-        return wrapped
-
-
 @pytest.mark.parametrize(("n", "sizes"), [(1, []), (6, [4, 2, 1]), (7, [5, 3, 2, 1]), (40, [6, 3, 2, 1])])
 def test_with_static_shapes_a_batch_is_halved_and_samples_stay(exact_model: Any, n: int, sizes: list[int]) -> None:
-    free, static = Shapes(), Shapes()
+    seen: dict[bool, list[list[torch.Size]]] = {False: [], True: []}
+
+    def drawn(static: bool) -> Tensor:
+        def wrap(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return lambda *inputs: seen[static].append([each.shape for each in inputs]) or draw(*inputs)
+
+        return run(exact_model, plans, 6, static=static, wrap=wrap)
+
     plans = list(diffusion_plans(exact_model, 3, n))
     plans[::5] = [Plan(torch.tensor([0, 1, 2]), [])] * len(plans[::5])  # some of the images have nothing to draw
-    found, expected = (run(exact_model, plans, 6, static=shapes is static, wrap=shapes) for shapes in (static, free))
-    assert torch.equal(found, expected)
-    rows = [min(size for size in sizes if size >= needed) for (needed, _), *_ in free.seen]
-    assert static.seen == [((size, 3), (size, WIDTH), (size, WIDTH)) for size in rows]
+    assert torch.equal(drawn(static=True), drawn(static=False))
+    assert sum(rows for (rows, _), *_ in seen[False]) == sum(len(plan.events) for plan in plans)
+    needed = [min(size for size in sizes if size >= rows) for (rows, _), *_ in seen[False]]
+    assert seen[True] == [[(size, 3), (size, WIDTH), (size, WIDTH)] for size in needed]
 
 
 @pytest.mark.parametrize("steps", [256, 50])
@@ -216,14 +194,14 @@ def test_few_rows_are_evaluated_in_vain(n: int, batch_size: int, steps: int) -> 
     plans = list(diffusion_plans(model, steps, n))
     assert len(run(model, plans, batch_size, n=n, static=True)) == n
     needed = sum(len(plan.events) for plan in plans)  # type: ignore[arg-type]
+    distinct = steps * (1 - (1 - 1 / steps) ** 256)  # steps at which some token is revealed: 162 of 256
+    assert abs(needed / n - distinct) < 5 * 6 / n**0.5  # their number has a deviation of about 6
     assert needed <= sum(model.calls) <= (1.1 if n == 24 else 1.05) * needed
     assert max(model.calls) <= batch_size
     assert len(set(model.calls)) <= 1 + math.ceil(math.log2(batch_size))
 
 
-# --- through the prior --------------------------------------------------------------------------------------------
-
-
+# --- through the prior
 @torch.no_grad()
 @pytest.mark.parametrize("mlm", [False, True])
 def test_many_plans_at_once_give_what_the_plain_algorithm_gives(mlm: bool) -> None:

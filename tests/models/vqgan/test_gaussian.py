@@ -15,7 +15,10 @@ SHAPE = (3, 3, 4, 5)
 def test_it_is_the_density_of_the_normal_distribution() -> None:
     x, mean, logsigma = (normal(*SHAPE, seed=seed) for seed in range(3))
     expected = -torch.distributions.Normal(mean.double(), logsigma.double().exp()).log_prob(x.double())
-    torch.testing.assert_close(gaussian_nll_nats(x, mean, logsigma), expected.sum((1, 2, 3)).float())
+    nats = gaussian_nll_nats(x, mean, logsigma)
+    torch.testing.assert_close(nats, expected.sum((1, 2, 3)).float())
+    of_levels = level_nll_nats(x, mean, logsigma, bits=5)  # each 2^−5 wide
+    torch.testing.assert_close(of_levels, nats + 3 * 4 * 5 * 5 * math.log(2))
 
 
 def test_at_the_mean_the_gradient_is_finite() -> None:
@@ -33,9 +36,7 @@ def test_low_precision_inputs_neither_overflow_nor_lose_the_sum(dtype: torch.dty
     assert nats.item() == pytest.approx(3 * 32 * 32 * per_pixel, rel=1e-4)
 
 
-# --- images of b bits ---------------------------------------------------------------------------------------------
-
-
+# --- images of b bits
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_pixels_are_really_reduced(bits: int) -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
@@ -73,13 +74,3 @@ def test_the_bound_on_the_levels_of_a_known_gaussian(bits: int, sigma: float, ga
     error = 5 * nats.std(0) / draws**0.5
     assert (nats.mean(0) > exact - error).all()
     assert ((nats.mean(0) - exact).abs() < gap + error).all()
-
-
-def test_the_mean_code_length_of_gaussian_data_is_its_entropy() -> None:
-    """Data that the model fits: bits per dimension are the differential entropy plus the bits of a level."""
-    sigma, bits = 0.08, 8
-    x = 0.5 + sigma * normal(200, 3, 16, 16)
-    y = dequantise(reduce_bits((x * 256).floor().clamp(0, 255).to(torch.uint8), bits), bits, noise(1))
-    nats = level_nll_nats(y, torch.full_like(y, 0.5), torch.full_like(y, math.log(sigma)), bits)
-    entropy = 0.5 * math.log2(2 * math.pi * math.e * sigma**2) + bits
-    assert (nats.mean() / (3 * 16 * 16 * math.log(2))).item() == pytest.approx(entropy, abs=0.01)

@@ -24,9 +24,7 @@ def gumbel(*, straight_through: bool = False) -> GumbelQuantizer:
     return GumbelQuantizer(12, 5, kl_weight=0.5, straight_through=straight_through)
 
 
-# --- nearest ------------------------------------------------------------------------------------------------------
-
-
+# --- nearest
 def test_nearest_ids_equal_brute_force_also_under_autocast() -> None:
     z, codebook = normal(500, 16), normal(64, 16, seed=1)
     expected = (z.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)
@@ -80,9 +78,7 @@ def test_beta_weighs_the_term_that_is_named(beta_term: str, latent_factor: float
         VectorQuantizer(20, 6, beta=0.25, beta_term="both")
 
 
-# --- gumbel -------------------------------------------------------------------------------------------------------
-
-
+# --- gumbel
 @pytest.mark.parametrize("straight_through", [False, True])
 def test_gumbel_evaluation_is_the_argmax_without_noise_or_rounding(straight_through: bool) -> None:
     quantizer, z = gumbel(straight_through=straight_through).eval(), normal(2, 5, 3, 4)
@@ -148,9 +144,7 @@ def test_gumbel_loss_is_the_divergence_from_uniform() -> None:
     torch.testing.assert_close(quantizer(z).loss, expected)
 
 
-# --- statistics of codes, and codes that are restarted ------------------------------------------------------------
-
-
+# --- statistics of codes, and codes that are restarted
 def test_counts_cover_the_whole_codebook() -> None:
     assert id_counts(torch.tensor([[1, 1], [4, 1]]), 6).tolist() == [0, 3, 0, 0, 1, 0]
 
