@@ -33,14 +33,14 @@ class Reference:
     def expected(self) -> dict[str, Tensor]:
         return self.arrays("expected.npz")
 
-    def arrays(self, name: str) -> dict[str, Tensor]:
-        """Every numerical entry of a file of the folder."""
-        with np.load(self.folder / name, allow_pickle=False) as file:
-            return {entry: torch.from_numpy(file[entry]) for entry in file.files if file[entry].dtype.kind != "U"}
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        return self.arrays("training.npz")
 
-    def names(self, file_name: str, entry: str) -> list[str]:
-        with np.load(self.folder / file_name, allow_pickle=False) as file:
-            return file[entry].tolist()
+    def arrays(self, name: str) -> dict[str, Any]:
+        """The entries of a file of the folder: tensors, and lists of names."""
+        with np.load(self.folder / name, allow_pickle=False) as file:
+            return {name: torch.from_numpy(a) if a.dtype.kind != "U" else a.tolist() for name, a in file.items()}
 
     def vqgan_settings(self, **changes: Any) -> VQGANStage:
         """Stage 1 as the shell would set it with the values of hparams.json as flags."""

@@ -26,11 +26,6 @@ VQGAN_WITHOUT_GRADIENT += [
 PRIOR_WITHOUT_GRADIENT = [f"_denoise_fn.blocks.{block}.attn.key.bias" for block in range(2)]
 
 
-@pytest.fixture(scope="module")
-def training(nearest_reference: Any) -> dict[str, Tensor]:
-    return nearest_reference.arrays("training.npz")
-
-
 def check_norms(model: torch.nn.Module, names: list[str], norms: Tensor, without_gradient: Iterable[str]) -> None:
     parameters = dict(model.named_parameters())
     assert set(parameters) == set(names)
@@ -40,7 +35,8 @@ def check_norms(model: torch.nn.Module, names: list[str], norms: Tensor, without
         assert parameters[name].double().norm().item() == pytest.approx(norm, rel=tolerance, abs=1e-12), name
 
 
-def test_vqgan(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]) -> None:
+def test_vqgan(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
     settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
     vqgan = nearest_reference.vqgan(disc_start_step=3)
     trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
@@ -52,12 +48,13 @@ def test_vqgan(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training
     expected = training["vqgan_loss_l1_g_dweight_codebook_dloss"]
     assert expected.shape == (8, len(columns))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-8, equal_nan=True)
-    names = nearest_reference.names("training.npz", "vqgan_param_names")
+    names = training["vqgan_param_names"]
     check_norms(trainer.vqgan, names, training["vqgan_param_norms"], VQGAN_WITHOUT_GRADIENT)
     check_norms(trainer.averaged, names, training["vqgan_ema_norms"], VQGAN_WITHOUT_GRADIENT)
 
 
-def test_prior(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]) -> None:
+def test_prior(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
     settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
     prior = nearest_reference.prior("absorbing")
     trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
@@ -69,7 +66,7 @@ def test_prior(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training
     found = torch.stack([torch.stack([terms["loss"], terms["elbo_bits_per_token"]]) for terms in metrics]).detach()
     torch.testing.assert_close(found.double(), training["prior_loss_vbloss"], rtol=1e-4, atol=0)
     assert [terms["lr"].item() for terms in metrics] == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3, 1e-3])
-    names = nearest_reference.names("training.npz", "prior_param_names")
+    names = training["prior_param_names"]
     check_norms(trainer.prior, names, training["prior_param_norms"], PRIOR_WITHOUT_GRADIENT)
     check_norms(trainer.averaged, names, training["prior_ema_norms"], PRIOR_WITHOUT_GRADIENT)
     for history in ("loss_history", "Lt_history", "Lt_count"):
@@ -81,9 +78,8 @@ def check_no_gradient(model: torch.nn.Module, names: Iterable[str]) -> None:
     assert {name for name, norm in gradients.items() if norm < 1e-14} == set(names)
 
 
-def test_the_loosely_compared_parameters_have_no_gradient(
-    monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
-) -> None:
+def test_loosely_compared_parameters_have_no_gradient(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the pass in float64
     vqgan = nearest_reference.vqgan().double()
     vqgan.generator_losses(training["vqgan_images"][0].double(), step=0).loss.backward()

@@ -39,10 +39,6 @@ class ExactModel:
     def logits_at(self, x: Tensor, places: Tensor) -> Tensor:
         return pick(self(x), places)
 
-    def conditional(self, state: State, place: int, temp: float) -> list[float]:
-        """p(x_place | state), tempered."""
-        return (self.table[self._index(torch.tensor(state), self.K + 1), place] / temp).softmax(0).tolist()
-
     def counts(self, x: Tensor) -> Tensor:
         """How often each outcome occurs among the draws x [n,N], in the order of `outcomes`."""
         assert x.min() >= 0
@@ -88,10 +84,8 @@ class ExactModel:
                 if q == 0:
                     continue
                 seen = tuple(self.mask_id if d else token for token, d in zip(state, drawn, strict=True))
-                options = [
-                    list(enumerate(self.conditional(seen, place, temp))) if drawn[place] else [(state[place], 1.0)]
-                    for place in range(self.N)
-                ]
+                p_of = (self.table[self._index(torch.tensor(seen), self.K + 1)] / temp).softmax(-1).tolist()
+                options = [list(enumerate(p_of[i])) if drawn[i] else [(state[i], 1.0)] for i in range(self.N)]
                 for choice in itertools.product(*options):
                     later[tuple(token for token, _ in choice)] += q * math.prod(c for _, c in choice)
             now = later

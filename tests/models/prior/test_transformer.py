@@ -6,7 +6,6 @@ from small_models import normal, seeded, transformer, uniform
 from torch import Tensor
 
 from models.prior.autoregressive import AutoregressivePrior
-from models.prior.prior import Codes
 from models.prior.transformer import Transformer
 
 IDS = torch.randint(9, (2, 6), generator=seeded())
@@ -57,13 +56,6 @@ def test_the_first_code_is_predicted_from_the_start_token() -> None:
     assert before.shape == (2, 1, 9)
     torch.nn.init.normal_(net.start_tok, std=3.0)
     assert (net.next_logits(IDS[:, :0]) - before).abs().max() > 1e-3
-
-
-def test_autoregressive_loss_is_the_mean_code_length() -> None:
-    prior = AutoregressivePrior(causal_transformer())
-    p = prior.logits(IDS).softmax(-1).gather(2, IDS[..., None]).squeeze(2)
-    torch.testing.assert_close(prior.losses(Codes(IDS)).loss, -p.log2().mean(1))
-    assert prior.tokens == 6
 
 
 @pytest.mark.parametrize("n", [1, 6])

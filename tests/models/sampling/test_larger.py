@@ -116,16 +116,13 @@ def test_raster_order_evaluates_a_window_once_for_each_of_its_tokens(shape: tupl
     assert sum(rows) == windows * 256  # where every window at every step would cost windows · H · W
 
 
-def test_windows_cover_the_grid() -> None:
+def test_windows_cover_the_grid_and_unknown_orders_are_refused() -> None:
     assert window_starts(24, 16, 1) == list(range(9))
     assert window_starts(24, 16, 5) == [0, 5, 8]
     assert window_starts(16, 16, 16) == [0]
     for length, window, stride in ((15, 16, 1), (24, 16, 17), (24, 16, 0)):
         with pytest.raises(ValueError, match="stride"):
             window_starts(length, window, stride)
-
-
-def test_unknown_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="order"):
         reveal_plan((3, 4), "spiral", 8, seeded())
 

@@ -11,7 +11,7 @@ from small_models import CHANCE, p_value, seeded, transformer
 from torch import Tensor
 
 from models.prior.absorbing import AbsorbingDiffusion
-from models.sampling.categorical import LogitsAtFn, Rule, image_generators
+from models.sampling.categorical import Rule, image_generators
 from models.sampling.plans import Plan, diffusion_plan, mlm_plan, remask_times
 from models.sampling.rounds import WIDTH, Denoiser, Drawing, run_plans
 from models.sampling.samplers import diffusion_trajectory
@@ -32,13 +32,9 @@ class Uniform:
         return torch.zeros((*places.shape, 2), device=x.device)
 
 
-def denoiser(logits_at: LogitsAtFn, mask_id: int, device: torch.device = CPU) -> Denoiser:
-    return Denoiser(logits_at, mask_id, total_steps=1, device=device)
-
-
 def run(model: Any, plans: Iterable[Plan], batch_size: int = 1000, temp: float = 1.0, **options: Any) -> Tensor:
     drawing = Drawing(batch_size, Rule(temp), **options)
-    return torch.stack(list(run_plans(denoiser(model.logits_at, model.mask_id), plans, drawing)))
+    return torch.stack(list(run_plans(Denoiser(model.logits_at, model.mask_id, 1, CPU), plans, drawing)))
 
 
 def diffusion_plans(model: Any, steps: int, n: int = DRAWS, start: tuple[int, ...] | None = None) -> Iterator[Plan]:
@@ -126,7 +122,7 @@ def test_finished_images_make_room_at_once() -> None:
 def test_the_queue_is_read_no_further_than_needed() -> None:
     model, plans = Uniform(8), iter(range(1000))
     left = (plan for plan, _ in zip(diffusion_plans(model, 4, 1000), plans, strict=True))
-    next(run_plans(denoiser(model.logits_at, 2), left, Drawing(4)))
+    next(run_plans(Denoiser(model.logits_at, 2, 1, CPU), left, Drawing(4)))
     assert next(plans) <= 12
 
 
@@ -153,7 +149,8 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
         assert not logits.requires_grad
         return logits
 
-    assert len(list(run_plans(denoiser(logits_at, 3), diffusion_plans(exact_model, 2, 4), Drawing(2)))) == 4
+    plans = diffusion_plans(exact_model, 2, 4)
+    assert len(list(run_plans(Denoiser(logits_at, 3, 1, CPU), plans, Drawing(2)))) == 4
     assert torch.is_grad_enabled()
 
 
@@ -161,7 +158,7 @@ def test_sampling_records_no_gradients(exact_model: Any) -> None:
 def test_the_host_never_waits_for_the_device(cuda: None, static: bool) -> None:
     model = Uniform(8)
     plans = list(diffusion_plans(model, 4, 20))  # what is due is known before anything is evaluated
-    samples = run_plans(denoiser(model.logits_at, 2, torch.device("cuda")), plans, Drawing(3, static=static))
+    samples = run_plans(Denoiser(model.logits_at, 2, 1, torch.device("cuda")), plans, Drawing(3, static=static))
     first = next(samples)  # the batch is put there at the start
     with without_waiting():
         rest = list(samples)
