@@ -15,10 +15,7 @@ ORDERS = ("raster", "random")
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First places of the windows along an axis: every `stride` places, and at the end so that all is covered.
-
-    ValueError: the window is longer than the axis, or the stride leaves gaps.
-    """
+    """First places of windows that cover an axis, every `stride`; ValueError unless 1 ≤ stride ≤ window ≤ length."""
     if not 1 <= stride <= window <= length:
         raise ValueError(f"need 1 ≤ stride ≤ window ≤ length, got {stride}, {window}, {length}")
     return sorted({*range(0, length - window + 1, stride), length - window})

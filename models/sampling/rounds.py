@@ -25,7 +25,7 @@ WIDTH = 8  # with static shapes, places per image are filled up to a multiple of
 class Drawing:
     """How samples are drawn. Beside rule, steps and sampler nothing changes them, but for the network's rounding."""
 
-    batch_size: int  # most images that are evaluated together
+    batch_size: int  # most images that are evaluated together; ValueError below 1
     rule: Rule = RULE
     steps: int | None = None  # of a prior that predicts masked tokens, at most T; None: T
     sampler: str = "diffusion"  # of such a prior; see `models.sampling.samplers`

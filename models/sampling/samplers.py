@@ -35,9 +35,9 @@ def diffusion(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> 
 
 
 def mlm(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> Iterator[Tensor]:
-    """For `steps` times t evenly from T down to 1: mask each token with probability t/T, and draw what is masked.
+    """For `steps` times t evenly from T down to 1: mask each token with probability t/T, draw what is masked.
 
-    ValueError: a start has given tokens, which would be drawn anew.
+    ValueError: a start has given tokens.
     """
     mask_id, T = denoiser.mask_id, denoiser.total_steps
     probabilities = [t / T for t in remask_times(T, drawing.steps or T)]
