@@ -1,7 +1,5 @@
 """Exponential moving average of a model's weights."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Generic, TypeVar
@@ -38,20 +36,18 @@ class EMA(Generic[ModelT]):
 
     def __init__(self, model: ModelT, beta: float, *, every: int = 1, warmup: bool = False) -> None:
         """every: training steps from one update to the next. beta, warmup: see `decay_of`."""
-        self._beta = beta
-        self._every = every
-        self._warmup = warmup
+        self._beta, self._every, self._warmup = beta, every, warmup
         self.model: ModelT = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def follow(self, model: ModelT, step: int) -> None:
-        """Update the average after training step `step`, counted from 0, if it is due: as published, not at step 0."""
-        if step > 0 and step % self._every == 0:
-            self._update(model, decay_of(updates_before(step, self._every), self._beta, warmup=self._warmup))
-
     @torch.no_grad()
-    def _update(self, model: ModelT, decay: float) -> None:
-        """average ← decay · average + (1 − decay) · weight, for every parameter; buffers are copied."""
-        averages: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(averages, list(model.parameters()), 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+    def follow(self, model: ModelT, step: int) -> None:
+        """average ← decay · average + (1 − decay) · weight after training step `step`, counted from 0, if it is due.
+
+        As published, it is not at step 0.
+        """
+        if step > 0 and step % self._every == 0:
+            decay = decay_of(updates_before(step, self._every), self._beta, warmup=self._warmup)
+            averages: list[Tensor] = list(self.model.parameters())
+            torch._foreach_lerp_(averages, list(model.parameters()), 1 - decay)
+            for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+                mine.copy_(theirs)

@@ -1,7 +1,5 @@
 """Operations with one meaning and several ways to compute them: the plain one, and the fastest that a device has."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +14,17 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ / √d) v for q [B,heads,n,d], k and v [B,heads,m,d]: [B,heads,n,d].
 
-    `causal`: the queries are the last n of the m places, and a place attends to itself and those before it.
-    `visible`, in place of `causal`: [n,m] bool, the places that each query attends to.
-    `dropout` acts on the attention weights.
+    `causal`: the queries are the last n of the m places, and a place attends to itself and those before it. `visible`,
+    in its place: [n,m] bool, the places that each query attends to. `dropout` acts on the attention weights.
     """
     n, m = q.shape[2], k.shape[2]
     causal = causal and n > 1  # the last place sees all
-    if causal and n < m:
-        causal, visible = False, _not_later(q, k)
     # PyTorch's fused kernel is slow in half precision on CPUs, backward above all: 2 to 9 times the two products.
-    if q.device.type == "cpu" and q.dtype is not torch.float32 and q.dtype is not torch.float64:
-        return _two_products(q, k, v, _not_later(q, k) if causal else visible, dropout)
+    by_products = q.device.type == "cpu" and q.dtype not in (torch.float32, torch.float64)
+    if causal and (by_products or n < m):
+        causal, visible = False, torch.ones((n, m), dtype=torch.bool, device=q.device).tril(m - n)
+    if by_products:
+        return _two_products(q, k, v, visible, dropout)
     if n == 1 and q.is_cuda and q.dtype is torch.float32 and not dropout:
         return _one_query(q, k, v, visible)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=causal)
@@ -48,17 +46,10 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tenso
     return (scores.softmax(-1).unsqueeze(-1) * v).sum(2, keepdim=True)
 
 
-def _not_later(q: Tensor, k: Tensor) -> Tensor:
-    """[n,m] bool: each query's own place and those before it."""
-    n, m = q.shape[2], k.shape[2]
-    return torch.ones((n, m), dtype=torch.bool, device=q.device).tril(m - n)
-
-
 def project(x: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
     """Each layer's product with x [...,D_in]: tensors [...,D_out]."""
     if x.is_cuda and len(layers) > 1:
-        # One product for all, as one alone does not fill a GPU; the parameters stay apart, as published files have
-        # them. On a CPU three take no longer, and need not put the weights together first.
+        # One product for all, as one alone does not fill a GPU; published files keep the parameters apart.
         weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
         return F.linear(x, weight, bias).chunk(len(layers), dim=-1)
     return [layer(x) for layer in layers]
@@ -77,15 +68,9 @@ def upsampled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 # Φ(−z) = 2^(c0 + c1 z + … + c7 z⁷) to 4e-6 of itself for z in [0,6], fitted (minimax); beyond, both are below 1e-9.
 _LOG2_TAIL = (
-    -0.999995295,
-    -1.15125104,
-    -0.458464395,
-    -0.0539600676,
-    0.00850789015,
-    -0.000930524647,
-    6.15982679e-05,
-    -1.83481014e-06,
-)
+    -0.999995295, -1.15125104, -0.458464395, -0.0539600676,
+    0.00850789015, -0.000930524647, 6.15982679e-05, -1.83481014e-06,
+)  # fmt: skip
 
 
 class GELU(nn.Module):

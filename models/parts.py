@@ -3,8 +3,6 @@
 So a batch gives the same gradient in one piece, in micro-batches, or spread over processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ class BatchPart:
     index: int = 0
     count: int = 1
 
-    def split(self, pieces: int) -> list[BatchPart]:
+    def split(self, pieces: int) -> "list[BatchPart]":
         """This part in so many equal pieces."""
         return [BatchPart(self.index * pieces + piece, self.count * pieces) for piece in range(pieces)]
 
@@ -31,7 +29,7 @@ WHOLE = BatchPart()
 class Noise:
     """Random numbers for part `part` of a batch: drawn for the whole batch, then cut.
 
-    In each method `shape` [b,…] is that of the part, and the result lies on the device of `like`.
+    In each method `shape` [b,…] is that of the part, and the numbers lie on the device of `like`.
     """
 
     generator: torch.Generator | None = None  # None: torch's global stream

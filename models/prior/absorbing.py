@@ -1,7 +1,5 @@
 """The absorbing diffusion prior: a bidirectional Transformer and its running loss histories."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 
@@ -36,17 +34,13 @@ class AbsorbingDiffusion(Prior):
     ) -> None:
         super().__init__()
         self._denoise_fn = denoise_fn
-        self.mask_id = mask_id
-        self.total_steps = total_steps
-        self.loss_type = loss_type
-        self.reweighting = reweighting
-        self.mask_schedule = mask_schedule
+        self.mask_id, self.total_steps = mask_id, total_steps
+        self.loss_type, self.reweighting, self.mask_schedule = loss_type, reweighting, mask_schedule
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(total_steps + 1))
 
     @property
     def network(self) -> Transformer:
-        """The denoiser."""
         return self._denoise_fn
 
     def logits(self, x: Tensor) -> Tensor:
@@ -69,14 +63,9 @@ class AbsorbingDiffusion(Prior):
         x_0 = codes.unconditional()
         self._check_shape(x_0)
         x_t = x_0.masked_fill(draws.mask, self.mask_id)
-        return objective(
-            cross_entropy_of(self._denoise_fn, x_t, x_0, draws.mask),
-            draws.t,
-            draws.mask,
-            total_steps=self.total_steps,
-            loss_type=self.loss_type,
-            reweighting=self.reweighting,
-        )
+        cross_entropy = cross_entropy_of(self._denoise_fn, x_t, x_0, draws.mask)
+        options = {"loss_type": self.loss_type, "reweighting": self.reweighting}
+        return objective(cross_entropy, draws.t, draws.mask, total_steps=self.total_steps, **options)
 
     def code_length(
         self, codes: Codes, generator: torch.Generator, *, bound: str = "t_step", evaluations: int | None = None
@@ -87,15 +76,8 @@ class AbsorbingDiffusion(Prior):
             uniforms = torch.rand((self.total_steps, *x_0.shape), generator=generator, device=x_0.device)
             nats = bound_nats(self.logits, x_0, uniforms, mask_id=self.mask_id)
             return CodeLength(nats, torch.full_like(nats, torch.nan))
-        return estimate_bound(
-            self.logits,
-            x_0,
-            bound,
-            total_steps=self.total_steps,
-            mask_id=self.mask_id,
-            evaluations=evaluations,
-            generator=generator,
-        )
+        sizes = {"total_steps": self.total_steps, "mask_id": self.mask_id, "evaluations": evaluations}
+        return estimate_bound(self.logits, x_0, bound, **sizes, generator=generator)
 
     def samples(
         self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None

@@ -1,7 +1,5 @@
 """The autoregressive prior, for comparison with the diffusion model."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +25,6 @@ class AutoregressivePrior(Prior):
 
     @property
     def network(self) -> Transformer:
-        """The causal Transformer."""
         return self.net
 
     def logits(self, x: Tensor) -> Tensor:
@@ -61,13 +58,12 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def draw_tokens(self, uniforms: Tensor, drawing: Drawing) -> Tensor:
-        """Draw the tokens one by one, keeping keys and values of those before.
+        """Draw the tokens one by one, keeping keys and values of those before: [B,N] int64.
 
         uniforms: [B,N] float64 in [0,1) on the model's device, the random number of each token. With static shapes all
-        places have the same, and `drawing.wrap` is given what gives a place's logits. Returns [B,N] int64.
+        places have the same, and `drawing.wrap` is given what gives a place's logits.
         """
-        static = drawing.static_on(uniforms.device)
-        ids = torch.empty_like(uniforms, dtype=torch.int64)
+        static, ids = drawing.static_on(uniforms.device), torch.empty_like(uniforms, dtype=torch.int64)
         cache = self.net.new_cache(len(ids))
         logits = self.net.next_logits(ids[:, :0], cache)
         following: Callable[..., Tensor] = partial(self.net.following_logits, cache=cache)

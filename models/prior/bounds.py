@@ -6,8 +6,6 @@ appear, so that exactly k of N places are masked, k uniform, weighed by N/k (Hoo
 less varies, and the bound is at most the T-step one. Masking n of n levels at level n, both are the same sum.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -23,34 +21,32 @@ def bound_nats(logits_fn: LogitsFn, x_0: Tensor, uniforms: Tensor, *, mask_id: i
 
     x_0: [B,N] int64; uniforms: [T,B,N] in [0,1): place j of image b is masked at step t where uniforms[t−1,b,j] < t/T.
     """
-    total_steps = len(uniforms)
     bound = torch.zeros(x_0.shape[0], dtype=torch.float64, device=x_0.device)
     for t, noise in enumerate(uniforms, start=1):
-        mask = noise < t / total_steps
+        mask = noise < t / len(uniforms)
         bound += masked_cross_entropy(logits_fn(x_0.masked_fill(mask, mask_id)), x_0, mask).double() / t
     return bound
 
 
 def estimate_bound(
-    logits_fn: LogitsFn,
-    x_0: Tensor,
-    bound: str,
-    *,
-    total_steps: int,
-    mask_id: int,
-    evaluations: int,
+    logits_fn: LogitsFn, x_0: Tensor, bound: str, *, total_steps: int, mask_id: int, evaluations: int,
     generator: torch.Generator,
-) -> CodeLength:
-    """Estimate a bound on −log p(x_0) of codes x_0 [B,N] int64 with `evaluations` ≥ 2 of the network per image.
+) -> CodeLength:  # fmt: skip
+    """Estimate a bound on −log p(x_0) of codes x_0 [B,N] int64 with `evaluations` of the network per image.
 
     bound: `t_step` (the only one that `total_steps` matters for) or `continuous`. The evaluations make two independent
     estimates, each stratified over the levels of masking; their mean is the value, their difference its error.
+
+    Raises:
+        ValueError: no such bound; fewer than 2 evaluations, or more than twice the terms of its sum.
     """
     if evaluations < 2:
         raise ValueError(f"an estimate and its error need at least 2 evaluations, not {evaluations}")
+    if bound not in CODE_BOUNDS:
+        raise ValueError(f"bound must be one of {CODE_BOUNDS}, not {bound!r}")
     batch, tokens = x_0.shape
-    levels = bound_levels(bound, total_steps, tokens)
-    schedule = "random" if bound == "t_step" else "fixed"  # k of N levels: round(k/N · N) = k places exactly
+    # Of N levels, `fixed` masks at level k exactly round(k/N · N) = k places.
+    levels, schedule = (total_steps, "random") if bound == "t_step" else (tokens, "fixed")
 
     def stratified(strata: int) -> Tensor:
         """One level per image from each of `strata` even parts of 1..levels: [B] float64, nats."""
@@ -67,14 +63,3 @@ def estimate_bound(
 
     halves = [stratified(count) for count in (evaluations - evaluations // 2, evaluations // 2)]
     return CodeLength((halves[0] + halves[1]) / 2, (halves[0] - halves[1]).square() / 4)
-
-
-def bound_levels(bound: str, total_steps: int, tokens: int) -> int:
-    """Number of terms in a bound's sum: more evaluations than twice as many are not possible.
-
-    Raises:
-        ValueError: no such bound.
-    """
-    if bound not in CODE_BOUNDS:
-        raise ValueError(f"bound must be one of {CODE_BOUNDS}, not {bound!r}")
-    return total_steps if bound == "t_step" else tokens

@@ -1,14 +1,11 @@
 """Absorbing-state diffusion over codes: the forward process, the objectives and the bound (paper, section 3.2).
 
 The forward process replaces each token by the mask id, and keeps it there: after t of T steps a token is masked with
-probability t/T. The network predicts every token at once from what is left; it does not see t. Everything here is
-computed in nats and works with any function from tokens to logits.
+probability t/T. The network predicts every token at once from what is left; it does not see t.
 
-The rate t/T is also in the weights of the bound (`objective`, `models.prior.bounds`), and in when
-samplers reveal a token (`models.sampling`): a schedule of another rate changes them too.
+The rate t/T is also in the weights of the bound (`objective`, `models.prior.bounds`), and in when samplers reveal a
+token (`models.sampling`): a schedule of another rate changes them too.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -30,10 +27,9 @@ def sample_time(batch: int, total_steps: int, generator: torch.Generator) -> Ten
 
 
 def sample_mask(t: Tensor, total_steps: int, tokens: int, schedule: str, generator: torch.Generator) -> Tensor:
-    """Draw which places are masked at time t, q(x_t | x_0).
+    """Draw which places are masked at times t [B] int64 in 1..T, q(x_t | x_0): [B,tokens] bool.
 
-    t: [B] int64 in 1..T. Returns [B,tokens] bool. `random`: each place with probability t/T; `fixed`: exactly
-    round(t/T · tokens) places, at least one, uniformly chosen.
+    `random`: each place with probability t/T; `fixed`: exactly round(t/T · tokens), at least one, uniformly chosen.
     """
     noise = torch.rand((len(t), tokens), generator=generator, device=t.device)
     fraction = t.to(torch.float64).unsqueeze(1) / total_steps
@@ -65,8 +61,9 @@ def objective(
 ) -> PriorLoss:
     """Objective (paper, equations 5 to 8) and bound at given times and masks.
 
-    cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighting` is for
-    `reweighted_elbo` alone.
+    cross_entropy: [B] nats, summed over the masked places; t: [B] int64 in 1..T; mask: [B,N] bool. `reweighted_elbo`
+    weighs by (T − t + 1) / T in `paper`, and by 1 − t/T as `published`, what the paper's models were trained with; no
+    gradient at t = T.
 
     With `random` masks the bound is the T-step one. With `fixed` ones it is, where T = N, that of continuous time (see
     `models.prior.bounds`); where T is not N, rounding t/T · N leaves an approximation, which may lie a little below it.
@@ -76,19 +73,11 @@ def objective(
     if loss_type == "elbo":
         loss = vb_loss
     elif loss_type == "reweighted_elbo":
-        loss = reweighted(t, total_steps, reweighting) * per_token
+        if reweighting not in REWEIGHTINGS:
+            raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
+        loss = (total_steps - t + (reweighting == "paper")) / total_steps * per_token
     elif loss_type == "mlm":
         loss = cross_entropy / mask.sum(1).clamp(min=1)
     else:
         raise ValueError(f"loss_type must be one of {LOSS_TYPES}, not {loss_type!r}")
     return PriorLoss(loss, vb_loss, cross_entropy)
-
-
-def reweighted(t: Tensor, total_steps: int, reweighting: str) -> Tensor:
-    """Weight of time t [B] in the reweighted bound, [B] in 0..1.
-
-    `paper`: (T − t + 1) / T. `published`: 1 − t/T, what the paper's models were trained with; no gradient at t = T.
-    """
-    if reweighting not in REWEIGHTINGS:
-        raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
-    return (total_steps - t + (reweighting == "paper")) / total_steps

@@ -1,7 +1,5 @@
 """A prior over codes: what training, sampling and likelihoods need of it, whichever kind it is."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +20,7 @@ class Codes:
     condition: Tensor | None = None  # [B,…]; None: nothing
 
     def unconditional(self) -> Tensor:
-        """The ids, for a prior that knows no conditions.
-
-        Raises:
-            ValueError: there is a condition.
-        """
+        """The ids, for a prior that knows no conditions: ValueError if there is one."""
         if self.condition is not None:
             raise ValueError("this prior takes no condition")
         return self.ids
@@ -39,7 +33,7 @@ class Draws:
     t: Tensor  # [B] int64 in 1..T, times
     mask: Tensor  # [B,N] bool, the places that are masked
 
-    def __getitem__(self, images: slice | Tensor) -> Draws:
+    def __getitem__(self, images: slice | Tensor) -> "Draws":
         return Draws(self.t[images], self.mask[images])
 
 
@@ -78,14 +72,11 @@ class Prior(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
         return self.network.pos_emb.device
 
     def idle_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that training never uses."""
         return iter(())
-
-    # What is trained
 
     def draw(self, images: int, generator: torch.Generator) -> Draws | None:
         """What `losses` of so many images need that is random; None for nothing."""
@@ -101,8 +92,6 @@ class Prior(nn.Module, ABC):
     def metrics(self) -> Mapping[str, Tensor]:
         """Statistics of the training so far, by the names of metrics."""
         return {}
-
-    # What it predicts
 
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
@@ -121,8 +110,6 @@ class Prior(nn.Module, ABC):
         bound: of `models.prior.bounds.CODE_BOUNDS`. evaluations: None for one draw of masks at each t of `t_step`.
         """
 
-    # What it draws
-
     @abstractmethod
     def samples(
         self, generators: Iterable[torch.Generator], drawing: Drawing, starts: Codes | None = None
@@ -130,29 +117,17 @@ class Prior(nn.Module, ABC):
         """A sample for each of the CPU `generators`, in order: ids [N] int64 in 0..K-1, on the model's device.
 
         A sample is a function of its own generator, whatever is drawn beside it. starts: what is given of each sample,
-        on the CPU; None for nothing.
-
-        Raises:
-            ValueError: what cannot be drawn.
+        on the CPU; None for nothing. ValueError: what cannot be drawn.
         """
 
     def sample(
-        self,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        temp: float = 1.0,
-        sample_steps: int | None = None,
-        sample_type: str = "diffusion",
-        batch_size: int = 64,
-    ) -> Tensor:
+        self, n: int, *, generator: torch.Generator | None = None, temp: float = 1.0, sample_steps: int | None = None,
+        sample_type: str = "diffusion", batch_size: int = 64,
+    ) -> Tensor:  # fmt: skip
         """Draw n samples, at most `batch_size` at a time: ids [n,N] int64 in 0..K-1, on the model's device.
 
         Without a `generator` the draws follow torch's global stream. sample_steps, sample_type: of a prior that
-        predicts masked tokens; None means T.
-
-        Raises:
-            FloatingPointError: logits are not finite.
+        predicts masked tokens; None means T. FloatingPointError: logits are not finite.
         """
         invalid = torch.zeros((), dtype=torch.int64, device=self.device)
         drawing = Drawing(batch_size, Rule(temp), sample_steps, sample_type, n, invalid=invalid)

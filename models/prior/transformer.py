@@ -1,7 +1,5 @@
 """The prior's Transformer: pre-norm, GELU, learned positions (paper, section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -13,21 +11,24 @@ from models.kernels import GELU, attention, project
 
 
 class LayerCache:
-    """One layer's keys and values, each [B,heads,N,D/heads], with room for every place from the start."""
+    """One layer's keys and values, each [B,heads,N,D/heads], with room for every place."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
-    def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Enter n places from `start` on; returns all up to the last of them."""
+    def enter(self, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Enter places from `start` on; returns all up to the last of them, and None, as all are visible.
+
+        Where `start` is a tensor [1] int64, for one place, no shape depends on it: returns the whole buffers, and which
+        of their places are visible, [1,N] bool.
+        """
+        if isinstance(start, Tensor):
+            visible = torch.arange(self.keys.shape[2], device=k.device)[None] <= start
+            return self.keys.index_copy_(2, start, k), self.values.index_copy_(2, start, v), visible
         stop = start + k.shape[2]
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = k, v
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
-
-    def put(self, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Enter the place [1] int64; returns the whole of the buffers, so that no shape depends on the place."""
-        return self.keys.index_copy_(2, place, k), self.values.index_copy_(2, place, v)
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
 @dataclass
@@ -49,26 +50,17 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(n_emb, n_emb)
         self.value = nn.Linear(n_emb, n_emb)
         self.proj = nn.Linear(n_emb, n_emb)
-        self.n_head = n_head
-        self.attn_pdrop = attn_pdrop
         self.resid_drop = nn.Dropout(resid_pdrop)
-        self.causal = causal
+        self.n_head, self.attn_pdrop, self.causal = n_head, attn_pdrop, causal
         if causal:  # part of published autoregressive checkpoints
             self.register_buffer("mask", torch.tril(torch.ones(block_size, block_size))[None, None])
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0) -> Tensor:
-        """[B,n,D] → [B,n,D]. With a cache (causal only) x are the places from `start` on, and see those before too.
-
-        `start` as a tensor [1] int64, for a single place, keeps every shape the same from place to place.
-        """
+        """[B,n,D] → [B,n,D]. With a cache (causal only) x are the places from `start` on, and see those before too."""
         q, k, v = self._project(x, self.query, self.key, self.value)
         visible = None
-        if isinstance(start, Tensor):
-            assert cache is not None
-            k, v = cache.put(k, v, start)
-            visible = torch.arange(k.shape[2], device=x.device)[None] <= start
-        elif cache is not None:
-            k, v = cache.extend(k, v, start)
+        if cache is not None:
+            k, v, visible = cache.enter(k, v, start)
         return self._merge(q, k, v, visible)
 
     def at(self, x: Tensor, places: Tensor) -> Tensor:
@@ -96,12 +88,10 @@ class Block(nn.Module):
 
     def __init__(self, n_emb: int, attn: SelfAttention, resid_pdrop: float) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(n_emb)
-        self.ln2 = nn.LayerNorm(n_emb)
+        self.ln1, self.ln2 = nn.LayerNorm(n_emb), nn.LayerNorm(n_emb)
         self.attn = attn
-        self.mlp = nn.Sequential(
-            nn.Linear(n_emb, 4 * n_emb), GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
-        )
+        widen, narrow = nn.Linear(n_emb, 4 * n_emb), nn.Linear(4 * n_emb, n_emb)
+        self.mlp = nn.Sequential(widen, GELU(), narrow, nn.Dropout(resid_pdrop))
 
     def forward(
         self, x: Tensor, added: Tensor, cache: LayerCache | None = None, start: int | Tensor = 0
@@ -151,10 +141,8 @@ class Transformer(nn.Module):
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_emb))
         self.start_tok = nn.Parameter(torch.zeros(1, 1, n_emb))
         self.drop = nn.Dropout(embd_pdrop)
-        attentions = (
-            SelfAttention(n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal) for _ in range(n_layers)
-        )
-        self.blocks = nn.ModuleList(Block(n_emb, attention, resid_pdrop) for attention in attentions)
+        sizes = (n_emb, n_head, block_size, attn_pdrop, resid_pdrop, causal)
+        self.blocks = nn.ModuleList(Block(n_emb, SelfAttention(*sizes), resid_pdrop) for _ in range(n_layers))
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, codebook_size, bias=False)
 
@@ -178,9 +166,9 @@ class Transformer(nn.Module):
     def next_logits(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Causal: logits of the places that follow the start token and `ids`.
 
-        ids: [B,n] int64. Without a cache, or with an empty one, the start token enters first, and the logits
-        [B,n+1,K] are those of places 0..n. With a cache that earlier calls filled, ids continue it, and the logits
-        [B,n,K] are those of the n places that follow. A cache is filled further, and only without gradients.
+        ids: [B,n] int64. Without a cache, or with an empty one, the start token enters first, and the logits [B,n+1,K]
+        are those of places 0..n. With a cache that earlier calls filled, ids continue it, and the logits [B,n,K] are
+        those of the n places that follow. A cache is filled further, and only without gradients.
         """
         start = cache.length if cache else 0
         x = self._embed(ids, start, start_token=start == 0)

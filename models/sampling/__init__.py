@@ -1,5 +1,5 @@
 """Drawing codes (paper, section 3.3).
 
 `categorical`: what is drawn where a token is due. `plans`: when which token is drawn. `rounds`: many plans at once.
-`samplers`: the samplers by name. `larger`: grids larger than the prior's own. `inpainting`: codes of pixels, and back.
+`samplers`: the samplers by name. `larger`: grids larger than the prior's own.
 """

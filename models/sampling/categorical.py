@@ -1,7 +1,5 @@
 """What is drawn where a token is due: draws from categorical distributions, exact to float64, and their generators."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +13,7 @@ LogitsAtFn = Callable[[Tensor, Tensor], Tensor]  # x_t [B,N] and places [B,m], b
 
 @dataclass(frozen=True)
 class Rule:
-    """Which distribution a code is drawn from, given its logits: softmax(logits / temp).
-
-    Raises:
-        ValueError: the temperature is no number above 0.
-    """
+    """Which distribution a code is drawn from, given its logits: softmax(logits / temp); ValueError unless temp > 0."""
 
     temp: float = 1.0
 

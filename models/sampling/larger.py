@@ -3,8 +3,6 @@
 Windows of the prior's own size cover the grid; where they overlap, their distributions are averaged (as published).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -17,11 +15,7 @@ ORDERS = ("raster", "random")
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First places of the windows along an axis: every `stride` places, and at the end so that all is covered.
-
-    Raises:
-        ValueError: the window is longer than the axis, or the stride leaves gaps.
-    """
+    """First places of windows that cover an axis, every `stride`; ValueError unless 1 ≤ stride ≤ window ≤ length."""
     if not 1 <= stride <= window <= length:
         raise ValueError(f"need 1 ≤ stride ≤ window ≤ length, got {stride}, {window}, {length}")
     return sorted({*range(0, length - window + 1, stride), length - window})
@@ -81,18 +75,9 @@ def reveal_plan(shape: tuple[int, int], order: str, steps: int, generator: torch
 
 
 def larger_trajectory(
-    logits_at: LogitsAtFn,
-    x: Tensor,
-    reveal: Tensor,
-    uniforms: Tensor,
-    *,
-    mask_id: int,
-    window: tuple[int, int],
-    stride: int,
-    rule: Rule,
-    batch_size: int,
-    invalid: Tensor | None = None,
-) -> Iterator[Tensor]:
+    logits_at: LogitsAtFn, x: Tensor, reveal: Tensor, uniforms: Tensor, *, mask_id: int, window: tuple[int, int],
+    stride: int, rule: Rule, batch_size: int, invalid: Tensor | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Draw the masked tokens of a grid x [B,H,W] int64 from their mixture by a rule, step by step.
 
     reveal, uniforms: [B,H,W], each image's `reveal_plan`. Yields the grid after each step. `invalid`: see `invert_cdf`.

@@ -5,8 +5,6 @@ s = S … 1 makes it uniform on 1..S. An image then needs an evaluation only at 
 S · (1 − (1 − 1/S)^N) of them: 162 of 256 at S = N = 256.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

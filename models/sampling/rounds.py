@@ -5,8 +5,6 @@ an event of its own, and an image that is finished makes room for the next. What
 anything is evaluated, so the host never waits for the device.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,13 +23,9 @@ WIDTH = 8  # with static shapes, places per image are filled up to a multiple of
 
 @dataclass(frozen=True)
 class Drawing:
-    """How samples are drawn. Beside rule, steps and sampler nothing changes a sample, but for the network's rounding.
+    """How samples are drawn. Beside rule, steps and sampler nothing changes them, but for the network's rounding."""
 
-    Raises:
-        ValueError: no image would fit a batch.
-    """
-
-    batch_size: int  # most images that are evaluated together
+    batch_size: int  # most images that are evaluated together; ValueError below 1
     rule: Rule = RULE
     steps: int | None = None  # of a prior that predicts masked tokens, at most T; None: T
     sampler: str = "diffusion"  # of such a prior; see `models.sampling.samplers`
@@ -95,11 +89,7 @@ class _UnderWay:
 
 @torch.no_grad()
 def _finished(
-    draw: Callable[[Tensor, Tensor, Tensor], Tensor],
-    plans: Iterable[Plan],
-    batch_size: int,
-    device: torch.device,
-    static: bool,
+    draw: Callable[..., Tensor], plans: Iterable[Plan], batch_size: int, device: torch.device, static: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Numbers and ids of the plans' samples, as they are finished."""
     done: list[tuple[int, Tensor]] = []
@@ -117,8 +107,7 @@ def _finished(
     if rows:
         x = torch.stack([row.start for row in rows]).to(device)
     while rows:
-        parts = _aligned([row.due for row in rows], WIDTH if static else 1)
-        x = draw(x, *(_to(part, device) for part in parts))
+        x = draw(x, *(_to(part, device) for part in _aligned([row.due for row in rows], WIDTH if static else 1)))
         new: dict[int, Tensor] = {}
         for place, row in enumerate(rows):
             if row.finished:
@@ -152,9 +141,9 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _aligned(events: Sequence[Event], multiple: int) -> tuple[Tensor, Tensor]:
-    """Places and uniforms of events, a row each, [B,m]. Shorter ones repeat their first draw, which changes nothing.
+    """Places and uniforms of events, a row each: [B,m], where `multiple` divides m.
 
-    m is a multiple of `multiple`.
+    Shorter ones repeat their first draw, which changes nothing.
     """
     sizes = [len(event.places) for event in events]
     counts, columns = torch.tensor(sizes).unsqueeze(1), torch.arange(-(-max(sizes) // multiple) * multiple)

@@ -3,8 +3,6 @@
 One more sampler is a function as `Sampler` has it, and its name: in `SAMPLERS`, and in the settings' `sample_type`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import starmap
 from typing import Protocol
@@ -37,10 +35,9 @@ def diffusion(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> 
 
 
 def mlm(denoiser: Denoiser, starts: Iterable[Start], drawing: Drawing) -> Iterator[Tensor]:
-    """For `steps` times t evenly from T down to 1: mask each token with probability t/T, and draw what is masked.
+    """For `steps` times t evenly from T down to 1: mask each token with probability t/T, draw what is masked.
 
-    Raises:
-        ValueError: a start has given tokens, which would be drawn anew.
+    ValueError: a start has given tokens.
     """
     mask_id, T = denoiser.mask_id, denoiser.total_steps
     probabilities = [t / T for t in remask_times(T, drawing.steps or T)]
@@ -58,15 +55,9 @@ SAMPLERS: dict[str, Sampler] = {"diffusion": diffusion, "mlm": mlm}
 
 @torch.no_grad()
 def diffusion_trajectory(
-    logits_fn: LogitsFn,
-    x_T: Tensor,
-    *,
-    mask_id: int,
-    steps: int,
-    rule: Rule,
-    generator: torch.Generator,
+    logits_fn: LogitsFn, x_T: Tensor, *, mask_id: int, steps: int, rule: Rule, generator: torch.Generator,
     invalid: Tensor | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor]:  # fmt: skip
     """`diffusion` step by step for all images together, so that every state on the way can be seen.
 
     x_T: [B,N] int64 start tokens; those that are not `mask_id` stay as they are. Yields x_T itself, then the tokens

@@ -1,7 +1,5 @@
 """DiffAugment (Zhao et al. 2020, arXiv 2006.10738): differentiable augmentation in front of the discriminator."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

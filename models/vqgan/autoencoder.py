@@ -1,9 +1,8 @@
 """The vector-quantised autoencoder: images to ids and back (paper, section 3.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parts import NOISE, Noise
@@ -27,10 +26,7 @@ class VQAutoEncoder(nn.Module):
         self.latent_size = (sizes.latent_side, sizes.latent_side)
 
     def forward(self, x: Tensor, *, step: int = 0, noise: Noise = NOISE) -> tuple[Tensor, Quantized]:
-        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them.
-
-        step, noise: see `Quantizer`.
-        """
+        """Images x [B,C,H,W] in [0,1] → reconstructions [B,C,H,W] and what the quantiser made of them; see there."""
         quantized = self.quantize(self.encoder(x), step=step, noise=noise)
         return self.generator(quantized.z_q), quantized
 
@@ -50,9 +46,8 @@ class VQAutoEncoder(nn.Module):
             ValueError: images of another shape, that are no floats, or not in [0,1].
         """
         if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"images must have shape [B, {', '.join(map(str, self.image_shape))}], not {list(images.shape)}"
-            )
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images must have shape [B, {shape}], not {list(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"images must be floating-point numbers in [0,1], not {images.dtype}")
         if check_range and images.numel():
@@ -71,3 +66,13 @@ class VQAutoEncoder(nn.Module):
     def distribution(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids [B,N] int → mean and log standard deviation of the pixels, each [B,C,H,W]; the mean is not clipped."""
         return self.generator.distribution(self.quantize.lookup(ids.long(), self.latent_size))
+
+
+def codes_of(pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
+    """Codes that stand for any of some pixels: [H,W] bool → [h,w] bool, where h and w divide H and W."""
+    return F.adaptive_max_pool2d(pixels[None].float(), latent_size)[0] > 0
+
+
+def pixels_of(codes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Pixels that some codes stand for: [h,w] bool → [H,W] bool."""
+    return F.interpolate(codes[None, None].float(), image_size)[0, 0] > 0

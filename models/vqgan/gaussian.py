@@ -1,7 +1,5 @@
 """Images of b bits under the generator's pixel-wise Gaussian: density, dequantisation, and the bound that they give."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Convolutional building blocks of the VQGAN's encoder and generator (Esser et al. 2021, arXiv 2012.09841)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,31 +12,29 @@ def normalize(channels: int) -> nn.GroupNorm:
 
 
 class Downsample(nn.Module):
-    """Halve height and width: pad right and bottom by one, then a 3×3 convolution with stride 2."""
+    """[B,C,H,W] → [B,C,H/2,W/2]: pad right and bottom by one, then a 3×3 convolution with stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H/2,W/2]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a 3×3 convolution."""
+    """[B,C,H,W] → [B,C,2H,2W]: nearest neighbour, then a 3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=1, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,2H,2W]."""
         return upsampled_conv(x, self.conv)
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block; the skip goes through a 1×1 convolution where the widths differ."""
+    """[B,C_in,H,W] → [B,C_out,H,W], pre-activation and residual; a 1×1 convolution in the skip where widths differ."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -51,14 +47,13 @@ class ResBlock(nn.Module):
         self.project_skip = in_channels != out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C_in,H,W] → [B,C_out,H,W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.conv_out(x) if self.project_skip else x)
 
 
 class AttnBlock(nn.Module):
-    """Residual self-attention over all places of a feature map: one head, scale C^-½."""
+    """Residual self-attention over all places of a feature map [B,C,H,W]: one head, scale C^-½."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,7 +64,6 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]."""
         b, c, h, w = x.shape
         normed = self.norm(x)
         q, k, v = (conv(normed).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))

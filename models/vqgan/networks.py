@@ -1,7 +1,5 @@
 """The VQGAN's three networks: encoder, generator (decoder), and the discriminator that judges its images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,7 +11,7 @@ from models.vqgan.layers import AttnBlock, Downsample, ResBlock, Upsample, norma
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of encoder and generator."""
+    """Of encoder and generator, whose latents are `latent_side` high and wide."""
 
     n_channels: int  # image channels
     img_size: int  # height = width of the images, pixels
@@ -25,7 +23,6 @@ class Sizes:
 
     @property
     def latent_side(self) -> int:
-        """Height = width of the latents."""
         return self.img_size // 2 ** (len(self.ch_mult) - 1)
 
 
@@ -80,7 +77,6 @@ class Generator(nn.Module):
 
     @property
     def last_conv(self) -> nn.Conv2d:
-        """The convolution that makes the image."""
         return cast(nn.Conv2d, self.blocks[-1])
 
     @property
@@ -105,22 +101,15 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv 1611.07004): judges overlapping patches; batch-normalised, LeakyReLU 0.2."""
 
-    def __init__(
-        self,
-        n_channels: int,  # image channels
-        ndf: int,  # width of the first layer; doubles with each layer up to 8·ndf
-        disc_layers: int,  # number of stride-2 layers
-    ) -> None:
+    def __init__(self, n_channels: int, ndf: int, disc_layers: int) -> None:
+        """ndf: width of the first layer; doubles with each up to 8·ndf. disc_layers: number of stride-2 layers."""
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(n_channels, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
         for depth in range(1, disc_layers + 1):
-            wider = ndf * min(2**depth, 8)
-            layers += [
-                nn.Conv2d(width, wider, kernel_size=4, stride=2 if depth < disc_layers else 1, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
-                nn.LeakyReLU(0.2),
-            ]
+            wider, stride = ndf * min(2**depth, 8), 2 if depth < disc_layers else 1
+            conv = nn.Conv2d(width, wider, kernel_size=4, stride=stride, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(wider), nn.LeakyReLU(0.2)]
             width = wider
         layers.append(nn.Conv2d(width, 1, kernel_size=4, stride=1, padding=1))
         self.main = nn.Sequential(*layers)

@@ -3,8 +3,6 @@
 One more quantiser is a subclass of `Quantizer`, a line of `utils.pretrained.building.QUANTIZERS`, and its settings.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,15 +67,12 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         if beta_term not in BETA_TERMS:
             raise ValueError(f"beta_term must be one of {BETA_TERMS}, not {beta_term!r}")
-        self.size = codebook_size
-        self.beta = beta
-        self.beta_term = beta_term
+        self.size, self.beta, self.beta_term = codebook_size, beta, beta_term
         self.embedding = nn.Embedding(codebook_size, emb_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
-        """The codes, [K,D]."""
         return self.embedding.weight
 
     def forward(self, z: Tensor, *, step: int = 0, noise: Noise = NOISE) -> Quantized:
@@ -91,7 +86,6 @@ class VectorQuantizer(Quantizer):
         return Quantized(z, z + (z_q - z).detach(), ids, full + self.beta * weighed)
 
     def ids(self, z: Tensor) -> Tensor:
-        """z [B,D,h,w] → nearest codes [B,N] int64."""
         return nearest_ids(flatten_places(z), self.codebook).view(len(z), z.shape[2] * z.shape[3])
 
 
@@ -100,32 +94,22 @@ class GumbelQuantizer(Quantizer):
 
     depends_on_step = True  # by the temperature
 
-    def __init__(
-        self,
-        codebook_size: int,  # K
-        emb_dim: int,  # D, width of z and of the codes
-        kl_weight: float,  # weight of KL(q(code | z) ‖ uniform)
-        straight_through: bool,  # while training: hard codes in the forward pass, soft gradients
-    ) -> None:
+    def __init__(self, codebook_size: int, emb_dim: int, kl_weight: float, straight_through: bool) -> None:
+        """kl_weight: of KL(q(code | z) ‖ uniform). straight_through: training's codes are hard, with soft gradients."""
         super().__init__()
-        self.size = codebook_size
-        self.kl_weight = kl_weight
-        self.straight_through = straight_through
+        self.size, self.kl_weight, self.straight_through = codebook_size, kl_weight, straight_through
         self.proj = nn.Conv2d(emb_dim, codebook_size, kernel_size=1)
         self.embed = nn.Embedding(codebook_size, emb_dim)
 
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
-        """The codes, [K,D]."""
         return self.embed.weight
 
     def forward(self, z: Tensor, *, step: int = 0, noise: Noise = NOISE) -> Quantized:
         """z_q = Σ_k softmax((logits + Gumbel noise) / temperature)_k e_k; loss: weighted KL(q ‖ uniform)."""
         logits, temperature = self.logits(z), gumbel_temperature(step)
-        if self.training:
-            weights = F.softmax((logits - noise.exponential(logits.shape, like=logits).log()) / temperature, dim=1)
-        else:
-            weights = F.softmax(logits / temperature, dim=1)
+        noisy = logits - noise.exponential(logits.shape, like=logits).log() if self.training else logits
+        weights = F.softmax(noisy / temperature, dim=1)
         ids = weights.argmax(1)
         if self.straight_through or not self.training:
             hard = F.one_hot(ids, self.size).permute(0, 3, 1, 2).to(weights.dtype)
@@ -142,7 +126,6 @@ class GumbelQuantizer(Quantizer):
             return self.proj(z.float())
 
     def ids(self, z: Tensor) -> Tensor:
-        """z [B,D,h,w] → most likely codes [B,N] int64."""
         return self.logits(z).argmax(1).flatten(1)
 
 
@@ -152,12 +135,9 @@ def gumbel_temperature(step: int) -> float:
 
 
 def nearest_ids(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the Euclidean-nearest code, in float32 whatever the ambient precision.
-
-    z: [M,D]; codebook: [K,D]. Returns [M] int64. |z|² is the same for every code and is left out.
-    """
+    """z [M,D], codebook [K,D] → the Euclidean-nearest codes [M] int64, in float32 whatever the ambient precision."""
     with torch.autocast(z.device.type, enabled=False):
-        codes = codebook.float()
+        codes = codebook.float()  # |z|² is the same for every code and is left out
         return torch.addmm(codes.square().sum(1), z.float(), codes.t(), alpha=-2).argmin(1)
 
 

@@ -1,7 +1,5 @@
 """How close two images are, pixel by pixel: PSNR and SSIM."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The objectives stand here as the equations have them. `utils.training.vqgan_step
 passes, in micro-batches and over processes; a test holds that both agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,9 +35,8 @@ def adaptive_weight(reconstruction_grad: Tensor, generator_grad: Tensor, max_wei
 
     Both gradients are taken at the generator's last layer, in the same units; their shapes are free.
     """
-    ratio = torch.linalg.vector_norm(reconstruction_grad.float()) / (
-        torch.linalg.vector_norm(generator_grad.float()) + 1e-4
-    )
+    norm, g_norm = (torch.linalg.vector_norm(grad.float()) for grad in (reconstruction_grad, generator_grad))
+    ratio = norm / (g_norm + 1e-4)
     return ratio.clamp(0.0, max_weight)
 
 
@@ -55,7 +52,7 @@ class GeneratorTerms:
     codebook: Tensor  # the quantiser's loss
 
     @staticmethod
-    def of(l1: Tensor, perceptual: Tensor, g_loss: Tensor, disc_weight: Tensor, codebook: Tensor) -> GeneratorTerms:
+    def of(l1: Tensor, perceptual: Tensor, g_loss: Tensor, disc_weight: Tensor, codebook: Tensor) -> "GeneratorTerms":
         """With their sum."""
         loss = l1 + perceptual + disc_weight * g_loss + codebook
         return GeneratorTerms(loss, l1, perceptual, g_loss, disc_weight, codebook)
@@ -76,13 +73,9 @@ class VQGAN(nn.Module):
         diff_aug: bool,  # DiffAugment in front of the discriminator
     ) -> None:
         super().__init__()
-        self.ae = ae
-        self.disc = disc
-        self.perceptual = perceptual
-        self.perceptual_weight = perceptual_weight
-        self.disc_start_step = disc_start_step
-        self.disc_weight_max = disc_weight_max
-        self.diff_aug = diff_aug
+        self.ae, self.disc = ae, disc
+        self.perceptual, self.perceptual_weight, self.diff_aug = perceptual, perceptual_weight, diff_aug
+        self.disc_start_step, self.disc_weight_max = disc_start_step, disc_weight_max
 
     def generator_losses(self, x: Tensor, step: int, noise: Noise = NOISE) -> GeneratorTerms:
         """The autoencoder's objective at images x [B,C,H,W] in [0,1]; `loss` has the gradient.
@@ -106,8 +99,7 @@ class VQGAN(nn.Module):
 
         In training mode its running statistics see the reals first, as published.
         """
-        logits_real = self.disc(real)
-        return hinge_discriminator_loss(logits_real, self.disc(fake))
+        return hinge_discriminator_loss(self.disc(real), self.disc(fake))
 
     def reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Mean |x − x̂| and the weighted mean perceptual distance of images [B,C,H,W]; scalars."""

@@ -1,7 +1,5 @@
 """Reference data: small random models of the paper authors' code, what they compute, and how to compare with it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,7 +17,6 @@ from models.prior.prior import Prior
 from models.vqgan.vqgan import VQGAN
 from utils.pretrained.building import build_prior, build_vqgan
 from utils.runs.checkpoints import load_into, load_state_dict
-from utils.runs.run_folder import VQGAN as VQGAN_KIND
 from utils.runs.run_folder import RunFolder
 
 
@@ -28,38 +25,39 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hparams: dict[str, Any] = json.loads((folder / "hparams.json").read_text())
-        self.hparams.pop("batch")
+        hparams: dict[str, Any] = json.loads((folder / "hparams.json").read_text())
+        hparams.pop("batch")
+        self.hparams = {name: tuple(value) if isinstance(value, list) else value for name, value in hparams.items()}
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
         return self.arrays("expected.npz")
 
-    def arrays(self, name: str) -> dict[str, Tensor]:
-        """Every numerical entry of a file of the folder."""
-        with np.load(self.folder / name, allow_pickle=False) as file:
-            return {entry: torch.from_numpy(file[entry]) for entry in file.files if file[entry].dtype.kind != "U"}
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        return self.arrays("training.npz")
 
-    def names(self, file_name: str, entry: str) -> list[str]:
-        with np.load(self.folder / file_name, allow_pickle=False) as file:
-            return file[entry].tolist()
+    def arrays(self, name: str) -> dict[str, Any]:
+        """The entries of a file of the folder: tensors, and lists of names."""
+        with np.load(self.folder / name, allow_pickle=False) as file:
+            return {name: torch.from_numpy(a) if a.dtype.kind != "U" else a.tolist() for name, a in file.items()}
 
     def vqgan_settings(self, **changes: Any) -> VQGANStage:
         """Stage 1 as the shell would set it with the values of hparams.json as flags."""
         own = {name: value for name, value in self.hparams.items() if not name.startswith(("bert_", "block", "total"))}
         flags = {"dataset": "churches", "perceptual": "none", "disc_start_step": 0}
-        return resolve(VQGANStage, flags | self._tuples(own) | changes)
+        return resolve(VQGANStage, flags | own | changes)
 
     def prior_settings(self, sampler: str, **changes: Any) -> PriorStage:
         """Stage 2, likewise."""
         own = {name: value for name, value in self.hparams.items() if name not in ("ndf", "disc_layers")}
         flags = {"dataset": "churches", "sampler": sampler, "ae_load_dir": "vqgan"}
-        return resolve(PriorStage, flags | self._tuples(own) | changes)
+        return resolve(PriorStage, flags | own | changes)
 
     def vqgan(self, **changes: Any) -> VQGAN:
         settings = self.vqgan_settings(**changes)
         vqgan = build_vqgan(settings.autoencoder, settings.vqgan, perceptual=None)
-        self._load(vqgan, VQGAN_KIND, 10)
+        self._load(vqgan, "vqgan", 10)
         return vqgan.eval()
 
     def prior(self, kind: str) -> Prior:
@@ -77,10 +75,6 @@ class Reference:
         path = RunFolder(kind, self.folder).pick_model_file(kind, step, ema=True)
         load_into(module, load_state_dict(path), path)
 
-    @staticmethod
-    def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
 
 def assert_near(value: Tensor, expected: Tensor, name: str, tolerance: float) -> None:
     """Equal, for integers; else near by the norm of the whole, and place by place.
@@ -94,9 +88,8 @@ def assert_near(value: Tensor, expected: Tensor, name: str, tolerance: float) ->
     value, expected = value.double(), expected.double()
     assert (value - expected).norm() <= tolerance * expected.norm(), name
     typical = expected.square().mean().sqrt().item()
-    torch.testing.assert_close(
-        value, expected, rtol=tolerance, atol=tolerance * typical, msg=lambda text: f"{name}: {text}"
-    )
+    near = {"rtol": tolerance, "atol": tolerance * typical, "msg": lambda text: f"{name}: {text}"}
+    torch.testing.assert_close(value, expected, **near)
 
 
 @pytest.fixture(scope="session", params=["nearest_small", "gumbel_small"])

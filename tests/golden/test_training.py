@@ -1,7 +1,5 @@
 """Eight updates of each stage against the authors' code: losses, weights, averages, histories."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -15,51 +13,17 @@ from models.prior.prior import Codes, Draws
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 
-STEPS = 8
 EMA = {"ema": True, "ema_beta": 0.995, "steps_per_update_ema": 2}
 CPU = torch.device("cpu")
 
 # Without a true gradient, and moved by Adam on rounding noise. A GroupNorm with one channel per group takes away the
 # mean of its channel, and with it the bias directly before it; softmax takes away what all keys share, and with it
 # their bias.
-VQGAN_WITHOUT_GRADIENT = (
-    "ae.encoder.blocks.1.conv1.bias",
-    "ae.generator.blocks.7.conv1.bias",
-    "ae.generator.blocks.7.conv2.bias",
-    "ae.generator.blocks.7.conv_out.bias",
-    "ae.encoder.blocks.4.k.bias",
-    "ae.encoder.blocks.6.k.bias",
-    "ae.generator.blocks.2.k.bias",
-    "ae.generator.blocks.5.k.bias",
-)
-PRIOR_WITHOUT_GRADIENT = tuple(f"_denoise_fn.blocks.{block}.attn.key.bias" for block in range(2))
-
-
-@pytest.fixture(scope="module")
-def training(nearest_reference: Any) -> dict[str, Tensor]:
-    return nearest_reference.arrays("training.npz")
-
-
-@pytest.fixture(scope="module")
-def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGANTrainer, list[dict[str, Tensor]]]:
-    settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
-    vqgan = nearest_reference.vqgan(disc_start_step=3)
-    trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
-        return trainer, [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
-
-
-@pytest.fixture(scope="module")
-def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[PriorTrainer, list[dict[str, Tensor]]]:
-    settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
-    prior = nearest_reference.prior("absorbing")
-    trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
-    times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(absorbing, "sample_time", lambda *_: next(times))
-        patch.setattr(absorbing, "sample_mask", lambda *_: next(masks))
-        return trainer, [trainer.step(ids, step) for step, ids in enumerate(training["prior_ids"])]
+VQGAN_WITHOUT_GRADIENT = [f"ae.encoder.blocks.{name}.bias" for name in ("1.conv1", "4.k", "6.k")]
+VQGAN_WITHOUT_GRADIENT += [
+    f"ae.generator.blocks.{name}.bias" for name in ("7.conv1", "7.conv2", "7.conv_out", "2.k", "5.k")
+]
+PRIOR_WITHOUT_GRADIENT = [f"_denoise_fn.blocks.{block}.attn.key.bias" for block in range(2)]
 
 
 def check_norms(model: torch.nn.Module, names: list[str], norms: Tensor, without_gradient: Iterable[str]) -> None:
@@ -71,40 +35,42 @@ def check_norms(model: torch.nn.Module, names: list[str], norms: Tensor, without
         assert parameters[name].double().norm().item() == pytest.approx(norm, rel=tolerance, abs=1e-12), name
 
 
-def test_vqgan_losses(vqgan_run: Any, training: dict[str, Tensor]) -> None:
+def test_vqgan(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
+    settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
+    vqgan = nearest_reference.vqgan(disc_start_step=3)
+    trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
+    monkeypatch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
+    metrics = [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
+
     columns = ("loss", "l1", "g_loss", "disc_weight", "codebook", "d_loss")
-    expected = training["vqgan_loss_l1_g_dweight_codebook_dloss"]
-    _, metrics = vqgan_run
     found = torch.tensor([[terms[c].item() if c in terms else math.nan for c in columns] for terms in metrics])
-    assert expected.shape == (STEPS, len(columns))
+    expected = training["vqgan_loss_l1_g_dweight_codebook_dloss"]
+    assert expected.shape == (8, len(columns))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-8, equal_nan=True)
-
-
-def test_vqgan_weights_and_averages(vqgan_run: Any, nearest_reference: Any, training: dict[str, Tensor]) -> None:
-    trainer, _ = vqgan_run
-    names = nearest_reference.names("training.npz", "vqgan_param_names")
+    names = training["vqgan_param_names"]
     check_norms(trainer.vqgan, names, training["vqgan_param_norms"], VQGAN_WITHOUT_GRADIENT)
     check_norms(trainer.averaged, names, training["vqgan_ema_norms"], VQGAN_WITHOUT_GRADIENT)
 
 
-def test_prior_losses(prior_run: Any, training: dict[str, Tensor]) -> None:
-    _, metrics = prior_run
+def test_prior(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
+    settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
+    prior = nearest_reference.prior("absorbing")
+    trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
+    times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
+    monkeypatch.setattr(absorbing, "sample_time", lambda *_: next(times))
+    monkeypatch.setattr(absorbing, "sample_mask", lambda *_: next(masks))
+    metrics = [trainer.step(ids, step) for step, ids in enumerate(training["prior_ids"])]
+
     found = torch.stack([torch.stack([terms["loss"], terms["elbo_bits_per_token"]]) for terms in metrics]).detach()
     torch.testing.assert_close(found.double(), training["prior_loss_vbloss"], rtol=1e-4, atol=0)
     assert [terms["lr"].item() for terms in metrics] == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3, 1e-3])
-
-
-def test_prior_weights_and_averages(prior_run: Any, nearest_reference: Any, training: dict[str, Tensor]) -> None:
-    trainer, _ = prior_run
-    names = nearest_reference.names("training.npz", "prior_param_names")
+    names = training["prior_param_names"]
     check_norms(trainer.prior, names, training["prior_param_norms"], PRIOR_WITHOUT_GRADIENT)
     check_norms(trainer.averaged, names, training["prior_ema_norms"], PRIOR_WITHOUT_GRADIENT)
-
-
-@pytest.mark.parametrize("history", ["loss_history", "Lt_history", "Lt_count"])
-def test_prior_histories(prior_run: Any, training: dict[str, Tensor], history: str) -> None:
-    trainer, _ = prior_run
-    torch.testing.assert_close(getattr(trainer.prior, history), training[f"prior_{history}"], rtol=1e-4, atol=1e-7)
+    for history in ("loss_history", "Lt_history", "Lt_count"):
+        torch.testing.assert_close(getattr(trainer.prior, history), training[f"prior_{history}"], rtol=1e-4, atol=1e-7)
 
 
 def check_no_gradient(model: torch.nn.Module, names: Iterable[str]) -> None:
@@ -112,19 +78,12 @@ def check_no_gradient(model: torch.nn.Module, names: Iterable[str]) -> None:
     assert {name for name, norm in gradients.items() if norm < 1e-14} == set(names)
 
 
-def test_the_loosely_compared_vqgan_parameters_have_no_gradient(
-    monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
-) -> None:
+def test_loosely_compared_parameters_have_no_gradient(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
+    training = nearest_reference.training
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the pass in float64
     vqgan = nearest_reference.vqgan().double()
     vqgan.generator_losses(training["vqgan_images"][0].double(), step=0).loss.backward()
     check_no_gradient(vqgan, VQGAN_WITHOUT_GRADIENT)
-
-
-def test_the_loosely_compared_prior_parameters_have_no_gradient(
-    monkeypatch: pytest.MonkeyPatch, nearest_reference: Any, training: dict[str, Tensor]
-) -> None:
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
     prior = nearest_reference.prior("absorbing").double()
     ids, t, mask = (training[name][1] for name in ("prior_ids", "prior_t", "prior_mask"))
     prior.losses(Codes(ids), Draws(t, mask)).loss.mean().backward()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+from models.parts import Noise
 from models.prior.transformer import Transformer
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.networks import Discriminator, Sizes
@@ -92,3 +93,17 @@ def transformer(*, std: float | None = None, **changes: Any) -> Transformer:
     for parameter in (net.pos_emb, net.start_tok) if std is None else net.parameters():
         torch.nn.init.normal_(parameter, std=std or 1.0)
     return net.eval()
+
+
+def noise(seed: int = 0) -> Noise:
+    return Noise(seeded(seed))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """The same numbers every time, as those of `uniform`."""
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """In [0,1), as images are."""
+    return torch.rand(shape, generator=seeded(seed), dtype=dtype)

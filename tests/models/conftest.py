@@ -1,7 +1,5 @@
 """A distribution small enough to enumerate, as the model that samplers and bounds are checked against."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -9,7 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from small_models import seeded
 from torch import Tensor
+
+from models.prior.transformer import pick
 
 State = tuple[int, ...]
 
@@ -20,12 +21,10 @@ class ExactModel:
     At a visible place the logits are noise, since nothing may depend on them.
     """
 
-    N = 3
-    K = 3
-    mask_id = 3
+    N = K = mask_id = 3
 
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self) -> None:
+        generator = seeded()
         weights = torch.rand((self.K,) * self.N, generator=generator, dtype=torch.float64).pow(3)
         self.p = weights / weights.sum()
         self.outcomes: list[State] = list(itertools.product(range(self.K), repeat=self.N))
@@ -37,10 +36,8 @@ class ExactModel:
         self.calls.append(len(x))
         return self.table[self._index(x, self.K + 1)]
 
-    def conditional(self, state: State, place: int, temp: float) -> list[float]:
-        """p(x_place | state), tempered."""
-        index = self._index(torch.tensor(state), self.K + 1)
-        return (self.table[index, place] / temp).softmax(0).tolist()
+    def logits_at(self, x: Tensor, places: Tensor) -> Tensor:
+        return pick(self(x), places)
 
     def counts(self, x: Tensor) -> Tensor:
         """How often each outcome occurs among the draws x [n,N], in the order of `outcomes`."""
@@ -56,8 +53,7 @@ class ExactModel:
         x_0 = torch.tensor(self.outcomes)
         value = torch.zeros(len(x_0), dtype=torch.float64)
         for places in itertools.product([False, True], repeat=self.N):
-            m = sum(places)
-            if m == 0:
+            if (m := sum(places)) == 0:
                 continue
             if total_steps is None:
                 weight = 1 / (m * math.comb(self.N, m))
@@ -69,41 +65,32 @@ class ExactModel:
             value -= weight * (log_p * mask).sum(1)
         return value
 
-    def ancestral(self, steps: int, temp: float, start: State | None = None) -> Tensor:
+    def ancestral(self, steps: int, temp: float, start: State = (3, 3, 3)) -> Tensor:
         """Exact distribution over `outcomes` of T-step ancestral sampling, by dynamic programming over the states."""
-        now: dict[State, float] = {start or (self.mask_id,) * self.N: 1.0}
-        for s in range(steps, 0, -1):
-            now = self._step(now, temp, if_masked=1 / s, if_visible=0.0)
-        return self._vector(now)
+        return self._after([(1 / s, 0.0) for s in range(steps, 0, -1)], temp, start)
 
     def remasked(self, probabilities: Sequence[float], temp: float) -> Tensor:
         """Exact distribution over `outcomes` of masking and filling with each probability in turn."""
-        now: dict[State, float] = {(self.mask_id,) * self.N: 1.0}
-        for probability in probabilities:
-            now = self._step(now, temp, if_masked=1.0, if_visible=probability)
-        return self._vector(now)
+        return self._after([(1.0, probability) for probability in probabilities], temp, (3, 3, 3))
 
-    def _step(self, now: dict[State, float], temp: float, *, if_masked: float, if_visible: float) -> dict[State, float]:
-        """Draw each token anew with a probability that depends on whether it is masked; drawn tokens see no other."""
-        later: dict[State, float] = defaultdict(float)
-        for state, p in now.items():
-            chances = [if_masked if token == self.mask_id else if_visible for token in state]
-            for drawn in itertools.product([False, True], repeat=self.N):
+    def _after(self, steps: list[tuple[float, float]], temp: float, start: State) -> Tensor:
+        """Steps that draw a token anew with one probability if it is masked, and another if not; drawn see no other."""
+        now: dict[State, float] = {start: 1.0}
+        for if_masked, if_visible in steps:
+            later: dict[State, float] = defaultdict(float)
+            for (state, p), drawn in itertools.product(now.items(), itertools.product([False, True], repeat=self.N)):
+                chances = [if_masked if token == self.mask_id else if_visible for token in state]
                 q = p * math.prod(c if d else 1 - c for c, d in zip(chances, drawn, strict=True))
                 if q == 0:
                     continue
                 seen = tuple(self.mask_id if d else token for token, d in zip(state, drawn, strict=True))
-                options = [
-                    list(enumerate(self.conditional(seen, place, temp))) if drawn[place] else [(state[place], 1.0)]
-                    for place in range(self.N)
-                ]
+                p_of = (self.table[self._index(torch.tensor(seen), self.K + 1)] / temp).softmax(-1).tolist()
+                options = [list(enumerate(p_of[i])) if drawn[i] else [(state[i], 1.0)] for i in range(self.N)]
                 for choice in itertools.product(*options):
                     later[tuple(token for token, _ in choice)] += q * math.prod(c for _, c in choice)
-        return later
-
-    def _vector(self, distribution: dict[State, float]) -> Tensor:
-        assert set(distribution) <= set(self.outcomes)
-        return torch.tensor([distribution.get(outcome, 0.0) for outcome in self.outcomes], dtype=torch.float64)
+            now = later
+        assert set(now) <= set(self.outcomes)
+        return torch.tensor([now.get(outcome, 0.0) for outcome in self.outcomes], dtype=torch.float64)
 
     def _state_logits(self, state: State, generator: torch.Generator) -> Tensor:
         visible = tuple(slice(None) if token == self.mask_id else slice(token, token + 1) for token in state)

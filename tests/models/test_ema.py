@@ -1,53 +1,31 @@
 """The moving average of weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
+from small_models import normal
 from torch import nn
 
 from models.ema import EMA, decay_of, share_of_start, updates_before
 
 
-def network() -> nn.Sequential:
+def test_the_average_is_a_frozen_copy_that_follows_weights_and_takes_over_buffers() -> None:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
-
-
-def test_the_average_follows_the_weights() -> None:
-    model = network()
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
     ema, expected = EMA(model, beta=0.9), [parameter.detach().double() for parameter in model.parameters()]
-    for step in range(1, 6):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
-        ema.follow(model, step)
-        expected = [0.9 * old + 0.1 * new.double() for old, new in zip(expected, model.parameters(), strict=True)]
-    for average, value in zip(ema.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(average, value.float(), rtol=1e-5, atol=1e-6)
-
-
-def test_buffers_are_copied() -> None:
-    model = network()
-    ema = EMA(model, beta=0.9)
-    model(torch.randn(8, 3))
-    assert not torch.equal(ema.model[1].running_mean, model[1].running_mean)
-    ema.follow(model, 1)
-    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
-    assert ema.model[1].num_batches_tracked == 1
-    model(torch.randn(8, 3))  # a copy, not the same tensor
-    assert ema.model[1].num_batches_tracked == 1
-
-
-def test_the_average_is_a_frozen_copy_in_evaluation_mode() -> None:
-    model = network()
-    ema = EMA(model, beta=0.5)
     assert not any(module.training for module in ema.model.modules())
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
     assert all(module.training for module in model.modules())
-    with torch.no_grad():
-        model[0].weight.zero_()
-    assert ema.model[0].weight.any()
+    for step in range(1, 6):
+        model(torch.randn(8, 3))
+        assert not torch.equal(ema.model[1].running_mean, model[1].running_mean)
+        assert ema.model[1].num_batches_tracked == step - 1  # a copy, not the same tensor
+        for parameter in model.parameters():
+            parameter.data.add_(normal(*parameter.shape, seed=step))
+        ema.follow(model, step)
+        assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+        expected = [0.9 * old + 0.1 * new.double() for old, new in zip(expected, model.parameters(), strict=True)]
+    for average, value in zip(ema.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(average, value.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_tied_weights_are_averaged_once() -> None:
@@ -75,7 +53,6 @@ def test_what_the_start_weighs_after_any_step(every: int, warmup: bool) -> None:
     ema = EMA(model, beta=0.9, every=every, warmup=warmup)
     nn.init.zeros_(model.weight)
     for step in range(60):
-        updates = updates_before(step, every)
-        left = share_of_start(updates, 0.9, warmup=warmup)
+        left = share_of_start(updates_before(step, every), 0.9, warmup=warmup)
         assert ema.model.weight.item() == pytest.approx(left, rel=1e-4, abs=1e-12)
         ema.follow(model, step)

@@ -1,12 +1,10 @@
 """The absorbing prior's running histories, and what it refuses."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
-from small_models import transformer
+from small_models import seeded, transformer, uniform
 
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.diffusion import LOSS_TYPES
@@ -23,13 +21,11 @@ def prior() -> AbsorbingDiffusion:
 @pytest.mark.parametrize("t", [[3, 7, 10], [4, 4, 4, 4], [2, 9, 2, 9, 9, 1]])
 def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) -> None:
     """As a plain loop does, also where images of a batch share a time."""
-    generator = torch.Generator().manual_seed(2)
-    loss_history, Lt_history = torch.rand(11, generator=generator), torch.rand(11, generator=generator)
+    loss_history, Lt_history, counts = uniform(11), uniform(11, seed=1), torch.zeros(11)
     prior.loss_history.copy_(loss_history)
     prior.Lt_history.copy_(Lt_history)
-    counts = torch.zeros(11)
-    for _ in range(3):
-        loss, vb_loss = torch.rand((2, len(t)), generator=generator) * 5
+    for batch in range(3):
+        loss, vb_loss = uniform(2, len(t), seed=2 + batch) * 5
         prior.record(torch.tensor(t), loss, vb_loss)
         for time, one_loss, one_bound in zip(t, loss, vb_loss, strict=True):
             loss_history[time] = 0.9 * loss_history[time] + 0.1 * one_loss
@@ -40,44 +36,32 @@ def test_histories_move_image_by_image(prior: AbsorbingDiffusion, t: list[int]) 
     assert torch.equal(prior.Lt_count, counts)
 
 
-def test_losses_that_are_not_finite_leave_no_trace_and_the_start_at_0_none_in_the_average(
-    prior: AbsorbingDiffusion,
-) -> None:
-    prior.record(torch.tensor([3, 3, 4]), torch.tensor([2.0, torch.nan, 1.0]), torch.tensor([1.0, 1.0, torch.inf]))
+def test_neither_losses_that_are_not_finite_nor_graphs_leave_a_trace(prior: AbsorbingDiffusion) -> None:
+    """Nor does the start at 0 in the average."""
+    loss = torch.tensor([2.0, torch.nan, 1.0], requires_grad=True)
+    prior.record(torch.tensor([3, 3, 4]), loss, torch.tensor([1.0, 1.0, torch.inf]))
+    assert not prior.loss_history.requires_grad
     assert prior.Lt_count.nonzero().tolist() == [[3]]
     expected = torch.full((10,), torch.nan)  # t = 1..10
     expected[2] = 2
     torch.testing.assert_close(prior.metrics()["loss_by_time"], expected, equal_nan=True)
 
 
-def test_recording_keeps_no_graph(prior: AbsorbingDiffusion) -> None:
-    t = torch.tensor([3, 6])
-    codes = Codes(torch.tensor([[0, 1, 2, 3], [4, 4, 0, 1]]))
-    losses = prior.losses(codes, Draws(t, torch.ones((2, 4), dtype=torch.bool)))
-    assert losses.loss.requires_grad
-    prior.record(t, losses.loss, losses.vb_loss)
-    assert not prior.loss_history.requires_grad
-    assert prior.loss_history[3] == pytest.approx(0.1 * losses.loss[0].item())
-
-
 def test_losses_mask_by_the_mask_id(prior: AbsorbingDiffusion) -> None:
     """What is masked is hidden: the loss depends on a masked token as a target, never as an input."""
-    x_0, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([5])
-    mask = torch.tensor([[False, True, False, False]])
+    draws = Draws(torch.tensor([5]), torch.tensor([[False, True, False, False]]))
     prior.loss_type = "mlm"
     log_p = prior.logits(torch.tensor([[0, 5, 2, 3]])).log_softmax(-1)
     for code in range(5):
-        x_0[0, 1] = code
-        losses = prior.losses(Codes(x_0), Draws(t, mask))
+        losses = prior.losses(Codes(torch.tensor([[0, code, 2, 3]])), draws)
         torch.testing.assert_close(losses.loss, -log_p[:, 1, code])
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_losses_are_the_same_by_the_way_of_every_device(cuda: None, prior: AbsorbingDiffusion, loss_type: str) -> None:
     """On CUDA all places are predicted, elsewhere the masked ones alone; an image without any is among these."""
-    generator = torch.Generator().manual_seed(0)
-    x_0, t = torch.randint(5, (6, 4), generator=generator), torch.tensor([1, 3, 5, 7, 9, 10])
-    mask = torch.rand((6, 4), generator=generator) < t[:, None] / 10
+    x_0, t = torch.randint(5, (6, 4), generator=seeded()), torch.tensor([1, 3, 5, 7, 9, 10])
+    mask = uniform(6, 4) < t[:, None] / 10
     mask[0] = False
     prior.loss_type = loss_type
 
@@ -106,14 +90,11 @@ def test_losses_are_the_same_by_the_way_of_every_device(cuda: None, prior: Absor
 def test_what_cannot_be_drawn_is_refused(prior: AbsorbingDiffusion, arguments: dict[str, Any], message: str) -> None:
     starts = Codes(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=message):
-        list(prior.samples([torch.Generator()], Drawing(**{"batch_size": 1, **arguments}), starts))
+        list(prior.samples([seeded()], Drawing(**{"batch_size": 1, **arguments}), starts))
 
 
 def test_what_is_given_of_a_sample_stays(prior: AbsorbingDiffusion) -> None:
     starts = torch.tensor([[5, 5, 5, 5], [0, 5, 5, 3], [1, 2, 3, 4], [5, 4, 5, 5]])
-    generators = [torch.Generator().manual_seed(number) for number in range(4)]
-    with torch.no_grad():
-        samples = torch.stack(list(prior.samples(generators, Drawing(3), Codes(starts))))
-    given = starts != 5
-    assert torch.equal(samples[given], starts[given])
+    samples = torch.stack(list(prior.samples(map(seeded, range(4)), Drawing(3), Codes(starts))))
+    assert torch.equal(samples[starts != 5], starts[starts != 5])
     assert (samples < 5).all()

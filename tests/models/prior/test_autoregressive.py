@@ -1,6 +1,4 @@
-"""The autoregressive prior's sampler against distributions that are known exactly, and what both priors refuse."""
-
-from __future__ import annotations
+"""The autoregressive prior's sampler against distributions that are known exactly, and what both priors share."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,46 +10,47 @@ from small_models import seeded, transformer
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Codes, Prior
-from models.prior.transformer import Transformer
 from models.sampling.categorical import Rule, image_generators
 from models.sampling.rounds import Drawing
 
-SIZES = {"codebook_size": 7, "n_head": 2}
+BOTH = pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+IDS = torch.randint(7, (3, 6), generator=seeded())
 
 
-def network() -> Transformer:
+def small_prior(kind: str = "autoregressive") -> Any:
     """Far from uniform, so that a wrong cache shows."""
-    return transformer(std=0.5, **SIZES, vocab_size=7, causal=True)
+    sizes = {"std": 0.5, "codebook_size": 7, "n_head": 2}
+    if kind == "autoregressive":
+        return AutoregressivePrior(transformer(**sizes, vocab_size=7, causal=True))
+    return AbsorbingDiffusion(transformer(**sizes, vocab_size=8), mask_id=7, total_steps=5)
 
 
 @torch.no_grad()
 def test_cached_keys_and_values_give_the_logits_of_the_whole_prefix() -> None:
-    net = network()
-    ids = torch.randint(7, (3, 6), generator=seeded())
-    whole = AutoregressivePrior(net).logits(ids)
-    cache, static = net.new_cache(3), net.new_cache(3)
-    steps = [net.next_logits(ids[:, :0], cache)]
-    static_steps = [net.next_logits(ids[:, :0], static)]
+    prior = small_prior()
+    net, whole = prior.net, prior.logits(IDS)
+    caches = [net.new_cache(3) for _ in range(3)]
+    one_by_one, static = ([net.next_logits(IDS[:, :0], cache)] for cache in caches[:2])
     for place in range(5):
-        new = ids[:, place : place + 1]
-        steps.append(net.next_logits(new, cache))
-        static_steps.append(net.following_logits(new, torch.tensor([place + 1]), static))
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.cat(static_steps, dim=1), whole, rtol=1e-5, atol=1e-5)
-    cache = net.new_cache(3)  # and several codes at once
-    parts = [net.next_logits(ids[:, :2], cache), net.next_logits(ids[:, 2:5], cache)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+        new = IDS[:, place : place + 1]
+        one_by_one.append(net.next_logits(new, caches[0]))
+        static.append(net.following_logits(new, torch.tensor([place + 1]), caches[1]))
+    several = [net.next_logits(ids, caches[2]) for ids in (IDS[:, :2], IDS[:, 2:5])]
+    for parts in (one_by_one, static, several):
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+    p = whole.softmax(-1).gather(2, IDS[..., None]).squeeze(2)
+    torch.testing.assert_close(prior.losses(Codes(IDS)).loss, -p.log2().mean(1))  # the mean code length
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("temp", [0.8, 1.0])
 def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) -> None:
-    prior = AutoregressivePrior(network())
+    prior = small_prior()
     uniforms = torch.stack([torch.rand(6, dtype=torch.float64, generator=g) for g in image_generators(50, seeded(4))])
     ids = torch.empty((50, 0), dtype=torch.int64)
-    with torch.no_grad():
-        for place in range(6):
-            logits = prior.net.next_logits(ids)[:, -1]
-            ids = torch.cat([ids, Rule(temp).draw(logits, uniforms[:, place])[:, None]], dim=1)
+    for place in range(6):
+        logits = prior.net.next_logits(ids)[:, -1]
+        ids = torch.cat([ids, Rule(temp).draw(logits, uniforms[:, place])[:, None]], dim=1)
     assert torch.equal(prior.sample(50, generator=seeded(4), temp=temp), ids)
     wrapped: list[Any] = []
     drawing = Drawing(50, Rule(temp), wrap=lambda function: wrapped.append(function) or function, static=True)
@@ -61,37 +60,34 @@ def test_autoregressive_sampling_equals_sampling_without_a_cache(temp: float) ->
 
 
 def test_no_more_autoregressive_samples_are_drawn_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, together = AutoregressivePrior(network()), []
+    prior, together = small_prior(), []
     new_cache = prior.net.new_cache
     monkeypatch.setattr(prior.net, "new_cache", lambda batch: together.append(batch) or new_cache(batch))
     prior.sample(8, generator=seeded(), batch_size=3)
     assert together == [3, 3, 2]
 
 
-# --- both priors --------------------------------------------------------------------------------------------------
-
-
-def small_prior(kind: str) -> Prior:
-    if kind == "autoregressive":
-        return AutoregressivePrior(network())
-    return AbsorbingDiffusion(transformer(std=0.5, **SIZES, vocab_size=8), mask_id=7, total_steps=5)
-
-
-@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
-def test_no_samples_are_an_empty_batch(kind: str) -> None:
-    none = small_prior(kind).sample(0)
+# --- both priors
+@BOTH
+def test_what_they_cannot_take_is_refused(kind: str) -> None:
+    prior: Prior = small_prior(kind)
+    none = prior.sample(0)
     assert (none.shape, none.dtype) == ((0, 6), torch.int64)
     with pytest.raises(ValueError, match="the number of samples must be at least 0, not -1"):
-        small_prior(kind).sample(-1)
+        prior.sample(-1)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
-        small_prior(kind).sample(2, batch_size=0)
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (2, 7), (6,)])
-@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
-def test_logits_are_of_whole_samples(kind: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"tokens must have shape \[B, 6\], not "):
-        small_prior(kind).logits(torch.zeros(shape, dtype=torch.int64))
+        prior.sample(2, batch_size=0)
+    for shape in ((2, 5), (2, 7), (6,)):
+        with pytest.raises(ValueError, match=r"tokens must have shape \[B, 6\], not "):
+            prior.logits(torch.zeros(shape, dtype=torch.int64))
+    codes = Codes(IDS, torch.zeros(3))
+    with pytest.raises(ValueError, match="takes no condition"):
+        prior.losses(codes, prior.draw(3, seeded()))
+    with pytest.raises(ValueError, match="takes no condition"):
+        prior.code_length(codes, seeded())
+    if kind == "autoregressive":
+        with pytest.raises(ValueError, match="given ones"):
+            prior.samples([seeded()], Drawing(1), Codes(IDS))
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "mlm", "autoregressive"])
@@ -110,40 +106,19 @@ def test_a_sample_is_a_function_of_its_own_generator(kind: str) -> None:
     assert samples(range(1, 12, 3), 2) == alone[1::3]  # one of three processes
 
 
-@pytest.mark.parametrize("options", [{}, {"sample_type": "mlm"}, {"kind": "autoregressive"}])
-def test_a_prior_without_finite_logits_draws_codes_only_and_says_so(options: dict[str, Any]) -> None:
-    options = dict(options)
-    prior = small_prior(options.pop("kind", "absorbing"))
+@pytest.mark.parametrize("kind", ["diffusion", "mlm", "autoregressive"])
+def test_a_prior_without_finite_logits_draws_codes_only_and_says_so(kind: str) -> None:
+    prior, sampler = small_prior(kind), "mlm" if kind == "mlm" else "diffusion"
     for parameter in prior.parameters():
         parameter.data.fill_(torch.nan)
-    ids = torch.stack(
-        list(prior.samples([seeded(0), seeded(1)], Drawing(2, sampler=options.get("sample_type", "diffusion"))))
-    )
-    assert ids.max() < 7
+    assert torch.stack(list(prior.samples([seeded(0), seeded(1)], Drawing(2, sampler=sampler)))).max() < 7
     with pytest.raises(FloatingPointError, match="not finite"):
-        prior.sample(2, generator=seeded(), **options)
+        prior.sample(2, generator=seeded(), sample_type=sampler)
 
 
-@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
-def test_conditions_are_refused_by_priors_that_know_none(kind: str) -> None:
-    prior = small_prior(kind)
-    codes = Codes(torch.zeros((2, 6), dtype=torch.int64), torch.zeros(2))
-    with pytest.raises(ValueError, match="takes no condition"):
-        prior.losses(codes, prior.draw(2, seeded()))
-    with pytest.raises(ValueError, match="takes no condition"):
-        prior.code_length(codes, seeded())
-
-
-def test_an_autoregressive_prior_refuses_given_tokens() -> None:
-    starts = Codes(torch.zeros((1, 6), dtype=torch.int64))
-    with pytest.raises(ValueError, match="given ones"):
-        small_prior("autoregressive").samples([seeded()], Drawing(1), starts)
-
-
-@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+@BOTH
 def test_logits_at_some_places_are_those_of_all(kind: str) -> None:
-    prior, ids = small_prior(kind), torch.randint(7, (2, 6), generator=seeded())
-    places = torch.tensor([[0, 3], [5, 1]])
+    prior, places = small_prior(kind), torch.tensor([[0, 3], [5, 1], [2, 4]])
     with torch.no_grad():
-        expected = prior.logits(ids).gather(1, places[..., None].expand(-1, -1, 7))
-        torch.testing.assert_close(prior.logits_at(ids, places), expected)
+        expected = prior.logits(IDS).gather(1, places[..., None].expand(-1, -1, 7))
+        torch.testing.assert_close(prior.logits_at(IDS, places), expected)

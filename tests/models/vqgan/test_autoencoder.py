@@ -1,22 +1,19 @@
 """Encoder, generator, discriminator and their layers: shapes, sizes and the two public verbs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
-from small_models import QUANTIZERS
+from small_models import QUANTIZERS, normal, seeded, uniform
 from small_models import autoencoder as small
 from torch import nn
 
+from models.vqgan.autoencoder import codes_of, pixels_of
 from models.vqgan.layers import AttnBlock, Downsample, ResBlock
 from models.vqgan.networks import Discriminator
 from models.vqgan.quantizers import VectorQuantizer
 
-
-def images(n: int = 2, channels: int = 3, size: int = 16) -> torch.Tensor:
-    return torch.rand((n, channels, size, size), generator=torch.Generator().manual_seed(0))
+NO_CODES = torch.zeros((1, 120), dtype=torch.int64)
 
 
 def parameters(module: nn.Module) -> int:
@@ -24,15 +21,9 @@ def parameters(module: nn.Module) -> int:
 
 
 def test_published_sizes() -> None:
+    sizes = {"img_size": 256, "nf": 128, "ch_mult": (1, 1, 2, 2, 4), "res_blocks": 2, "emb_dim": 256}
     with torch.device("meta"):
-        autoencoder = small(
-            img_size=256,
-            nf=128,
-            ch_mult=(1, 1, 2, 2, 4),
-            res_blocks=2,
-            emb_dim=256,
-            quantizer=lambda: VectorQuantizer(1024, 256, beta=0.25),
-        )
+        autoencoder = small(lambda: VectorQuantizer(1024, 256, beta=0.25), **sizes)
         discriminator = Discriminator(3, 64, 3)
         assert autoencoder.encoder(torch.empty(1, 3, 256, 256)).shape == (1, 256, 16, 16)
         assert autoencoder.generator(torch.empty(1, 256, 16, 16)).shape == (1, 3, 256, 256)
@@ -41,6 +32,7 @@ def test_published_sizes() -> None:
     assert parameters(discriminator) == 2_765_633
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize(
     ("changes", "side"),
@@ -48,54 +40,39 @@ def test_published_sizes() -> None:
 )
 def test_images_to_ids_and_back(quantizer: str, changes: dict[str, Any], side: int) -> None:
     autoencoder = small(quantizer, **changes).eval()
-    x = images(channels=autoencoder.image_shape[0])
-    with torch.no_grad():
-        ids = autoencoder.encode(x)
-        decoded = autoencoder.decode(ids)
-        reconstructed, quantized = autoencoder(x)
+    x = uniform(2, *autoencoder.image_shape)
+    ids = autoencoder.encode(x)
+    decoded = autoencoder.decode(ids)
+    reconstructed, quantized = autoencoder(x)
     assert autoencoder.latent_size == (side, side)
-    assert ids.shape == (2, side * side)
-    assert ids.dtype == torch.int64
-    assert ids.min() >= 0
-    assert ids.max() < 16
+    assert (ids.shape, ids.dtype) == ((2, side * side), torch.int64)
+    assert 0 <= ids.min() <= ids.max() < 16
     assert torch.equal(ids, quantized.ids)
     assert decoded.shape == x.shape
     torch.testing.assert_close(decoded, reconstructed.clamp(0, 1), rtol=0, atol=1e-4)  # z + (z_q − z) is rounded
+    mean, logsigma = autoencoder.distribution(ids)
+    torch.testing.assert_close(mean.clamp(0, 1), decoded)
+    features = autoencoder.generator.features(autoencoder.quantize.lookup(ids, (side, side)))
+    torch.testing.assert_close(logsigma, autoencoder.generator.logsigma(features))
 
 
-def test_decoding_clips_to_the_range_of_images() -> None:
-    autoencoder = small()
+@torch.no_grad()
+def test_decoding_clips_takes_small_integers_and_larger_grids() -> None:
+    autoencoder, ids = small(), torch.randint(16, (1, 64), generator=seeded())
+    assert torch.equal(autoencoder.decode(ids), autoencoder.decode(ids.to(torch.uint8)))
+    assert autoencoder.decode(NO_CODES, size=(12, 10)).shape == (1, 3, 24, 20)
     nn.init.normal_(autoencoder.generator.last_conv.bias, std=5.0)
-    with torch.no_grad():
-        decoded = autoencoder.decode(torch.zeros((1, 64), dtype=torch.int64))
-    assert decoded.min() >= 0
-    assert decoded.max() <= 1
+    decoded = autoencoder.decode(ids)
     assert decoded.dtype == torch.float32
+    assert 0 <= decoded.min() <= decoded.max() <= 1
 
 
-def test_codes_of_small_integer_types_decode() -> None:
-    autoencoder = small()
-    ids = torch.randint(16, (1, 64), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.equal(autoencoder.decode(ids), autoencoder.decode(ids.long()))
-
-
-def test_larger_grids_decode_to_larger_images() -> None:
-    with torch.no_grad():
-        assert small().decode(torch.zeros((1, 12 * 10), dtype=torch.int64), size=(12, 10)).shape == (1, 3, 24, 20)
-
-
-def test_wrong_shapes_are_reported() -> None:
-    autoencoder = small()
-    with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\], not \[2, 3, 8, 8\]"):
-        autoencoder.encode(images(size=8))
-    with pytest.raises(ValueError, match=r"\[B, 64\], not \[1, 60\]"):
-        autoencoder.decode(torch.zeros((1, 60), dtype=torch.int64))
-
-
-def test_images_outside_their_range_are_refused() -> None:
-    autoencoder, x = small(), images()
+def test_wrong_shapes_and_images_outside_their_range_are_refused() -> None:
+    autoencoder, x = small(), uniform(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"\[B, 64\], not \[1, 120\]"):
+        autoencoder.decode(NO_CODES)
     for wrong, message in (
+        (uniform(2, 3, 8, 8), r"\[B, 3, 16, 16\], not \[2, 3, 8, 8\]"),
         (2 * x - 1, r"images must be in \[0,1\], not within -0\.\d+\.\.0\.\d+"),
         (255 * x, r"\[0,1\], not within .*\.\.25\d"),
         (torch.full_like(x, torch.nan), r"\[0,1\]"),
@@ -104,30 +81,16 @@ def test_images_outside_their_range_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             autoencoder.encode(wrong)
     with torch.no_grad():
-        rounded = autoencoder.encode(x * (1 + 2e-4) - 1e-4)
-        assert torch.equal(
-            autoencoder.encode(2 * x - 1, check_range=False), autoencoder.quantize.ids(autoencoder.encoder(2 * x - 1))
-        )
-        assert rounded.shape == (2, 64)
+        unchecked = autoencoder.encode(2 * x - 1, check_range=False)
+        assert torch.equal(unchecked, autoencoder.quantize.ids(autoencoder.encoder(2 * x - 1)))
+        assert autoencoder.encode(x * (1 + 2e-4) - 1e-4).shape == (2, 64)  # rounded
         assert autoencoder.encode(x[:0]).shape == (0, 64)
 
 
 def test_attention_stands_where_it_was_asked_for() -> None:
-    def count(part: nn.Module) -> int:
-        return sum(isinstance(module, AttnBlock) for module in part.modules())
-
-    middle_only, both = small(attn_resolutions=()), small(attn_resolutions=(16, 8))
-    assert count(middle_only.encoder) == count(middle_only.generator) == 1
-    assert count(both.encoder) == count(both.generator) == 3
-
-
-def test_the_mean_of_the_distribution_is_the_image() -> None:
-    generator = small().generator
-    z_q = torch.randn(2, 8, 8, 8)
-    mean, logsigma = generator.distribution(z_q)
-    torch.testing.assert_close(mean, generator(z_q))
-    assert logsigma.shape == mean.shape
-    torch.testing.assert_close(logsigma, generator.logsigma(generator.features(z_q)))
+    for resolutions, count in (((), 1), ((16, 8), 3)):
+        for part in (small(attn_resolutions=resolutions).encoder, small(attn_resolutions=resolutions).generator):
+            assert sum(isinstance(module, AttnBlock) for module in part.modules()) == count
 
 
 def test_downsampling_pads_right_and_bottom() -> None:
@@ -142,10 +105,9 @@ def test_downsampling_pads_right_and_bottom() -> None:
 
 @pytest.mark.parametrize("widths", [(32, 32), (32, 64)])
 def test_residual_blocks_project_the_skip_where_widths_differ(widths: tuple[int, int]) -> None:
-    block = ResBlock(*widths)
+    block, x = ResBlock(*widths), normal(1, widths[0], 4, 4)
     nn.init.zeros_(block.conv2.weight)
     nn.init.zeros_(block.conv2.bias)
-    x = torch.randn(1, widths[0], 4, 4)
     torch.testing.assert_close(block(x), x if widths[0] == widths[1] else block.conv_out(x))
 
 
@@ -163,3 +125,17 @@ def test_discriminator_doubles_its_width_up_to_eightfold(layers: int, widths: li
     convolutions = [module for module in Discriminator(3, 8, layers).main if isinstance(module, nn.Conv2d)]
     assert [conv.out_channels for conv in convolutions] == [*widths, 1]
     assert [conv.stride[0] for conv in convolutions] == [2] * layers + [1, 1]
+
+
+def test_a_code_stands_for_its_cell_of_pixels() -> None:
+    pixels = uniform(12, 20) < 0.1
+    codes = codes_of(pixels, (3, 5))
+    assert 0 < codes.sum() < 15
+    for row, column in torch.cartesian_prod(torch.arange(3), torch.arange(5)).tolist():
+        cell = (slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4))
+        assert codes[row, column] == pixels[cell].any()  # drawn for any of its pixels
+        one = torch.zeros_like(codes)
+        one[row, column] = True
+        of_one = pixels_of(one, (12, 20))
+        assert of_one[cell].all()
+        assert of_one.sum() == 16

@@ -1,16 +1,14 @@
 """Both quantisers and the functions they share."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import noise, normal, seeded
 from torch import Tensor
 
-from models.parts import Noise
 from models.vqgan.quantizers import (
     GumbelQuantizer,
     VectorQuantizer,
@@ -21,43 +19,20 @@ from models.vqgan.quantizers import (
 )
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed: int) -> Noise:
-    return Noise(torch.Generator().manual_seed(seed))
-
-
 def gumbel(*, straight_through: bool = False) -> GumbelQuantizer:
     torch.manual_seed(0)
     return GumbelQuantizer(12, 5, kl_weight=0.5, straight_through=straight_through)
 
 
-# --- nearest ------------------------------------------------------------------------------------------------------
-
-
-def test_nearest_ids_equal_brute_force_in_float64() -> None:
+# --- nearest
+def test_nearest_ids_equal_brute_force_also_under_autocast() -> None:
     z, codebook = normal(500, 16), normal(64, 16, seed=1)
-    distances = (z.double()[:, None] - codebook.double()[None]).square().sum(-1)
-    assert torch.equal(nearest_ids(z, codebook), distances.argmin(1))
-
-
-def test_nearest_ids_stay_in_float32_under_autocast() -> None:
-    z, codebook = normal(500, 16), normal(64, 16, seed=1)
-    expected = nearest_ids(z, codebook)
+    expected = (z.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)
+    assert torch.equal(nearest_ids(z, codebook), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(nearest_ids(z, codebook), expected)
         rough = (codebook.square().sum(1) - 2 * z @ codebook.t()).argmin(1)
     assert not torch.equal(rough, expected)  # bfloat16 would have shown
-
-
-@pytest.fixture
-def nearest() -> VectorQuantizer:
-    quantizer = VectorQuantizer(20, 6, beta=0.25)
-    with torch.no_grad():
-        quantizer.codebook.copy_(normal(20, 6, seed=3))
-    return quantizer
 
 
 def test_codebook_starts_small_and_uniform() -> None:
@@ -67,129 +42,96 @@ def test_codebook_starts_small_and_uniform() -> None:
     assert codebook.std().item() == pytest.approx(2 / 1000 / math.sqrt(12), rel=0.02)
 
 
-def test_shapes_and_raster_order(nearest: VectorQuantizer) -> None:
-    z = normal(2, 6, 3, 4)
-    quantized = nearest(z)
+def test_shapes_raster_order_and_the_straight_through_gradient() -> None:
+    nearest, z, downstream = VectorQuantizer(20, 6, beta=0.25), normal(2, 6, 3, 4), normal(2, 6, 3, 4, seed=5)
+    nearest.codebook.detach().copy_(normal(20, 6, seed=3))
+    quantized = nearest(z.requires_grad_())
     assert quantized.z_q.shape == z.shape
     assert quantized.ids.shape == (2, 12)
     for b, y, x in ((0, 0, 1), (1, 2, 3), (0, 1, 0)):
-        place = quantized.ids[b, y * 4 + x]
-        assert place == nearest_ids(z[b : b + 1, :, y, x], nearest.codebook)
-        torch.testing.assert_close(quantized.z_q[b, :, y, x], nearest.codebook[place])
-
-
-def test_nearest_gradient_is_straight_through(nearest: VectorQuantizer) -> None:
-    z, downstream = normal(2, 6, 3, 4).requires_grad_(), normal(2, 6, 3, 4, seed=5)
-    (nearest(z).z_q * downstream).sum().backward()
+        code = quantized.ids[b, y * 4 + x]
+        assert code == nearest_ids(z[b : b + 1, :, y, x], nearest.codebook)
+        torch.testing.assert_close(quantized.z_q[b, :, y, x], nearest.codebook[code])
+    (quantized.z_q * downstream).sum().backward()
     torch.testing.assert_close(z.grad, downstream)
     assert nearest.codebook.grad is None
 
 
-@pytest.mark.parametrize(
-    ("beta_term", "latent_factor", "code_factor"), [("codebook", 1, 0.25), ("commitment", 0.25, 1)]
-)
-def test_beta_weighs_the_term_that_is_named(beta_term: str, latent_factor: float, code_factor: float) -> None:
+@pytest.mark.parametrize(("beta_term", "of_z", "of_code"), [("codebook", 1, 0.25), ("commitment", 0.25, 1)])
+def test_beta_weighs_the_term_that_is_named(beta_term: str, of_z: float, of_code: float) -> None:
     """Same value, other gradients: as published codes move slowly, corrected they move fully and latents slowly."""
-    quantizer = VectorQuantizer(20, 6, beta=0.25, beta_term=beta_term)
-    z = normal(2, 6, 3, 4).requires_grad_()
+    quantizer, z = VectorQuantizer(20, 6, beta=0.25, beta_term=beta_term), normal(2, 6, 3, 4).requires_grad_()
     quantized = quantizer(z)
     error = z.detach() - quantizer.lookup(quantized.ids, (3, 4)).detach()
     assert quantized.loss.item() == pytest.approx(1.25 * error.square().mean().item())
     quantized.loss.backward()
-    torch.testing.assert_close(z.grad, latent_factor * 2 * error / error.numel())
-    gradient = quantizer.codebook.grad
-    assert gradient is not None
-    code = int(quantized.ids[0, 0])
+    torch.testing.assert_close(z.grad, of_z * 2 * error / error.numel())
+    gradient, code = quantizer.codebook.grad, int(quantized.ids[0, 0])
     chosen = (quantized.ids == code).view(2, 1, 3, 4)
-    torch.testing.assert_close(gradient[code], -code_factor * 2 * (error * chosen).sum((0, 2, 3)) / error.numel())
+    torch.testing.assert_close(gradient[code], -of_code * 2 * (error * chosen).sum((0, 2, 3)) / error.numel())
     unused = id_counts(quantized.ids, 20) == 0
     assert unused.any()
     assert (gradient[unused] == 0).all()
-
-
-def test_unknown_terms_are_refused() -> None:
     with pytest.raises(ValueError, match="beta_term"):
         VectorQuantizer(20, 6, beta=0.25, beta_term="both")
 
 
-# --- gumbel -------------------------------------------------------------------------------------------------------
-
-
+# --- gumbel
 @pytest.mark.parametrize("straight_through", [False, True])
-def test_gumbel_evaluation_is_the_argmax_without_noise(straight_through: bool) -> None:
+def test_gumbel_evaluation_is_the_argmax_without_noise_or_rounding(straight_through: bool) -> None:
     quantizer, z = gumbel(straight_through=straight_through).eval(), normal(2, 5, 3, 4)
-    quantized = quantizer(z, step=80_000, noise=seeded(1))
-    again = quantizer(z, noise=seeded(2))
     expected = quantizer.logits(z).argmax(1).flatten(1)
-    assert torch.equal(quantized.ids, expected)
-    assert torch.equal(again.ids, expected)
     assert torch.equal(quantizer.ids(z), expected)
-    torch.testing.assert_close(quantized.z_q, quantizer.lookup(expected, (3, 4)))
+    found = [quantizer(z, step=80_000, noise=noise(1)), quantizer(z, noise=noise(2))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.append(quantizer(z))
+    for quantized in found:
+        assert torch.equal(quantized.ids, expected)
+        torch.testing.assert_close(quantized.z_q, quantizer.lookup(expected, (3, 4)))
 
 
 def test_gumbel_noise_of_training_depends_on_the_generator_alone() -> None:
     quantizer, z = gumbel().train(), normal(2, 5, 3, 4)
-
     assert torch.equal(quantizer.ids(z), quantizer.logits(z).argmax(1).flatten(1))  # never noisy
-
-    def run(seed: int) -> Tensor:
-        return quantizer(z, step=48_000, noise=seeded(seed)).z_q
-
     torch.manual_seed(0)
-    first = run(1)
-    torch.manual_seed(123)
-    assert torch.equal(first, run(1))
-    assert not torch.equal(first, run(2))
     before = torch.get_rng_state()
-    run(3)
+    first = quantizer(z, step=48_000, noise=noise(1)).z_q
     assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(123)
+    assert torch.equal(first, quantizer(z, step=48_000, noise=noise(1)).z_q)
+    assert not torch.equal(first, quantizer(z, step=48_000, noise=noise(2)).z_q)
 
 
 def test_gumbel_training_draws_codes_from_the_softmax() -> None:
     quantizer = gumbel().train()
     z = normal(1, 5, 1, 1).mul(2).expand(1, 5, 100, 100)
-    ids = quantizer(z, noise=seeded(0)).ids
     expected = quantizer.logits(z)[0, :, 0, 0].softmax(0)
-    error = (id_counts(ids, 12) / 10_000 - expected).abs()
+    error = (id_counts(quantizer(z, noise=noise()).ids, 12) / 10_000 - expected).abs()
     assert (error < 5 * (expected * (1 - expected) / 10_000).sqrt()).all()
 
 
-def test_gumbel_training_is_soft_and_straight_through_is_hard() -> None:
-    z = normal(2, 5, 3, 4)
-    soft = gumbel().train()(z, noise=seeded(1))
-    quantizer = gumbel(straight_through=True).train()
-    hard = quantizer(z, noise=seeded(1))
+def test_gumbel_training_is_soft_and_straight_through_is_hard_with_the_soft_gradient() -> None:
+    quantized, gradients = [], []
+    for straight_through in (False, True):
+        z, quantizer = normal(2, 5, 3, 4).requires_grad_(), gumbel(straight_through=straight_through).train()
+        quantized.append(quantizer(z, noise=noise(1)))
+        quantized[-1].z_q.mul(normal(2, 5, 3, 4, seed=9)).sum().backward()
+        gradients.append(z.grad)
+    soft, hard = quantized
     assert torch.equal(soft.ids, hard.ids)
     torch.testing.assert_close(hard.z_q, quantizer.lookup(hard.ids, (3, 4)))
     assert (soft.z_q - hard.z_q).abs().max() > 0.1
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
 
 
-def test_gumbel_straight_through_has_the_soft_gradient() -> None:
-    grads = []
-    for straight_through in (False, True):
-        z = normal(2, 5, 3, 4).requires_grad_()
-        quantizer = gumbel(straight_through=straight_through).train()
-        quantizer(z, noise=seeded(1)).z_q.mul(normal(2, 5, 3, 4, seed=9)).sum().backward()
-        grads.append(z.grad)
-    assert grads[0] is not None
-    assert grads[0].abs().max() > 0
-    torch.testing.assert_close(grads[0], grads[1])
-
-
-def test_gumbel_temperature_sharpens_the_mixture() -> None:
+def test_gumbel_temperature_falls_linearly_to_a_sixteenth_and_sharpens_the_mixture() -> None:
+    assert [gumbel_temperature(step) for step in (0, 80_000, 150_000, 10**7)] == [1, 0.5, 1 / 16, 1 / 16]
     quantizer, z = gumbel().train(), normal(2, 5, 3, 4)
-    warm, cold = (quantizer(z, step=step, noise=seeded(1)) for step in (0, 150_000))
+    warm, cold = (quantizer(z, step=step, noise=noise(1)) for step in (0, 150_000))
     hard = quantizer.lookup(cold.ids, (3, 4))
     assert torch.equal(warm.ids, cold.ids)
     assert (cold.z_q - hard).abs().median() < 1e-2 < (warm.z_q - hard).abs().median()
-
-
-def test_gumbel_codes_are_not_rounded_under_autocast() -> None:
-    quantizer, z = gumbel().eval(), normal(2, 5, 3, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = quantizer(z)
-    assert torch.equal(found.ids, quantizer.ids(z))
-    torch.testing.assert_close(found.z_q, quantizer.lookup(found.ids, (3, 4)))
 
 
 def test_gumbel_loss_is_the_divergence_from_uniform() -> None:
@@ -200,57 +142,33 @@ def test_gumbel_loss_is_the_divergence_from_uniform() -> None:
     torch.testing.assert_close(quantizer(z).loss, expected)
 
 
-@pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (80_000, 0.5), (150_000, 1 / 16), (10**7, 1 / 16)])
-def test_gumbel_temperature_falls_linearly_to_a_sixteenth(step: int, expected: float) -> None:
-    assert gumbel_temperature(step) == pytest.approx(expected)
-
-
-# --- statistics of codes ------------------------------------------------------------------------------------------
-
-
-def test_counts_cover_the_whole_codebook() -> None:
+# --- statistics of codes, and codes that are restarted
+def test_counts_cover_the_whole_codebook_and_give_the_perplexity() -> None:
     assert id_counts(torch.tensor([[1, 1], [4, 1]]), 6).tolist() == [0, 3, 0, 0, 1, 0]
+    found = [perplexity(torch.tensor(counts)).item() for counts in ([5, 5, 5, 5], [9, 0, 0], [1, 1, 2])]
+    assert found == pytest.approx([4, 1, math.exp(1.5 * math.log(2))])
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"), [([5, 5, 5, 5], 4.0), ([9, 0, 0], 1.0), ([1, 1, 2], math.exp(1.5 * math.log(2)))]
-)
-def test_perplexity(counts: list[int], expected: float) -> None:
-    assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected)
-
-
-# --- codes that are restarted -------------------------------------------------------------------------------------
-
-
-def restarted(count: int, size: int = 40, seed: int = 0) -> list[float]:
-    """Where the first `count` of so many codes go; z has 8 places, each with its number in all channels."""
-    quantizer = VectorQuantizer(size, 3, beta=0.25)
+def restarted(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[float]:
+    """Where the first `count` of 40 codes go; z has 8 places, each with its number in all channels."""
+    quantizer = VectorQuantizer(40, 3, beta=0.25)
     quantizer.codebook.detach().fill_(-1)
-    z = torch.arange(8.0).view(2, 1, 2, 2).expand(2, 3, 2, 2)
-    quantizer.restart(torch.arange(size) < count, z, torch.Generator().manual_seed(seed))
+    z = torch.arange(8.0, dtype=dtype).view(2, 1, 2, 2).expand(2, 3, 2, 2)
+    quantizer.restart(torch.arange(40) < count, z, seeded(seed))
     assert quantizer.codebook.is_leaf
+    assert quantizer.codebook.dtype == torch.float32
     assert (quantizer.codebook[count:] == -1).all()  # the others stay
-    moved = quantizer.codebook[:count]
+    moved: Tensor = quantizer.codebook[:count]
     assert (moved == moved[:, :1]).all()
     return moved[:, 0].tolist()
 
 
 @pytest.mark.parametrize(("count", "times"), [(0, set()), (5, {1}), (8, {1}), (21, {2, 3}), (40, {5})])
 def test_restarted_codes_are_at_places_of_the_encoder_as_evenly_often_as_possible(count: int, times: set[int]) -> None:
-    counts = Counter(restarted(count))
+    codes = restarted(count)
+    counts = Counter(codes)
     assert counts.keys() <= set(range(8))
     assert set(counts.values()) == times
     assert sum(counts.values()) == count
-
-
-def test_restarts_are_a_function_of_the_generator() -> None:
-    assert restarted(8, seed=1) == restarted(8, seed=1)
-    assert restarted(8, seed=1) != restarted(8, seed=2)
-
-
-def test_restarted_codes_stay_float32_whatever_the_encoder_computes_in() -> None:
-    quantizer = VectorQuantizer(4, 3, beta=0.25)
-    z = torch.randn(1, 3, 2, 2).to(torch.bfloat16)
-    quantizer.restart(torch.ones(4, dtype=torch.bool), z, torch.Generator())
-    assert quantizer.codebook.dtype == torch.float32
-    assert torch.equal(quantizer.codebook.sort(0).values, z.float().flatten(2)[0].T.sort(0).values)
+    assert codes == restarted(count, torch.bfloat16)  # whatever the encoder computes in
+    assert count == 0 or codes != restarted(count, seed=2)
