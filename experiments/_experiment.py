@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.cli import parse
 from hparams.saved import describe
+from hparams.script import run_script
 from hparams.settings.stages import Stage
 
 if TYPE_CHECKING:
@@ -16,21 +16,13 @@ if TYPE_CHECKING:
 StageT = TypeVar("StageT", bound=Stage)
 
 
-def experiment(
-    stage_class: type[StageT],
-    work: Callable[[Job, StageT], None],
-    *,
-    description: str | None,
-    example: str,
-    check: Callable[[StageT], StageT],
-) -> Callable[[], None]:
-    """The main function of a script.
+def run_experiment(
+    stage_class: type[StageT], work: Callable[[Job, StageT], None], *,
+    description: str | None, example: str, check: Callable[[StageT], StageT],
+) -> NoReturn:
+    """Run a script that does `work` with settings of a stage; description and example are for `--help`.
 
-    Args:
-        stage_class: its settings.
-        work: what it does.
-        description, example: of `--help`.
-        check: finds, before torch is imported, what is missing, and fills in the newest steps.
+    check: finds, before torch is imported, what is missing, and fills in the newest steps.
     """
 
     def main() -> None:
@@ -45,4 +37,11 @@ def experiment(
         with open_job(settings, open_sinks) as job:
             work(job, settings)
 
-    return main
+    run_script(main)
+
+
+def command(script: str, log_dir: str, *more: str, dataset: str = "churches") -> str:
+    """An example: a script on the published models of a data set."""
+    ae, prior = f"vqgan_{dataset} --ae_load_step 2200000", f"absorbing_{dataset} --load_step 2000000"
+    words = f"--sampler absorbing --dataset {dataset} --log_dir {log_dir} --ae_load_dir {ae} --load_dir {prior} --ema"
+    return " ".join([f"python experiments/{script} {words}", *more])

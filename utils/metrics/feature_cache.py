@@ -16,21 +16,14 @@ from utils.machine.files import content_key
 from utils.metrics.features import FeatureExtractor
 from utils.metrics.fid import FeatureStatistics, feature_statistics
 from utils.runs.job import Job
-from utils.runs.shards import ROWS, Rows, Shards
-
-
-def part_size(job: Job) -> int:
-    """Rows of a part file: some `ROWS`, in whole batches."""
-    return -(-ROWS // job.batch_size) * job.batch_size
+from utils.runs.shards import Rows, Shards
+from utils.sampling.latents import part_size
 
 
 def data_features(job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str) -> Rows:
     """Features [n,d] float32 of a data set's first n images, kept in `folder`, or in the job's if that is read-only.
 
-    They take n · d · 4 bytes (Inception: 25 GB for the 3 million bedrooms).
-
-    Raises:
-        UserError: a feature is not finite.
+    They take n · d · 4 bytes (Inception: 25 GB for the 3 million bedrooms). UserError: a feature is not finite.
     """
 
     def features(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
@@ -46,8 +39,7 @@ def data_statistics(
     job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str
 ) -> FeatureStatistics:
     """Of the features of a data set's first n images, which are computed only if these statistics are not kept yet."""
-    d = extractor.width
-    key = content_key(_key("statistics 3", extractor, data), n)
+    d, key = extractor.width, content_key(_key("statistics 3", extractor, data), n)
     shards = Shards(folder / key, job.folder.features / key)
     kept: list[Tensor] = []
     unreadable: dict[str, str] = {}
