@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hparams.cli import parse
 from hparams.saved import describe
-from hparams.script import run_script
 from hparams.settings.stages import Stage
 
 if TYPE_CHECKING:
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 StageT = TypeVar("StageT", bound=Stage)
 
 
-def run_experiment(
+def experiment(
     stage_class: type[StageT], work: Callable[[Job, StageT], None], *,
     description: str | None, example: str, check: Callable[[StageT], StageT],
-) -> NoReturn:
-    """Run a script that does `work` with settings of a stage; description and example are for `--help`.
+) -> Callable[[], None]:
+    """The main function of a script: `work` with settings of a stage; description and example are for `--help`.
 
     check: finds, before torch is imported, what is missing, and fills in the newest steps.
     """
@@ -37,7 +36,7 @@ def run_experiment(
         with open_job(settings, open_sinks) as job:
             work(job, settings)
 
-    run_script(main)
+    return main
 
 
 def command(script: str, log_dir: str, *more: str, dataset: str = "churches") -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import command, run_experiment
+from experiments._experiment import command, experiment
+from hparams.script import run_script
 from hparams.settings.experiments import FIDExperiment
 from utils.runs.preflight import check_comparison
 
@@ -27,5 +28,7 @@ def calculate(job: Job, settings: FIDExperiment) -> None:
         job.result({"metric": "FID", **real.conditions, **generated.conditions, **vars(settings.kid)}, values)
 
 
+main = experiment(FIDExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)
+
 if __name__ == "__main__":
-    run_experiment(FIDExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_comparison)
+    run_script(main)

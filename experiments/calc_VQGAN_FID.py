@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import run_experiment
+from experiments._experiment import experiment
+from hparams.script import run_script
 from hparams.settings.experiments import ReconstructionExperiment
 from utils.runs.preflight import check_reconstruction
 
@@ -62,7 +63,7 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     print(f"originals over reconstructions: {path}")
 
 
+main = experiment(ReconstructionExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_reconstruction)
+
 if __name__ == "__main__":
-    run_experiment(
-        ReconstructionExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_reconstruction
-    )
+    run_script(main)

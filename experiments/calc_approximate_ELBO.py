@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import command, run_experiment
+from experiments._experiment import command, experiment
+from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
 from utils.runs.preflight import check_data, check_experiment
 
@@ -55,5 +56,7 @@ def calculate(job: Job, settings: LikelihoodExperiment) -> None:
     job.result(conditions, summarise(terms, dimensions=c * h * w, tokens=models.prior.tokens))
 
 
+main = experiment(LikelihoodExperiment, calculate, description=__doc__, example=EXAMPLE, check=check)
+
 if __name__ == "__main__":
-    run_experiment(LikelihoodExperiment, calculate, description=__doc__, example=EXAMPLE, check=check)
+    run_script(main)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import command, run_experiment
+from experiments._experiment import command, experiment
+from hparams.script import run_script
 from hparams.settings.experiments import NeighboursExperiment
 from utils.runs.preflight import check_data, check_experiment, check_file
 
@@ -62,5 +63,7 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
     print(f"{path}: each sample, then the nearest of {compared}")
 
 
+main = experiment(NeighboursExperiment, find, description=__doc__, example=EXAMPLE, check=check)
+
 if __name__ == "__main__":
-    run_experiment(NeighboursExperiment, find, description=__doc__, example=EXAMPLE, check=check)
+    run_script(main)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import command, run_experiment
+from experiments._experiment import command, experiment
+from hparams.script import run_script
 from hparams.settings.experiments import LargerExperiment
 from utils.runs.preflight import check_experiment
 
@@ -39,5 +40,7 @@ def draw(job: Job, settings: LargerExperiment) -> None:
     print(f"{n} images in {files.where}")
 
 
+main = experiment(LargerExperiment, draw, description=__doc__, example=EXAMPLE, check=check_experiment)
+
 if __name__ == "__main__":
-    run_experiment(LargerExperiment, draw, description=__doc__, example=EXAMPLE, check=check_experiment)
+    run_script(main)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from experiments._experiment import command, run_experiment
+from experiments._experiment import command, experiment
+from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.images import painted_pixels
 from utils.runs.preflight import check_data, check_experiment, check_file
@@ -64,5 +65,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     print(f"{path}: image, what is given of it, completions")
 
 
+main = experiment(InpaintingExperiment, paint, description=__doc__, example=EXAMPLE, check=check)
+
 if __name__ == "__main__":
-    run_experiment(InpaintingExperiment, paint, description=__doc__, example=EXAMPLE, check=check)
+    run_script(main)

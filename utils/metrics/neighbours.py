@@ -45,10 +45,7 @@ class Embedding:
 
 
 def build_embedding(job: Job, distance: str, lpips_net: str, lpips_weights: str | None) -> Embedding:
-    """The distance that the flags name; features of R64 where the weights of LPIPS cannot be had, with a warning.
-
-    UserError: weights that were named are not usable.
-    """
+    """The distance that the flags name, or after a warning R64's features. UserError: named weights are not usable."""
     if distance == "lpips":
         try:
             network = load_lpips(lpips_net, lpips_weights)

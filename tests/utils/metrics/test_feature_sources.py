@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from utils.data.batch_reader import stand_in
 from utils.data.datasets import open_folder
-from utils.metrics.feature_cache import data_features, data_statistics
+from utils.metrics.feature_sources import data_features, data_statistics
 from utils.metrics.features import FeatureExtractor
 from utils.runs.job import Job
 
