@@ -42,7 +42,7 @@ def train(settings: PriorStage) -> None:
     from utils.machine.devices import rows
     from utils.machine.seeding import seed_global
     from utils.pretrained.building import build_prior, open_data
-    from utils.pretrained.loading import note_of_average, restore_autoencoder
+    from utils.pretrained.loading import autoencoder_file, note_of_average, restore_autoencoder
     from utils.reporting.sinks import open_sinks
     from utils.runs.job import open_job, require_same_images
     from utils.runs.run_folder import RunFolder
@@ -61,9 +61,8 @@ def train(settings: PriorStage) -> None:
         images, val_images = images_of(split="train"), images_of(split="val") if validates else None
         splits = [images] if val_images is None else [images, val_images]
         require_same_images(f"--dataset {run_settings.dataset}", splits, ranks)
-        autoencoder, ae_file = restore_autoencoder(
-            settings.autoencoder, str(source.ae_load_dir), source.ae_load_step, ema=True, device=device
-        )
+        ae_file = autoencoder_file(source.ae_load_dir, source.ae_load_step, ema=True)
+        autoencoder = restore_autoencoder(settings.autoencoder, ae_file, device)
         seed_global(run_settings.seed, "prior")
         prior = build_prior(settings.prior, codebook_size)
         trainer = PriorTrainer(run_settings, training, settings.prior, prior, device, job.amp_dtype, ranks)

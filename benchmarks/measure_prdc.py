@@ -41,12 +41,12 @@ def main() -> None:
     real, fake = draw(args.n, args.d, 0, 1.0), draw(args.n, args.d, 1, 0.95)
     wall, cpu = time.perf_counter(), time.process_time()
     with tqdm(total=block_count(args.n, args.n), unit="block") as progress:
-        values = vars(compute_prdc(real, fake, args.nearest_k, tick=progress.update))
+        values = compute_prdc(real, fake, args.nearest_k, tick=progress.update)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = peak_rss_gib()  # before the package takes its share
 
     few_real, few_fake = real[: args.check_n], fake[: args.check_n]
-    ours = vars(compute_prdc(few_real, few_fake, args.nearest_k))
+    ours = compute_prdc(few_real, few_fake, args.nearest_k)
     with contextlib.redirect_stdout(io.StringIO()):
         package = prdc.compute_prdc(few_real.numpy(), few_fake.numpy(), args.nearest_k)
     result = {

@@ -66,7 +66,7 @@ def precision_recall(scale: Scale, device: torch.device) -> Row:
             results["baseline"] = prdc.compute_prdc(real.numpy(), fake.numpy(), 3)
 
     def blocked() -> None:
-        results["float32"] = vars(compute_prdc(real.to(device), fake.to(device), 3))
+        results["float32"] = compute_prdc(real.to(device), fake.to(device), 3)
 
     row = Row(
         name=f"PRDC, N = {scale.prdc_points}",

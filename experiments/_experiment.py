@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import image_source
 from hparams.cli import parse
 from hparams.errors import UserError
@@ -31,20 +30,12 @@ FeatureT = TypeVar("FeatureT", bound=FeatureExperiment)
 
 
 def experiment(
-    stage_class: type[StageT],
-    work: Callable[[Job, StageT], None],
-    *,
-    description: str | None,
-    example: str,
-    check: Callable[[StageT], StageT],
+    stage_class: type[StageT], work: Callable[[Job, StageT], None], *,
+    description: str | None, example: str, check: Callable[[StageT], StageT],
 ) -> Callable[[], None]:
-    """The main function of a script.
+    """The main function of a script: `work` with settings of a stage; description and example are for `--help`.
 
-    Args:
-        stage_class: its settings.
-        work: what it does.
-        description, example: of `--help`.
-        check: finds, before torch is imported, what is missing, and fills in the newest steps.
+    check: finds, before torch is imported, what is missing, and fills in the newest steps.
     """
 
     def main() -> None:
@@ -100,3 +91,10 @@ def check_reconstruction(settings: ReconstructionExperiment) -> ReconstructionEx
     check_file("--lpips_weights", settings.reconstruction.lpips_weights)
     check_data(settings.run, split=settings.real.split)
     return settings
+
+
+def command(script: str, log_dir: str, *more: str, dataset: str = "churches") -> str:
+    """An example: a script on the published models of a data set."""
+    ae, prior = f"vqgan_{dataset} --ae_load_step 2200000", f"absorbing_{dataset} --load_step 2000000"
+    words = f"--sampler absorbing --dataset {dataset} --log_dir {log_dir} --ae_load_dir {ae} --load_dir {prior} --ema"
+    return " ".join([f"python experiments/{script} {words}", *more])

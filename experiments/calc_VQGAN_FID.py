@@ -21,35 +21,31 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     from hparams.checks import check_image_count
     from utils.machine.devices import precision_name
-    from utils.metrics.feature_sources import real_source
+    from utils.metrics.feature_sources import of_data
     from utils.metrics.features import build_features
     from utils.metrics.fid import distances
     from utils.metrics.reconstructions import compare_reconstructions, lpips_if_there, picture_of
     from utils.pretrained.building import open_data
-    from utils.pretrained.loading import restore_autoencoder
-    from utils.pretrained.trained_models import ae_key, note_averages
+    from utils.pretrained.trained_models import load_trained_autoencoder
     from utils.runs.job import tell_parameters
     from utils.runs.run_folder import RunFolder
     from utils.sampling.latents import codes_in_use, encoded
 
     source, sizes, split, compared = settings.source, settings.autoencoder, settings.real.split, settings.reconstruction
     extractor = build_features(settings.features.features, settings.features.feature_weights, job.device)
-    ae_folder, ema = RunFolder(str(source.ae_load_dir)), settings.weights.ema is not False
-    autoencoder, ae_file = restore_autoencoder(sizes, ae_folder.name, source.ae_load_step, ema=ema, device=job.device)
-    note_averages(ae_file)
+    autoencoder, file, key = load_trained_autoencoder(job, sizes, source, ema=settings.weights.ema is not False)
     data = open_data(settings.run, split=split, img_size=sizes.img_size, hold_out=True)
-    real = real_source(extractor, data, split, compared.n_samples)
+    real = of_data(extractor, data, split, compared.n_samples)
     check_image_count(settings, real.n, real.where)
     lpips = lpips_if_there(job, compared.lpips_net, compared.lpips_weights, sizes.img_size)
     facts = {
-        "autoencoder": f"{ae_file}, {tell_parameters(autoencoder)} parameters",
+        "autoencoder": f"{file}, {tell_parameters(autoencoder)} parameters",
         "real": f"{real.n} images, {real.where}",
         "features": f"{extractor.name} (weights {extractor.weights})",
     }
     job.begin("FID of reconstructions", facts, data={f"--dataset {settings.run.dataset}": [data]})
     shown = data.first(compared.n_samples)
-    codes = encoded(job, autoencoder, shown, ae_folder.latents)
-    key = ae_key(ae_file, sizes)
+    codes = encoded(job, autoencoder, shown, RunFolder(str(source.ae_load_dir)).latents)
     features, quality = compare_reconstructions(job, autoencoder, key, shown, codes, extractor, lpips)
     statistics = real.statistics(job)
     real_features = real.features(job) if settings.kid.kid_subsets else None
@@ -57,13 +53,8 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
         return
     values = distances(job, features, real_features, statistics, real.n, settings.kid) | quality
     values |= codes_in_use(codes, sizes.codebook_size)
-    conditions = {
-        "metric": "reconstruction FID",
-        **real.conditions,
-        "autoencoder": str(ae_file),
-        "dtype": precision_name(job.amp_dtype),
-        **vars(settings.kid),
-    }
+    made_by = {"autoencoder": str(file), "dtype": precision_name(job.amp_dtype)}
+    conditions = {"metric": "reconstruction FID", **real.conditions, **made_by, **vars(settings.kid)}
     if lpips:
         conditions |= {"lpips_net": compared.lpips_net, "lpips_weights": lpips.weights}
     path = job.picture("originals_over_reconstructions", picture_of(job, autoencoder, shown, codes))
@@ -71,9 +62,7 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     print(f"originals over reconstructions: {path}")
 
 
-main = experiment(
-    ReconstructionExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_reconstruction
-)
+main = experiment(ReconstructionExperiment, calculate, description=__doc__, example=EXAMPLE, check=check_reconstruction)
 
 if __name__ == "__main__":
     run_script(main)

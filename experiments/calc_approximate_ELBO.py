@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import check_experiment, experiment
+from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
 from utils.runs.preflight import check_data
@@ -12,11 +12,7 @@ from utils.runs.preflight import check_data
 if TYPE_CHECKING:
     from utils.runs.job import Job
 
-EXAMPLE = (
-    "python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_ffhq "
-    "--ae_load_dir vqgan_ffhq --ae_load_step 2200000 --load_dir absorbing_ffhq --load_step 2000000 --ema "
-    "--steps_per_eval 5000 --train_steps 10000"
-)
+EXAMPLE = command("calc_approximate_ELBO.py", "nll_ffhq", "--steps_per_eval 5000 --train_steps 10000", dataset="ffhq")
 
 
 def check(settings: LikelihoodExperiment) -> LikelihoodExperiment:
@@ -34,12 +30,10 @@ def calculate(job: Job, settings: LikelihoodExperiment) -> None:
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models, note_if_seen
 
-    run, likelihood = settings.run, settings.likelihood
+    run, likelihood, img_size = settings.run, settings.likelihood, settings.autoencoder.img_size
     seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none
     models = load_trained_models(job, settings)
-    train_data, val_data = (
-        open_data(run, split=split, img_size=settings.autoencoder.img_size, hold_out=True) for split in ("train", "val")
-    )
+    train_data, val_data = (open_data(run, split=s, img_size=img_size, hold_out=True) for s in ("train", "val"))
     head = HeadTrainer(job, models, likelihood, train_data)
     job.begin(
         f"likelihood of {settings.prior.sampler} on {run.dataset}",
@@ -47,21 +41,16 @@ def calculate(job: Job, settings: LikelihoodExperiment) -> None:
         data={f"--dataset {run.dataset}": [train_data, val_data]},
         resume_step=head.done or None,
     )
-    note_if_seen(settings)
+    note_if_seen(run.dataset, run.custom_dataset_path, models.ae_file, models.prior_file)
     head.train(val_data)
     terms = terms_of_images(job, models, likelihood, val_data)
     if not job.go_on_alone():
         return
     conditions = {
-        **models.conditions(job, run.dataset),
-        "images": len(terms),
-        "split": "val",
-        "protocol": likelihood.protocol,
-        "bits": likelihood.bits,
+        **models.conditions(job, run.dataset), "images": len(terms), "split": "val",
+        "protocol": likelihood.protocol, "bits": likelihood.bits,
         "code_term": describe_code_term(models.prior, likelihood),
-        "head_steps": likelihood.train_steps,
-        "head_lr": likelihood.lr,
-        "batch_size": run.batch_size,
+        "head_steps": likelihood.train_steps, "head_lr": likelihood.lr, "batch_size": run.batch_size,
     }
     c, h, w = models.autoencoder.image_shape
     job.result(conditions, summarise(terms, dimensions=c * h * w, tokens=models.prior.tokens))

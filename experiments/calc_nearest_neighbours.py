@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments._experiment import check_experiment, experiment
+from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import NeighboursExperiment
 from utils.runs.preflight import check_data, check_file
@@ -12,11 +12,7 @@ from utils.runs.preflight import check_data, check_file
 if TYPE_CHECKING:
     from utils.runs.job import Job
 
-EXAMPLE = (
-    "python experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches "
-    "--log_dir nearest_neighbours_churches --ae_load_dir vqgan_churches --ae_load_step 2200000 "
-    "--load_dir absorbing_churches --load_step 2000000 --ema"
-)
+EXAMPLE = command("calc_nearest_neighbours.py", "nearest_neighbours_churches")
 
 
 def check(settings: NeighboursExperiment) -> NeighboursExperiment:
@@ -50,25 +46,20 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
         data={f"--dataset {run.dataset}": [data]},
         until_replaced="it is no neighbour",
     )
-    ids = sampled_codes(job, models, sampling).ids
+    ids, _ = sampled_codes(job, models, sampling)
     samples = decoded(job, models.autoencoder, ids[:]).cpu()
-    write_samples(job, len(ids), lambda part: samples[part.start : part.stop], job.folder.images, individually=True)
+    write_samples(job, len(samples), lambda part: samples[part], job.folder.images, individually=True)
     found = nearest_images(job, embedding, samples, data, most, wanted.top_k)
     if not job.go_on_alone():
         return
     conditions = {
-        **models.conditions(job, run.dataset),
-        "distance": embedding.name,
-        "weights": embedding.weights,
-        "samples": len(samples),
-        **sampling_conditions(sampling, settings.prior.sampler),
-        "split": "all",
-        "training_images": most,
+        **models.conditions(job, run.dataset), "distance": embedding.name, "weights": embedding.weights,
+        "samples": len(samples), **sampling_conditions(sampling, settings.prior.sampler),
+        "split": "all", "training_images": most,
     }
     path = job.picture("neighbours", write_neighbours(job, samples, found, data, conditions))
-    nearest = found.distances[:, 0].double()
-    values = {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
-    job.result(conditions, values)
+    nearest = found.distances[:, 0].cpu().double()
+    job.result(conditions, {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()})
     print(f"{path}: each sample, then the nearest of {compared}")
 
 

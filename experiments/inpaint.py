@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from experiments._experiment import check_experiment, experiment
+from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
 from utils.data.images import painted_pixels
@@ -14,11 +14,7 @@ from utils.runs.preflight import check_data, check_file
 if TYPE_CHECKING:
     from utils.runs.job import Job
 
-EXAMPLE = (
-    "python experiments/inpaint.py --sampler absorbing --dataset churches --log_dir inpainted_churches "
-    "--ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema "
-    "--region 128 0 128 256"
-)
+EXAMPLE = command("inpaint.py", "inpainted_churches", "--region 128 0 128 256")
 
 
 def check(settings: InpaintingExperiment) -> InpaintingExperiment:
@@ -58,14 +54,9 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     )
     codes = encoded(job, models.autoencoder, data, job.folder.latents)
     starts = given_codes(codes, hidden, mask_id=settings.autoencoder.codebook_size, completions=each)
-    sampling = replace(settings.sampling, n_samples=len(starts))
-    ids = sampled_codes(job, models, sampling, starts).ids
+    ids, _ = sampled_codes(job, models, replace(settings.sampling, n_samples=len(starts)), starts)
     files = write_samples(
-        job,
-        len(ids),
-        lambda part: decoded(job, models.autoencoder, ids[part.start : part.stop]),
-        job.folder.images,
-        individually=True,
+        job, len(ids), lambda part: decoded(job, models.autoencoder, ids[part]), job.folder.images, individually=True
     )
     if not job.go_on_alone():
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from experiments import _packages  # noqa: F401 - first: it refuses packages that are not ours
+import experiments  # noqa: F401 - first: it refuses packages that are not ours
 from hparams.checks import require_packages
 from hparams.cli import parse
 from hparams.errors import UserError
@@ -44,12 +44,11 @@ def main() -> None:
 
             try:
                 draw_summary(folder)
+                print(f"summary in {folder.summary}")
             except UserError as error:
                 if len(settings.sinks) == 1:
                     raise
                 print(f"WARNING: no summary: {error}", file=sys.stderr)
-            else:
-                print(f"summary in {folder.summary}")
         else:
             from utils.reporting.sinks import open_sink
 

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch_fidelity
 from emulated_cuda import emulated_cuda
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-from utils.metrics.r64 import R64
 
 
 def folder_named_by(variable: str) -> Path:
@@ -54,13 +51,6 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(network.state_dict(), file)
     return file
-
-
-@pytest.fixture(scope="session")
-def registered_r64() -> str:
-    """Name of R64 among torch-fidelity's extractors, where a name is taken once per process."""
-    torch_fidelity.register_feature_extractor("r64", R64)
-    return "r64"
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ the newest training states are deleted | test_run_folder.py
     for step in whole[:-states])  =>  for step in whole[states:])
 results.json keeps only the newest entry | test_record.py
     if entry["conditions"] != dict(conditions)  =>  if not entry
-kept features do not depend on the network's weights | test_feature_cache.py
+kept features do not depend on the network's weights | test_feature_sources.py
     (kind, data.fingerprint, extractor.name, extractor.weights)  =>  (kind, data.fingerprint, extractor.name)
 covariances are divided by n | test_fid.py
     np.outer(total, total) / n) / (n - 1)  =>  np.outer(total, total) / n) / n

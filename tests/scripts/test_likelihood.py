@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hparams.errors import RunError
 from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment, PriorExperiment
 from models.prior.bounds import bound_nats
@@ -22,7 +22,7 @@ from utils.data.pictures import to_uint8
 from utils.machine.seeding import make_generator, seed_global
 from utils.metrics import head, likelihood
 from utils.metrics.head import HeadTrainer
-from utils.metrics.likelihood import code_term, terms_of_images
+from utils.metrics.likelihood import code_term, summarise, terms_of_images
 from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import TrainedModels, load_trained_models
 from utils.runs.job import Job
@@ -32,29 +32,22 @@ from utils.runs.shards import Shards
 from utils.sampling.larger import decode_larger, larger_codes
 
 RUN: dict[str, Any] = {
-    "dataset": "toy_churches",
-    "toy_images": 96,
-    "batch_size": 24,
-    "device": "cpu",
-    "num_workers": 0,
-    "visdom_port": 9,
-    "quiet": True,
-    "load_dir": "absorbing",
-}
-CPU = torch.device("cpu")
+    "dataset": "toy_churches", "toy_images": 96, "batch_size": 24, "device": "cpu", "num_workers": 0,
+    "visdom_port": 9, "quiet": True, "load_dir": "absorbing",
+}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("_here")
 
 
 @pytest.fixture
-def here(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _here(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in the folder of the toy runs."""
     monkeypatch.chdir(toy.folder)
-    return toy
 
 
-def job_of(settings: PriorExperiment, folder: Path) -> Job:
+def job_of(settings: PriorExperiment, folder: Path, amp_dtype: torch.dtype | None = None) -> Job:
     """A job that nothing is to stop, in a folder of its own."""
-    job = Job(settings, CPU)
-    job.folder = RunFolder(folder.name, folder.parent)
+    job = Job(settings, torch.device("cpu"))
+    job.folder, job.amp_dtype = RunFolder(folder.name, folder.parent), amp_dtype
     job.bad_images = lambda found, images: pytest.fail(str(found))
     return job
 
@@ -68,6 +61,12 @@ def likelihood_of(folder: Path, **changes: Any) -> tuple[LikelihoodExperiment, J
     return settings, job, models, data
 
 
+def larger_of(folder: Path, **changes: Any) -> tuple[LargerExperiment, Job, TrainedModels]:
+    settings = resolve(LargerExperiment, {**RUN, "shape": (8, 10), "n_samples": 3, **changes})
+    job = job_of(settings, folder)
+    return settings, job, load_trained_models(job, settings)
+
+
 def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """The autoencoder's weights when its head is trained. The metrics go on from what the folder holds."""
     settings, job, models, (train, val) = likelihood_of(folder, **changes)
@@ -78,40 +77,30 @@ def train_head(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     return models.autoencoder.state_dict()
 
 
-@contextmanager
-def interrupted_after(saves: int) -> Iterator[None]:
-    """A block in which a head is saved after each update, and its training stops after one of them."""
-    count, save = 0, HeadTrainer._save
-
-    def interrupt(trainer: HeadTrainer) -> None:
-        nonlocal count
-        count += 1
-        save(trainer)
-        if count == saves:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "SECONDS_PER_SAVE", 0.0)
-        patch.setattr(HeadTrainer, "_save", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            yield
-
-
 def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, others[name]) for name, value in some.items())
 
 
 def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, models, _ = likelihood_of(tmp_path / "whole")
     before = {name: value.clone() for name, value in models.autoencoder.state_dict().items()}
     after = train_head(tmp_path / "whole", steps_per_eval=2)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".logsigma." in f".{name}"}
+    step = HeadTrainer.step
 
-    with interrupted_after(4):
-        train_head(tmp_path / "parts", steps_per_eval=2)
+    def interrupted(trainer: HeadTrainer, pixels: torch.Tensor, number: int) -> dict[str, torch.Tensor]:
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(trainer, pixels, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "SECONDS_PER_SAVE", 0.0)
+        patch.setattr(HeadTrainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_head(tmp_path / "parts", steps_per_eval=2)
     assert equal(train_head(tmp_path / "parts", steps_per_eval=2), after)
     whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [line["step"] for line in parts] == [2, 4, 6]
@@ -119,73 +108,55 @@ def test_only_the_head_is_trained_and_an_interruption_changes_nothing(
 
     # Of fewer steps: those that a longer training kept are no start.
     assert equal(train_head(tmp_path / "parts", train_steps=3), train_head(tmp_path / "short", train_steps=3))
-
     assert equal(train_head(tmp_path / "whole", train_steps=0), before)  # leaves all as it is, what was kept too
     monkeypatch.setattr(HeadTrainer, "step", pytest.fail)
     assert equal(train_head(tmp_path / "whole"), after)  # a finished head is taken as it is
 
 
-def test_what_was_kept_serves_no_other_work(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_serves_no_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished head, terms of images and codes."""
     folders: list[Path] = []
 
-    class ToldError(Exception):
-        """The work itself is of no interest."""
-
     def tell(shards: Shards, *_: Any, **__: Any) -> None:
         folders.append(shards._folder)
-        raise ToldError
+        raise KeyboardInterrupt  # the work itself is of no interest
 
     monkeypatch.setattr(Shards, "fill", tell)
 
     def distinct(work: Callable[..., Any], cases: list[tuple[Any, ...]]) -> None:
         folders.clear()
         for case in cases:
-            with pytest.raises(ToldError):
+            with pytest.raises(KeyboardInterrupt):
                 work(*case)
         assert len(set(folders)) == len(folders)
 
     changes = [{}, {"seed": 1}, {"batch_size": 12}, {"bits": 5}, {"protocol": "published"}]
-    _, _, models, (train, val) = likelihood_of(tmp_path)
+    settings, job, models, (train, val) = likelihood_of(tmp_path)
+    half, wanted = job_of(settings, tmp_path, torch.bfloat16), settings.likelihood
     others = [replace(models, **{name: ("other",)}) for name in ("ae_key", "prior_key")]
 
-    def half(job: Job) -> Job:
-        job.amp_dtype = torch.bfloat16
-        return job
+    def changed(**change: Any) -> tuple[Job, Any]:
+        settings, job, _, _ = likelihood_of(tmp_path, **change)
+        return job, settings.likelihood
 
-    def keys(**changed: Any) -> str:
-        settings, job, _, _ = likelihood_of(tmp_path, **changed)
-        return HeadTrainer(job, models, settings.likelihood, train)._key
-
-    settings, job, _, _ = likelihood_of(tmp_path)
-    heads = [keys(**changed) for changed in (*changes, {"lr": 1e-2})]
-    heads += [HeadTrainer(job, others[0], settings.likelihood, train)._key]
-    heads += [HeadTrainer(job, models, settings.likelihood, val)._key]
-    heads += [HeadTrainer(half(job), models, settings.likelihood, train)._key]
-    assert len(set(heads)) == len(heads)
-
-    cases = []
-    for changed in (*changes, {"code_bound": "continuous"}, {"elbo_steps": 6}):
-        settings, job, _, _ = likelihood_of(tmp_path, **changed)
-        cases.append((job, models, settings.likelihood, val))
-    settings, job, _, _ = likelihood_of(tmp_path)
-    cases += [(job, other, settings.likelihood, val) for other in others] + [(job, models, settings.likelihood, train)]
-    cases += [(half(job_of(settings, tmp_path)), models, settings.likelihood, val)]
-    distinct(terms_of_images, cases)
-
+    works = [(job, models, wanted) for job, wanted in (changed(**change) for change in (*changes, {"lr": 1e-2}))]
+    heads = [HeadTrainer(*work, train) for work in works] + [HeadTrainer(job, others[0], wanted, train)]
+    heads += [HeadTrainer(job, models, wanted, val), HeadTrainer(half, models, wanted, train)]
+    assert len({trainer._key for trainer in heads}) == len(heads)
+    works = [changed(**change) for change in (*changes, {"code_bound": "continuous"}, {"elbo_steps": 6})]
+    cases = [(job, models, wanted, val) for job, wanted in works] + [(job, other, wanted, val) for other in others]
+    distinct(terms_of_images, [*cases, (job, models, wanted, train), (half, models, wanted, val)])
     random = {"order": "random", "sample_steps": 3}
     cases = []
-    for changed in ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, random, {"order": "random"}):
-        settings, job, _ = larger_of(tmp_path, **changed)
+    for change in ({}, {"seed": 1}, {"temp": 0.5}, {"stride": 2}, {"shape": (9, 10)}, random, {"order": "random"}):
+        settings, job, _ = larger_of(tmp_path, **change)
         cases.append((job, models, settings.larger, settings.sampling))
-    settings, job, _ = larger_of(tmp_path)
-    drawn = (settings.larger, settings.sampling)
-    cases += [(job, others[1], *drawn), (half(job_of(settings, tmp_path)), models, *drawn)]
-    distinct(larger_codes, cases)
+    job, _, *drawn = cases[0]
+    distinct(larger_codes, [*cases, (job, others[1], *drawn), (half, models, *drawn)])
 
 
 def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, job, models, (train, _) = likelihood_of(tmp_path, lr=1e-30)  # nothing moves
     trainer = HeadTrainer(job, models, settings.likelihood, train)
@@ -201,22 +172,18 @@ def test_an_update_of_the_head_has_noise_of_its_own_and_short_gradients(
     assert torch.nn.utils.get_total_norm(gradients) == pytest.approx(0.1, rel=1e-4)  # longer ones, as published
 
 
-def test_training_the_head_lowers_the_pixel_term(here: Any, tmp_path: Path) -> None:
+def test_training_the_head_lowers_the_pixel_term(tmp_path: Path) -> None:
     train_head(tmp_path, train_steps=40, steps_per_eval=20)
     settings, job, models, (_, val) = likelihood_of(tmp_path / "fresh", train_steps=0)
-    start = terms_of_images(job, models, settings.likelihood, val)[:, 0].mean() / (3 * 16 * 16 * math.log(2))
+    terms = terms_of_images(job, models, settings.likelihood, val)
+    assert terms.shape == (64, 3)  # of every validation image
+    assert (terms[:, 2] > 0).all()
+    start = terms[:, 0].mean() / (3 * 16 * 16 * math.log(2))
     ends = [line["pixel_bits_per_dim"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert start - 0.14 > ends[0] > ends[1]
 
 
-def test_the_evaluation_covers_every_validation_image(here: Any, tmp_path: Path) -> None:
-    settings, job, models, (_, val) = likelihood_of(tmp_path / "whole", batch_size=24)
-    whole = terms_of_images(job, models, settings.likelihood, val)
-    assert whole.shape == (64, 3)
-    assert (whole[:, 2] > 0).all()
-
-
-def test_the_published_protocol(here: Any, tmp_path: Path) -> None:
+def test_the_published_protocol(tmp_path: Path) -> None:
     """One batch; no dequantisation; log 32 for each dimension; one draw of masks for each t."""
     settings, job, models, (_, val) = likelihood_of(tmp_path, protocol="published", batch_size=10)
     images = likelihood.images_to_evaluate(job, settings.likelihood, val)
@@ -235,7 +202,7 @@ def test_the_published_protocol(here: Any, tmp_path: Path) -> None:
     assert terms[:, 2].isnan().all()
 
 
-def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any, tmp_path: Path) -> None:
+def test_the_code_term_of_an_autoregressive_prior_is_exact(tmp_path: Path) -> None:
     settings, _, models, _ = likelihood_of(tmp_path, load_dir="autoregressive", sampler="autoregressive")
     ids = torch.randint(0, 32, (3, 64), generator=make_generator("cpu", 0))
     with torch.no_grad():
@@ -245,14 +212,8 @@ def test_the_code_term_of_an_autoregressive_prior_is_exact(here: Any, tmp_path: 
     assert (found.variance == 0).all()
 
 
-def larger_of(folder: Path, **changes: Any) -> tuple[LargerExperiment, Job, TrainedModels]:
-    settings = resolve(LargerExperiment, {**RUN, "shape": (8, 10), "n_samples": 3, **changes})
-    job = job_of(settings, folder)
-    return settings, job, load_trained_models(job, settings)
-
-
 @pytest.mark.parametrize("order", ["raster", "random"])
-def test_larger_images_do_not_depend_on_those_beside_them(here: Any, tmp_path: Path, order: str) -> None:
+def test_larger_images_do_not_depend_on_those_beside_them(tmp_path: Path, order: str) -> None:
     settings, job, models = larger_of(tmp_path / "whole", order=order, batch_size=3)  # an image fills a batch
     codes, windows = larger_codes(job, models, settings.larger, settings.sampling)
     assert codes.shape == (3, 8, 10)
@@ -260,12 +221,11 @@ def test_larger_images_do_not_depend_on_those_beside_them(here: Any, tmp_path: P
     if order == "raster":
         assert windows == 3 * 64  # three windows of 64 codes for each image
     alone_job, one = job_of(settings, tmp_path / "alone"), replace(settings.sampling, n_samples=1)
-    alone = larger_codes(alone_job, models, settings.larger, one)[0]
-    assert np.array_equal(alone[0], codes[0])
+    assert np.array_equal(larger_codes(alone_job, models, settings.larger, one)[0][0], codes[0])
     assert not np.array_equal(codes[0], codes[1])
 
 
-def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any, tmp_path: Path) -> None:
+def test_windows_go_through_the_prior_in_batches_and_in_half_precision(tmp_path: Path) -> None:
     settings, job, models = larger_of(tmp_path, order="random", sample_steps=4, batch_size=4)
     job.amp_dtype = torch.bfloat16
     seen = set()
@@ -276,10 +236,28 @@ def test_windows_go_through_the_prior_in_batches_and_in_half_precision(here: Any
     assert seen == {(4, torch.bfloat16), (2, torch.bfloat16), (3, torch.bfloat16)}
 
 
-def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(here: Any, tmp_path: Path) -> None:
+def test_a_larger_image_at_the_training_size_is_decoded_like_any_other(tmp_path: Path) -> None:
     _, job, models = larger_of(tmp_path)
     ids = torch.randint(0, 32, (2, 8, 8), generator=make_generator("cpu", 0))
     images = decode_larger(job, models, ids.numpy())
     expected = to_uint8(models.autoencoder.decode(ids.flatten(1)))
     assert (images.int() - expected.int()).abs().max() <= 1
     assert decode_larger(job, models, torch.cat([ids[:1], ids[1:]], dim=2).numpy()).shape == (1, 3, 16, 32)
+
+
+def test_means_and_errors_in_bits_per_dimension() -> None:
+    bit = math.log(2)  # nats
+    terms = np.array([[120 * bit, 12 * bit, 9 * bit**2], [240 * bit, 36 * bit, 16 * bit**2]])
+    values = summarise(terms, dimensions=12, tokens=4)
+    both = {"bits_per_dim": 17, "standard_error": 6}  # half the difference of 11 and 23
+    pixels = {"pixel_bits_per_dim": 15, "pixel_standard_error": 5}
+    codes = {"code_bits_per_dim": 2, "code_standard_error": 1, "code_mc_error": 5 / 2 / 12, "code_bits_per_token": 6}
+    assert values == pytest.approx(both | pixels | codes)
+    values = summarise(np.array([[1.0, 1.0, math.nan]]), dimensions=1, tokens=1)  # of one image and one draw
+    assert values["standard_error"] is values["code_mc_error"] is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_no_result(value: float) -> None:
+    with pytest.raises(RunError, match="finite"):
+        summarise(np.array([[1.0, 1.0, 0.0], [value, 1.0, 0.0]]), dimensions=1, tokens=1)

@@ -90,16 +90,16 @@ def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n
 def test_what_a_file_held_tells_results_apart(score: Any) -> None:
     """LPIPS weights, and features, that are replaced under the same name: new numbers, and the old ones stay."""
     words = "--toy_images 96 --split val --ae_load_dir vqgan --n_samples 8 --kid_subset_size 5 --lpips_net vgg"
+    words += " --lpips_weights weights.pth --log_dir recs"
     for seed in (0, 1):
         torch.manual_seed(seed)
         torch.save(untrained_lpips("vgg").state_dict(), "weights.pth")
-        reconstructions = ReconstructionExperiment, calc_VQGAN_FID.calculate
-        score(f"{words} --lpips_weights weights.pth --log_dir recs", *reconstructions)
+        score(words, ReconstructionExperiment, calc_VQGAN_FID.calculate)
     first, second = json.loads(Path("logs/recs/results.json").read_text())
     assert first["values"]["lpips"] != second["values"]["lpips"]
     assert first["values"]["psnr_db"] == second["values"]["psnr_db"]
-    with Image.open("logs/recs/images/originals_over_reconstructions.png") as picture:
-        grid = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    picture = np.array(Image.open("logs/recs/images/originals_over_reconstructions.png"))
+    grid = torch.from_numpy(picture).permute(2, 0, 1) / 255
     cells = grid[:, 2:, 2:].unfold(1, 96, 98).unfold(2, 96, 98)[..., ::6, ::6]  # [3,2,8,16,16]
     network = untrained_lpips("vgg").eval()
     network.load_state_dict(torch.load("weights.pth"))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +30,59 @@ ENTRIES = {
     "gumbel": "vqgan gumbel: quantizer only",
 }
 LAST_CONV = "ae.generator.blocks.21"  # its bias makes the images of the averaged model brighter
-MOMENT = 1e6  # large beside any gradient, so that the next update is known: 0.9 · lr / sqrt(0.999) downwards
+# Large beside any gradient, so that the next update is known: 0.9 · lr / sqrt(0.999) downwards.
+MOMENTS = {"exp_avg": 1e6, "exp_avg_sq": 1e12}
 MOVED = 0.9 / math.sqrt(0.999)
 
 AE = f"--ae_load_dir vqgan_churches --ae_load_step {AE_STEP}"
+ABSORBING, AUTOREGRESSIVE = (f"--load_dir {kind}_churches --load_step {PRIOR_STEP} --ema" for kind in KINDS[1:])
 SHRUNK = "--n_samples 1 --sample_steps 2 --batch_size 1"
 FEW = "--split val --features r64 --kid_subsets 0"
-
-
-def prior(kind: str) -> str:
-    return f"--load_dir {kind}_churches --load_step {PRIOR_STEP}"
-
-
+SAMPLES = f"experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples {AE} {ABSORBING}"
 # As published, and flags that only shrink the work.
 COMMANDS = {
-    "absorbing samples": (
-        f"experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples {AE} "
-        f"{prior('absorbing')} --ema",
-        SHRUNK,
-    ),
+    "absorbing samples": (SAMPLES, SHRUNK),
     "autoregressive samples": (
         f"experiments/get_samples.py --sampler autoregressive --dataset ffhq --log_dir samples_ar {AE} "
-        f"{prior('autoregressive')} --ema",
+        f"{AUTOREGRESSIVE}",
         SHRUNK,
     ),
     "likelihood": (
         f"experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches {AE} "
-        f"{prior('absorbing')} --ema --steps_per_eval 5000 --train_steps 10000",
+        f"{ABSORBING} --steps_per_eval 5000 --train_steps 10000",
         "--train_steps 1 --batch_size 1 --elbo_steps 2",
     ),
     "FID": (
-        f"experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log {AE} {prior('absorbing')} "
-        "--ema --n_samples 50000 --temp 0.9",
+        f"experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log {AE} {ABSORBING} "
+        "--n_samples 50000 --temp 0.9",
         f"{SHRUNK} --n_samples 2 {FEW}",
     ),
-    "reconstructions": (
-        f"experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs {AE}",
-        FEW,
-    ),
+    "reconstructions": (f"experiments/calc_VQGAN_FID.py --dataset churches --log_dir recs {AE}", FEW),
     "stage 2": (
         f"train_sampler.py --sampler absorbing --dataset churches --log_dir new_prior {AE} --amp --ema",
         "--batch_size 1 --train_steps 1",
+    ),
+}
+# Training that goes on from a published step for one update: command, learning rate, prefixes of what its optimisers
+# move.
+RESUMED: dict[str, tuple[str, float, dict[str, str]]] = {
+    "vqgan": (
+        "train_vqgan.py --dataset churches --log_dir vqgan_on --load_dir vqgan_churches --amp --ema --batch_size 1 "
+        f"--perceptual_weights_file logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
+        4.5e-6,
+        {"ae": "ae.", "disc": "disc."},
+    ),
+    "absorbing": (
+        f"train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches {AE} --amp --ema "
+        "--batch_size 1",
+        2e-4,
+        {"absorbing": ""},
+    ),
+    "autoregressive": (
+        f"train_sampler.py --sampler autoregressive --dataset churches --log_dir autoregressive_on {AE} --amp --ema "
+        "--batch_size 1 --load_dir autoregressive_churches",
+        2e-4,
+        {"autoregressive": ""},
     ),
 }
 
@@ -80,15 +90,10 @@ COMMANDS = {
 class Logs:
     """The authors' folder, and a shell beside it."""
 
-    def __init__(self, shell: Any, files: Path, published: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, shell: Any, published: dict[str, dict[str, Any]]) -> None:
         self.shell, self.published = shell, published
         self._printed: dict[str, str] = {}
-        for file in files.iterdir():
-            kind = file.name.split("_")[0]
-            run = {"ae": "vqgan", "disc": "vqgan"}.get(kind, kind)
-            target = self.models(f"{run}_churches")
-            target.mkdir(parents=True, exist_ok=True)
-            os.link(file, target / file.name)
+        write_models(self)
         write_lsun(shell.folder / "lsun")
         write_faces(shell.folder / "faces")
         (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\nffhq: {paths: faces}\n")
@@ -98,8 +103,7 @@ class Logs:
 
     def file(self, kind: str, *, ema: bool) -> Path:
         """The file that a command should take."""
-        step = AE_STEP if kind == "vqgan" else PRIOR_STEP
-        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema else ''}_{step}.th"
+        return self.models(f"{kind}_churches") / f"{kind}{'_ema' if ema else ''}_{step_of(kind)}.th"
 
     def name(self, kind: str, *, ema: bool = True) -> str:
         """What a command should say of a model file."""
@@ -113,6 +117,10 @@ class Logs:
 
     def ok(self, command: str) -> str:
         return self.shell.ok(f"{command} {{EVERYWHERE}}")
+
+
+def step_of(kind: str) -> int:
+    return AE_STEP if kind == "vqgan" else PRIOR_STEP
 
 
 def random_value(name: str, shape: list[int], dtype: str, generator: torch.Generator) -> Tensor:
@@ -140,9 +148,7 @@ def average_of(model: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_parameter(name: str) -> bool:
-    return not name.endswith(
-        ("running_mean", "running_var", "num_batches_tracked", "_history", "Lt_count", "attn.mask")
-    )
+    return not name.endswith(("running_mean", "running_var", "batches_tracked", "_history", "Lt_count", "attn.mask"))
 
 
 def is_trained(name: str, model: dict[str, Tensor]) -> bool:
@@ -159,16 +165,25 @@ def optimiser_state(model: dict[str, Tensor], prefix: str, step: int) -> dict[st
     """As torch wrote it when the models were published: counts are plain numbers, groups have fewer entries."""
     names = [name for name in model if name.startswith(prefix) and is_parameter(name)]
     moments = {
-        number: {
-            "step": step + 1,
-            "exp_avg": torch.full_like(model[name], MOMENT),
-            "exp_avg_sq": torch.full_like(model[name], MOMENT**2),
-        }
+        number: {"step": step + 1, **{moment: torch.full_like(model[name], value) for moment, value in MOMENTS.items()}}
         for number, name in enumerate(names)
         if is_trained(name, model)
     }
     group = {"lr": 3e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     return {"state": moments, "param_groups": [{**group, "params": list(range(len(names)))}]}
+
+
+def write_models(logs: Logs) -> None:
+    """Every file of the authors' folder, about 3.4 GB."""
+    generator = torch.Generator().manual_seed(0)
+    for kind in KINDS:
+        step, model = step_of(kind), random_model(logs.published[ENTRIES[kind]], generator)
+        raw = logs.file(kind, ema=False)
+        raw.parent.mkdir(parents=True)
+        torch.save(model, raw)
+        torch.save(average_of(model), logs.file(kind, ema=True))
+        for name, prefix in RESUMED[kind][2].items():
+            torch.save(optimiser_state(model, prefix, step), raw.with_name(f"{name}_optim_{step}.th"))
 
 
 def write_lsun(folder: Path) -> None:
@@ -198,29 +213,8 @@ def load(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def published(golden_dir: Path) -> dict[str, dict[str, Any]]:
-    return json.loads((golden_dir / "state_dict_keys.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Every file of the authors' folder, about 3.4 GB."""
-    folder = tmp_path_factory.mktemp("published")
-    generator = torch.Generator().manual_seed(0)
-    for kind in KINDS:
-        step = AE_STEP if kind == "vqgan" else PRIOR_STEP
-        model = random_model(published[ENTRIES[kind]], generator)
-        torch.save(model, folder / f"{kind}_{step}.th")
-        torch.save(average_of(model), folder / f"{kind}_ema_{step}.th")
-        for name, prefix in {"vqgan": {"ae": "ae.", "disc": "disc."}}.get(kind, {kind: ""}).items():
-            torch.save(optimiser_state(model, prefix, step), folder / f"{name}_optim_{step}.th")
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def logs(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any) -> Iterator[Logs]:
-    logs = Logs(new_shell(warm), files, published)
+def logs(golden_dir: Path, new_shell: Callable, warm: Any) -> Iterator[Logs]:
+    logs = Logs(new_shell(warm), json.loads((golden_dir / "state_dict_keys.json").read_text()))
     yield logs
     shutil.rmtree(logs.shell.folder)
 
@@ -236,7 +230,7 @@ def test_published_commands(logs: Logs, name: str) -> None:
 def test_what_they_say_is_what_they_use(logs: Logs) -> None:
     """The averaged autoencoder makes bright images."""
     logs.run("absorbing samples")
-    out = logs.ok(f"{COMMANDS['absorbing samples'][0].replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
+    out = logs.ok(f"{SAMPLES.replace('--ema', '--no_ema')} {SHRUNK} --log_dir no_ema")
     for kind in ("vqgan", "absorbing"):
         assert logs.name(kind, ema=False) in out
     averaged, raw = (
@@ -245,52 +239,15 @@ def test_what_they_say_is_what_they_use(logs: Logs) -> None:
     assert averaged > raw + 50
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """A training command that goes on from a published step for one update."""
-
-    command: str
-    kind: str
-    step: int
-    lr: float
-    optimisers: dict[str, str]  # name: prefix of its parameters
-
-
-STAGE_1 = Resumed(
-    "train_vqgan.py --dataset churches --log_dir vqgan_on --load_dir vqgan_churches --amp --ema --batch_size 1 "
-    f"--perceptual_weights_file logs/vqgan_churches/saved_models/vqgan_{AE_STEP}.th",
-    "vqgan",
-    AE_STEP,
-    4.5e-6,
-    {"ae": "ae.", "disc": "disc."},
-)
-ABSORBING = Resumed(
-    f"train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches {AE} --amp --ema "
-    "--batch_size 1",
-    "absorbing",
-    PRIOR_STEP,
-    2e-4,
-    {"absorbing": ""},
-)
-AUTOREGRESSIVE = Resumed(
-    f"train_sampler.py --sampler autoregressive --dataset churches --log_dir autoregressive_on {AE} --amp --ema "
-    "--batch_size 1 --load_dir autoregressive_churches",
-    "autoregressive",
-    PRIOR_STEP,
-    2e-4,
-    {"autoregressive": ""},
-)
-
-
-def check_resumed(logs: Logs, resumed: Resumed) -> str:
+def check_resumed(logs: Logs, kind: str) -> str:
     """One update, from the weights, the average and the moments of the published files; returns what was printed."""
-    words, kind, step = resumed.command.split(), resumed.kind, resumed.step
-    run = logs.shell.logs / words[words.index("--log_dir") + 1]
-    end = step + 2  # the file of step s holds s + 1 updates
-    out = logs.ok(f"{resumed.command} --load_step {step} --load_optim --train_steps {end} --steps_per_log 1")
+    (command, lr, prefixes), step = RESUMED[kind], step_of(kind)
+    words = command.split()
+    run, end = logs.shell.logs / words[words.index("--log_dir") + 1], step + 2  # the file of step s holds s + 1 updates
+    out = logs.ok(f"{command} --load_step {step} --load_optim --train_steps {end} --steps_per_log 1")
     assert f"weights from {logs.name(kind, ema=False)}\n" in out
     assert f"average from {logs.name(kind)}\n" in out
-    for name in resumed.optimisers:
+    for name in prefixes:
         assert f"{name} optimiser from logs/{kind}_churches/saved_models/{name}_optim_{step}.th" in out
     (record,) = (line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["split"] == "train")
     assert record["step"] == end
@@ -299,15 +256,15 @@ def check_resumed(logs: Logs, resumed: Resumed) -> str:
     before, after = load(logs.file(kind, ema=False)), load(run / f"saved_models/{kind}_{end}.th")
     names = check_published(after, logs.published[ENTRIES[kind]])
     for name in filter(is_parameter, names):
-        moved = MOVED * resumed.lr if is_trained(name, before) else 0
+        moved = MOVED * lr if is_trained(name, before) else 0
         old, new = tail(before[name]), tail(after[name])
-        assert (old - new - moved).abs().max() < 0.05 * resumed.lr + 1e-6 * old.abs().max(), name
+        assert (old - new - moved).abs().max() < 0.05 * lr + 1e-6 * old.abs().max(), name
 
     average, start = load(run / f"saved_models/{kind}_ema_{end}.th"), load(logs.file(kind, ema=True))
     assert all(torch.equal(tail(average[name]), tail(start[name])) for name in names)  # not yet updated
 
     optimisers = load(run / f"saved_models/{kind}_state_{end}.th")["trainer"]["optimisers"]
-    for name, prefix in resumed.optimisers.items():
+    for name, prefix in prefixes.items():
         moments = optimisers[name]["state"]
         trained = [n for n in names if n.startswith(prefix) and is_parameter(n) and is_trained(n, before)]
         assert len(moments) == len(trained)
@@ -319,12 +276,10 @@ def check_resumed(logs: Logs, resumed: Resumed) -> str:
 
 def check_published(model: dict[str, Tensor], entries: dict[str, Any]) -> list[str]:
     """A model of ours has the published entries, in their order, but for the perceptual network; returns the names."""
-    expected = {name: entry for name, entry in entries.items() if not name.startswith("perceptual.")}
-    assert list(model) == list(expected)
-    assert {
-        name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in model.items()
-    } == expected
-    return list(expected)
+    expected = [(name, entry) for name, entry in entries.items() if not name.startswith("perceptual.")]
+    found = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in model.items()}
+    assert list(found.items()) == expected
+    return list(model)
 
 
 def tail(value: Tensor) -> Tensor:
@@ -333,7 +288,7 @@ def tail(value: Tensor) -> Tensor:
 
 
 def test_stage_1_goes_on(logs: Logs) -> None:
-    check_resumed(logs, STAGE_1)
+    check_resumed(logs, "vqgan")
 
 
 def test_stage_2_starts_afresh(logs: Logs) -> None:
@@ -346,8 +301,8 @@ def test_stage_2_starts_afresh(logs: Logs) -> None:
 def test_stage_2_goes_on(logs: Logs) -> None:
     """In a run folder of its own, and in the published one. Codes are made once for the same autoencoder."""
     assert "encoding 1 images" in logs.run("stage 2")
-    assert "encoding" not in check_resumed(logs, AUTOREGRESSIVE)
-    assert "encoding" not in check_resumed(logs, ABSORBING)
+    assert "encoding" not in check_resumed(logs, "autoregressive")
+    assert "encoding" not in check_resumed(logs, "absorbing")
     files = (logs.shell.logs / "vqgan_churches/latents").glob("*/*.npy")  # other tests' data have two images
     assert [np.load(file).shape for file in files].count((1, 1, 256)) == 1
 
@@ -360,40 +315,7 @@ def test_a_gumbel_autoencoder_of_before_the_likelihood_head(logs: Logs) -> None:
     file = logs.models("vqgan_gumbel") / f"vqgan_{AE_STEP}.th"
     file.parent.mkdir(parents=True)
     torch.save(model, file)
-    command = COMMANDS["absorbing samples"][0].replace("vqgan_churches", "vqgan_gumbel")
+    command = SAMPLES.replace("vqgan_churches", "vqgan_gumbel")
     out = logs.ok(f"{command} {SHRUNK} --log_dir samples_gumbel --quantizer gumbel")
     assert f"autoencoder logs/vqgan_gumbel/saved_models/vqgan_{AE_STEP}.th, " in out
     assert (logs.shell.logs / "samples_gumbel/images/samples_000.png").exists()
-
-
-def hollow(entries: dict[str, Any]) -> dict[str, Tensor]:
-    """Full shapes that take no room in a file."""
-    return {
-        name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape) for name, (shape, dtype) in entries.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("kind", "lost", "cut"),
-    [
-        ("vqgan", "ae.quantize.embedding.weight", "ae.encoder.blocks.0.weight"),
-        ("absorbing", "_denoise_fn.head.weight", "_denoise_fn.pos_emb"),
-    ],
-)
-def test_what_does_not_match_is_named(
-    published: dict[str, dict[str, Any]], shell: Any, kind: str, lost: str, cut: str
-) -> None:
-    for good in ("vqgan", "absorbing"):
-        model = hollow(published[ENTRIES[good]])
-        if good == kind:
-            model[lost + "s"] = model.pop(lost)
-            model[cut] = model[cut][:, :1]
-        folder = shell.logs / f"{good}_churches/saved_models"
-        folder.mkdir(parents=True)
-        torch.save(model, folder / f"{good}_{AE_STEP if good == 'vqgan' else PRIOR_STEP}.th")
-    line = shell.refused(f"{COMMANDS['absorbing samples'][0]} {SHRUNK} {{EVERYWHERE}}")
-    assert f"{kind}_churches/saved_models/{kind}_" in line
-    shape = published[ENTRIES[kind]][cut][0]
-    assert f"shapes differ: {cut} is {[shape[0], 1, *shape[2:]]} there and {shape} here" in line
-    assert f"missing: {lost};" in line
-    assert f"unknown: {lost}s)" in line

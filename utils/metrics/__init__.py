@@ -1,7 +1,7 @@
 """Metrics of what was trained, and what they need.
 
-`features`: networks that turn images into features (`r64`: one of fixed random weights). `feature_cache`: features of a
-data set, kept. `feature_sources`: the two sets that a metric compares. `given_files`: codes and features that users
-give. `fid`: FID and KID. `prdc`: precision, recall, density, coverage. `reconstructions`: images through an autoencoder
-and back. `likelihood`: bits per dimension; `head`: the head that they need. `neighbours`: the nearest training images.
+`features`: networks that turn images into features. `feature_sources`: the two sets that a metric compares, and the
+features of a data set, kept. `given_files`: codes and features that users give. `fid`: FID and KID. `prdc`: precision,
+recall, density, coverage. `reconstructions`: images through an autoencoder and back. `likelihood`: bits per dimension;
+`head`: the head that they need. `neighbours`: the nearest training images.
 """

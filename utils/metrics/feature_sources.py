@@ -1,94 +1,121 @@
-"""Where the two sets of features come from that a metric compares, each with all that it depends on."""
+"""Where the two sets of features come from that a metric compares, each with all that it depends on.
+
+Features of a data set and their statistics are computed once, and kept under what made them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hparams.checks import check_image_count, image_source
 from hparams.errors import UserError
 from hparams.settings.experiments import FeatureExperiment, PRDCExperiment, PRDCSettings
 from models.vqgan.autoencoder import VQAutoEncoder
+from utils.data.bad_images import Report
+from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData, open_folder
 from utils.machine.devices import precision_name
 from utils.machine.files import content_key, sha256_of
-from utils.metrics.feature_cache import data_features, data_statistics, part_size
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.metrics.fid import FeatureStatistics, feature_statistics
 from utils.metrics.given_files import read_features, read_latents
 from utils.pretrained.building import open_data
-from utils.pretrained.loading import restore_autoencoder
-from utils.pretrained.trained_models import ae_key, load_trained_models, note_averages
+from utils.pretrained.trained_models import load_trained_autoencoder, load_trained_models
 from utils.runs.job import Job
 from utils.runs.results import Value
 from utils.runs.run_folder import DATA_FEATURES
 from utils.runs.shards import Rows, Shards
 from utils.sampling.drawing import decoded, sampled_codes, sampling_conditions
+from utils.sampling.latents import part_size
 from utils.sampling.sample_files import write_samples
-
-Features = Rows | np.ndarray
 
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """A set of features that is not computed yet.
-
-    Attributes:
-        n: how many there will be.
-        width: d, numbers in each.
-        where: what they are of, for messages.
-        conditions: everything that they depend on, by name, for results.
-        features: gives them, [n,d] float32; the processes call it together.
-        kept_statistics: gives their mean and covariance where these are kept on their own.
-        data: the images that they are of, n or more, where these are read.
-    """
+    """A set of n features of d numbers each that is not computed yet."""
 
     n: int
-    width: int
-    where: str
-    conditions: Mapping[str, Value]
-    features: Callable[[Job], Features]
-    kept_statistics: Callable[[Job], FeatureStatistics] | None = None
-    data: ImageData | None = None
+    width: int  # d
+    where: str  # what they are of, for messages
+    conditions: Mapping[str, Value]  # everything that they depend on, by name, for results
+    features: Callable[[Job], Rows | np.ndarray]  # gives them, [n,d] float32; the processes call it together
+    kept_statistics: Callable[[Job], FeatureStatistics] | None = None  # where these are kept on their own
+    data: ImageData | None = None  # the images that they are of, n or more, where these are read
 
     def statistics(self, job: Job) -> FeatureStatistics:
         """Their mean and covariance, for which they are computed only where these are not kept."""
         return self.kept_statistics(job) if self.kept_statistics else feature_statistics(job, self.features(job))
 
 
-def open_sources(job: Job, settings: FeatureExperiment, *, as_many: bool) -> tuple[FeatureSource, FeatureSource]:
-    """Generated and real images. Whatever is missing shows here; the long work is left to `FeatureSource.features`.
+def begin_comparison(
+    job: Job, settings: FeatureExperiment, what: str, *, as_many: bool
+) -> tuple[FeatureSource, FeatureSource]:
+    """Begin a job that compares generated images with real ones: the two sets, whose features are still to compute.
 
-    as_many: of the real images only the first, as many as there are generated ones (or all, if there are fewer).
+    what: the job in words. as_many: of the real images only the first, as many as there are generated ones (or all, if
+    there are fewer).
 
     Raises:
         UserError: a model, a file, a folder or weights are missing or do not fit, or there are too few images.
     """
+    run, given, sizes = settings.run, settings.generated, settings.autoencoder
     prdc = settings.prdc if isinstance(settings, PRDCExperiment) else PRDCSettings()
-    generated = _from_file("--fake_feats", prdc.fake_feats) if prdc.fake_feats else None
-    real = _from_file("--real_feats", prdc.real_feats) if prdc.real_feats else None
-    if not (generated and real):
-        extractor = build_features(settings.features.features, settings.features.feature_weights, job.device)
-        generated = generated or _generated(job, settings, extractor)
-        if not real:
-            split, img_size = settings.real.split, settings.autoencoder.img_size
-            data = open_data(settings.run, split=split, img_size=img_size, hold_out=True)
-            real = real_source(extractor, data, split, generated.n if as_many else None)
-    for source in (generated, real):
-        check_image_count(settings, source.n, source.where)
+    extractor = cache(lambda: build_features(settings.features.features, settings.features.feature_weights, job.device))
+    source, named = image_source(settings), dict[str, Value]()
+    if source == "features":
+        generated = _from_file("--fake_feats", str(prdc.fake_feats))
+    elif source == "images":
+        path = str(given.fake_images_path)
+        data = open_folder(Path(path), img_size=sizes.img_size, flag="--fake_images_path")
+        named |= {"fake_images": path, "fake_images_key": data.fingerprint[:8], "n_fake": len(data)}
+        generated = _from_data(extractor(), data, len(data), f"--fake_images_path {path}", named, job.folder.features)
+    else:
+        network = extractor()  # first, as its weights may be missing
+        if source == "latents":
+            ema, path = settings.checkpoint.ema is not False, str(given.latents_path)
+            autoencoder, file, ae_key = load_trained_autoencoder(job, sizes, settings.source, ema=ema)
+            h, w = autoencoder.latent_size
+            ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=sizes.codebook_size)
+            n, where, ids_key = len(ids), f"--latents_path {path}", content_key(ids)
+            codes: Callable[[Job], tuple[Rows | np.ndarray, str]] = lambda _: (ids, ids_key)  # noqa: E731
+            named |= {"latents": path, "latents_sha256": ids_key[:8], "n_fake": n}
+            named |= {"autoencoder": str(file), "dtype": precision_name(job.amp_dtype)}
+        else:
+            models, sampling = load_trained_models(job, settings), settings.sampling
+            autoencoder, ae_key, n, where = models.autoencoder, models.ae_key, sampling.n_samples, "--n_samples"
+            codes = lambda job: sampled_codes(job, models, sampling)  # noqa: E731
+            named |= {"n_fake": n, **sampling_conditions(sampling, settings.prior.sampler)}
+            named |= models.conditions(job, run.dataset)
+
+        def features(job: Job) -> Rows:
+            return _decoded(job, network, autoencoder, ae_key, *codes(job), saves=given.save_images)
+
+        generated = FeatureSource(n, network.width, where, {**network.conditions, **named}, features)
+    if prdc.real_feats:
+        real = _from_file("--real_feats", prdc.real_feats)
+    else:
+        data = open_data(run, split=settings.real.split, img_size=sizes.img_size, hold_out=True)
+        real = of_data(extractor(), data, settings.real.split, generated.n if as_many else None)
+    for each in (generated, real):
+        check_image_count(settings, each.n, each.where)
     if generated.width != real.width:
         raise UserError(
             f"features do not fit together: {generated.where} has [n, {generated.width}], "
             f"{real.where} has [n, {real.width}]"
         )
+    read = {f"--dataset {run.dataset}": real.data, "--fake_images_path": generated.data}
+    job.begin(what, _facts(generated, real), data={flag: [data] for flag, data in read.items() if data})
     return generated, real
 
 
-def facts_of(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
+def _facts(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
     """What is compared, for the first lines of a run."""
     conditions = {**real.conditions, **generated.conditions}
     facts = {"generated": f"{generated.n} images, {generated.where}", "real": f"{real.n} images, {real.where}"}
@@ -97,112 +124,84 @@ def facts_of(generated: FeatureSource, real: FeatureSource) -> dict[str, str]:
     return facts | {name: str(conditions[name]) for name in ("prior", "autoencoder") if name in conditions}
 
 
-def images_read(generated: FeatureSource, real: FeatureSource, dataset: str) -> dict[str, list[ImageData]]:
-    """The images that both read, by the flag that names them."""
-    read = {f"--dataset {dataset}": real.data, "--fake_images_path": generated.data}
-    return {flag: [data] for flag, data in read.items() if data}
-
-
-def real_source(extractor: FeatureExtractor, data: ImageData, split: str, most: int | None = None) -> FeatureSource:
+def of_data(extractor: FeatureExtractor, data: ImageData, split: str, most: int | None = None) -> FeatureSource:
     """The images of a data set, or its first `most`; `split` is what it is called."""
-    n, what = min(most or len(data), len(data)), f"{extractor.name} of real images"
-    return FeatureSource(
-        n,
-        extractor.width,
-        f"the {split} split of {data.name}",
-        {**extractor.conditions, "dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n},
-        lambda job: data_features(job, DATA_FEATURES, extractor, data, n, what=what),
-        lambda job: data_statistics(job, DATA_FEATURES, extractor, data, n, what=what),
-        data,
-    )
+    n = min(most or len(data), len(data))
+    named: dict[str, Value] = {"dataset": data.name, "split": split, "img_size": data.img_size, "n_real": n}
+    return _from_data(extractor, data, n, f"the {split} split of {data.name}", named, DATA_FEATURES)
+
+
+def _from_data(
+    extractor: FeatureExtractor, data: ImageData, n: int, where: str, named: Mapping[str, Value], folder: Path
+) -> FeatureSource:
+    what, conditions = f"{extractor.name} of {where}", {**extractor.conditions, **named}
+    features = lambda job: data_features(job, folder, extractor, data, n, what=what)  # noqa: E731
+    statistics = lambda job: data_statistics(job, folder, extractor, data, n, what=what)  # noqa: E731
+    return FeatureSource(n, extractor.width, where, conditions, features, statistics, data)
 
 
 def _from_file(flag: str, path: str) -> FeatureSource:
-    features = read_features(flag, Path(path))
+    features, name = read_features(flag, Path(path)), flag.strip("-")
     n, width = features.shape
-    name = flag.strip("-")
-    conditions: dict[str, Value] = {name: path, f"{name}_sha256": sha256_of(Path(path))[:8], f"{name}_n": n}
+    conditions = {name: path, f"{name}_sha256": sha256_of(Path(path))[:8], f"{name}_n": n}
     return FeatureSource(n, width, f"{flag} {path}", conditions, lambda _: features)
 
 
-def _generated(job: Job, settings: FeatureExperiment, extractor: FeatureExtractor) -> FeatureSource:
-    """Images drawn from the prior, decoded from given codes, or read from a folder, as the settings say."""
-    generated, source = settings.generated, image_source(settings)
-    if source == "images":
-        path = str(generated.fake_images_path)
-        data = open_folder(Path(path), img_size=settings.autoencoder.img_size, flag="--fake_images_path")
-        n, what = len(data), f"{extractor.name} of {path}"
-        return FeatureSource(
-            n,
-            extractor.width,
-            f"--fake_images_path {path}",
-            {**extractor.conditions, "fake_images": path, "fake_images_key": data.fingerprint[:8], "n_fake": n},
-            lambda job: data_features(job, job.folder.features, extractor, data, n, what=what),
-            data=data,
-        )
-    if source == "latents":
-        path = str(generated.latents_path)
-        autoencoder, ae_file = restore_autoencoder(
-            settings.autoencoder,
-            str(settings.source.ae_load_dir),
-            settings.source.ae_load_step,
-            ema=settings.checkpoint.ema is not False,
-            device=job.device,
-        )
-        note_averages(ae_file)
-        h, w = autoencoder.latent_size
-        ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=settings.autoencoder.codebook_size)
-        decoder = _Decoder(extractor, autoencoder, ae_key(ae_file, settings.autoencoder), generated.save_images)
-        return FeatureSource(
-            len(ids),
-            extractor.width,
-            f"--latents_path {path}",
-            {
-                **extractor.conditions,
-                "latents": path,
-                "latents_sha256": content_key(ids)[:8],
-                "n_fake": len(ids),
-                "autoencoder": str(ae_file),
-                "dtype": precision_name(job.amp_dtype),
-            },
-            lambda job: decoder.features(job, ids, content_key(ids)),
-        )
-    models, sampling = load_trained_models(job, settings), settings.sampling
-    decoder = _Decoder(extractor, models.autoencoder, models.ae_key, generated.save_images)
-    conditions: dict[str, Value] = {
-        **extractor.conditions,
-        "n_fake": sampling.n_samples,
-        **sampling_conditions(sampling, settings.prior.sampler),
-        **models.conditions(job, settings.run.dataset),
-    }
-
-    def features(job: Job) -> Rows:
-        codes = sampled_codes(job, models, sampling)
-        return decoder.features(job, codes.ids, codes.key)
-
-    return FeatureSource(sampling.n_samples, extractor.width, "--n_samples", conditions, features)
-
-
-@dataclass(frozen=True)
-class _Decoder:
+def _decoded(
+    job: Job, extractor: FeatureExtractor, autoencoder: VQAutoEncoder, ae_key: tuple[object, ...],
+    ids: Rows | np.ndarray, ids_key: str, *, saves: bool,
+) -> Rows:
     """Codes to features, by way of images of 8 bits, which touch the disk with --save_images only."""
+    n, size = len(ids), job.batch_size
+    if saves:
+        images = lambda part: decoded(job, autoencoder, ids[part])  # noqa: E731
+        job.say(f"{n} images in {write_samples(job, n, images, job.folder.images, individually=True).where}")
 
-    extractor: FeatureExtractor
-    autoencoder: VQAutoEncoder
-    key: tuple[object, ...]  # what determines its images
-    saves: bool
+    def features(indices: np.ndarray, _: object) -> Iterator[Tensor]:
+        for first in range(0, len(indices), size):
+            yield extractor(decoded(job, autoencoder, ids[indices[first : first + size]]))
 
-    def features(self, job: Job, ids: Rows | np.ndarray, ids_key: str) -> Rows:
-        """Of codes [n,N], which `ids_key` names."""
-        if self.saves:
-            images = lambda part: decoded(job, self.autoencoder, ids[part.start : part.stop])  # noqa: E731
-            files = write_samples(job, len(ids), images, job.folder.images, individually=True)
-            job.say(f"{len(ids)} images in {files.where}")
+    key = content_key("decoded 3", *ae_key, ids_key, job.amp_dtype, extractor.name, extractor.weights)
+    like, what = np.empty(extractor.width, np.float32), f"{extractor.name} of generated images"
+    return Shards(job.folder.features / key).fill(job, n, like, features, what=what, size=part_size(job))
 
-        def features(indices: np.ndarray, _: object) -> Iterator[Tensor]:
-            for first in range(0, len(indices), job.batch_size):
-                yield self.extractor(decoded(job, self.autoencoder, ids[indices[first : first + job.batch_size]]))
 
-        key = content_key("decoded 3", *self.key, ids_key, job.amp_dtype, self.extractor.name, self.extractor.weights)
-        like, what = np.empty(self.extractor.width, np.float32), f"{self.extractor.name} of generated images"
-        return Shards(job.folder.features / key).fill(job, len(ids), like, features, what=what, size=part_size(job))
+def data_features(job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str) -> Rows:
+    """Features [n,d] float32 of a data set's first n images, kept in `folder`, or in the job's if that is read-only.
+
+    They take n · d · 4 bytes (Inception: 25 GB for the 3 million bedrooms). UserError: a feature is not finite.
+    """
+
+    def features(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
+        batches = eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report)
+        return (extractor(images.to(job.device)) for images in batches)
+
+    key, like = _key("features 3", extractor, data), np.empty(extractor.width, np.float32)
+    shards = Shards(folder / key, job.folder.features / key)
+    return shards.fill(job, n, like, features, what=what, size=part_size(job), of=len(data))
+
+
+def data_statistics(
+    job: Job, folder: Path, extractor: FeatureExtractor, data: ImageData, n: int, *, what: str
+) -> FeatureStatistics:
+    """Of the features of a data set's first n images, which are computed only if these statistics are not kept yet."""
+    d, key = extractor.width, content_key(_key("statistics 3", extractor, data), n)
+    shards = Shards(folder / key, job.folder.features / key)
+    kept: list[Tensor] = []
+    unreadable: dict[str, str] = {}
+    if not job.ranks.from_first(lambda: shards.read(1) is not None):
+        rows = data_features(job, folder, extractor, data, n, what=what)
+        made = feature_statistics(job, rows)
+        kept, unreadable = [torch.from_numpy(np.vstack([made.mu, made.sigma]))[None]], rows.unreadable
+
+    def statistics(_: np.ndarray, report: Report) -> Iterator[Tensor]:
+        if unreadable:
+            report(unreadable, len(data))
+        return iter(kept)
+
+    (values,) = shards.fill(job, 1, np.empty((d + 1, d)), statistics, what="statistics", of=len(data))
+    return FeatureStatistics(values[0], values[1:])
+
+
+def _key(kind: str, extractor: FeatureExtractor, data: ImageData) -> str:
+    return content_key(kind, data.fingerprint, extractor.name, extractor.weights)

@@ -27,12 +27,8 @@ class FeatureStatistics:
 
 
 def distances(
-    job: Job,
-    generated: Rows | np.ndarray,
-    real: Rows | np.ndarray | None,
-    real_statistics: FeatureStatistics,
-    n_real: int,
-    kid: KIDSettings,
+    job: Job, generated: Rows | np.ndarray, real: Rows | np.ndarray | None, real_statistics: FeatureStatistics,
+    n_real: int, kid: KIDSettings,
 ) -> dict[str, float]:
     """FID of features [n,d] and, unless it is left out, KID with its deviation over subsets, by name.
 
@@ -42,17 +38,13 @@ def distances(
     n, d = generated.shape
     if min(n, n_real) <= d:
         few = f"{n} images" if n <= n_real else f"{n_real} real images"
-        print(
-            f"note: FID of only {few}, by {d} features each, is too high: compare it only with FIDs of as many",
-            file=sys.stderr,
-        )
+        line = f"FID of only {few}, by {d} features each, is too high: compare it only with FIDs of as many"
+        print(f"note: {line}", file=sys.stderr)
     found = {"fid": frechet_distance(feature_statistics(job, generated), real_statistics)}
     if kid.kid_subsets:
         assert real is not None
-        mean, deviation = kernel_distance(
-            job, generated, real, subsets=kid.kid_subsets, subset_size=kid.kid_subset_size
-        )
-        found |= {"kid": mean, "kid_std": deviation}
+        kid_sizes = {"subsets": kid.kid_subsets, "subset_size": kid.kid_subset_size}
+        found["kid"], found["kid_std"] = kernel_distance(job, generated, real, **kid_sizes)
     return found
 
 

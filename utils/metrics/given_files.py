@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load
@@ -21,10 +22,8 @@ def read_latents(flag: str, path: Path, *, tokens: int, codebook_size: int) -> n
     Raises:
         UserError: missing, not readable, or codes of another autoencoder; `flag` is what to correct.
     """
-    if path.is_dir():
-        ids = _read_parts(flag, path)
-    else:
-        ids = _read_npy(flag, path) if path.suffix == ".npy" else _read_tensor(flag, path)
+    read = _read_parts if path.is_dir() else _read_array if path.suffix == ".npy" else _read_tensor
+    ids = read(flag, path)
     if ids.dtype.kind not in "iu":
         raise UserError(f"{flag} {path}: holds {ids.dtype} values, but codes are whole numbers")
     if ids.ndim != 2 or ids.shape[1] != tokens or not len(ids):
@@ -43,12 +42,9 @@ def read_features(flag: str, path: Path) -> np.ndarray:
     Raises:
         UserError: missing, not readable, of another shape, not finite or too large; `flag` is what to correct.
     """
-    if path.suffix == ".safetensors":
-        features = _read_safetensors(flag, path)
-    elif path.suffix == ".npy":
-        features = _read_npy(flag, path)
-    else:
+    if path.suffix not in (".npy", ".safetensors"):
         raise UserError(f"{flag} {path}: features are .npy or .safetensors files")
+    features = _read_array(flag, path)
     if features.dtype.kind != "f" or features.ndim != 2 or not features.size:
         raise UserError(f"{flag} {path}: holds {features.dtype} {list(features.shape)}, features are floats [n,d]")
     with np.errstate(over="ignore"):
@@ -60,16 +56,24 @@ def read_features(flag: str, path: Path) -> np.ndarray:
     return features
 
 
-def _read_npy(flag: str, path: Path) -> np.ndarray:
-    try:
-        content = np.load(path, allow_pickle=False)
+def _read_array(flag: str, path: Path) -> np.ndarray:
+    """From an `.npy`, or an `.safetensors` that holds one tensor."""
+    npy = path.suffix == ".npy"
+    content: Any
+    try:  # read whole, not mapped: some file systems refuse that
+        content = np.load(path, allow_pickle=False) if npy else load(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: there is no such file") from None
     except Exception:  # the bytes of a damaged header lead anywhere
         content = None
-    if not isinstance(content, np.ndarray):
-        raise UserError(f"{flag} {path}: is damaged, or no plain .npy array")
-    return content
+    if not isinstance(content, np.ndarray if npy else dict):
+        what = "plain .npy array" if npy else ".safetensors file of floats that numpy has"
+        raise UserError(f"{flag} {path}: is damaged, or no {what}")
+    if isinstance(content, np.ndarray):
+        return content
+    if len(content) != 1:
+        raise UserError(f"{flag} {path}: holds {', '.join(content) or 'nothing'}; it should hold one tensor")
+    return next(iter(content.values()))
 
 
 def _read_parts(flag: str, path: Path) -> np.ndarray:
@@ -91,16 +95,3 @@ def _read_tensor(flag: str, path: Path) -> np.ndarray:
     except (RuntimeError, TypeError):  # sparse, without data, or of a type that numpy lacks
         kind = f"{str(content.layout)[6:]} {str(content.dtype)[6:]}"
         raise UserError(f"{flag} {path}: holds {kind} values, but codes are a plain tensor of whole numbers") from None
-
-
-def _read_safetensors(flag: str, path: Path) -> np.ndarray:
-    try:
-        tensors = load(path.read_bytes())  # not mapped: some file systems refuse that
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file") from None
-    except Exception:  # the bytes of a damaged header lead anywhere
-        raise UserError(f"{flag} {path}: is damaged, or no .safetensors file of floats that numpy has") from None
-    if len(tensors) != 1:
-        raise UserError(f"{flag} {path}: holds {', '.join(tensors) or 'nothing'}; it should hold one tensor")
-    (features,) = tensors.values()
-    return features

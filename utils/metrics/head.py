@@ -43,10 +43,7 @@ class HeadTrainer:
 
     def __init__(self, job: Job, models: TrainedModels, likelihood: LikelihoodSettings, data: ImageData) -> None:
         """Go on from what the run folder holds of the same training; with --train_steps 0 all stays as it is."""
-        self._job = job
-        self._autoencoder = models.autoencoder
-        self._likelihood = likelihood
-        self._data = data
+        self._job, self._autoencoder, self._likelihood, self._data = job, models.autoencoder, likelihood, data
         self._head = models.autoencoder.generator.logsigma.requires_grad_(True)
         max_norm = MAX_NORM if job.amp_dtype is None else None
         parameters = self._head.parameters()
@@ -58,8 +55,11 @@ class HeadTrainer:
         self._key = content_key("head 1", *made_from)
         saved = job.ranks.from_first(self._saved) if likelihood.train_steps else None
         if saved and saved["step"] <= likelihood.train_steps:
-            self.load_state_dict(saved["trainer"])
-            require_finite(self.state_dict(), self._file, "delete it, and the head is trained anew")
+            state = saved["trainer"]
+            self._head.load_state_dict(state["head"])
+            self._optimiser.load_adam(state["adam"])
+            self._optimiser.load_scaler(state["scaler"])
+            require_finite(self._state(), self._file, "delete it, and the head is trained anew")
             self.done = saved["step"]
 
     def train(self, val_data: ImageData) -> None:
@@ -104,8 +104,7 @@ class HeadTrainer:
         Returns scalars. `skipped` is 1 where gradients were not finite.
         """
         job = self._job
-        generator = make_generator(job.device, job.seed, "log-sigma", step)
-        noise = Noise(generator, job.ranks.part)
+        noise = Noise(make_generator(job.device, job.seed, "log-sigma", step), job.ranks.part)
         _, nats = pixel_term(job, self._autoencoder, self._likelihood, pixels, noise)
         loss = (nats / (pixels[0].numel() * math.log(2))).mean()
         self._optimiser.zero_grad()
@@ -116,19 +115,10 @@ class HeadTrainer:
         finite = self._optimiser.step()
         return {"pixel_bits_per_dim": job.ranks.mean(loss.detach()), "skipped": (~finite).float()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Head, moments and scale."""
-        return {
-            "head": self._head.state_dict(),
-            "adam": self._optimiser.adam.state_dict(),
-            "scaler": self._optimiser.scaler.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._head.load_state_dict(state["head"])
-        self._optimiser.load_adam(state["adam"])
-        self._optimiser.load_scaler(state["scaler"])
+        adam, scaler = self._optimiser.adam.state_dict(), self._optimiser.scaler.state_dict()
+        return {"head": self._head.state_dict(), "adam": adam, "scaler": scaler}
 
     def _validate(self, data: ImageData) -> float:
         """The pixel term over the images to evaluate, bits per dimension, with the same noise at every call."""
@@ -164,4 +154,4 @@ class HeadTrainer:
 
     def _save(self) -> None:
         if self._job.ranks.first:
-            save_file(self._file, {"key": self._key, "step": self.done, "trainer": self.state_dict()})
+            save_file(self._file, {"key": self._key, "step": self.done, "trainer": self._state()})

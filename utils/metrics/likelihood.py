@@ -109,11 +109,7 @@ def summarise(terms: np.ndarray, dimensions: int, tokens: int) -> dict[str, Valu
             "or the head's training diverged (lower --lr)"
         )
     values: dict[str, Value] = {}
-    for name, nats in (
-        ("", pixels + codes),
-        ("pixel_", pixels),
-        ("code_", codes),
-    ):
+    for name, nats in {"": pixels + codes, "pixel_": pixels, "code_": codes}.items():
         bits = nats / (dimensions * math.log(2))
         values[f"{name}bits_per_dim"] = bits.mean().item()
         values[f"{name}standard_error"] = (bits.std() / len(bits) ** 0.5).item() if len(bits) > 1 else None

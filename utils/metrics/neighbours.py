@@ -45,15 +45,10 @@ class Embedding:
 
 
 def build_embedding(job: Job, distance: str, lpips_net: str, lpips_weights: str | None) -> Embedding:
-    """The distance that the flags name; features of R64 where the weights of LPIPS cannot be had, with a warning.
-
-    Raises:
-        UserError: weights that were named are not usable.
-    """
+    """The distance that the flags name, or after a warning R64's features. UserError: named weights are not usable."""
     if distance == "lpips":
-        what, instead = f"the weights of --lpips_net {lpips_net}", "name a file by --lpips_weights"
         try:
-            network = load_lpips(lpips_net, lpips_weights, what=what, instead=instead)
+            network = load_lpips(lpips_net, lpips_weights)
         except NoWeightsError as error:
             job.warn(f"WARNING: {error}. For now features of R64 stand in for LPIPS: other distances, other neighbours")
         else:
@@ -71,15 +66,9 @@ def images_to_compare(data: ImageData, images: int | None, k: int) -> int:
     return total
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The k nearest images of each sample, nearest first; of equally near ones the earlier counts."""
-
-    distances: Tensor  # [S,k] float32, squared
-    indices: Tensor  # [S,k] int64
-
-
-def nearest_images(job: Job, embedding: Embedding, samples: Tensor, data: ImageData, n: int, k: int) -> Neighbours:
+def nearest_images(
+    job: Job, embedding: Embedding, samples: Tensor, data: ImageData, n: int, k: int
+) -> NearestNeighbours:
     """The k of the first n images of `data` nearest to each of samples uint8 [S,3,H,W].
 
     Images that cannot be read are left out. What an interrupted search has compared is kept in the run folder.
@@ -103,7 +92,7 @@ def nearest_images(job: Job, embedding: Embedding, samples: Tensor, data: ImageD
         images = eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=note)
         for first, pixels in zip(firsts.tolist(), images, strict=True):
             present = None
-            if unreadable:  # where another image stands in
+            if unreadable:  # not where another image stands in
                 here = [data.source(i) not in unreadable for i in range(first, first + len(pixels))]
                 present = torch.tensor(here, device=job.device)
             with without_tf32():
@@ -118,11 +107,11 @@ def nearest_images(job: Job, embedding: Embedding, samples: Tensor, data: ImageD
         found.merge(distances.float(), indices.long())
     if found.distances.isinf().any():
         raise UserError(f"--top_k {k} is more than the training images that can be read: use fewer")
-    return Neighbours(found.distances.cpu(), found.indices.cpu())
+    return found
 
 
 def write_neighbours(
-    job: Job, samples: Tensor, found: Neighbours, data: ImageData, conditions: Mapping[str, Value]
+    job: Job, samples: Tensor, found: NearestNeighbours, data: ImageData, conditions: Mapping[str, Value]
 ) -> np.ndarray:
     """Write `neighbours.json`: number, file (or LMDB and key) and distance of each. Returns a picture, uint8 [3,H',W'].
 
@@ -131,18 +120,12 @@ def write_neighbours(
     indices, distances = found.indices.tolist(), found.distances.tolist()
     neighbours = torch.stack([torch.from_numpy(data[i]) for row in indices for i in row])
     left, right = image_grid(samples, columns=1), image_grid(neighbours, columns=found.indices.shape[1])
-    content = {
-        "conditions": dict(conditions),
-        "samples": [
-            [
-                {"index": i, "source": data.source(i), "distance": distance}
-                for i, distance in zip(row, row_distances, strict=True)
-            ]
-            for row, row_distances in zip(indices, distances, strict=True)
-        ],
-    }
+    rows = [
+        [{"index": i, "source": data.source(i), "distance": distance} for i, distance in zip(*row, strict=True)]
+        for row in zip(indices, distances, strict=True)
+    ]
     with whole_file(job.folder.path / "neighbours.json") as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write((json.dumps({"conditions": dict(conditions), "samples": rows}, indent=2) + "\n").encode())
     return np.concatenate([left, np.full((*left.shape[:2], GAP), 255, np.uint8), right], axis=2)
 
 
@@ -162,25 +145,19 @@ class NearestNeighbours:
     def nearest(self, embeddings: Tensor, first: int, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Distances and indices [S,k] as above of some embeddings [b,D] float32 alone, numbered from `first` on."""
         # |q − e|² by one product; its rounding, about 1e-7 of |q|² + |e|², may leave equal ones slightly below zero.
-        distances = torch.addmm(
-            self._query_norms + embeddings.square().sum(1), self._queries, embeddings.t(), alpha=-2
-        ).clamp(min=0)
+        norms = self._query_norms + embeddings.square().sum(1)
+        distances = torch.addmm(norms, self._queries, embeddings.t(), alpha=-2).clamp(min=0)
         if present is not None:
             distances = distances.where(present, torch.inf)
         numbers = torch.arange(first, first + len(embeddings), device=embeddings.device)
         nothing = torch.full_like(self.distances, torch.inf), torch.full_like(self.indices, -1)
-        return self._first(
-            torch.cat([distances, nothing[0]], dim=1),
-            torch.cat([numbers.expand(len(distances), -1), nothing[1]], dim=1),
-        )
+        return self._first((distances, nothing[0]), (numbers.expand(len(distances), -1), nothing[1]))
 
     def merge(self, distances: Tensor, indices: Tensor) -> None:
         """Take what `nearest` found [S,m] among further embeddings, which come after those seen before."""
-        self.distances, self.indices = self._first(
-            torch.cat([self.distances, distances], dim=1), torch.cat([self.indices, indices], dim=1)
-        )
+        self.distances, self.indices = self._first((self.distances, distances), (self.indices, indices))
 
-    def _first(self, distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        distances, order = distances.sort(dim=1, stable=True)
+    def _first(self, distances: tuple[Tensor, Tensor], indices: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        values, order = torch.cat(distances, dim=1).sort(dim=1, stable=True)
         k = self.distances.shape[1]
-        return distances[:, :k], indices.gather(1, order[:, :k])
+        return values[:, :k], torch.cat(indices, dim=1).gather(1, order[:, :k])

@@ -9,7 +9,6 @@ float64, so that no rounding error decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -27,17 +26,7 @@ _PAIRS = 1024  # distances in float64 at a time
 _ABOVE = 1 + 2.0**-20  # more than the rounding of a few float32 operations
 
 
-@dataclass(frozen=True)
-class PRDC:
-    """Each from 0 up; all but density at most 1."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def prdc(job: Job, real: Rows | np.ndarray, fake: Rows | np.ndarray, nearest_k: int) -> PRDC:
+def prdc(job: Job, real: Rows | np.ndarray, fake: Rows | np.ndarray, nearest_k: int) -> dict[str, float]:
     """`compute_prdc` of features [n,d] and [m,d] on the job's device, with a progress bar of this process's share."""
     reals, fakes = (torch.tensor(features[:], device=job.device) for features in (real, fake))
     with job.progress("PRDC", block_count(len(real), len(fake), ranks=job.ranks), "block") as progress:
@@ -46,19 +35,15 @@ def prdc(job: Job, real: Rows | np.ndarray, fake: Rows | np.ndarray, nearest_k: 
 
 @without_tf32()
 def compute_prdc(
-    real: Tensor,
-    fake: Tensor,
-    nearest_k: int,
-    *,
-    block: int = BLOCK,
-    tick: Callable[[], None] = lambda: None,
-    ranks: Ranks = ALONE,
-) -> PRDC:
-    """The four numbers of real features [n,d] and fake features [m,d], float32 and on one device.
+    real: Tensor, fake: Tensor, nearest_k: int, *,
+    block: int = BLOCK, tick: Callable[[], None] = lambda: None, ranks: Ranks = ALONE,
+) -> dict[str, float]:
+    """The four numbers of real features [n,d] and fake features [m,d], float32 and on one device, by name.
 
-    Radii are distances to the `nearest_k`-th neighbour within the same set. Beyond the features, memory is that of a
-    centred copy of them and of a few blocks of distances. `tick` is called `block_count` times. Several `ranks` have
-    the same features, and each computes its share of the blocks; all get the one result, whatever their number.
+    Each is 0 or more, all but density at most 1. Radii are distances to the `nearest_k`-th neighbour within the same
+    set. Beyond the features, memory is that of a centred copy of them and of a few blocks of distances. `tick` is
+    called `block_count` times. Several `ranks` have the same features, and each computes its share of the blocks; all
+    get the one result, whatever their number.
 
     Raises:
         ValueError: shapes do not fit, a set has no more than `nearest_k` points, or a value is not finite.
@@ -85,12 +70,12 @@ def compute_prdc(
         recalled[i[in_fake]] = True
         tick()
     pairs_within = int(ranks.sum(torch.tensor(pairs_within)))
-    return PRDC(
-        precision=_fraction(precise, ranks),
-        recall=_fraction(recalled, ranks),
-        density=pairs_within / (nearest_k * len(fake)),
-        coverage=_fraction(covered, ranks),
-    )
+    return {
+        "precision": _fraction(precise, ranks),
+        "recall": _fraction(recalled, ranks),
+        "density": pairs_within / (nearest_k * len(fake)),
+        "coverage": _fraction(covered, ranks),
+    }
 
 
 def block_count(n: int, m: int, block: int = BLOCK, ranks: Ranks = ALONE) -> int:

@@ -17,26 +17,21 @@ from utils.data.datasets import ImageData
 from utils.data.pictures import comparison_rows, image_grid
 from utils.machine.devices import without_tf32
 from utils.machine.files import content_key
-from utils.metrics.feature_cache import part_size
 from utils.metrics.features import FeatureExtractor
 from utils.pretrained.perceptual import LPIPS, load_lpips
 from utils.pretrained.weights import NoWeightsError
 from utils.runs.job import Job
 from utils.runs.shards import Shards
 from utils.sampling.drawing import decoded
+from utils.sampling.latents import part_size
 
 QUALITIES = ("psnr_db", "ssim", "lpips")
 _ROWS = 32  # originals in the picture of them and their reconstructions
 
 
 def compare_reconstructions(
-    job: Job,
-    autoencoder: VQAutoEncoder,
-    ae_key: tuple[object, ...],
-    data: ImageData,
-    codes: np.ndarray,
-    extractor: FeatureExtractor,
-    lpips: LPIPS | None,
+    job: Job, autoencoder: VQAutoEncoder, ae_key: tuple[object, ...], data: ImageData, codes: np.ndarray,
+    extractor: FeatureExtractor, lpips: LPIPS | None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Features [n,d] of the reconstructions of images with codes [n,N], and means of what compares them one by one."""
 
@@ -68,33 +63,17 @@ def _qualities(originals: Tensor, images: Tensor, lpips: LPIPS | None) -> Tensor
     """uint8 [B,3,S,S], twice → [B, QUALITIES] float32; NaN for what cannot be said."""
     x, y = originals.float() / 255, images.float() / 255
     unknown = x.new_full((len(x),), torch.nan)
-    return torch.stack(
-        [
-            psnr(x, y),
-            ssim(x, y) if x.shape[-1] >= SSIM_WINDOW else unknown,
-            lpips(x, y).flatten() if lpips else unknown,
-        ],
-        dim=1,
-    )
+    similar = ssim(x, y) if x.shape[-1] >= SSIM_WINDOW else unknown
+    return torch.stack([psnr(x, y), similar, lpips(x, y).flatten() if lpips else unknown], dim=1)
 
 
 def lpips_if_there(job: Job, net: str, weights_file: str | None, side: int) -> LPIPS | None:
-    """LPIPS of images of a side, by the names of its flags, or None after a line that says why not.
-
-    Raises:
-        UserError: a file was named, and is not usable.
-    """
+    """LPIPS of images of a side, or None after a line that says why not. UserError: a named file is not usable."""
     if side < LPIPS_MIN_SIDES[net]:
         job.warn(f"no LPIPS: --lpips_net {net} needs images of at least {LPIPS_MIN_SIDES[net]} pixels")
         return None
     try:
-        network = load_lpips(
-            net,
-            weights_file,
-            what=f"the weights of --lpips_net {net}",
-            instead="name a file by --lpips_weights",
-        )
+        return LPIPS(load_lpips(net, weights_file), job.device, symmetric=True)
     except NoWeightsError as error:
         job.warn(f"no LPIPS: {error}")
         return None
-    return LPIPS(network, job.device, symmetric=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import lpips
@@ -43,7 +41,7 @@ class LPIPS:
 
     @functools.cached_property
     def weights(self) -> str:
-        """Which: the first digits of a hash."""
+        """Which: see `digest_of`."""
         return digest_of(self._network)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -55,19 +53,12 @@ class LPIPS:
 
 
 def build_perceptual(settings: VQGANSettings, device: torch.device) -> PerceptualLoss | None:
-    """The perceptual loss that the settings ask for, or None.
-
-    Raises:
-        UserError: its weights can be had neither from disk nor from the network.
-    """
+    """The perceptual loss that the settings ask for, or None. UserError: its weights cannot be had, or do not fit."""
     if not settings.is_perceptual:
         return None
-    network = load_lpips(
-        "vgg",
-        settings.perceptual_weights_file,
-        what="the VGG16 weights of --perceptual lpips",
-        instead="name a file by --perceptual_weights_file, or use --perceptual none",
-    )
+    what = "the VGG16 weights of --perceptual lpips"
+    instead = "name a file by --perceptual_weights_file, or use --perceptual none"
+    network = load_lpips("vgg", settings.perceptual_weights_file, what=what, instead=instead)
     return LPIPS(network, device, symmetric=settings.lpips_input == "symmetric")
 
 
@@ -91,14 +82,14 @@ class LPIPSEmbedding:
         """Images [B,3,H,W] in [0,1] → [B,D] float32, D about 10 (alex) to 125 (vgg) times H·W."""
         with torch.autocast(images.device.type, enabled=False):
             features = self._network.net(self._network.scaling_layer(2 * images.float() - 1))
-            parts = [
-                (lpips.normalize_tensor(layer) * (weight / math.sqrt(layer[0, 0].numel()))).flatten(1)
-                for layer, weight in zip(features, self._weights, strict=True)
-            ]
+            pairs = zip(map(lpips.normalize_tensor, features), self._weights, strict=True)
+            parts = [(layer * (weight / math.sqrt(layer[0, 0].numel()))).flatten(1) for layer, weight in pairs]
         return torch.cat(parts, dim=1)
 
 
-def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpips.LPIPS:
+def load_lpips(
+    net: str, weights: str | None, *, what: str | None = None, instead: str = "name a file by --lpips_weights"
+) -> lpips.LPIPS:
     """LPIPS with trunk `net`: alex, vgg or squeeze.
 
     weights: torchvision's file of the trunk, a whole LPIPS state dict, or (vgg) a published VQGAN checkpoint; None for
@@ -109,9 +100,9 @@ def load_lpips(net: str, weights: str | None, *, what: str, instead: str) -> lpi
         NoWeightsError: there is no file, and no download.
         UserError: the file is not usable.
     """
+    what = what or f"the weights of --lpips_net {net}"
     path = Path(weights) if weights else pretrained_file(_TRUNKS[net], what=what, instead=instead)
-    network = untrained_lpips(net)
-    content = load_state_dict(path)
+    network, content = untrained_lpips(net), load_state_dict(path)
     whole = part_of(content, "perceptual.") or content
     if "features.0.weight" not in whole:
         load_into(network, whole, path)
@@ -130,13 +121,6 @@ def digest_of(network: torch.nn.Module) -> str:
 
 def untrained_lpips(net: str) -> lpips.LPIPS:
     """LPIPS with a trunk of random weights: alex, vgg or squeeze. The global random stream stays as it is."""
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # of arguments that lpips uses
         return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torchvision's two warnings about arguments that lpips still uses."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        yield

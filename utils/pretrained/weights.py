@@ -16,12 +16,8 @@ class NoWeightsError(UserError):
 def pretrained_file(url: str, *, what: str, instead: str) -> Path:
     """A file in torch's cache of downloads, fetched if it is not there and checked against the hash in its name.
 
-    Only the file: the libraries' own loaders would unpickle it.
-
-    Args:
-        url: its address; its last part is the file's name.
-        what: what it is, for the message.
-        instead: what else the user can do, for the message.
+    Only the file: the libraries' own loaders would unpickle it. Its name is the last part of its address. `what` it is,
+    and what else the user can do `instead`, are for the message.
 
     Raises:
         NoWeightsError: it cannot be had; the line says which file, from which address, goes where.

@@ -29,7 +29,7 @@ def given_codes(codes: np.ndarray, hidden: Tensor, *, mask_id: int, completions:
 
 
 def completions_picture(
-    job: Job, autoencoder: VQAutoEncoder, data: ImageData, ids: Rows, hidden: Tensor
+    job: Job, autoencoder: VQAutoEncoder, data: ImageData, ids: Rows | np.ndarray, hidden: Tensor
 ) -> np.ndarray:
     """A row for each of the first images: itself, what is given of it, and its first completions. uint8 [3,H',W'].
 

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from hparams.settings.experiments import LargerSettings, SamplingSettings
-from models.prior.prior import Prior
 from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
-from utils.data.pictures import to_uint8
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key
 from utils.machine.seeding import make_generator
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.job import Job
 from utils.runs.shards import Shards
-from utils.sampling.drawing import require_finite_draws, require_finite_images
+from utils.sampling.drawing import check_finite, decoded
 
 
 def larger_codes(
@@ -33,15 +31,14 @@ def larger_codes(
     Raises:
         NotFiniteError: the prior's predictions are not finite.
     """
-    prior, window = models.prior, models.autoencoder.latent_size
-    height, width = larger.shape
+    (height, width), window = larger.shape, models.autoencoder.latent_size
     windows = len(window_starts(height, window[0], larger.stride)) * len(window_starts(width, window[1], larger.stride))
     together = -(-job.batch_size // windows)  # images, so that a batch is filled
     key = content_key("larger 1", *models.prior_key, larger, replace(sampling, n_samples=1), job.seed, job.amp_dtype)
 
     def draw(indices: np.ndarray, _: object) -> Iterator[Tensor]:
         for first in range(0, len(indices), together):
-            yield _draw(job, prior, larger, sampling, window, indices[first : first + together].tolist())
+            yield _draw(job, models, larger, sampling, indices[first : first + together].tolist())
 
     like = np.empty(height * width + 1, np.int32)  # behind the codes the number of windows
     rows = Shards(job.folder.samples / key).fill(job, sampling.n_samples, like, draw, what="sampling", size=together)[:]
@@ -49,17 +46,12 @@ def larger_codes(
 
 
 def _draw(
-    job: Job,
-    prior: Prior,
-    larger: LargerSettings,
-    sampling: SamplingSettings,
-    window: tuple[int, int],
-    indices: list[int],
+    job: Job, models: TrainedModels, larger: LargerSettings, sampling: SamplingSettings, indices: list[int]
 ) -> Tensor:
     """[b, H·W + 1] int64."""
+    prior, (height, width) = models.prior, larger.shape
     assert prior.mask_id is not None  # others are refused with the settings
     generators = (make_generator("cpu", job.seed, "larger", index) for index in indices)
-    height, width = larger.shape
     plans = (reveal_plan((height, width), larger.order, sampling.sample_steps, each) for each in generators)
     reveal, uniforms = (torch.stack(part).to(job.device) for part in zip(*plans, strict=True))
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
@@ -73,18 +65,11 @@ def _draw(
 
     with evaluating(prior), job.progress(f"image {indices[0] + 1}", int(reveal.max()) + 1, "step") as progress:
         for x in larger_trajectory(  # noqa: B007 (the last one is the result)
-            logits_at,
-            torch.full_like(reveal, prior.mask_id),
-            reveal,
-            uniforms,
-            mask_id=prior.mask_id,
-            window=window,
-            stride=larger.stride,
-            rule=Rule(sampling.temp),
-            batch_size=job.batch_size,
-            invalid=invalid,
+            logits_at, torch.full_like(reveal, prior.mask_id), reveal, uniforms, mask_id=prior.mask_id,
+            window=models.autoencoder.latent_size, stride=larger.stride, rule=Rule(sampling.temp),
+            batch_size=job.batch_size, invalid=invalid,
         ):
-            require_finite_draws(invalid, job.amp_dtype)
+            check_finite("the prior's predictions", invalid == 0, job.amp_dtype)
             progress.update()
             job.check()
     return torch.cat([x.flatten(1), x.new_full((len(x), 1), evaluations // len(x))], dim=1)
@@ -96,9 +81,5 @@ def decode_larger(job: Job, models: TrainedModels, codes: np.ndarray) -> Tensor:
     The decoder's normalisation and its attention see all of an image, so that tiles are not what they would be: with an
     overlap of a training image on each side they still differ by 6 of 255 on average (toy churches).
     """
-    images = []
-    for image in torch.from_numpy(codes.astype(np.int64)).to(job.device):
-        with evaluating(models.autoencoder), job.autocast():
-            decoded = models.autoencoder.decode(image.view(1, -1), size=image.shape)
-        images.append(to_uint8(require_finite_images(decoded, job.amp_dtype)))
-    return torch.cat(images)
+    height, width = codes.shape[1:]
+    return torch.cat([decoded(job, models.autoencoder, image.reshape(1, -1), (height, width)) for image in codes])

@@ -24,6 +24,11 @@ from utils.sampling.drawing import ids_dtype
 _ROWS = 4096  # images whose codes are counted at a time
 
 
+def part_size(job: Job) -> int:
+    """Rows of a part file: some `ROWS`, in whole batches."""
+    return -(-ROWS // job.batch_size) * job.batch_size
+
+
 def latents_key(autoencoder: VQAutoEncoder, data: ImageData, flip: bool) -> str:
     """Hash of what determines the codes: encoder and quantiser weights, images, image size, flipping."""
     digest = hashlib.sha256(f"latents 2\0{data.fingerprint}\0{data.img_size}\0{flip}".encode())
@@ -46,8 +51,7 @@ def encoded(job: Job, autoencoder: VQAutoEncoder, data: ImageData, folder: Path,
 
     def encode(indices: np.ndarray, report: Report) -> Iterator[Tensor]:
         job.say(f"encoding {len(indices)} images{' and their mirror images' if flip else ''}")
-        batches = eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report)
-        for images in batches:
+        for images in eval_batches(data, job.batch_size, job.num_workers, indices=indices, bad=report):
             with evaluating(autoencoder):
                 x = images.to(job.device).float() / 255
                 ids = [autoencoder.encode(x.flip(-1) if turn else x, check_range=False) for turn in turns]
@@ -55,8 +59,7 @@ def encoded(job: Job, autoencoder: VQAutoEncoder, data: ImageData, folder: Path,
 
     key = latents_key(autoencoder, data, flip)
     shards = Shards(folder / key, job.folder.latents / key)
-    size = -(-ROWS // job.batch_size) * job.batch_size
-    codes = shards.fill(job, len(data), like, encode, what="encoding", size=size)[:]
+    codes = shards.fill(job, len(data), like, encode, what="encoding", size=part_size(job))[:]
     return codes.transpose(1, 0, 2).reshape(-1, like.shape[1])
 
 
@@ -69,27 +72,20 @@ def resident(codes: np.ndarray, codebook_size: int, device: torch.device) -> Ten
     return torch.from_numpy(codes.astype(dtype)).to(device)
 
 
-def code_statistics(ids: Tensor, codebook_size: int) -> dict[str, float]:
+def code_statistics(ids: Tensor | np.ndarray, codebook_size: int) -> dict[str, float]:
     """What a prior has to beat on codes ids [n,N], n ≥ 1, in bits per token, and the share of the codebook in use.
 
     Uniform guessing costs log2 K; the frequencies of single codes, pooled over places, cost their marginal entropy.
     """
-    counts = _counts(ids, codebook_size)
-    return {
-        "log2_codebook_size": math.log2(codebook_size),
-        "marginal_entropy_bits_per_token": math.log2(perplexity(counts).item()),
-        "codebook_used": (counts > 0).double().mean().item(),
-    }
+    used = codes_in_use(ids, codebook_size)
+    entropy = math.log2(used["codebook_perplexity"])
+    bits = {"log2_codebook_size": math.log2(codebook_size), "marginal_entropy_bits_per_token": entropy}
+    return {**bits, "codebook_used": used["codebook_used"]}
 
 
-def codes_in_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
+def codes_in_use(codes: Tensor | np.ndarray, codebook_size: int) -> dict[str, float]:
     """Share of the codebook that codes [n,N] use, and their perplexity, between 1 and K."""
-    counts = _counts(torch.from_numpy(codes.astype(np.int32)), codebook_size)
-    return {
-        "codebook_used": (counts > 0).double().mean().item(),
-        "codebook_perplexity": perplexity(counts).item(),
-    }
-
-
-def _counts(ids: Tensor, codebook_size: int) -> Tensor:
-    return torch.stack([id_counts(part.long(), codebook_size) for part in ids.split(_ROWS)]).sum(0)
+    ids = torch.as_tensor(codes if isinstance(codes, Tensor) else codes.astype(np.int32))
+    counts = torch.stack([id_counts(part.long(), codebook_size) for part in ids.split(_ROWS)]).sum(0)
+    used = (counts > 0).double().mean().item()
+    return {"codebook_used": used, "codebook_perplexity": perplexity(counts).item()}

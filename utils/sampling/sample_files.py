@@ -22,30 +22,22 @@ UNFINISHED = ".unfinished"
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Images that were written.
+    """Images that were written."""
 
-    Attributes:
-        where: the files, in words.
-        first: a grid of the first ones, uint8 [3,H',W']; nothing but on the first process.
-    """
-
-    where: str
-    first: np.ndarray
+    where: str  # the files, in words
+    first: np.ndarray  # a grid of the first ones, uint8 [3,H',W']; nothing but on the first process
 
 
 def write_samples(
-    job: Job, n: int, images: Callable[[range], Tensor], folder: Path, *, individually: bool
+    job: Job, n: int, images: Callable[[slice], Tensor], folder: Path, *, individually: bool
 ) -> SampleFiles:
     """Write n images to `folder`, in place of the samples of an earlier call; each process makes and writes its share.
 
     Grids are `samples_<number>.png`; with `individually` each image is `samples/<index>.png`, at its own size. Until
     all are there they lie in a hidden folder, so that a call that was interrupted leaves no part of a set that looks
-    whole.
-
-    Args:
-        images: takes the numbers of some images, gives them, uint8 [b,C,H,W].
+    whole. images: gives those of a slice of the n, uint8 [b,C,H,W].
     """
-    unfinished, grids = folder / UNFINISHED, [range(i, min(i + PER_GRID, n)) for i in range(0, n, PER_GRID)]
+    unfinished, grids = folder / UNFINISHED, [slice(i, min(i + PER_GRID, n)) for i in range(0, n, PER_GRID)]
     if job.ranks.first:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
@@ -56,9 +48,9 @@ def write_samples(
         for number in job.ranks.share(len(grids)):
             pixels = images(grids[number]).cpu()
             if individually:  # compressing takes longer than drawing does on a GPU
-                files = (unfinished / "samples" / f"{index:06d}.png" for index in grids[number])
+                files = (unfinished / "samples" / f"{index:06d}.png" for index in range(n)[grids[number]])
                 list(pool.map(_write_image, files, pixels))
-            if not individually:
+            else:
                 save_png(unfinished / f"samples_{number:03d}.png", image_grid(pixels, COLUMNS))
             if number == 0:
                 first = image_grid(pixels, COLUMNS)

@@ -13,7 +13,7 @@ from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator
 from utils.runs.job import Job
-from utils.sampling.drawing import require_finite_draws, require_finite_images
+from utils.sampling.drawing import check_finite
 
 MOMENTS = 10  # states that are shown
 MOST_STEPS = 64  # of the reverse process, so that the picture costs little whatever T is
@@ -36,23 +36,17 @@ def unmasking_strip(job: Job, prior: Prior, autoencoder: VQAutoEncoder, sampling
     generator = make_generator(job.device, job.seed, "unmasking")
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
     with evaluating(prior, autoencoder), job.autocast():
-        states = list(
-            diffusion_trajectory(
-                prior.logits,
-                start,
-                mask_id=prior.mask_id,
-                steps=steps,
-                rule=Rule(sampling.temp),
-                generator=generator,
-                invalid=invalid,
-            )
+        trajectory = diffusion_trajectory(
+            prior.logits, start, mask_id=prior.mask_id, steps=steps, rule=Rule(sampling.temp), generator=generator,
+            invalid=invalid,
         )
-        shown = torch.linspace(0, steps, MOMENTS).round().long().tolist()
-        x = torch.cat([states[number] for number in shown])
+        states = list(trajectory)
+        x = torch.cat([states[number] for number in torch.linspace(0, steps, MOMENTS).round().long().tolist()])
         guess = torch.where(x == prior.mask_id, prior.logits(x).argmax(-1), x)
         images = autoencoder.decode(guess).float().clamp(0, 1)
-    require_finite_draws(invalid, job.amp_dtype)
-    images = require_finite_images(images, job.amp_dtype).cpu()
+    check_finite("the prior's predictions", invalid == 0, job.amp_dtype)
+    check_finite("decoded images", images.isfinite().all(), job.amp_dtype)
+    images = images.cpu()
     return torch.cat([_coloured(x.cpu(), prior.mask_id, autoencoder.latent_size, images.shape), images])
 
 

@@ -25,14 +25,11 @@ def features(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
-def test_latents_from_npy(tmp_path: Path, dtype: type[np.generic]) -> None:
+def test_latents(tmp_path: Path, dtype: type[np.generic]) -> None:
     np.save(tmp_path / "ids.npy", IDS.astype(dtype))
-    np.testing.assert_array_equal(latents(tmp_path / "ids.npy"), IDS)
-
-
-def test_latents_from_a_saved_tensor(tmp_path: Path) -> None:
-    torch.save(torch.from_numpy(IDS), tmp_path / "ids.pt")
-    np.testing.assert_array_equal(latents(tmp_path / "ids.pt"), IDS)
+    torch.save(torch.from_numpy(IDS.astype(dtype)), tmp_path / "ids.pt")
+    for name in ("ids.npy", "ids.pt"):
+        np.testing.assert_array_equal(latents(tmp_path / name), IDS)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +109,11 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
     save_file({"real": FEATURES, "fake": FEATURES}, tmp_path / "two.safetensors")
     with pytest.raises(UserError, match=r"holds (real, fake|fake, real); it should hold one tensor"):
         features(tmp_path / "two.safetensors")
-    header = 100_000 * b"["
-    (tmp_path / "deep.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="is damaged"):
-        features(tmp_path / "deep.safetensors")
-    whole = tmp_path / "cut.safetensors"
-    save_file({"real": FEATURES}, whole)
-    whole.write_bytes(whole.read_bytes()[:-4])
-    with pytest.raises(UserError, match="is damaged"):
-        features(whole)
+    header, whole = 100_000 * b"[", (tmp_path / "two.safetensors").read_bytes()
+    for content in (len(header).to_bytes(8, "little") + header, whole[:-4]):
+        (tmp_path / "damaged.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            features(tmp_path / "damaged.safetensors")
     torch.save({"ids": torch.zeros(2)}, tmp_path / "many.pt")
     with pytest.raises(UserError, match="holds a dict, not one tensor"):
         latents(tmp_path / "many.pt")

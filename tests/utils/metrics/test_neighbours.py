@@ -20,52 +20,42 @@ from utils.metrics.neighbours import (
     GAP,
     Embedding,
     NearestNeighbours,
-    Neighbours,
     build_embedding,
     images_to_compare,
     nearest_images,
     write_neighbours,
 )
+from utils.pretrained.perceptual import untrained_lpips
 from utils.runs.job import Job
 
 
 class Images:
-    """Random images in place of a data set."""
+    """21 random images in place of a data set, some of which may be unreadable."""
 
-    fingerprint = "random"
-
-    def __init__(self, n: int) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), np.uint8)
+    def __init__(self, lost: set[int] | None = None) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (21, 3, 32, 32), np.uint8)
+        self.lost = lost or set()
+        self.fingerprint = f"without {lost}"
 
     def __len__(self) -> int:
         return len(self.pixels)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.pixels[i]
-
-    def source(self, i: int) -> str:
-        return f"file {i}"
-
-
-class Broken(Images):
-    """Images some of which cannot be read."""
-
-    def __init__(self, images: Images, lost: set[int]) -> None:
-        self.pixels = images.pixels
-        self.lost = lost
-        self.fingerprint = f"without {lost}"
 
     def __getitem__(self, i: int) -> np.ndarray:
         if i in self.lost:
             raise BadImageError(f"file {i} is no image")
         return self.pixels[i]
 
+    def source(self, i: int) -> str:
+        return f"file {i}"
+
+
+DATA: Any = Images()
+
 
 @pytest.fixture(scope="module")
 def network() -> lpips.LPIPS:
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="deprecated"):
-        return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    return untrained_lpips("alex").eval()
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +67,13 @@ def embedding(network: lpips.LPIPS, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def data() -> Any:
-    return Images(21)
+def samples() -> Tensor:
+    other = np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32), np.uint8)
+    return torch.from_numpy(np.concatenate([other, DATA[13][None]]))
 
 
-@pytest.fixture
-def samples(data: Any) -> Tensor:
-    other = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32), np.uint8))
-    return torch.cat([other, torch.from_numpy(data[13][None])])
-
-
-def find(job: Job, embedding: Embedding, samples: Tensor, data: Any, n: int = 21, k: int = 5) -> Neighbours:
-    return nearest_images(job, embedding, samples, data, n, k)
+def find(job: Job, embedding: Embedding, samples: Tensor, data: Any = DATA, k: int = 5) -> NearestNeighbours:
+    return nearest_images(job, embedding, samples, data, len(data), k)
 
 
 def counted(embedding: Embedding, stop_after: int | None = None) -> tuple[Embedding, list[int]]:
@@ -105,10 +90,10 @@ def counted(embedding: Embedding, stop_after: int | None = None) -> tuple[Embedd
 
 
 def test_neighbours_and_distances_are_those_of_lpips(
-    job: Job, network: lpips.LPIPS, embedding: Embedding, samples: Tensor, data: Any
+    job: Job, network: lpips.LPIPS, embedding: Embedding, samples: Tensor
 ) -> None:
-    found = find(job, embedding, samples, data)
-    x, y = samples.float() / 255, torch.from_numpy(data.pixels).float() / 255
+    found = find(job, embedding, samples)
+    x, y = samples.float() / 255, torch.from_numpy(DATA.pixels).float() / 255
     with torch.no_grad():
         distances = torch.stack([network(image.expand(len(y), -1, -1, -1), y, normalize=True).flatten() for image in x])
     expected, order = distances.sort(1)
@@ -120,31 +105,31 @@ def test_neighbours_and_distances_are_those_of_lpips(
 
 
 def test_an_interrupted_search_goes_on_and_from_no_other_one(
-    job: Job, embedding: Embedding, samples: Tensor, data: Any, monkeypatch: pytest.MonkeyPatch
+    job: Job, embedding: Embedding, samples: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("utils.metrics.neighbours._BATCHES", 2)
     with pytest.raises(KeyboardInterrupt):
-        find(job, counted(embedding, 4)[0], samples, data)  # the samples themselves, and three batches
+        find(job, counted(embedding, 4)[0], samples)  # the samples themselves, and three batches
     rest, batches = counted(embedding)
-    whole = find(job, rest, samples, data)
+    whole = find(job, rest, samples)
     assert batches == [3, 4, 4, 4, 1]
     batches.clear()
-    assert torch.equal(find(job, rest, samples, data).indices, whole.indices)
+    assert torch.equal(find(job, rest, samples).indices, whole.indices)
     assert batches == [3]
     other = Embedding(embedding.name, "other", rest.embed)
-    for changed in ({"embedding": other}, {"samples": samples.flip(0)}, {"data": Broken(data, set())}, {"k": 4}):
+    for changed in ({"embedding": other}, {"samples": samples.flip(0)}, {"data": Images(set())}, {"k": 4}):
         batches.clear()
-        find(job, **{"embedding": rest, "samples": samples, "data": data, **changed})
+        find(job, **{"embedding": rest, "samples": samples, **changed})
         assert sum(batches) == 3 + 21, changed
 
 
 def test_images_that_cannot_be_read_are_no_neighbours(
-    job: Job, embedding: Embedding, samples: Tensor, data: Any, monkeypatch: pytest.MonkeyPatch
+    job: Job, embedding: Embedding, samples: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor are they reported less after an interruption."""
-    whole = find(job, embedding, samples, data)
+    whole = find(job, embedding, samples)
     lost = {13, int(whole.indices[0, 1]), 2}
-    broken, told = Broken(data, lost), {}
+    broken, told = Images(lost), {}
 
     def report(found: Mapping[str, str], images: int) -> None:
         assert images == 21
@@ -162,90 +147,68 @@ def test_images_that_cannot_be_read_are_no_neighbours(
     assert found.indices[0, : len(kept)].tolist() == kept
 
     with pytest.raises(UserError, match="--top_k 5 is more than the training images that can be read"):
-        find(job, embedding, samples, Broken(data, set(range(17))))
+        find(job, embedding, samples, Images(set(range(17))))
 
 
-def test_damaged_weights_are_named(job: Job, embedding: Embedding, samples: Tensor, data: Any) -> None:
+def test_damaged_weights_are_named(job: Job, embedding: Embedding, samples: Tensor) -> None:
     damaged = Embedding(embedding.name, "damaged", lambda images: embedding.embed(images) * torch.nan)
     with pytest.raises(UserError, match=r"LPIPS \(alex\) gives values that are not finite"):
-        find(job, damaged, samples, data)
+        find(job, damaged, samples)
 
 
-def test_a_part_of_the_images(job: Job, embedding: Embedding, samples: Tensor, data: Any) -> None:
-    assert find(job, embedding, samples, data, n=images_to_compare(data, 6, 5)).indices.max() < 6
-    assert images_to_compare(data, None, 5) == images_to_compare(data, 99, 5) == 21
+def test_a_part_of_the_images(job: Job, embedding: Embedding, samples: Tensor) -> None:
+    assert nearest_images(job, embedding, samples, DATA, images_to_compare(DATA, 6, 5), 5).indices.max() < 6
+    assert images_to_compare(DATA, None, 5) == images_to_compare(DATA, 99, 5) == 21
     with pytest.raises(UserError, match="--top_k 5 is more than the 4 training images: use 4 or fewer"):
-        images_to_compare(data, 4, 5)
+        images_to_compare(DATA, 4, 5)
 
 
 def test_without_weights_r64_stands_in_and_says_so(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Job, offline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     embedding = build_embedding(job, "lpips", "alex", None)
     assert "R64" in embedding.name
     (said,) = capsys.readouterr().out.splitlines()
-    for part in ("WARNING", "--lpips_net alex", "alexnet-owt-7be5be79.pth", str(tmp_path), "--lpips_weights", "R64"):
+    for part in ("WARNING", "--lpips_net alex", "alexnet-owt-7be5be79.pth", str(offline), "--lpips_weights", "R64"):
         assert part in said
     assert embedding(torch.zeros((2, 3, 32, 32), dtype=torch.uint8)).shape == (2, 64)
     with pytest.raises(UserError, match=r"other\.pth"):
-        build_embedding(job, "lpips", "alex", str(tmp_path / "other.pth"))
+        build_embedding(job, "lpips", "alex", str(offline / "other.pth"))
 
 
-def test_what_is_written(job: Job, samples: Tensor, data: Any) -> None:
-    found = Neighbours(torch.tensor([[0.1, 0.2]] * 3), torch.tensor([[4, 1], [0, 2], [13, 3]]))
-    picture = write_neighbours(job, samples, found, data, {"distance": "LPIPS"}).transpose(1, 2, 0)
+def test_what_is_written(job: Job, samples: Tensor) -> None:
+    found = NearestNeighbours(torch.zeros(3, 1), 2)
+    found.merge(torch.tensor([[0.1, 0.2]] * 3), torch.tensor([[4, 1], [0, 2], [13, 3]]))
+    picture = write_neighbours(job, samples, found, DATA, {"distance": "LPIPS"}).transpose(1, 2, 0)
     content = json.loads((job.folder.path / "neighbours.json").read_text())
     assert content["conditions"] == {"distance": "LPIPS"}
     assert content["samples"][2][0] == {"index": 13, "source": "file 13", "distance": pytest.approx(0.1)}
     cell, right = 3 * 32 + 2, 3 * 32 + 4 + GAP  # enlarged three times, 2 pixels between; where neighbours begin
     assert picture.shape == (3 * cell + 2, right + 2 * cell + 2, 3)
     shown = picture[2 * cell + 2 :: 3, right + 2 :: 3][:32, :32].transpose(2, 0, 1)
-    assert np.array_equal(shown, data[13])
+    assert np.array_equal(shown, DATA[13])
 
 
-def points(n: int, seed: int) -> Tensor:
-    return torch.randn((n, 20), generator=torch.Generator().manual_seed(seed))
-
-
-def search_all(queries: Tensor, data: Tensor, k: int, batch_size: int) -> NearestNeighbours:
-    found = NearestNeighbours(queries, k)
-    for first in range(0, len(data), batch_size):
-        found.merge(*found.nearest(data[first : first + batch_size], first))
-    return found
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_running_neighbours_are_those_of_all_distances(batch_size: int) -> None:
-    queries, data = points(5, 0), points(50, 1)
-    found = search_all(queries, data, 4, batch_size)
-    expected, order = torch.cdist(queries.double(), data.double()).square().sort(1)
-    assert torch.equal(found.indices, order[:, :4])
-    torch.testing.assert_close(found.distances.double(), expected[:, :4], rtol=1e-5, atol=1e-5)
+def points(n: int) -> Tensor:
+    return torch.randn((n, 20), generator=torch.Generator().manual_seed(1))
 
 
 def test_a_copy_is_at_no_distance_and_the_earlier_of_equals_counts() -> None:
-    data = points(9, 1)
-    found = search_all(data[3:4], torch.cat([data, data]), 2, 4)
-    assert found.indices.tolist() == [[3, 12]]
-    assert found.distances.max() < 1e-4  # squared, of points whose squared lengths are some 20 and are rounded
-    many = points(200, 1)  # some of whose distances to themselves are rounded to less than nothing
-    assert search_all(many, many, 1, 50).distances.min() >= 0
-
-
-def test_fewer_images_than_neighbours() -> None:
-    found = search_all(points(2, 0), points(3, 1), 5, 2)
-    assert (found.indices[:, 3:] == -1).all()
-    assert found.distances[:, 3:].isinf().all()
-    assert found.distances[:, :3].isfinite().all()
+    data = points(200)
+    found = NearestNeighbours(data, 2)
+    for first in (0, 200):
+        found.merge(*found.nearest(data, first))
+    assert found.indices.tolist() == [[i, 200 + i] for i in range(200)]
+    # Squared, of points whose squared lengths are some 20 and are rounded, some to less than nothing.
+    assert 0 <= found.distances.min() <= found.distances.max() < 1e-4
 
 
 def test_what_is_not_present_counts_and_is_no_neighbour() -> None:
-    data = points(9, 1)
+    data = points(9)
     found = NearestNeighbours(data[3:4], 9)
     found.merge(*found.nearest(data[:5], 0, torch.tensor([True, True, True, False, True])))
+    assert (found.indices[:, 5:] == -1).all()  # there are fewer
     found.merge(*found.nearest(data[5:], 5))
     assert sorted(found.indices[0, :8].tolist()) == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert found.distances[0, :8].isfinite().all()
     assert found.distances[0, 8].isinf()
