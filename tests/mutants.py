@@ -63,7 +63,7 @@ a resumed run leaves out a batch | test_batches.py
 the quantiser's loss misses the loss scale | test_vqgan_step.py
     quantized.loss * scale / self._count  =>  quantized.loss / self._count
 accumulated gradients are not divided | test_spread.py
-    scale(loss.mean() / self.micro_batches)  =>  scale(loss.mean())
+    scale(both[0].mean() / self.micro_batches)  =>  scale(both[0].mean())
 the warm-up is a step ahead | test_prior_trainer.py
     step / warmup_iters)  =>  (step + 1) / warmup_iters)
 steps are saved one late | test_training_run.py
@@ -117,7 +117,7 @@ every process reads the first one's images | test_torchrun.py
 metrics are logged one step early | test_training_run.py
     self._record.scalars(done, TRAIN,  =>  self._record.scalars(done - 1, TRAIN,
 curves are means since the run's start | test_bookkeeping.py
-    self._sums, self._counts = {}, {} scalars  =>  scalars
+    self._sums, self._counts = {}, Counter() scalars  =>  scalars
 a user's mistake exits with 1 | test_cli.py
     status = 2 if isinstance(error, UserError)  =>  status = 1 if isinstance(error, UserError)
 """

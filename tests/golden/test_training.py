@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.prior import absorbing
 from models.prior.prior import Codes, Draws
+from utils.runs.job import Job
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 
@@ -44,7 +45,7 @@ def training(nearest_reference: Any) -> dict[str, Tensor]:
 def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGANTrainer, list[dict[str, Tensor]]]:
     settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
     vqgan = nearest_reference.vqgan(disc_start_step=3)
-    trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
+    trainer = VQGANTrainer(Job(settings.run, CPU), settings.training, settings.vqgan, vqgan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
         return trainer, [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
@@ -54,7 +55,7 @@ def vqgan_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[VQGA
 def prior_run(nearest_reference: Any, training: dict[str, Tensor]) -> tuple[PriorTrainer, list[dict[str, Tensor]]]:
     settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
     prior = nearest_reference.prior("absorbing")
-    trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
+    trainer = PriorTrainer(Job(settings.run, CPU), settings.training, settings.prior, prior)
     times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(absorbing, "sample_time", lambda *_: next(times))

@@ -25,18 +25,9 @@ from torch.utils._pytree import tree_iter, tree_map
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 
-# Operations whose result, or its shape, the host must know before it goes on.
-_WAITING = {
-    "_local_scalar_dense",  # item, bool, int, float
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_consecutive",
-    "unique_dim",
-    "bincount",
-    "repeat_interleave",
-    "equal",
-}
+# Operations whose result, or its shape, the host must know before it goes on; the first is item, bool, int, float.
+_WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
+_WAITING |= {"bincount", "repeat_interleave", "equal"}
 # They may have indices on the host, and wait for these.
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They take a scalar of the host's, beside what PyTorch marks as pointwise.
@@ -63,8 +54,7 @@ class Stream:
         for stream, done in {**other._waited, other: other._done}.items():
             self._waited[stream] = max(done, self._waited.get(stream, 0))
 
-    def wait(self) -> None:
-        """The host waits."""
+    def wait(self) -> None:  # of the host
         self._passed = self._done
 
     def work(self, what: Any, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
@@ -81,11 +71,12 @@ class Stream:
 class _Device:
     """What the device is doing."""
 
+    may_be_waited_for = True
+    captures: Graph | None = None
+    stream: Stream
+
     def __init__(self) -> None:
-        self.may_be_waited_for = True
-        self.captures: Graph | None = None
         self.streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self.stream: Stream
 
     def wait(self, what: Any) -> None:
         """The host waits for the current stream."""
@@ -118,13 +109,8 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, on_host: Tensor) -> DeviceTensor:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            on_host.size(),
-            strides=on_host.stride(),
-            storage_offset=on_host.storage_offset(),
-            dtype=on_host.dtype,
-        )
+        layout = {"strides": on_host.stride(), "storage_offset": on_host.storage_offset(), "dtype": on_host.dtype}
+        made = Tensor._make_wrapper_subclass(cls, on_host.size(), **layout)  # type: ignore[attr-defined]
         made.on_host = on_host
         return made
 
@@ -410,11 +396,6 @@ class _Event:
         return 1000 * (later._time - self._time)
 
 
-class _Autocast(torch.autocast):
-    def __init__(self, device_type: str, **options: Any) -> None:
-        super().__init__("cpu", **options)
-
-
 def _grouped(tensors: Any, with_indices: bool = False) -> Any:
     """Lists of tensors by device and type; PyTorch's own takes all for a CPU's."""
     return {
@@ -426,7 +407,7 @@ def _grouped(tensors: Any, with_indices: bool = False) -> Any:
 @contextmanager
 def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block in which "cuda" is the emulated device."""
-    autocast_dtype, autocasts = torch.get_autocast_dtype, torch.is_autocast_enabled
+    autocast, autocast_dtype, autocasts = torch.autocast, torch.get_autocast_dtype, torch.is_autocast_enabled
     of_cuda = {
         "CUDAGraph": Graph,
         "Event": _Event,
@@ -462,7 +443,7 @@ def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
         for name, replacement in of_cuda.items():
             inside.setattr(torch.cuda, name, replacement)
         inside.setattr(torch, "Generator", _Generator)
-        inside.setattr(torch, "autocast", _Autocast)
+        inside.setattr(torch, "autocast", lambda _, **options: autocast("cpu", **options))
         inside.setattr(torch, "get_autocast_dtype", lambda _: autocast_dtype("cpu"))
         inside.setattr(torch, "is_autocast_enabled", lambda *_: autocasts("cpu"))
         inside.setattr(nn.Module, "compile", lambda *_, **__: None)
