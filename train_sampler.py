@@ -46,14 +46,14 @@ def train(settings: PriorStage) -> None:
     from utils.training.prior_trainer import PriorTrainer
     from utils.training.training_run import TrainingRun
 
-    training, img_size, ae_load_dir = settings.training, settings.autoencoder.img_size, str(settings.source.ae_load_dir)
-    validates = training.steps_per_eval > 0
+    training, validates = settings.training, settings.training.steps_per_eval > 0
+    ae_load_dir, ae_step = str(settings.source.ae_load_dir), settings.source.ae_load_step
     with open_job(settings, open_sinks) as job:
-        device, ranks, codebook_size = job.device, job.ranks, settings.autoencoder.codebook_size
+        device, ranks = job.device, job.ranks
+        img_size, codebook_size = settings.autoencoder.img_size, settings.autoencoder.codebook_size
         images = open_data(settings.run, split="train", img_size=img_size, hold_out=validates)
         held_out = open_data(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
         require_same_images(f"--dataset {settings.run.dataset}", [images, held_out] if held_out else [images], ranks)
-        ae_step = settings.source.ae_load_step
         autoencoder, ae_file = restore_autoencoder(settings.autoencoder, ae_load_dir, ae_step, ema=True, device=device)
         seed_global(settings.run.seed, "prior")
         trainer = PriorTrainer(job, training, settings.prior, build_prior(settings.prior, codebook_size))

@@ -68,9 +68,9 @@ the warm-up is a step ahead | test_prior_trainer.py
     step / warmup_iters)  =>  (step + 1) / warmup_iters)
 steps are saved one late | test_training_run.py
     bool(every) and done % every == 0  =>  bool(every) and done > 1 and (done - 1) % every == 0
-every step draws the same times and masks | test_prior_trainer.py
+every step draws the same times and masks | test_trainers.py
     reseed(self._generator, self.seed, "prior", step)  =>  reseed(self._generator, self.seed, "prior")
-! dropout is the same on all processes | test_spread.py test_prior_trainer.py
+! dropout is the same on all processes | test_spread.py test_trainers.py
     *([self.ranks.rank] if self.ranks.rank else [])  =>
 the learning rate of a loaded optimiser wins over --lr | test_optimiser.py
     {**own, "params": ids}  =>  {**own, "lr": state["param_groups"][0].get("lr", 1.0), "params": ids}

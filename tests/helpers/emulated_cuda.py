@@ -38,10 +38,6 @@ class WaitError(AssertionError):
     """The host waited for the device where it must not."""
 
 
-class RaceError(AssertionError):
-    """Two streams use the same memory, and neither waits for the other."""
-
-
 class Stream:
     """Work in its order; that of other streams counts as done where this one, or the host, waited for it."""
 
@@ -64,7 +60,7 @@ class Stream:
             uses: dict[Stream, tuple[int, int]] = tensor.untyped_storage().__dict__.setdefault("uses", {})
             for stream, (used, wrote) in uses.items():  # the last use, and the last one that wrote
                 if (used if writes else wrote) > max(stream._passed, self._waited.get(stream, 0)) and stream != self:
-                    raise RaceError(f"{what} does not wait for what another stream does with the same memory")
+                    raise AssertionError(f"{what} does not wait for what another stream does with the same memory")
             uses[self] = self._done, self._done if writes else uses.get(self, (0, 0))[1]
 
 
@@ -185,11 +181,10 @@ def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 def _check_places(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
     """That an operation with a tensor of the device has all tensors there, but for a scalar to read, and indices."""
     scalars = torch.Tag.pointwise in func.tags or name.rstrip("_") in _FILLING
+    changed = _written(func, args, kwargs)
     if name in _INDEXING:
-        scalars, args = True, (args[0], *args[2:])
-        elsewhere = not isinstance(args[0], DeviceTensor)
-    else:
-        elsewhere = not all(isinstance(tensor, DeviceTensor) for tensor in _written(func, args, kwargs))
+        scalars, args, changed = True, (args[0], *args[2:]), [args[0]]
+    elsewhere = not all(isinstance(tensor, DeviceTensor) for tensor in changed)
     others = [tensor for tensor in _tensors((args, kwargs)) if not isinstance(tensor, DeviceTensor)]
     if elsewhere or any(tensor.dim() or not scalars for tensor in others):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found two, cuda:0 and cpu")
@@ -273,9 +268,7 @@ def _moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     named = next((word for word in words if isinstance(word, str | torch.device)), like.device)
     dtype = next((word for word in words if isinstance(word, torch.dtype)), like.dtype)
     to_cuda = func is Tensor.cuda or (func is Tensor.to and _is_cuda(named))
-    options = {"dtype": dtype, "copy": kwargs.get("copy", False)}
-    if kwargs.get("memory_format") is not None:
-        options["memory_format"] = kwargs["memory_format"]
+    options = {"dtype": dtype, "copy": kwargs.get("copy", False), "memory_format": kwargs.get("memory_format")}
     if to_cuda != isinstance(tensor, DeviceTensor):
         non_blocking = kwargs.get("non_blocking") or True in words
         if non_blocking and not to_cuda:
@@ -378,8 +371,7 @@ class Graph:
 
 class _Event:
     def __init__(self, *, enable_timing: bool = False) -> None:
-        self._times = enable_timing
-        self._time = 0.0
+        self._times, self._time = enable_timing, 0.0
 
     def record(self, _: Any) -> None:
         self._time = time.perf_counter()
@@ -408,26 +400,14 @@ def _grouped(tensors: Any, with_indices: bool = False) -> Any:
 def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block in which "cuda" is the emulated device."""
     autocast, autocast_dtype, autocasts = torch.autocast, torch.get_autocast_dtype, torch.is_autocast_enabled
-    of_cuda = {
-        "CUDAGraph": Graph,
-        "Event": _Event,
-        "Stream": Stream,
-        "current_stream": lambda *_: _DEVICE.stream,
-        "device": lambda _: nullcontext(),
-        "device_count": lambda: 1,
-        "empty_cache": lambda: None,
-        "get_device_name": lambda _: "emulated",
-        "graph": lambda graph, stream=None, **_: graph.capture(stream),
-        "graph_pool_handle": lambda: (0, 1),
-        "is_available": lambda: True,
-        "is_bf16_supported": lambda **_: True,
-        "is_current_stream_capturing": lambda: _DEVICE.captures is not None,
-        "max_memory_allocated": lambda _: 0,
-        "max_memory_reserved": lambda _: 0,
-        "reset_peak_memory_stats": lambda _: None,
-        "stream": _DEVICE.on,
-        "synchronize": lambda _: _DEVICE.wait("synchronize"),
-    }
+    of_cuda = {"CUDAGraph": Graph, "Event": _Event, "Stream": Stream, "stream": _DEVICE.on}
+    of_cuda |= {"current_stream": lambda *_: _DEVICE.stream, "synchronize": lambda _: _DEVICE.wait("synchronize")}
+    of_cuda |= {"graph": lambda graph, stream=None, **_: graph.capture(stream), "graph_pool_handle": lambda: (0, 1)}
+    of_cuda |= {"is_current_stream_capturing": lambda: _DEVICE.captures is not None, "device": lambda _: nullcontext()}
+    of_cuda |= {"is_available": lambda: True, "is_bf16_supported": lambda **_: True, "device_count": lambda: 1}
+    of_cuda |= {"get_device_name": lambda _: "emulated", "empty_cache": lambda: None}
+    of_cuda |= {"max_memory_allocated": lambda _: 0, "max_memory_reserved": lambda _: 0}
+    of_cuda |= {"reset_peak_memory_stats": lambda _: None}
     apply = nn.Module._apply
 
     def applied(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -64,10 +64,3 @@ def go_on(trainer: PriorTrainer | VQGANTrainer, other: PriorTrainer | VQGANTrain
     for ema, model in trainer.models().items():
         model.load_state_dict(other.models()[ema].state_dict())
     trainer.load_state_dict(copy.deepcopy(other.state_dict()))
-
-
-def assert_same_state(first: PriorTrainer | VQGANTrainer, second: PriorTrainer | VQGANTrainer) -> None:
-    """Equal to the bit."""
-    expected = state_of(first)
-    for name, value in state_of(second).items():
-        assert torch.equal(value, expected[name]), name

@@ -52,9 +52,8 @@ class TrainingRun:
         job.take_folder(resume_step=kept, saves=settings.training.resume or not begin.own_steps)
         if job.ranks.first and begin.own_steps:  # an earlier process may have ended before it came to that
             clean_up(self.folder, kind, self.start, settings.training)
-        self._report = TrainingReport(job, values_of(settings), kind, start=self.start, kept=kept is not None)
-        self.say, self.warn = self._report.say, self._report.warn
-        self.validated, self.baselines = self._report.validated, self._report.baselines
+        self._report = report = TrainingReport(job, values_of(settings), kind, start=self.start, kept=kept is not None)
+        self.say, self.warn, self.validated, self.baselines = job.say, job.warn, report.validated, report.baselines
         job.list_bad_images(keep=self._state.data is not None)
         self.bad_images_met = SharedReport(lambda *told: job.bad_images(*told), job.ranks)
         self._picture_cadences = settings.training.steps_per_display_output, settings.training.steps_per_save_output
@@ -145,7 +144,7 @@ class TrainingRun:
             self._report.picture(done, name, images, columns, display=display, save=save)
 
     def save_if_due(self, done: int) -> None:
-        """Save every `steps_per_checkpoint` steps, when a signal asks for it, and at the end, where failing ends it."""
+        """Save every `steps_per_checkpoint` steps, when a signal asks, and at the end; RunError if that one fails."""
         save_asked = self._heed_signals(done)
         last = done == self.end or self._stopping is not None
         if not (last or save_asked or self.due(self._training.steps_per_checkpoint, done)):

@@ -116,11 +116,8 @@ def test_a_saved_state_goes_on_exactly_with_the_rate_and_the_kernel_of_the_setti
         assert (group["lr"], group["fused"]) == (0.1, True)
 
 
-def test_parameters_without_a_gradient_have_no_moments() -> None:
+def test_parameters_without_a_gradient_and_named_last_ones_may_be_without_moments() -> None:
     assert [bool(entry) for entry in moments(loaded(published(without=1)))] == [True, False, True, True]
-
-
-def test_only_named_last_parameters_may_be_unknown_to_the_file() -> None:
     optimiser = loaded(published(parameters=2), may_lack=("1.",))
     assert [bool(entry) for entry in moments(optimiser)] == [True, True, False, False]
     for parameters, may_lack in ((2, ()), (2, ("0.",)), (1, ("1.",))):
@@ -138,17 +135,12 @@ def test_moments_of_other_shapes_are_named() -> None:
         loaded(state)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        [],
-        {"weight": torch.zeros(2)},
-        {"state": {}, "param_groups": []},
-        {"state": {0: 1}, "param_groups": [{"params": [0, 1, 2, 3]}]},
-        {"state": {}, "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}]},
-    ],
-)
+OTHERS = [None, [], {"weight": torch.zeros(2)}, {"state": {}, "param_groups": []}]
+OTHERS += [{"state": {0: 1}, "param_groups": [{"params": [0, 1, 2, 3]}]}]
+OTHERS += [{"state": {}, "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}]}]
+
+
+@pytest.mark.parametrize("content", OTHERS)
 def test_other_content_is_refused(content: Any) -> None:
     with pytest.raises(UserError, match=r"^file does not hold the state of an Adam optimiser$"):
         loaded(content)

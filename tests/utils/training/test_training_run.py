@@ -24,7 +24,7 @@ from hparams.settings.stages import VQGANStage
 from shown import curve, shown
 from trainers import vqgan_trainer
 from utils.machine.stopwatch import Stopwatch
-from utils.runs.checkpoints import load_state_dict, save_step
+from utils.runs.checkpoints import save_step
 from utils.runs.job import Job
 from utils.runs.run_folder import VQGAN, RunFolder
 from utils.training.training_run import TrainingRun
@@ -35,23 +35,11 @@ SMALL = {"dataset": "churches", "log_dir": "run", "device": "cpu", "quiet": True
 SMALL |= CADENCES | {"steps_per_log": 2, "steps_per_update_ema": 1}
 
 
-class Idle:
+def idle() -> Any:
     """A trainer without training."""
-
-    device, optimisers = CPU, {}
-
-    def __init__(self) -> None:
-        self.network = nn.Linear(2, 2)
-
-    def models(self) -> dict[bool, nn.Module]:
-        return {False: self.network}
-
-    def release(self) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    network, nothing = nn.Linear(2, 2), lambda *_: None
+    parts = {"device": CPU, "optimisers": {}, "models": lambda: {False: network}, "release": nothing}
+    return SimpleNamespace(**parts, state_dict=dict, load_state_dict=nothing)
 
 
 @contextmanager
@@ -61,7 +49,7 @@ def run_of(settings: VQGANStage, trainer: Any) -> Iterator[TrainingRun]:
 
 
 def idle_run(processes: int = 1, trainer: Any = None, **changes: Any) -> Any:
-    return run_of(resolve(VQGANStage, SMALL | changes, processes=processes), trainer or Idle())
+    return run_of(resolve(VQGANStage, SMALL | changes, processes=processes), trainer or idle())
 
 
 def figures(loss: float, skipped: bool = False, **more: Tensor) -> dict[str, Tensor]:
@@ -84,12 +72,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_ends_holds_no_graph() -> None:
     """NCCL, which ends after it, waits until no graph holds its messages."""
-
-    class Replayed:
-        """Stands for a step's CUDA graph."""
-
-    trainer, graph = vqgan_trainer(), Replayed()
-    trainer._graph = None, graph  # type: ignore[assignment]
+    trainer, graph = vqgan_trainer(), nn.Identity()  # stands for a step's CUDA graph
+    trainer._graph = None, graph
     held = weakref.ref(graph)
     del graph
     with idle_run(trainer=trainer):
@@ -97,20 +81,14 @@ def test_a_run_that_ends_holds_no_graph() -> None:
     assert held() is None
 
 
-def test_a_signal_during_the_last_step_finds_a_run_that_is_done() -> None:
-    with idle_run(train_steps=3) as run:
-        go(run, {3: signal.SIGTERM})
-    assert run.folder.state_steps(VQGAN) == [3]
+def test_a_step_is_saved_once_each_time_that_a_signal_asks_for_it_and_one_ends_the_run() -> None:
+    with idle_run(train_steps=6, keep_states=9) as run:
+        go(run, {1: signal.SIGUSR1, 4: signal.SIGUSR1, 6: signal.SIGTERM})  # the last finds it done
+    assert run.folder.state_steps(VQGAN) == [1, 4, 6]
     with pytest.raises(SystemExit) as end, idle_run(train_steps=3, log_dir="other") as run:
         go(run, {2: signal.SIGTERM})
     assert end.value.code == 143
     assert run.folder.state_steps(VQGAN) == [2]
-
-
-def test_a_step_is_saved_once_each_time_that_it_is_asked_for() -> None:
-    with idle_run(train_steps=6, keep_states=9) as run:
-        go(run, {1: signal.SIGUSR1, 4: signal.SIGUSR1})
-    assert run.folder.state_steps(VQGAN) == [1, 4, 6]
 
 
 @pytest.mark.parametrize(("failing", "saved"), [("batch", [3]), ("validation", [4]), ("step", [])])
@@ -144,8 +122,8 @@ def test_lines_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
         go(run)
     with idle_run(train_steps=6, resume=True) as run:
         go(run)
-    names = ("loss", "skipped_updates", "steps_per_second")
-    assert lines(run, *names) == [(2, 1.5, 1, 2), (4, 3.5, 1, 1), (6, 5.5, 1, 2)]
+    means = lines(run, "loss", "skipped_updates", "steps_per_second")
+    assert means == [(2, 1.5, 1, 2), (4, 3.5, 1, 1), (6, 5.5, 1, 2)]
 
 
 def test_a_command_that_goes_on_leaves_the_settings_of_its_run() -> None:
@@ -178,8 +156,9 @@ def test_rates_and_codebook_usage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_run_keeps_nothing_of_another_that_saved_no_step(loaded: bool) -> None:
-    with idle_run(train_steps=3, log_dir="source") as run:
+def test_a_run_interrupted_before_its_first_save_starts_again_without_what_others_left(loaded: bool) -> None:
+    source, trainer = idle(), idle()
+    with idle_run(train_steps=3, log_dir="source", trainer=source) as run:
         go(run)
     with idle_run(train_steps=9) as run:
         run.baselines({"entropy": 1.0})
@@ -188,26 +167,16 @@ def test_a_run_keeps_nothing_of_another_that_saved_no_step(loaded: bool) -> None
     more = {"load_dir": "source", "load_step": 3} if loaded else {}
     with idle_run(train_steps=6, **more) as run:
         run.baselines({"entropy": 2.0})
+    with run_of(resolve(VQGANStage, {"log_dir": "run", "resume": True}), trainer) as run:
+        assert run.start == (3 if loaded else 0)
+        run.baselines({"entropy": 2.0})
         go(run)
-    first = 3 if loaded else 0
-    assert lines(run) == [(first,), *((step,) for step in (2, 4, 6) if step > first)]
+    first, wanted = (3, [4, 6]) if loaded else (0, [2, 4, 6])
+    weights = (each.models()[False].weight for each in (source, trainer))
+    assert torch.equal(*weights) == loaded
+    assert lines(run) == [(first,), *((step,) for step in wanted)]
+    assert curve(run.folder.path, "loss", "train")[0] == wanted
     assert run.folder.log.read_text().count("entropy") == 1
-    assert curve(run.folder.path, "loss", "train")[0] == [step for step in (2, 4, 6) if step > first]
-
-
-def test_a_run_that_was_interrupted_before_its_first_save_starts_again_from_the_same_weights() -> None:
-    with idle_run(train_steps=3, log_dir="source") as run:
-        go(run)
-    weights = load_state_dict(run.folder.model_file(VQGAN, 3))["weight"]
-    with idle_run(train_steps=6, load_dir="source", load_step=3) as run:
-        run.baselines({"entropy": 1.0})
-    idle = Idle()
-    with run_of(resolve(VQGANStage, {"log_dir": "run", "resume": True}), idle) as run:
-        assert run.start == 3
-        assert torch.equal(idle.network.weight, weights)
-        run.baselines({"entropy": 1.0})
-        go(run)
-    assert lines(run) == [(3,), (4,), (6,)]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -232,17 +201,16 @@ def test_weights_of_a_step_that_could_not_be_saved_take_no_room(monkeypatch: pyt
 
 
 def test_unreadable_images_stay_known_until_the_data_set_changes() -> None:
-    class Images(SimpleNamespace):
-        def __len__(self) -> int:
-            return 1000
+    class Images(list[int]):
+        fingerprint = "a"
 
     with idle_run(train_steps=3) as run:
-        run.compare_data(Images(fingerprint="a"))
+        run.compare_data(Images())
         run.bad_images_met({"1.png": "cannot read it"}, 1000)
         go(run)
     with idle_run(train_steps=6, resume=True) as run:
-        run.compare_data(Images(fingerprint="a"))
+        run.compare_data(Images())
         run.bad_images_met({"2.png": "nor this"}, 1000)
         assert run.folder.bad_images.read_text().count("\n") == 2
-        run.compare_data(Images(fingerprint="b"))
+        run.compare_data(Images([1]))
         assert not run.folder.bad_images.exists()
