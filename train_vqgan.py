@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from hparams.cli import note, parse
-from hparams.notes import notes_on_length
-from hparams.saved import describe
+from hparams.cli import parse
 from hparams.script import run_script
 from hparams.settings.stages import VQGANStage
 from utils.runs.preflight import check_data
 from utils.runs.run_folder import VQGAN
-from utils.training.training_start import first_step, is_complete
+from utils.training.training_start import TrainingStart
 
 EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4"
 
@@ -17,12 +15,7 @@ EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --
 def main() -> None:
     settings = parse(VQGANStage, description=__doc__, example=EXAMPLE)
     check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
-    start = first_step(settings, VQGAN)
-    if settings.run.dry_run:
-        print(describe(settings))
-        note(notes_on_length(settings))
-        return
-    if not is_complete(settings, VQGAN, start):
+    if TrainingStart(settings, VQGAN).has_work():
         train(settings)
 
 
@@ -40,38 +33,33 @@ def train(settings: VQGANStage) -> None:
     from utils.training.training_run import TrainingRun
     from utils.training.vqgan_trainer import VQGANTrainer
 
-    run_settings, training = settings.run, settings.training
+    training, img_size = settings.training, settings.autoencoder.img_size
+    batch_size, workers, validates = settings.run.batch_size, settings.run.num_workers, training.steps_per_eval > 0
     with open_job(settings, open_sinks) as job:
         device, ranks = job.device, job.ranks
-        validates = training.steps_per_eval > 0
-        batch_size, img_size, workers = run_settings.batch_size, settings.autoencoder.img_size, run_settings.num_workers
-        images = open_data(run_settings, split="train", img_size=img_size, hold_out=validates)
-        held_out = open_data(run_settings, split="val", img_size=img_size, hold_out=True) if validates else None
-        splits = [images] if held_out is None else [images, held_out]
-        require_same_images(f"--dataset {run_settings.dataset}", splits, ranks)
-        order = BatchOrder(len(images), training.global_batch, run_settings.seed, ranks.part)
-
-        seed_global(run_settings.seed, "vqgan")
+        images = open_data(settings.run, split="train", img_size=img_size, hold_out=validates)
+        held_out = open_data(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
+        require_same_images(f"--dataset {settings.run.dataset}", [images, held_out] if held_out else [images], ranks)
+        order = BatchOrder(len(images), training.global_batch, settings.run.seed, ranks.part)
+        seed_global(settings.run.seed, "vqgan")
         vqgan = build_vqgan(settings.autoencoder, settings.vqgan, build_perceptual(settings.vqgan, device))
-        trainer = VQGANTrainer(run_settings, training, settings.vqgan, vqgan, device, job.amp_dtype, ranks)
+        trainer = VQGANTrainer(job, training, settings.vqgan, vqgan)
 
         with TrainingRun(settings, VQGAN, trainer, job) as run:
-            data = f"{len(images)} training images, {order.batches_per_epoch} steps per epoch"
-            run.introduce(trainer, data)
+            run.introduce(f"{len(images)} training images, {order.batches_per_epoch} steps per epoch")
             run.compare_data(images)
             bad = run.bad_images_met
             batches = train_batches(images, order, run.start, workers, pin_memory=device.type == "cuda", bad=bad)
             for step, batch in run.steps(batches):
-                terms = trainer.step(batch, step)
                 done = step + 1
-                run.log(done, terms)
+                run.log(done, trainer.step(batch, step))
                 if held_out and run.due(training.steps_per_eval, done):
                     share = eval_batches(held_out, batch_size, workers, indices=ranks.share(len(held_out)), bad=bad)
                     run.validated(done, trainer.validate(share))
                 if run.picture_due(done):
                     shown = next(eval_batches(held_out, 16, 0, bad=bad)) if held_out else batch
-                    pairs, columns = comparison_rows(shown, trainer.reconstruct(shown))
-                    run.picture(done, "originals_over_reconstructions", pairs, columns)
+                    rows, columns = comparison_rows(shown, trainer.reconstruct(shown))
+                    run.picture(done, "originals_over_reconstructions", rows, columns)
                 run.save_if_due(done)
 
 

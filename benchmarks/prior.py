@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from utils.machine.devices import pick_amp_dtype
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator, seed_global
 from utils.pretrained.building import build_prior
+from utils.runs.job import Job
 from utils.training.prior_trainer import PriorTrainer
 
 K, N, T, WIDTH, HEADS = 1024, 256, 256, 512, 8
@@ -185,7 +187,8 @@ def trainer(
 ) -> PriorTrainer:
     stage = settings(scale_layers, tokens=tokens, warmup_iters=0, compile=compiled)
     prior = shipped(scale_layers, device, tokens=tokens)
-    return PriorTrainer(stage.run, stage.training, stage.prior, prior, device, pick_amp_dtype(device, use_amp, "auto"))
+    job = Job(replace(stage, run=replace(stage.run, amp=use_amp)), device)
+    return PriorTrainer(job, stage.training, stage.prior, prior)
 
 
 def literal_step(

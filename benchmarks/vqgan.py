@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from utils.machine.devices import pick_amp_dtype
 from utils.machine.seeding import make_generator, seed_global
 from utils.pretrained.building import build_vqgan
 from utils.pretrained.perceptual import LPIPS, untrained_lpips
+from utils.runs.job import Job
 from utils.training.vqgan_trainer import VQGANTrainer
 
 
@@ -49,7 +51,8 @@ def trainer(scale: Scale, device: torch.device, *, use_amp: bool, compiled: str 
     seed_global(1)
     vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual)
     torch.nn.init.normal_(vqgan.ae.quantize.codebook)
-    return VQGANTrainer(stage.run, stage.training, stage.vqgan, vqgan, device, pick_amp_dtype(device, use_amp, "auto"))
+    job = Job(replace(stage, run=replace(stage.run, amp=use_amp)), device)
+    return VQGANTrainer(job, stage.training, stage.vqgan, vqgan)
 
 
 def literal_step(ours: VQGANTrainer, scale: Scale, device: torch.device) -> published.Trainer:

@@ -63,14 +63,14 @@ a resumed run leaves out a batch | test_batches.py
 the quantiser's loss misses the loss scale | test_vqgan_step.py
     quantized.loss * scale / self._count  =>  quantized.loss / self._count
 accumulated gradients are not divided | test_spread.py
-    scale(loss.mean() / self.micro_batches)  =>  scale(loss.mean())
+    scale(both[0].mean() / self.micro_batches)  =>  scale(both[0].mean())
 the warm-up is a step ahead | test_prior_trainer.py
     step / warmup_iters)  =>  (step + 1) / warmup_iters)
 steps are saved one late | test_training_run.py
     bool(every) and done % every == 0  =>  bool(every) and done > 1 and (done - 1) % every == 0
-every step draws the same times and masks | test_prior_trainer.py
+every step draws the same times and masks | test_trainers.py
     reseed(self._generator, self.seed, "prior", step)  =>  reseed(self._generator, self.seed, "prior")
-! dropout is the same on all processes | test_spread.py test_prior_trainer.py
+! dropout is the same on all processes | test_spread.py test_trainers.py
     *([self.ranks.rank] if self.ranks.rank else [])  =>
 the learning rate of a loaded optimiser wins over --lr | test_optimiser.py
     {**own, "params": ids}  =>  {**own, "lr": state["param_groups"][0].get("lr", 1.0), "params": ids}
@@ -117,7 +117,7 @@ every process reads the first one's images | test_torchrun.py
 metrics are logged one step early | test_training_run.py
     self._record.scalars(done, TRAIN,  =>  self._record.scalars(done - 1, TRAIN,
 curves are means since the run's start | test_bookkeeping.py
-    self._sums, self._counts = {}, {} scalars  =>  scalars
+    self._sums, self._counts = {}, Counter() scalars  =>  scalars
 a user's mistake exits with 1 | test_cli.py
     status = 2 if isinstance(error, UserError)  =>  status = 1 if isinstance(error, UserError)
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import subprocess
 import sys
@@ -31,9 +30,9 @@ from utils.training.vqgan_trainer import VQGANTrainer
 
 AVAILABLE = torch.cuda.is_available()
 needs_cuda = pytest.mark.skipif(not AVAILABLE, reason="needs a CUDA device")
-
 ROOT = Path(__file__).parents[1]
 K, N = 64, 64
+SAMPLERS = ["absorbing", "autoregressive"]
 
 
 def prior_trainer(device: str = "cuda", amp_dtype: torch.dtype | None = None, **changes: Any) -> PriorTrainer:
@@ -100,8 +99,7 @@ def test_a_replayed_function_goes_on_as_an_eager_one() -> None:
             found += [out["sum"], out["noise"], state.clone()]
         return found
 
-    for got, expected in zip(outcome(True), outcome(False), strict=True):
-        assert torch.equal(got, expected)
+    assert all(map(torch.equal, outcome(True), outcome(False)))
 
 
 @pytest.mark.parametrize(
@@ -123,56 +121,23 @@ def test_what_ends_a_capture_is_told(problem: RuntimeError) -> None:
         call(x)
 
 
-@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_the_prior_learns_the_same_by_graph(sampler: str, amp_dtype: torch.dtype | None, not_compiled: None) -> None:
-    """With dropout: also its random numbers are the same."""
-    dropout = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
-    graph, eager = (
-        prior_trainer(amp_dtype=amp_dtype, sampler=sampler, compile=choice, **dropout) for choice in ("on", "off")
+    """Also with another's graph from halfway on. With dropout: also its random numbers are the same."""
+    changes = {"sampler": sampler, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    graph, resumed, eager = (
+        prior_trainer(amp_dtype=amp_dtype, compile=choice, **changes) for choice in ("on", "on", "off")
     )
     for step in range(12):
         got, expected = (trainer.step(codes(step), step) for trainer in (graph, eager))
-        for name in expected:
-            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6, equal_nan=True)
-    for got, expected in zip(graph.averaged.parameters(), eager.averaged.parameters(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_graph_takes_what_was_resumed(not_compiled: None) -> None:
-    straight, first, second = (prior_trainer(compile="on") for _ in range(3))
-    for step in range(16):
-        straight.step(codes(step), step)
-    for step in range(8):
-        first.step(codes(step), step)
-    second.load_state_dict(first.state_dict())
-    for ema, model in second.models().items():
-        model.load_state_dict(first.models()[ema].state_dict())
-    for step in range(8, 16):
-        second.step(codes(step), step)
-    for got, expected in zip(second.averaged.parameters(), straight.averaged.parameters(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_losses_are_those_of_a_cpu() -> None:
-    generator = make_generator("cpu", 0)
-    t = torch.randint(1, 17, (8,), generator=generator)
-    draws = t, torch.rand((8, N), generator=generator) < t[:, None] / 16
-    found = []
-    for device in ("cpu", "cuda"):
-        prior = prior_trainer(device, compile="off").prior
-        prior.load_state_dict(prior_trainer("cpu").prior.state_dict())
-        on_device = Draws(*(draw.to(device) for draw in draws))
-        found.append(prior.losses(Codes(codes(0, device)), on_device).loss.cpu())
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-
-
-@needs_cuda
-def test_the_prior_learns_compiled() -> None:
-    compiled, eager = (prior_trainer(compile=choice) for choice in ("on", "off"))
-    for step in range(12):
-        got, expected = (trainer.step(codes(step), step)["loss"] for trainer in (compiled, eager))
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+        if step == 4:
+            trainers.go_on(resumed, graph)
+        elif step > 4:
+            resumed.step(codes(step), step)
+    for found in (graph, resumed):
+        torch.testing.assert_close(trainers.state_of(found), trainers.state_of(eager), rtol=1e-4, atol=1e-6)
 
 
 def take_over(trainer: VQGANTrainer, other: VQGANTrainer) -> None:
@@ -201,11 +166,10 @@ def test_the_vqgan_learns_the_same_by_graph(
             take_over(graph, eager)
         got, expected = (trainer.step(images(step), step) for trainer in (graph, eager))
         assert got.keys() == expected.keys()
-        for name in ("l1", "g_loss", "d_loss", "disc_weight"):
-            if name in expected:
-                torch.testing.assert_close(got[name], expected[name], rtol=rtol, atol=atol)
-        for mine, theirs in zip(graph.vqgan.buffers(), eager.vqgan.buffers(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
+        for name in {"l1", "g_loss", "d_loss", "disc_weight"} & expected.keys():
+            torch.testing.assert_close(got[name], expected[name], rtol=rtol, atol=atol)
+        buffers = (list(trainer.vqgan.buffers()) for trainer in (graph, eager))
+        torch.testing.assert_close(*buffers, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")])
@@ -214,9 +178,7 @@ def test_a_vqgan_goes_on_on_another_device(devices: tuple[str, str]) -> None:
     first, second = (vqgan_trainer(device, compile="off") for device in devices)
     for step in range(8, 12):
         first.step(images(step), step)
-    for ema, model in second.models().items():
-        model.load_state_dict(first.models()[ema].state_dict())
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    trainers.go_on(second, first)
     before = second.vqgan.ae.generator.last_layer.detach().cpu().clone()
     moved = []
     for trainer in (first, second):
@@ -233,11 +195,13 @@ def test_gelu_compiled_in_half_precision() -> None:
 
 
 @needs_cuda
-def test_the_vqgan_learns_compiled() -> None:
-    compiled, eager = (vqgan_trainer(compile=choice) for choice in ("on", "off"))
-    for step in range(12):
-        got, expected = (trainer.step(images(step), step) for trainer in (compiled, eager))
-        torch.testing.assert_close(got["l1"], expected["l1"], rtol=0.05, atol=1e-3)
+def test_both_stages_learn_compiled() -> None:
+    stages = ((prior_trainer, codes, "loss", 1e-4, 1e-6), (vqgan_trainer, images, "l1", 0.05, 1e-3))
+    for make, batch, name, rtol, atol in stages:
+        compiled, eager = (make(compile=choice) for choice in ("on", "off"))
+        for step in range(12):
+            got, expected = (trainer.step(batch(step), step)[name] for trainer in (compiled, eager))
+            torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
 def test_training_never_waits(not_compiled: None) -> None:
@@ -251,18 +215,23 @@ def test_training_never_waits(not_compiled: None) -> None:
         vqgan.step(pixels, 9)
 
 
-@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
-def test_samples_are_those_of_a_cpu(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_losses_and_samples_are_those_of_a_cpu(sampler: str) -> None:
     """Nearly: rounding moves a draw now and then, and what follows from it. On CUDA the batch is halved at the end."""
-    found = []
+    t = torch.randint(1, 17, (8,), generator=make_generator("cpu", 0))
+    mask = torch.rand((8, N), generator=make_generator("cpu", 1)) < t[:, None] / 16
+    losses, samples = [], []
     for device in ("cpu", "cuda"):
         prior = prior_trainer(device, sampler=sampler, compile="off").prior
         prior.load_state_dict(prior_trainer("cpu", sampler=sampler).prior.state_dict())
+        draws = Draws(t.to(device), mask.to(device)) if sampler == "absorbing" else None
+        losses.append(prior.losses(Codes(codes(0, device)), draws).loss.cpu())
         generators = (make_generator("cpu", "samples", index) for index in range(20))
         drawing = Drawing(8, wrap=Captured if device == "cuda" else None)
         with evaluating(prior):
-            found.append(torch.stack(list(prior.samples(generators, drawing))).cpu())
-    assert (found[0] == found[1]).float().mean() > 0.97
+            samples.append(torch.stack(list(prior.samples(generators, drawing))).cpu())
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert (samples[0] == samples[1]).float().mean() > 0.97
 
 
 def test_a_halved_batch_is_replayed_as_one_is_run() -> None:
@@ -285,8 +254,7 @@ def test_a_halved_batch_is_replayed_as_one_is_run() -> None:
     generators = [make_generator("cpu", "samples", index) for index in range(10)]
     with evaluating(prior):
         assert len(list(prior.samples(generators, Drawing(8, wrap=counting)))) == 10
-    assert rounds.count(8) > EAGER_CALLS
-    assert rounds.count(2) > EAGER_CALLS
+    assert min(rounds.count(8), rounds.count(2)) > EAGER_CALLS
     assert rounds == sorted(rounds, reverse=True)
     assert min(agreeing) > 0.97
 
@@ -302,17 +270,15 @@ def test_sampling_never_waits(not_compiled: None) -> None:
     assert torch.stack([first, *rest]).max() < K
 
 
+TRAINING = "--dataset toy_churches --toy_images 96 --img_size 32"
+
+
 def run(folder: Path, command: str, processes: int) -> str:
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes}" if processes > 1 else ""
     words = f"{launcher} {ROOT}/{command} --batch_size 8 --amp --visdom_port 9".split()
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-TRAINING = "--dataset toy_churches --toy_images 96 --img_size 32"
 
 
 @needs_cuda
@@ -331,17 +297,12 @@ def test_the_scripts(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_learn_the_same_by_graph(tmp_path: Path) -> None:
     """With --compile on, NCCL's messages are part of the replayed steps."""
-    training = f"{TRAINING} --train_steps 40 --steps_per_log 1"
-    for choice in ("on", "off"):
-        run(tmp_path, f"train_vqgan.py --log_dir {choice}/vqgan {training} --disc_start_step 20 --compile {choice}", 2)
-        run(
-            tmp_path,
-            f"train_sampler.py --log_dir {choice}/prior --ae_load_dir on/vqgan {training} --compile {choice}",
-            2,
-        )
-    for stage in ("vqgan", "prior"):
-        found, expected = (
-            [line["loss"] for line in read_metrics(tmp_path / f"logs/{choice}/{stage}/metrics.jsonl") if "loss" in line]
-            for choice in ("on", "off")
-        )
-        assert found == pytest.approx(expected, rel=0.05)
+    stages = {"vqgan": "train_vqgan.py --disc_start_step 20", "prior": "train_sampler.py --ae_load_dir on/vqgan"}
+    for stage, command in stages.items():
+        losses = []
+        for choice in ("on", "off"):
+            flags = f"{TRAINING} --train_steps 40 --steps_per_log 1 --compile {choice} --log_dir {choice}/{stage}"
+            run(tmp_path, f"{command} {flags}", 2)
+            lines = read_metrics(tmp_path / f"logs/{choice}/{stage}/metrics.jsonl")
+            losses.append([line["loss"] for line in lines if "loss" in line])
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)

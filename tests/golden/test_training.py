@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.prior import absorbing
 from models.prior.prior import Codes, Draws
+from utils.runs.job import Job
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 
@@ -39,7 +40,7 @@ def test_vqgan(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
     training = nearest_reference.training
     settings = nearest_reference.vqgan_settings(lr=1e-4, disc_start_step=3, perceptual_weight=0.0, **EMA)
     vqgan = nearest_reference.vqgan(disc_start_step=3)
-    trainer = VQGANTrainer(settings.run, settings.training, settings.vqgan, vqgan, CPU, amp_dtype=None)
+    trainer = VQGANTrainer(Job(settings, CPU), settings.training, settings.vqgan, vqgan)
     monkeypatch.setattr(trainer, "_prepare", lambda images: images)  # the reference's images are float, not 8-bit
     metrics = [trainer.step(images, step) for step, images in enumerate(training["vqgan_images"])]
 
@@ -57,7 +58,7 @@ def test_prior(monkeypatch: pytest.MonkeyPatch, nearest_reference: Any) -> None:
     training = nearest_reference.training
     settings = nearest_reference.prior_settings("absorbing", lr=1e-3, warmup_iters=5, **EMA)
     prior = nearest_reference.prior("absorbing")
-    trainer = PriorTrainer(settings.run, settings.training, settings.prior, prior, CPU, amp_dtype=None)
+    trainer = PriorTrainer(Job(settings, CPU), settings.training, settings.prior, prior)
     times, masks = iter(training["prior_t"]), iter(training["prior_mask"])
     monkeypatch.setattr(absorbing, "sample_time", lambda *_: next(times))
     monkeypatch.setattr(absorbing, "sample_mask", lambda *_: next(masks))

@@ -25,18 +25,9 @@ from torch.utils._pytree import tree_iter, tree_map
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 
-# Operations whose result, or its shape, the host must know before it goes on.
-_WAITING = {
-    "_local_scalar_dense",  # item, bool, int, float
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_consecutive",
-    "unique_dim",
-    "bincount",
-    "repeat_interleave",
-    "equal",
-}
+# Operations whose result, or its shape, the host must know before it goes on; the first is item, bool, int, float.
+_WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
+_WAITING |= {"bincount", "repeat_interleave", "equal"}
 # They may have indices on the host, and wait for these.
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They take a scalar of the host's, beside what PyTorch marks as pointwise.
@@ -45,10 +36,6 @@ _FILLING = {"fill", "masked_fill"}
 
 class WaitError(AssertionError):
     """The host waited for the device where it must not."""
-
-
-class RaceError(AssertionError):
-    """Two streams use the same memory, and neither waits for the other."""
 
 
 class Stream:
@@ -63,8 +50,7 @@ class Stream:
         for stream, done in {**other._waited, other: other._done}.items():
             self._waited[stream] = max(done, self._waited.get(stream, 0))
 
-    def wait(self) -> None:
-        """The host waits."""
+    def wait(self) -> None:  # of the host
         self._passed = self._done
 
     def work(self, what: Any, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
@@ -74,18 +60,19 @@ class Stream:
             uses: dict[Stream, tuple[int, int]] = tensor.untyped_storage().__dict__.setdefault("uses", {})
             for stream, (used, wrote) in uses.items():  # the last use, and the last one that wrote
                 if (used if writes else wrote) > max(stream._passed, self._waited.get(stream, 0)) and stream != self:
-                    raise RaceError(f"{what} does not wait for what another stream does with the same memory")
+                    raise AssertionError(f"{what} does not wait for what another stream does with the same memory")
             uses[self] = self._done, self._done if writes else uses.get(self, (0, 0))[1]
 
 
 class _Device:
     """What the device is doing."""
 
+    may_be_waited_for = True
+    captures: Graph | None = None
+    stream: Stream
+
     def __init__(self) -> None:
-        self.may_be_waited_for = True
-        self.captures: Graph | None = None
         self.streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self.stream: Stream
 
     def wait(self, what: Any) -> None:
         """The host waits for the current stream."""
@@ -118,13 +105,8 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, on_host: Tensor) -> DeviceTensor:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            on_host.size(),
-            strides=on_host.stride(),
-            storage_offset=on_host.storage_offset(),
-            dtype=on_host.dtype,
-        )
+        layout = {"strides": on_host.stride(), "storage_offset": on_host.storage_offset(), "dtype": on_host.dtype}
+        made = Tensor._make_wrapper_subclass(cls, on_host.size(), **layout)  # type: ignore[attr-defined]
         made.on_host = on_host
         return made
 
@@ -199,11 +181,10 @@ def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 def _check_places(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
     """That an operation with a tensor of the device has all tensors there, but for a scalar to read, and indices."""
     scalars = torch.Tag.pointwise in func.tags or name.rstrip("_") in _FILLING
+    changed = _written(func, args, kwargs)
     if name in _INDEXING:
-        scalars, args = True, (args[0], *args[2:])
-        elsewhere = not isinstance(args[0], DeviceTensor)
-    else:
-        elsewhere = not all(isinstance(tensor, DeviceTensor) for tensor in _written(func, args, kwargs))
+        scalars, args, changed = True, (args[0], *args[2:]), [args[0]]
+    elsewhere = not all(isinstance(tensor, DeviceTensor) for tensor in changed)
     others = [tensor for tensor in _tensors((args, kwargs)) if not isinstance(tensor, DeviceTensor)]
     if elsewhere or any(tensor.dim() or not scalars for tensor in others):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found two, cuda:0 and cpu")
@@ -287,9 +268,7 @@ def _moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     named = next((word for word in words if isinstance(word, str | torch.device)), like.device)
     dtype = next((word for word in words if isinstance(word, torch.dtype)), like.dtype)
     to_cuda = func is Tensor.cuda or (func is Tensor.to and _is_cuda(named))
-    options = {"dtype": dtype, "copy": kwargs.get("copy", False)}
-    if kwargs.get("memory_format") is not None:
-        options["memory_format"] = kwargs["memory_format"]
+    options = {"dtype": dtype, "copy": kwargs.get("copy", False), "memory_format": kwargs.get("memory_format")}
     if to_cuda != isinstance(tensor, DeviceTensor):
         non_blocking = kwargs.get("non_blocking") or True in words
         if non_blocking and not to_cuda:
@@ -392,8 +371,7 @@ class Graph:
 
 class _Event:
     def __init__(self, *, enable_timing: bool = False) -> None:
-        self._times = enable_timing
-        self._time = 0.0
+        self._times, self._time = enable_timing, 0.0
 
     def record(self, _: Any) -> None:
         self._time = time.perf_counter()
@@ -410,11 +388,6 @@ class _Event:
         return 1000 * (later._time - self._time)
 
 
-class _Autocast(torch.autocast):
-    def __init__(self, device_type: str, **options: Any) -> None:
-        super().__init__("cpu", **options)
-
-
 def _grouped(tensors: Any, with_indices: bool = False) -> Any:
     """Lists of tensors by device and type; PyTorch's own takes all for a CPU's."""
     return {
@@ -426,27 +399,15 @@ def _grouped(tensors: Any, with_indices: bool = False) -> Any:
 @contextmanager
 def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block in which "cuda" is the emulated device."""
-    autocast_dtype, autocasts = torch.get_autocast_dtype, torch.is_autocast_enabled
-    of_cuda = {
-        "CUDAGraph": Graph,
-        "Event": _Event,
-        "Stream": Stream,
-        "current_stream": lambda *_: _DEVICE.stream,
-        "device": lambda _: nullcontext(),
-        "device_count": lambda: 1,
-        "empty_cache": lambda: None,
-        "get_device_name": lambda _: "emulated",
-        "graph": lambda graph, stream=None, **_: graph.capture(stream),
-        "graph_pool_handle": lambda: (0, 1),
-        "is_available": lambda: True,
-        "is_bf16_supported": lambda **_: True,
-        "is_current_stream_capturing": lambda: _DEVICE.captures is not None,
-        "max_memory_allocated": lambda _: 0,
-        "max_memory_reserved": lambda _: 0,
-        "reset_peak_memory_stats": lambda _: None,
-        "stream": _DEVICE.on,
-        "synchronize": lambda _: _DEVICE.wait("synchronize"),
-    }
+    autocast, autocast_dtype, autocasts = torch.autocast, torch.get_autocast_dtype, torch.is_autocast_enabled
+    of_cuda = {"CUDAGraph": Graph, "Event": _Event, "Stream": Stream, "stream": _DEVICE.on}
+    of_cuda |= {"current_stream": lambda *_: _DEVICE.stream, "synchronize": lambda _: _DEVICE.wait("synchronize")}
+    of_cuda |= {"graph": lambda graph, stream=None, **_: graph.capture(stream), "graph_pool_handle": lambda: (0, 1)}
+    of_cuda |= {"is_current_stream_capturing": lambda: _DEVICE.captures is not None, "device": lambda _: nullcontext()}
+    of_cuda |= {"is_available": lambda: True, "is_bf16_supported": lambda **_: True, "device_count": lambda: 1}
+    of_cuda |= {"get_device_name": lambda _: "emulated", "empty_cache": lambda: None}
+    of_cuda |= {"max_memory_allocated": lambda _: 0, "max_memory_reserved": lambda _: 0}
+    of_cuda |= {"reset_peak_memory_stats": lambda _: None}
     apply = nn.Module._apply
 
     def applied(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -462,7 +423,7 @@ def emulated_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
         for name, replacement in of_cuda.items():
             inside.setattr(torch.cuda, name, replacement)
         inside.setattr(torch, "Generator", _Generator)
-        inside.setattr(torch, "autocast", _Autocast)
+        inside.setattr(torch, "autocast", lambda _, **options: autocast("cpu", **options))
         inside.setattr(torch, "get_autocast_dtype", lambda _: autocast_dtype("cpu"))
         inside.setattr(torch, "is_autocast_enabled", lambda *_: autocasts("cpu"))
         inside.setattr(nn.Module, "compile", lambda *_, **__: None)

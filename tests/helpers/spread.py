@@ -20,6 +20,7 @@ from hparams.settings.stages import PriorStage, VQGANStage
 from together import fork
 from utils.machine.distributed import Ranks, joined
 from utils.pretrained.building import build_prior, build_vqgan
+from utils.runs.job import Job
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
 
@@ -124,7 +125,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
     if name.startswith("vqgan"):
         stage = resolve(VQGANStage, changes)
         vqgan = build_vqgan(stage.autoencoder, stage.vqgan, perceptual=None)
-        trainer: Any = VQGANTrainer(stage.run, stage.training, stage.vqgan, vqgan, CPU, None, ranks)
+        trainer: Any = VQGANTrainer(Job(stage, CPU, ranks), stage.training, stage.vqgan, vqgan)
         if "micro" in name:
             vqgan.disc.eval()  # micro-batches have statistics of their own
         go_on(trainer, end)
@@ -135,7 +136,7 @@ def train(ranks: Ranks, name: str, case: Case, end: dict[str, Any] | None) -> di
     else:
         prior_stage = resolve(PriorStage, changes)
         prior = build_prior(prior_stage.prior, prior_stage.autoencoder.codebook_size)
-        trainer = PriorTrainer(prior_stage.run, prior_stage.training, prior_stage.prior, prior, CPU, None, ranks)
+        trainer = PriorTrainer(Job(prior_stage, CPU, ranks), prior_stage.training, prior_stage.prior, prior)
         go_on(trainer, end)
         losses = [trainer.step(codes(step)[mine], step) for step in steps]
         validation = trainer.validate(codes(100, 13), batch_size=3)

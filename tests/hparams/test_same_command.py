@@ -129,7 +129,7 @@ def test_under_torchrun_data_lie_where_each_machine_says(logs: Path, monkeypatch
 
 
 def test_a_run_without_a_saved_step_or_of_another_kind_hinders_no_start(logs: Path) -> None:
-    """Of another kind: `first_step` refuses it."""
+    """Of another kind: the start of training refuses it."""
     begun(logs, VQGANStage, FIRST)
     assert resolve(VQGANStage, {**FIRST, "log_dir": "other", "seed": 4}, logs=logs).run.seed == 4
     assert resolve(PriorStage, SECOND, logs=logs).training.lr == 1e-3

@@ -1,54 +1,35 @@
-"""Gradients of the VQGAN's objectives, in as few passes as they need, in micro-batches, and over processes.
-
-`models.vqgan.vqgan` says what is computed.
-"""
+"""Gradients of the objectives in `models.vqgan.vqgan`: in few passes, in micro-batches, and over processes."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from models.parts import Noise
-from models.vqgan.networks import Discriminator
 from models.vqgan.quantizers import Quantized
 from models.vqgan.vqgan import VQGAN, GeneratorTerms, adaptive_weight, generator_loss, hinge_discriminator_loss
 from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks, replicate, synced
 
-
-@dataclass(frozen=True)
-class Judged:
-    """The discriminator's pass over the fakes: its own objective goes on from there, and need not repeat it."""
-
-    logits: Tensor  # D(fake) with its graph; fake is x_hat, augmented if DiffAugment is on
-    before: list[Tensor]  # the discriminator's buffers before the pass
-    after: list[Tensor]  # and after it
-
-
-@dataclass(frozen=True)
-class GeneratorPass:
-    """What one pass of the autoencoder's objective leaves behind; nothing but `judged` has a gradient."""
-
-    terms: GeneratorTerms
-    x_hat: Tensor  # [B,C,H,W] float32, reconstructions
-    ids: Tensor  # [B,N] int64
-    z: Tensor  # [B,D,h,w], the encoder's output
-    judged: list[Judged]  # of each micro-batch; none before the discriminator's start
+Scale = Tensor | float  # a factor on a loss and its gradients, for float16
+_KEPT = 1 - 0.1  # of nn.BatchNorm2d's running statistics, at every batch
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What the losses make of the reconstructions of a micro-batch."""
+    """What the losses make of a micro-batch's reconstructions x̂; the last four only from the discriminator's start."""
 
-    grad: Tensor  # [B,C,H,W], of l1 + perceptual at x̂
-    g_grad: Tensor | None  # [B,C,H,W], of g_loss at x̂
     terms: Tensor  # [4]: l1, perceptual, g_loss, codebook
-    left: tuple[Tensor, Tensor, Tensor]  # x_hat, ids and z of `GeneratorPass`
-    judged: Judged | None
+    grad: Tensor  # [B,C,H,W], of l1 + perceptual at x̂
+    g_grad: Tensor | None = None  # [B,C,H,W], of g_loss at x̂
+    at_last_layer: Tensor | None = None  # of both at the last layer's weights, stacked; float32, not scaled
+    logits_fake: Tensor | None = None  # with their graph
+    added: Sequence[Tensor] = ()  # by the fakes to each of the discriminator's buffers
 
 
 class VQGANStep:
@@ -63,7 +44,6 @@ class VQGANStep:
     def __init__(
         self,
         vqgan: VQGAN,
-        *,
         amp_dtype: torch.dtype | None = None,  # autocast the networks to this type
         micro_batches: int = 1,  # equal pieces to do a batch in, one after the other
         ranks: Ranks = ALONE,  # each does its part of a batch
@@ -71,153 +51,161 @@ class VQGANStep:
         stream: torch.cuda.Stream | None = None,  # on which it will run; None: the current one
     ) -> None:
         self.vqgan = vqgan
-        self._amp_dtype = amp_dtype
-        self._count = micro_batches
-        self._ranks = ranks
-        networks = {"ae": vqgan.ae, "disc": vqgan.disc}
-        self._replicas = {
-            name: replicate(network, ranks, compress=compress, stream=stream) for name, network in networks.items()
-        }
+        self._amp_dtype, self._count, self._ranks = amp_dtype, micro_batches, ranks
+        self._ae = replicate(vqgan.ae, ranks, compress=compress, stream=stream)
+        self._disc = replicate(vqgan.disc, ranks, compress=compress, stream=stream)
 
-    def generator_backward(
-        self, x: Tensor, step: int, generator: torch.Generator | None = None, scale: Tensor | float = 1.0
-    ) -> GeneratorPass:
-        """Add the gradients of the autoencoder's objective at images x [B,C,H,W] in [0,1] to its parameters.
+    def backward(
+        self, x: Tensor, step: int, generator: torch.Generator, scale: Scale = 1.0, d_scale: Scale = 1.0
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Add the gradients of the autoencoder's objective, and of a learning discriminator's, to their parameters.
 
-        step: updates done so far. generator: of the quantiser's noise and DiffAugment's. scale: factor on every
-        gradient (loss scaling in float16).
+        x: images [B,C,H,W] in [0,1]. step: updates done so far. generator: of the quantiser's noise and DiffAugment's.
+        Returns the terms of the objectives, scalars by name, ids [B,N] and the encoder's output [B,D,h,w].
         """
-        adversarial = self.vqgan.adversarial(step)
-        twice = adversarial and self._count > 1
-        start = generator.get_state() if generator is not None and self._count > 1 else None
-        pieces = list(zip(self._noises(generator), x.chunk(self._count), strict=True))
-
-        def reconstruct(noise: Noise, images: Tensor, keep_graph: bool) -> tuple[Tensor, Quantized]:
-            _rewind(generator, start)
-            ae = self.vqgan.ae
-            with autocast(x.device, self._amp_dtype):
-                if keep_graph:
-                    return self._replicas["ae"](images, step=step, noise=noise)
-                with torch.no_grad():
-                    quantized = ae.quantize(ae.encoder(images), step=step, noise=noise)
-                    features = ae.generator.features(quantized.z_q)
-                return ae.generator.last_conv(features), quantized
-
-        def backward(x_hat: Tensor, quantized: Quantized, look: _Look) -> None:
-            grad = look.grad if look.g_grad is None else look.grad + weight * look.g_grad
-            roots, gradients = [x_hat], [(grad / self._count).to(x_hat.dtype)]
-            if quantized.loss.requires_grad:  # not every quantiser has something to learn by it
-                roots.append(quantized.loss * scale / self._count)
-                gradients.append(torch.ones_like(roots[1]))
-            torch.autograd.backward(roots, gradients)
-
-        looks, at_last_layer = [], []
-        for number, (noise, images) in enumerate(pieces):
-            with self._synced("ae", last=number + 1 == self._count):
-                x_hat, quantized = reconstruct(noise, images, keep_graph=not twice)
-                look = self._look(images, x_hat, quantized, adversarial, noise, scale)
-                looks.append(look)
-                if adversarial:
-                    at_last_layer.append(self._at_last_layer(x_hat, look) / scale)
-                if not twice:
-                    weight = self._weight(at_last_layer)
-                    backward(x_hat, quantized, look)
-        after = generator.get_state() if twice and generator is not None else None
-        if twice:
-            weight = self._weight(at_last_layer)
-            for number, ((noise, images), look) in enumerate(zip(pieces, looks, strict=True)):
-                with self._synced("ae", last=number + 1 == self._count):
-                    backward(*reconstruct(noise, images, keep_graph=True), look)
-        _rewind(generator, after)
-
+        twice = self.vqgan.adversarial(step) and self._count > 1
+        start = generator.get_state() if twice else None
+        looks, codes = [], []
+        for noise, images in self._micro_batches(self._ae, x, generator):
+            x_hat, quantized = self._reconstruct(images, step, noise, keep_graph=not twice)
+            looks.append(self._look(images, x_hat, quantized, step, noise, scale))
+            codes.append((quantized.ids, quantized.z.detach()))
+            if not twice:
+                weight = self._weight(looks)
+                self._backward(x_hat, quantized, looks[-1], weight, scale)
+        if start is not None:
+            weight, end = self._weight(looks), generator.get_state()
+            generator.set_state(start)
+            for (noise, images), look in zip(self._micro_batches(self._ae, x, generator), looks, strict=True):
+                x_hat, quantized = self._reconstruct(images, step, noise, keep_graph=True)
+                self._backward(x_hat, quantized, look, weight, scale)
+            generator.set_state(end)
         l1, perceptual, g_loss, codebook = torch.stack([look.terms for look in looks]).mean(0).unbind()
-        terms = GeneratorTerms.of(l1, perceptual, g_loss, weight, codebook)
-        x_hat, ids, z = (torch.cat(parts) for parts in zip(*(look.left for look in looks), strict=True))
-        return GeneratorPass(terms, x_hat, ids, z, [look.judged for look in looks if look.judged])
+        terms = {**vars(GeneratorTerms.of(l1, perceptual, g_loss, weight, codebook))}
+        if self.vqgan.discriminator_learns(step):
+            terms["d_loss"] = self._discriminator_backward(x, looks, generator, d_scale)
+        ids, z = map(torch.cat, zip(*codes, strict=True))
+        return terms, ids, z
 
-    def discriminator_backward(
-        self, x: Tensor, judged: Sequence[Judged], generator: torch.Generator | None, scaler: torch.amp.GradScaler
+    def _discriminator_backward(
+        self, x: Tensor, looks: Sequence[_Look], generator: torch.Generator, scale: Scale
     ) -> Tensor:
-        """Add the gradients of the discriminator's loss, scaled, to its parameters alone; returns the loss, scalar.
-
-        x: images [B,C,H,W] in [0,1]; judged: what the generator's pass over them left. The discriminator must not have
-        changed since.
-        """
         disc, losses = self.vqgan.disc, []
-        parameters = list(disc.parameters())
-        start = generator.get_state() if generator is not None and self._count > 1 else None
-        pieces = zip(self._noises(generator), x.chunk(self._count), judged, strict=True)
-        for number, (noise, images, fake) in enumerate(pieces, start=1):
-            with self._synced("disc", last=number == self._count):
-                _rewind(generator, start)
-                with autocast(x.device, self._amp_dtype):
-                    logits_real = self._replicas["disc"](self.vqgan.shown(images, noise))
-                    if disc.training:  # as published, the running statistics see the fakes again after the reals
-                        _see_again(disc, fake.before, fake.after)
-                    loss = hinge_discriminator_loss(logits_real, fake.logits)
-                scaler.scale(loss / self._count).backward(inputs=parameters)
-                losses.append(loss.detach())
+        for (noise, images), fake in zip(self._micro_batches(self._disc, x, generator), looks, strict=True):
+            assert fake.logits_fake is not None
+            with autocast(x.device, self._amp_dtype):
+                logits_real = self._disc(self.vqgan.shown(images, noise))
+                loss = hinge_discriminator_loss(logits_real, fake.logits_fake)
+            if disc.training:  # as published, the running statistics see the fakes again after the reals
+                for buffer, added in zip(disc.buffers(), fake.added, strict=True):
+                    # Not by an operation that autograd sees: no graph of training mode reads running statistics.
+                    buffer.data.mul_(_KEPT if buffer.is_floating_point() else 1).add_(added)
+            (loss / self._count * scale).backward(inputs=list(disc.parameters()))
+            losses.append(loss.detach())
         return torch.stack(losses).mean()
 
-    def _noises(self, generator: torch.Generator | None) -> list[Noise]:
-        """Those of the micro-batches."""
-        return [Noise(generator, part) for part in self._ranks.part.split(self._count)]
+    def _micro_batches(
+        self, replica: nn.Module, x: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[Noise, Tensor]]:
+        """Noise, cut from the same numbers for all, and images; only the last backward pass averages over processes."""
+        start = generator.get_state() if self._count > 1 else None
+        pieces = zip(self._ranks.part.split(self._count), x.chunk(self._count), strict=True)
+        for number, (part, images) in enumerate(pieces, start=1):
+            if start is not None:
+                generator.set_state(start)
+            with synced(replica, last=number == self._count):
+                yield Noise(generator, part), images
 
-    def _synced(self, network: str, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Only the last micro-batch's backward pass ends in an average over processes."""
-        return synced(self._replicas[network], last=last)
+    def _reconstruct(self, images: Tensor, step: int, noise: Noise, *, keep_graph: bool) -> tuple[Tensor, Quantized]:
+        """x̂ with the whole graph, or that of the last layer alone."""
+        ae = self.vqgan.ae
+        with autocast(images.device, self._amp_dtype):
+            if keep_graph:
+                return self._ae(images, step=step, noise=noise)
+            with torch.no_grad():
+                quantized = ae.quantize(ae.encoder(images), step=step, noise=noise)
+                features = ae.generator.features(quantized.z_q)
+            return ae.generator.last_conv(features), quantized
 
-    def _look(
-        self, x: Tensor, x_hat: Tensor, quantized: Quantized, adversarial: bool, noise: Noise, scale: Tensor | float
-    ) -> _Look:
-        vqgan, ambient = self.vqgan, autocast(x.device, self._amp_dtype)
+    def _look(self, x: Tensor, x_hat: Tensor, quantized: Quantized, step: int, noise: Noise, scale: Scale) -> _Look:
+        vqgan, ambient, adversarial = self.vqgan, autocast(x.device, self._amp_dtype), self.vqgan.adversarial(step)
         leaf = x_hat.detach().float().requires_grad_()
         with ambient:
             l1, perceptual = vqgan.reconstruction_terms(x, leaf)
         (grad,) = torch.autograd.grad((l1 + perceptual) * scale, leaf)
+        before = [buffer.clone() for buffer in vqgan.disc.buffers()]
         with ambient, torch.set_grad_enabled(adversarial):
-            fake = vqgan.shown(leaf, noise)
-            before = [buffer.clone() for buffer in vqgan.disc.buffers()]
-            logits_fake = vqgan.disc(fake)
+            logits_fake = vqgan.disc(vqgan.shown(leaf, noise))
             g_loss = generator_loss(logits_fake)
-        g_grad = torch.autograd.grad(g_loss * scale, leaf, retain_graph=True)[0] if adversarial else None
-        after = [buffer.clone() for buffer in vqgan.disc.buffers()]
-        judged = Judged(logits_fake, before, after) if adversarial else None
         terms = torch.stack([term.detach() for term in (l1, perceptual, g_loss, quantized.loss)])
-        return _Look(grad, g_grad, terms, (leaf.detach(), quantized.ids, quantized.z.detach()), judged)
+        if not adversarial:
+            return _Look(terms, grad)
+        (g_grad,) = torch.autograd.grad(g_loss * scale, leaf, retain_graph=True)
+        at_last_layer = torch.stack([self._at_last_layer(x_hat, g) for g in (grad, g_grad)]) / scale
+        changes = zip(vqgan.disc.buffers(), before, strict=True)
+        added = [now - (_KEPT * was if was.is_floating_point() else was) for now, was in changes]
+        return _Look(terms, grad, g_grad, at_last_layer, logits_fake, added)
 
-    def _at_last_layer(self, x_hat: Tensor, look: _Look) -> Tensor:
-        """Both losses' gradients at the last layer, stacked, float32."""
-        last_layer, gradients = self.vqgan.ae.generator.last_layer, []
-        for g in (look.grad, look.g_grad):
-            if g is not None:
-                # Of a norm near 1, so that float16 holds what comes of it; by a power of two, which rounds nothing.
-                norm = torch.linalg.vector_norm(g)
-                unit = torch.ldexp(torch.ones_like(norm), torch.frexp(torch.where(norm.isfinite(), norm, 1)).exponent)
-                (at_layer,) = torch.autograd.grad(x_hat, last_layer, (g / unit).to(x_hat.dtype), retain_graph=True)
-                gradients.append(at_layer.float() * unit)
-        return torch.stack(gradients)
+    def _at_last_layer(self, x_hat: Tensor, grad: Tensor) -> Tensor:
+        """The gradient of the last layer's weights that a gradient at x̂ makes, float32."""
+        # Of a norm near 1, so that float16 holds what comes of it; by a power of two, which rounds nothing.
+        norm = torch.linalg.vector_norm(grad)
+        unit = torch.ldexp(torch.ones_like(norm), torch.frexp(torch.where(norm.isfinite(), norm, 1)).exponent)
+        last_layer = self.vqgan.ae.generator.last_layer
+        (at_layer,) = torch.autograd.grad(x_hat, last_layer, (grad / unit).to(x_hat.dtype), retain_graph=True)
+        return at_layer.float() * unit
 
-    def _weight(self, at_last_layer: Sequence[Tensor]) -> Tensor:
+    def _weight(self, looks: Sequence[_Look]) -> Tensor:
         """Adaptive weight from the last layer's gradients of all micro-batches and processes; 0 without any."""
-        if not at_last_layer:
+        gradients = [look.at_last_layer for look in looks if look.at_last_layer is not None]
+        if not gradients:
             return self.vqgan.ae.generator.last_layer.new_zeros(())
-        reconstruction, g = self._ranks.mean(torch.stack(list(at_last_layer)).mean(0))
+        reconstruction, g = self._ranks.mean(torch.stack(gradients).mean(0))
         return adaptive_weight(reconstruction, g, self.vqgan.disc_weight_max)
 
-
-def _see_again(disc: Discriminator, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
-    """Move the running statistics as if the batch that took them from `before` to `after` came once more."""
-    keep = 1 - 0.1  # the momentum of nn.BatchNorm2d
-    for value, was, then in zip(disc.buffers(), before, after, strict=True):
-        if value.is_floating_point():
-            # Not by an operation that autograd sees: no graph of training mode reads running statistics.
-            value.data.mul_(keep).add_(then - keep * was)
-        else:  # the number of batches
-            value += 1
+    def _backward(self, x_hat: Tensor, quantized: Quantized, look: _Look, weight: Tensor, scale: Scale) -> None:
+        """The backward pass of the autoencoder, from x̂ and the quantiser's loss on."""
+        grad = look.grad if look.g_grad is None else look.grad + weight * look.g_grad
+        roots, gradients = [x_hat], [(grad / self._count).to(x_hat.dtype)]
+        if quantized.loss.requires_grad:  # not every quantiser has something to learn by it
+            roots.append(quantized.loss * scale / self._count)
+            gradients.append(torch.ones_like(roots[1]))
+        torch.autograd.backward(roots, gradients)
 
 
-def _rewind(generator: torch.Generator | None, state: Tensor | None) -> None:
-    """Put a generator back to an earlier `get_state`, so that the next micro-batch draws what the last one did."""
-    if generator is not None and state is not None:
-        generator.set_state(state)
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the batches of all processes, each of the same size. Names in files are the same.
+
+    torch's own SyncBatchNorm refuses CPU tensors; this one is the same everywhere. One reduction of 2·C numbers per
+    pass: first and second moments about the running mean, which all processes share.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]."""
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        with torch.autocast(x.device.type, enabled=False):
+            centre = self.running_mean.clone()
+            shifted = (x if x.dtype == torch.float64 else x.float()) - centre[:, None, None]
+            moments = torch.stack([shifted.mean((0, 2, 3)), shifted.square().mean((0, 2, 3))])
+            mean, square = all_reduce(moments / dist.get_world_size()).unbind()
+            variance = square - mean.square()
+            scale = self.weight * (variance + self.eps).rsqrt()
+            y = (shifted - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+            with torch.no_grad():
+                places = x.numel() // x.shape[1] * dist.get_world_size()
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean + centre, self.momentum)
+                self.running_var.lerp_(variance * (places / max(1, places - 1)), self.momentum)
+        return y.to(x.dtype)
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Make every `nn.BatchNorm2d` within a module a `SyncBatchNorm2d` with the same parameters and buffers."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SyncBatchNorm2d

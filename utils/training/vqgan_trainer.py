@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,62 +10,37 @@ import torch
 from torch import Tensor
 
 from hparams.settings.models import VQGANSettings
-from hparams.settings.stages import RunSettings
 from hparams.settings.training import TrainingSettings
 from models.vqgan.quantizers import id_counts, perplexity
 from models.vqgan.similarity import psnr
 from models.vqgan.vqgan import VQGAN
-from utils.machine.compiling import capture_stream, captured_step, compile_blocks
-from utils.machine.devices import autocast
-from utils.machine.distributed import ALONE, Ranks
+from utils.machine.compiling import compile_blocks
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import derive_seed, reseed
-from utils.training.batch_norm import synchronise_batch_norm
+from utils.runs.job import Job
 from utils.training.trainer import StageTrainer
-from utils.training.vqgan_step import VQGANStep
-
-# Scalar terms of the losses; uses of each code, [K]; the encoder's outputs, [B,D,h,w]; whether gradients were finite
-_Updated = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
+from utils.training.vqgan_step import VQGANStep, synchronise_batch_norm
 
 
 class VQGANTrainer(StageTrainer[VQGAN]):
     """Updates of both networks and their validation."""
 
-    def __init__(
-        self,
-        run: RunSettings,
-        training: TrainingSettings,
-        settings: VQGANSettings,
-        vqgan: VQGAN,
-        device: torch.device,
-        amp_dtype: torch.dtype | None,
-        ranks: Ranks = ALONE,
-    ) -> None:
+    def __init__(self, job: Job, training: TrainingSettings, settings: VQGANSettings, vqgan: VQGAN) -> None:
         # With channels last tensor cores need no transposing; on CPUs oneDNN picks its own layout either way.
-        self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.vqgan: VQGAN = vqgan.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.memory_format = torch.channels_last if job.device.type == "cuda" else torch.contiguous_format
+        self.vqgan: VQGAN = vqgan.to(job.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         trained = {"ae": vqgan.ae, "disc": vqgan.disc}
-        super().__init__(vqgan, trained, vqgan.ae.idle_parameters(), run, training, device, amp_dtype, ranks)
-        self.horizontal_flip = training.horizontal_flip
-        self.care = settings
-        compile_blocks(vqgan, run.compile, device)
-        # How often each code was used since dead ones were last restarted
-        self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=device)
-        if ranks.count > 1 and settings.sync_batchnorm:
-            synchronise_batch_norm(vqgan.disc)
         # A graph holds no number of the host's: not the step's, nor the random state that micro-batches go back to.
-        capturable = not vqgan.ae.quantize.depends_on_step and self.micro_batches == 1
-        self._stream = capture_stream(run.compile, device, amp_dtype, ranks) if capturable else None
-        self._backward = VQGANStep(
-            vqgan,
-            amp_dtype=amp_dtype,
-            micro_batches=self.micro_batches,
-            ranks=ranks,
-            compress=training.compress_gradients,
-            stream=self._stream,
-        )
-        self._generator = torch.Generator(device)
-        self._of_phase: tuple[tuple[bool, bool], Callable[[Tensor], _Updated]] | None = None
+        capturable = not vqgan.ae.quantize.depends_on_step and training.accumulate_steps == 1
+        super().__init__(job, training, vqgan, trained, vqgan.ae.idle_parameters(), capturable=capturable)
+        self.horizontal_flip, self.care = training.horizontal_flip, settings
+        compile_blocks(vqgan, job.compile, job.device)
+        # How often each code was used since dead ones were last restarted
+        self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=job.device)
+        if job.ranks.count > 1 and settings.sync_batchnorm:
+            synchronise_batch_norm(vqgan.disc)
+        ranks, compress = job.ranks, training.compress_gradients
+        self._gradients = VQGANStep(vqgan, job.amp_dtype, self.micro_batches, ranks, compress, self._stream)
 
     def step(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """One update of both networks on images uint8 [B,C,H,W], this process's part of the step's batch.
@@ -81,69 +56,54 @@ class VQGANTrainer(StageTrainer[VQGAN]):
         if step == 0 and self.care.codebook_init == "encoder" and self.vqgan.ae.quantize.restartable:
             with torch.no_grad():
                 self._restart(torch.ones_like(self.usage, dtype=torch.bool), self.vqgan.ae.encoder(x), generator)
-
-        terms, counts, z, finite = self._update(step)(x)
+        phase = (self.vqgan.adversarial(step), self.vqgan.discriminator_learns(step))
+        terms, counts, z, finite = self.replayed(partial(self._update, step), phase)(x)
         self._care_for_codes(counts, z, step, generator)
         if self.ema:
             self.ema.follow(self.vqgan, step)
-        return {
-            **terms,
-            "batch_perplexity": perplexity(counts),
-            "code_counts": counts,
-            "lr": torch.tensor(self.lr),
-            "skipped": (~finite).float(),
-        }
+        more = {"batch_perplexity": perplexity(counts), "code_counts": counts, "lr": torch.tensor(self.lr)}
+        return {**terms, **more, "skipped": (~finite).float()}
 
-    def _update(self, step: int) -> Callable[[Tensor], _Updated]:
-        """`_update_weights` at a step, or its CUDA graph: one for each of the phases in which it does the same."""
-        update = partial(self._update_weights, step)
-        if self._stream is None:
-            return update
-        phase = (self.vqgan.adversarial(step), self.vqgan.discriminator_learns(step))
-        if self._of_phase is None or self._of_phase[0] != phase:
-            self._of_phase = phase, captured_step(update, self._generator, self._stream, self.ranks)
-        return self._of_phase[1]
+    def _update(self, step: int, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """What `step` does on the device with images x [B,C,H,W] in [0,1].
 
-    def _update_weights(self, step: int, x: Tensor) -> _Updated:
-        """What an update of both networks on images x [B,C,H,W] does on the device."""
+        Returns the losses' terms, uses of each code [K], the encoder's output, and whether gradients were finite.
+        """
         buffers = [buffer.clone() for buffer in self.vqgan.buffers()]
         ae, disc = self.optimisers["ae"], self.optimisers["disc"]
-        ae.zero_grad()
-        scale = ae.scaler.scale(torch.ones((), device=self.device))
-        done = self._backward.generator_backward(x, step, self._generator, scale)
-        terms = self._existing(vars(done.terms))
-        learns = self.vqgan.discriminator_learns(step)
-        if learns:
-            disc.zero_grad()
-            d_loss = self._backward.discriminator_backward(x, done.judged, self._generator, disc.scaler)
-            terms = terms | {"d_loss": d_loss}
+        scales = []
+        for optimiser in (ae, disc):
+            optimiser.zero_grad()
+            scales.append(optimiser.scaler.scale(torch.ones((), device=self.device)))
+        terms, ids, z = self._gradients.backward(x, step, self._generator, *scales)
+        terms = self._existing(terms)
         terms = dict(zip(terms, self.ranks.mean(torch.stack(list(terms.values()))).unbind(), strict=True))
-        counts = self.ranks.sum(id_counts(done.ids, len(self.usage)))
-        finite = disc.step() if learns else terms["g_loss"].isfinite()
+        counts = self.ranks.sum(id_counts(ids, len(self.usage)))
+        finite = disc.step() if "d_loss" in terms else terms["g_loss"].isfinite()
         for now, before in zip(self.vqgan.buffers(), buffers, strict=True):
             now.copy_(torch.where(finite, now, before))
-        return terms, counts, done.z, finite & ae.step()
+        return terms, counts, z, finite & ae.step()
 
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
-        """Reconstruction of images uint8 [b,C,H,W] by the averaged model: means over images, and the codes in use.
+        """Means over images of the averaged model's reconstruction, and the codes in use.
 
-        batches: of this process's share of the images; the means are over those of all.
-        PSNR is the mean over images of that of each.
+        batches: uint8 [b,C,H,W], of this process's share of the images; the means are over those of all.
         """
-        model, sums, images = self.averaged, torch.zeros(3, dtype=torch.float64), 0
+        model, sums = self.averaged, torch.zeros(4, dtype=torch.float64)  # the last is the number of images
         usage = torch.zeros_like(self.usage)
         with evaluating(model):
             for batch in batches:
-                x = self._prepare(batch)
-                with autocast(self.device, self.amp_dtype):
+                x, n = self._prepare(batch), len(batch)
+                with self.autocast():
                     x_hat, quantized = model.ae(x)
                     l1, perceptual = model.reconstruction_terms(x, x_hat.float())
                 quality = psnr(x_hat.float().clamp(0, 1), x).double().sum()
-                sums += torch.stack([l1.double() * len(x), perceptual.double() * len(x), quality]).cpu()
+                sums += torch.stack(
+                    [l1.double() * n, perceptual.double() * n, quality, torch.full_like(quality, n)]
+                ).cpu()
                 usage += id_counts(quantized.ids, len(usage))
-                images += len(x)
-        totals = self.ranks.sum(torch.cat([sums, torch.tensor([images])]).to(self.device))
-        l1_mean, perceptual_mean, psnr_mean = (totals[:3] / totals[3]).tolist()
+        *totals, images = self.ranks.sum(sums.to(self.device)).tolist()
+        l1_mean, perceptual_mean, psnr_mean = (total / images for total in totals)
         counts = self.ranks.sum(usage)
         return {
             **self._existing({"l1": l1_mean, "perceptual": perceptual_mean}),
@@ -155,28 +115,21 @@ class VQGANTrainer(StageTrainer[VQGAN]):
     def reconstruct(self, images: Tensor) -> Tensor:
         """Reconstructions by the averaged model: uint8 [B,C,H,W] → [B,C,H,W] in [0,1]."""
         model = self.averaged
-        with evaluating(model), autocast(self.device, self.amp_dtype):
+        with evaluating(model), self.autocast():
             return model.ae(self._prepare(images))[0].float().clamp(0, 1)
 
-    def release(self) -> None:
-        """Let go of CUDA graphs; steps may follow, which run as they are for a while."""
-        self._of_phase = None
-
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the models."""
         scalers = {name: optimiser.scaler.state_dict() for name, optimiser in self.optimisers.items()}
         return super().state_dict() | {"scalers": scalers, "usage": self.usage}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; the models are loaded on their own."""
         super().load_state_dict(state)
         for name, optimiser in self.optimisers.items():
             optimiser.load_scaler(state["scalers"][name])
         self.usage.copy_(state["usage"])
 
     def _prepare(self, images: Tensor) -> Tensor:
-        x = images.to(self.device, non_blocking=True).float() / 255
-        return x.contiguous(memory_format=self.memory_format)
+        return (images.to(self.device, non_blocking=True).float() / 255).contiguous(memory_format=self.memory_format)
 
     def _existing(self, terms: Mapping[str, Any]) -> dict[str, Any]:
         """Without a perceptual network there is no such term, rather than one of zeros."""
