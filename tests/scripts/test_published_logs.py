@@ -219,8 +219,8 @@ def files(published: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def logs(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable, warm: Any) -> Iterator[Logs]:
-    logs = Logs(new_shell(warm), files, published)
+def logs(files: Path, published: dict[str, dict[str, Any]], new_shell: Callable) -> Iterator[Logs]:
+    logs = Logs(new_shell(), files, published)
     yield logs
     shutil.rmtree(logs.shell.folder)
 

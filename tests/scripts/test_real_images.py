@@ -52,9 +52,9 @@ def write_lsun(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(new_shell, warm) -> Path:
+def trained(new_shell) -> Path:
     """A logs folder: `vqgan`, `prior` and `samples` from photographs, `churches` (stage 1) from an LMDB."""
-    shell = new_shell(warm)
+    shell = new_shell()
     write_photographs(shell.folder / "photographs")
     write_lsun(shell.folder / "lsun")
     (shell.folder / "datasets.yaml").write_text("churches: {paths: lsun}\n")

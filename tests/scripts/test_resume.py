@@ -35,14 +35,14 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def resumed(toy, warm, new_shell) -> Path:
+def resumed(toy, new_shell) -> Path:
     """A logs folder with each of `RUNS` twice: in one go (`<name>`), and in two (`<name>_resumed`).
 
     The float32 runs end at step 30 and are resumed. The others are killed on their way from step 30 to 60, and their
     command is started again: their first half is a copy of the whole run without the files of step 60. The second half
     runs with another number of processes that read images, which must not matter.
     """
-    shell = new_shell(warm)
+    shell = new_shell()
     shutil.copytree(toy.folder / "data", shell.folder / "data")
     shutil.copytree(toy.logs / "vqgan", shell.logs / "vqgan")
     whole, halves = "--train_steps 60 --steps_per_checkpoint", "--train_steps 30 --steps_per_checkpoint 0"

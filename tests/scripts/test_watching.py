@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -103,9 +104,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisdomServer]:
 
 
 @pytest.fixture(scope="module")
-def watched(toy, warm: Any, server: VisdomServer, new_shell) -> Any:
+def watched(toy, server: VisdomServer, new_shell) -> Any:
     """A shell whose logs/ holds a watched run of each stage, and `undisturbed`, a longer one."""
-    shell = new_shell(warm)
+    shell = new_shell()
     (shell.folder / "data").symlink_to(toy.folder / "data")
     shell.logs.mkdir()
     (shell.logs / "vqgan").symlink_to(toy.logs / "vqgan")
@@ -282,22 +283,22 @@ def contents(panes: dict[str, Any]) -> dict[str, Any]:
 
 def disturbed(shell, name: str, port: int, disturb: Callable[[], None]) -> str:
     """The log of a run to which something happens on its way; its weights must not have noticed."""
-    process = shell.start(f"{STAGE_2} --visdom_port {port} --train_steps {LONG} --log_dir {name}")
+    pid = shell.start(f"{STAGE_2} --visdom_port {port} --train_steps {LONG} --log_dir {name}")
     metrics = shell.logs / name / "metrics.jsonl"
     while not (metrics.exists() and '"train"' in metrics.read_text()):
-        assert process.poll() is None, process.communicate()
+        assert shell.code(pid) is None, shell.wait(pid)
         time.sleep(0.02)
-    process.send_signal(signal.SIGSTOP)  # or it might be over before it has happened
+    os.kill(pid, signal.SIGSTOP)  # or it might be over before it has happened
     disturb()
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out + err
+    os.kill(pid, signal.SIGCONT)
+    ended = shell.wait(pid)
+    assert ended.code == 0, ended
     weights, expected = (
         torch.load(shell.logs / run / f"saved_models/absorbing_{LONG}.th", weights_only=True)
         for run in (name, "undisturbed")
     )
     assert all(torch.equal(value, expected[key]) for key, value in weights.items())
-    return out + err
+    return ended.out + ended.err
 
 
 def test_without_a_sink_no_server_is_asked_and_the_run_can_be_shown_later(watched, server: VisdomServer) -> None:

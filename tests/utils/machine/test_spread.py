@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from spread import run_all
 
 Load = Callable[..., dict[str, Any]]
 
@@ -19,15 +17,7 @@ Load = Callable[..., dict[str, Any]]
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """What a case left: load(name, rank)."""
     out = tmp_path_factory.mktemp("spread")
-    script = Path(__file__).parents[2] / "helpers/spread.py"
-    done = subprocess.run(
-        [sys.executable, script, out],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_all(out)
     return lambda name, rank=0: torch.load(out / f"{name}.{rank}.pt", weights_only=True)
 
 
