@@ -24,7 +24,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 from torch.multiprocessing import start_processes
@@ -158,6 +160,16 @@ class Shell:
         for file in files:
             file.unlink(missing_ok=True)
         return Ended(self.code(pid), *said)
+
+    def train_tiny_models(self) -> None:
+        """Runs of both stages on 24 photos, `ae` and `prior`, saved at steps 4 and 8."""
+        (self.folder / "photos").mkdir()
+        dice = np.random.default_rng(0)
+        for number in range(24):
+            Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8)).save(self.folder / f"photos/{number:02}.png")
+        (self.folder / "datasets.yaml").write_text("custom: {paths: photos}\n")
+        for stage, run in ((self.stage_1, "ae"), (self.stage_2, "prior")):
+            self.ok(f"{stage} --dataset custom --train_steps 8 --steps_per_checkpoint 4 --log_dir {run}")
 
     def end(self) -> None:
         """Kill what still runs, as after a test that failed on its way."""

@@ -6,9 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from warm import Shell
 
@@ -37,14 +35,7 @@ def shell(new_shell: Callable[..., Shell]) -> Shell:
 def tiny_runs(new_shell: Callable[..., Shell]) -> Path:
     """A folder with runs of both stages on 24 photos, `ae` and `prior`, saved at steps 4 and 8. Not to be changed."""
     shell = new_shell()
-    (shell.folder / "photos").mkdir()
-    dice = np.random.default_rng(0)
-    for number in range(24):
-        Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8)).save(shell.folder / f"photos/{number:02}.png")
-    (shell.folder / "datasets.yaml").write_text("custom: {paths: photos}\n")
-    lengths = "--dataset custom --train_steps 8 --steps_per_checkpoint 4"
-    shell.ok(f"{shell.stage_1} {lengths} --log_dir ae")
-    shell.ok(f"{shell.stage_2} {lengths} --log_dir prior")
+    shell.train_tiny_models()
     return shell.folder
 
 
