@@ -140,7 +140,9 @@ class Shell:
         return process.pid
 
     def start_together(self, command: str, count: int, **env: str) -> list[int]:
-        """Start a script `count` times, as torchrun does on one machine; the process ids, by rank."""
+        """Start a script `count` times, if more than once as torchrun does on one machine; the process ids, by rank."""
+        if count == 1:
+            return [self.start(command, **env)]
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._stores.append(store)  # which torchrun's agent would keep open
         env = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)} | env
