@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from compare import same_files
-from utils.machine.files import sole_writer
 from utils.machine.signals import SAVING, STOPPING
-from utils.reporting.training_report import TIMINGS
 from warm import Ended, Shell, until
 
 ENDLESS = "--dataset custom --train_steps 100000 --log_dir run"
@@ -34,9 +29,8 @@ def ended_by(tiny: Shell, pid: int, *signals: signal.Signals) -> Ended:
     return tiny.wait(pid)
 
 
-def metrics(tiny: Shell, run: str) -> list[dict]:
-    lines = (tiny.logs / run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
+def metrics(tiny: Shell) -> list[dict]:
+    return [json.loads(line) for line in (tiny.logs / "run/metrics.jsonl").read_text().splitlines()]
 
 
 def saved(tiny: Shell, pattern: str = "*", run: str = "run") -> set[str]:
@@ -58,14 +52,22 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny: Shell, stage: str, number: s
     assert f"continuing after step {done}" in tiny.ok(f"{command} --resume --train_steps {done + 2}")
 
 
-def test_a_run_that_is_stopped_and_started_again_ends_like_an_undisturbed_one(tiny: Shell) -> None:
-    command = f"{tiny.stage_1} --dataset custom --train_steps 60 --log_dir"
-    assert ended_by(tiny, started(tiny, f"{command} run"), signal.SIGTERM).code == 143
-    tiny.ok(f"{command} run")
-    assert "is complete" in tiny.ok(f"{command} run")
-    tiny.ok(f"{command} once")
-    assert same_files(*(tiny.logs / f"{run}/saved_models/vqgan_ema_60.th" for run in ("run", "once")))
-    assert metrics(tiny, "run") == metrics(tiny, "once")
+@pytest.mark.parametrize(
+    ("experiment", "made"),
+    [
+        ("calc_FID.py --features r64 --kid_subsets 0 --n_samples 3000", "samples/*/*.npy"),
+        ("calc_approximate_ELBO.py --train_steps 100000 --steps_per_eval 5", "metrics.jsonl"),
+    ],
+)
+def test_ctrl_c_ends_an_experiment_that_the_same_command_goes_on_with(tiny: Shell, experiment: str, made: str) -> None:
+    models = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --load_dir prior --ae_load_dir ae"
+    pid = tiny.start(f"experiments/{experiment} {models} --log_dir run")
+    until(lambda: tiny.code(pid) is not None or any((tiny.logs / "run").glob(made)))
+    assert tiny.code(pid) is None, tiny.wait(pid)
+    ended = ended_by(tiny, pid, signal.SIGINT)
+    assert ended.code == 130, ended
+    assert "error" not in ended.err
+    assert ended.out.endswith("stopped by SIGINT: the same command goes on from here\n")
 
 
 @pytest.mark.usefixtures("terminal")
@@ -77,9 +79,9 @@ def test_signals_to_all_processes_leave_the_workers_to_the_run(tiny: Shell) -> N
     for child in map(int, children):
         for number in (*STOPPING, SAVING):
             os.kill(child, number)
-    done = len(metrics(tiny, "run"))
+    done = len(metrics(tiny))
     # The run goes on with its workers, longer than what they had ready.
-    until(lambda: tiny.code(pid) is not None or len(metrics(tiny, "run")) > done + 4)
+    until(lambda: tiny.code(pid) is not None or len(metrics(tiny)) > done + 4)
     ended = ended_by(tiny, pid, signal.SIGTERM)
     assert ended.code == 143, ended
     assert "stopped by SIGTERM after step " in ended.out
@@ -113,7 +115,7 @@ def test_a_run_killed_before_its_first_save_starts_again(tiny: Shell) -> None:
     (folder / "vqgan_10.th").write_bytes(b"half of the first step")
     out = tiny.ok("train_vqgan.py --resume --log_dir run --train_steps 12")
     assert "interrupted before it saved a step: it starts again" in out
-    assert [line["step"] for line in metrics(tiny, "run")] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in metrics(tiny)] == [2, 4, 6, 8, 10, 12]
     assert saved(tiny) == {"vqgan_12.th", "vqgan_ema_12.th", "vqgan_state_12.th"}
 
 
@@ -126,15 +128,6 @@ def test_one_run_folder_has_one_writer(tiny: Shell) -> None:
     assert "--log_dir" in line
     ended_by(tiny, pid, signal.SIGKILL)  # a dead one's lock is not in the way
     tiny.ok(f"{tiny.stage_1} --dataset custom --train_steps 2 --log_dir run")
-
-
-def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
-    """Locks belong to processes: another one has to try."""
-    code = f"from utils.machine.files import *\nwith sole_writer(Path({str(tmp_path)!r})): pass"
-    with sole_writer(tmp_path):
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert f"is being written to by process {os.getpid()}" in other.stderr
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_older_states_go_and_weights_stay_as_told(tiny: Shell) -> None:
