@@ -64,10 +64,9 @@ def newest(log_dir: str, metric: str | None = None) -> dict[str, Any]:
 def report() -> str:
     """Figures and pictures of the finished runs."""
     vqgan, prior, samples = RunFolder(AUTOENCODER), RunFolder(PRIOR), RunFolder(SAMPLES)
-    reconstruction = [line for line in read_metrics(vqgan.metrics) if line["split"] == "val"][-1]
-    lines = {line["split"]: line for line in read_metrics(prior.metrics)}  # the newest of each
-    grid = vqgan.images / f"originals_over_reconstructions_{reconstruction['step']}.png"
-    psnr, used = reconstruction["psnr_db"], reconstruction["codebook_used"]
+    first, lines = ({line["split"]: line for line in read_metrics(run.metrics)} for run in (vqgan, prior))  # the newest
+    grid = vqgan.images / f"originals_over_reconstructions_{first['val']['step']}.png"
+    psnr, used = first["val"]["psnr_db"], first["val"]["codebook_used"]
     likelihood = newest("demo/nll")["values"]
     fid, prdc = (newest(SCORES, metric)["values"] for metric in ("FID", "PRDC"))
     uniform, marginal = lines["codes"]["log2_codebook_size"], lines["codes"]["marginal_entropy_bits_per_token"]

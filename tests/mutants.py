@@ -138,8 +138,7 @@ class Mutant(NamedTuple):
         files = [*root.glob("train_*.py"), *(file for name in PACKAGES for file in (root / name).rglob("*.py"))]
         found = [(file, match) for file in files for match in pattern.finditer(file.read_text())]
         if len(found) != 1:
-            places = [str(file.relative_to(root)) for file, _ in found]
-            raise ValueError(f"{self.name}: {self.old!r} is found {len(found)} times: {places}")
+            raise ValueError(f"{self.name}: {self.old!r} is found in {[str(file) for file, _ in found]}, not once")
         ((file, match),) = found
         text = match.string[: match.start()] + self.new + match.string[match.end() :]
         compile(text, file, "exec")  # an error of syntax would be noticed without any test
@@ -164,14 +163,14 @@ def copy_tree(folder: Path) -> Path:
 
 def run_tests(copy: Path, chosen: list[Mutant]) -> tuple[int, str]:
     """pytest's status for the tests of some mistakes, and the first test that failed or else its last line."""
-    names = {name: list((copy / "tests").rglob(name)) for mutant in chosen for name in mutant.tests}
-    if missing := [name for name, files in names.items() if not files]:
+    names = {name for mutant in chosen for name in mutant.tests}
+    files = [file for file in (copy / "tests").rglob("test_*.py") if file.name in names]
+    if missing := names - {file.name for file in files}:
         raise ValueError(f"there is no test file {', '.join(missing)}")
-    files = sorted({str(file) for files in names.values() for file in files})
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={copy.parent / 'tests'}"]
     # Before the editable install, in any folder.
     env = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = ["timeout", "--kill-after=9", "1800", sys.executable, "-m", "pytest", *options, *files]
+    command = ["timeout", "--kill-after=9", "1800", sys.executable, "-m", "pytest", *options, *sorted(files)]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     said = (done.stdout + done.stderr).strip() or "no end"
     failed = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(.*)", said, re.MULTILINE)

@@ -9,9 +9,7 @@ import argparse
 import json
 import os
 import random
-import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,24 +20,14 @@ from typing import Any
 from soak import hardware
 
 from compare import same_files
-from warm import REPO, Shell
+from machine import torchrun
+from warm import REPO, Shell, free_port
 
 DATA = "--dataset toy_churches --toy_images 96 --no_amp --train_steps {steps} --steps_per_checkpoint {every}"
 COMMANDS = {
     "vqgan": f"{Shell.stage_1} {DATA} --diff_aug",
     "absorbing": f"{Shell.stage_2} {DATA} --warmup_iters 10 --steps_per_display_output 0 --steps_per_save_output 0",
 }
-
-
-def torchrun(folder: Path, processes: int, restarts: int, command: str) -> subprocess.Popen[bytes]:
-    """Start a command under torchrun in a working directory; its words go to `out.txt` there."""
-    launcher = f"-m torch.distributed.run --standalone --nproc_per_node={processes} --max-restarts={restarts}"
-    script, *words = shlex.split(command)
-    words = [sys.executable, *launcher.split(), str(REPO / script), *words]
-    with (folder / "out.txt").open("ab") as out:
-        return subprocess.Popen(
-            words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=subprocess.STDOUT
-        )
 
 
 def workers(launcher: int) -> dict[int, int]:
@@ -65,14 +53,13 @@ def disturb(folder: Path, command: str, pause: float, options: argparse.Namespac
     Every fifth time, on average, a process dies at its start; else within `pause` seconds after a checkpoint.
     """
     chance = random.Random(options.seed)
-    process = torchrun(folder, options.processes, options.kills + 5, f"{command} --log_dir disturbed")
+    process = torchrun(folder, options.processes, options.kills + 5, f"{command} --log_dir disturbed", free_port())
     run, kills, killed, at_start = folder / "logs/disturbed", [], 0, False
     while process.poll() is None:
         time.sleep(0.02)
         there = workers(process.pid)
-        if len(kills) == options.kills or len(there) < options.processes:
-            continue
-        if not at_start and max(states(run), default=0) <= killed:
+        moment = at_start or max(states(run), default=0) > killed
+        if len(kills) == options.kills or len(there) < options.processes or not moment:
             continue
         time.sleep(chance.uniform(0, 4 if at_start else pause))
         rank = chance.choice(sorted(there))
@@ -96,28 +83,26 @@ def main() -> None:
     options.steps = options.every * (6 * options.kills + 6)
     told = {name: value for name, value in vars(options).items() if name != "out"}
     result: dict[str, Any] = {"command": "python tests/soak_torchrun.py", **told, **hardware()}
-    good = True
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, logs = Path(name), Path(name) / "logs"
         for kind, command in COMMANDS.items():
             command = command.format(**told)
-            undisturbed = folder / "logs" / ("ae" if kind == "vqgan" else "undisturbed")
-            whole = torchrun(folder, options.processes, 0, f"{command} --log_dir {undisturbed.name}")
-            assert whole.wait() == 0, (folder / "out.txt").read_text()[-3000:]
-            began = time.monotonic()
-            before, last = list(states(undisturbed).values())[-2:]
+            undisturbed = logs / ("ae" if kind == "vqgan" else "undisturbed")
+            whole = torchrun(folder, options.processes, 0, f"{command} --log_dir {undisturbed.name}", free_port())
+            assert whole.wait() == 0, (folder / "torchrun.txt").read_text()[-3000:]
+            began, (before, last) = time.monotonic(), list(states(undisturbed).values())[-2:]
             status, kills = disturb(folder, command, last - before, options)
+            assert status == 0, (folder / "torchrun.txt").read_text()[-3000:]
             ends = (f"saved_models/{kind}{ema}_{options.steps}.th" for ema in ("", "_ema"))
-            same = status == 0 and all(same_files(undisturbed / end, folder / "logs/disturbed" / end) for end in ends)
-            result[kind] = {"exit_status": status, "kills": kills, "seconds": round(time.monotonic() - began)}
-            result[kind]["bit_identical"] = same
+            same = all(same_files(undisturbed / end, logs / "disturbed" / end) for end in ends)
+            seconds = round(time.monotonic() - began)
+            result[kind] = {"exit_status": status, "kills": kills, "seconds": seconds, "bit_identical": same}
             print(kind, "bit-identical" if same else "NOT IDENTICAL", f"after {len(kills)} kills", flush=True)
-            print((folder / "out.txt").read_text()[-3000:] if status else "")
-            good = good and same and len(kills) == options.kills
-            (folder / "logs/disturbed").rename(folder / f"logs/disturbed_{kind}")
+            (logs / "disturbed").rename(logs / f"disturbed_{kind}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(not good)
+    ends = [result[kind] for kind in COMMANDS]
+    sys.exit(not all(end["bit_identical"] and len(end["kills"]) == options.kills for end in ends))
 
 
 if __name__ == "__main__":

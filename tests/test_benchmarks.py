@@ -36,10 +36,7 @@ def test_every_row_says_what_was_reduced(rows: dict[str, Any]) -> None:
         published = {"baseline float16"} if name == "prior" else set()
         assert set(rows[name]["timings"]) == {"baseline", "float32", "amp"} | published
         assert set(rows[name]["speedup"]) == {"float32", "amp"} | published
-
-
-def test_what_gpus_are_to_reach_is_among_the_figures(rows: dict[str, Any]) -> None:
-    """By the names that their targets have, here of a smaller batch."""
+    # What GPUs are to reach is among the figures, by the names that their targets have, here of a smaller batch.
     published = {"steps per s, amp", "amp, times faster than the float16 baseline"}
     assert published | {"share of the amp product rate at batch 3"} <= rows["prior"]["figures"].keys()
     assert all("share of the amp product rate" in rows[name]["figures"] for name in ("sampling", "vqgan"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -27,27 +26,25 @@ CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb", "matplotlib": "matplot
 PACKAGES = ("experiments", "hparams", "models", "utils")
 README, MAKEFILE, PINS = ((ROOT / name).read_text() for name in ("README.md", "Makefile", "requirements.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DIRECT = [Requirement(line) for line in PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]]
+NEEDED = map(Requirement, PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"])
+DIRECT = {canonicalize_name(requirement.name): requirement for requirement in NEEDED}
 
 
 def pins(python: str | None = None) -> dict[str, str]:
     """Release of every package in requirements.txt that applies to this machine, or to another `python` on it."""
     environment = {"python_full_version": python, "python_version": python.rpartition(".")[0]} if python else None
     found = {}
-    for line in PINS.splitlines():
-        if match := re.match(r"([\w.-]+)==(\S+)(?: ; (.*?))?(?: \\)?$", line):
-            name, release, marker = match.groups()
-            if marker is None or Marker(marker).evaluate(environment):
-                assert canonicalize_name(name) not in found
-                found[canonicalize_name(name)] = release
+    for pin in map(Requirement, re.findall(r"^[\w.-]+==[^\\\n]+", PINS, re.MULTILINE)):
+        if pin.marker is None or pin.marker.evaluate(environment):
+            assert canonicalize_name(pin.name) not in found
+            found[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     return found
 
 
 @pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0", "3.14.0"])
 def test_pins_fulfil_pyproject(python: str) -> None:
     pinned = pins(python)
-    for requirement in DIRECT:
-        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+    assert [name for name, needed in DIRECT.items() if not needed.specifier.contains(pinned[name])] == []
 
 
 def test_readme_and_makefile_name_the_same_pythons() -> None:
@@ -65,19 +62,15 @@ def test_every_pin_has_a_hash_and_no_address() -> None:
 
 def test_installed_releases_are_the_pinned_ones() -> None:
     pinned = pins()
-    for requirement in DIRECT:
-        installed = Version(importlib.metadata.version(requirement.name))
-        assert installed.public == pinned[canonicalize_name(requirement.name)], requirement
+    assert {name: Version(version(name)).public for name in DIRECT} == {name: pinned[name] for name in DIRECT}
 
 
 def test_conda_file_says_the_same() -> None:
     *conda, pip_part = yaml.safe_load((ROOT / "requirements.yml").read_text(encoding="utf-8"))["dependencies"]
     named = dict(line.split("=", 1) for line in conda if "=" in line)
-    python = named.pop("python") + ".1"
+    pinned = pins(named.pop("python") + ".1")
     named |= dict(line.split("==") for line in pip_part["pip"])
-    pinned = pins(python)
-    names = [canonicalize_name(requirement.name) for requirement in DIRECT]
-    assert named == {CONDA_NAMES.get(name, name): pinned[name] for name in names}
+    assert named == {CONDA_NAMES.get(name, name): pinned[name] for name in DIRECT}
 
 
 def test_every_package_folder_is_installed(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""One of two machines under torchrun, without the seconds of start: machine.py PORT SCRIPT …, for `Shell.start`."""
+"""torchrun; and one of two machines under it, without the seconds of start: machine.py PORT SCRIPT …"""
 
 from __future__ import annotations
 
+import os
 import runpy
+import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -46,6 +49,14 @@ def _as_a_script(work: Callable[[], None]) -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def torchrun(folder: Path, processes: int, restarts: int, command: str, port: int) -> subprocess.Popen[bytes]:
+    """Start a command under torchrun in a working directory; its words go to `torchrun.txt` there."""
+    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --max-restarts={restarts} --master_port={port}"
+    words, env = [sys.executable, *shlex.split(f"{launcher} {REPO}/{command}")], {"OMP_NUM_THREADS": "1"}
+    with (folder / "torchrun.txt").open("ab") as out:
+        return subprocess.Popen(words, cwd=folder, env=os.environ | env, stdout=out, stderr=subprocess.STDOUT)
 
 
 def main() -> None:

@@ -1,7 +1,4 @@
-"""Tiny models trained by several processes, for `test_spread.py`.
-
-Each case leaves `<name>.<rank>.pt`: losses of the steps, and what there is at the end.
-"""
+"""What several processes compute: training for `test_spread.py`, and PRDC for `test_prdc.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from torch import Tensor
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.machine.distributed import Ranks, joined
+from utils.metrics.prdc import compute_prdc
 from utils.pretrained.building import build_prior, build_vqgan
 from utils.training.prior_trainer import PriorTrainer
 from utils.training.vqgan_trainer import VQGANTrainer
@@ -125,5 +123,20 @@ def work(out: Path, name: str, case: Case) -> None:
 
 
 def run_all(out: Path) -> None:
+    """Each case leaves `<name>.<rank>.pt`: losses of the steps, and what there is at the end."""
     for name, case in cases().items():
         together(case.count, work, out, name, case)
+
+
+def score(folder: Path) -> None:
+    """Of each case in `cases.pt`, real and fake features, k and the side of a block: the numbers, how often it ticked.
+
+    They are left in `<count>.<rank>.pt`.
+    """
+    found = []
+    with joined(CPU, backend="auto", timeout_s=60) as ranks:
+        for real, fake, k, block in torch.load(folder / "cases.pt", weights_only=True):
+            ticks: list[None] = []
+            values = compute_prdc(real, fake, k, block=block, tick=lambda ticks=ticks: ticks.append(None), ranks=ranks)
+            found.append((vars(values), len(ticks)))
+    torch.save(found, folder / f"{ranks.count}.{ranks.rank}.pt")

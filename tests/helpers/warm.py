@@ -6,6 +6,7 @@ is killing the script. What it shares with others is only that modules were impo
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -43,8 +44,10 @@ _FLAGS = {
     "VQGAN": "--nf 32 --ch_mult 1 2 --res_blocks 1 --attn_resolutions 8 --emb_dim 16 --codebook_size 32 --img_size 16 "
     "--ndf 8 --disc_layers 1",
     "PRIOR": "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1",
+    "AE": f"--batch_size 4 {_EVERYWHERE} --ae_load_dir ae",
+    "MODELS": f"--batch_size 4 {_EVERYWHERE} --ae_load_dir ae --load_dir prior",
 }
-_TINY = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --sinks visdom --ema --steps_per_log 2"
+_TINY = f"--batch_size 4 {_EVERYWHERE} --ema --steps_per_log 2"
 _LOCK = threading.Lock()  # starting a process looks after all others, as asking for an exit status does
 
 
@@ -76,11 +79,12 @@ def free_port() -> int:
 def together(count: int, work: Callable[..., None], *args: object) -> None:
     """Do `work(*args)` in `count` processes with torchrun's environment; raises what one of them raises."""
     load_modules()
-    start_processes(_as_rank, (count, free_port(), work, args), count, start_method="forkserver")
+    env = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    start_processes(_as_rank, (env, work, *args), count, start_method="forkserver")
 
 
-def _as_rank(rank: int, count: int, port: int, work: Callable[..., None], args: Sequence[object]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _as_rank(rank: int, env: dict[str, str], work: Callable[..., None], *args: object) -> None:
+    os.environ |= {"RANK": str(rank), **env}
     work(*args)
 
 
@@ -102,10 +106,10 @@ class Ended:
 
 
 class Shell:
-    """Runs the project's scripts in `folder`, which may be changed; from any thread. Keywords: environment variables.
+    """Runs the project's scripts in `folder`, from any thread. Keywords are environment variables.
 
-    In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings. SIMPLE_FEATURES puts `Quarters` in the place of
-    R64; with SAVE_OFTEN, long pieces of work note after each batch how far they are.
+    In a command, {RUN}, {VQGAN} and {PRIOR} stand for small settings, {AE} and {MODELS} for the tiny models of `ae` and
+    `prior`. SIMPLE_FEATURES puts `Quarters` in the place of R64; with SAVE_OFTEN, long work is noted after each batch.
     """
 
     # Of tiny models, a second each: drawing a summary would take several.
@@ -119,24 +123,19 @@ class Shell:
     )
 
     def __init__(self, folder: Path, **env: str) -> None:
-        self.folder, self._env = folder, env
-        self._processes: dict[int, tuple[BaseProcess, Path]] = {}
+        self.folder, self.logs, self._env = folder, folder / "logs", env
+        self._processes: dict[int, BaseProcess] = {}
         self._stores: list[TCPStore] = []
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
+        atexit.register(self.end)
 
     def start(self, command: str, **env: str) -> int:
         """Start `script.py flags …`; its process id."""
         load_modules()
-        words = shlex.split(command.format(**_FLAGS))
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_be_the_script, args=(self.folder, words, self._env | env)
-        )
+        args = self.folder, shlex.split(command.format(**_FLAGS)), self._env | env
+        process = multiprocessing.get_context("forkserver").Process(target=_be_the_script, args=args)
         with _LOCK:
             process.start()
-        self._processes[process.pid] = process, self.folder
+        self._processes[process.pid] = process
         return process.pid
 
     def start_together(self, command: str, count: int, **env: str) -> list[int]:
@@ -152,12 +151,12 @@ class Shell:
     def code(self, pid: int) -> int | None:
         """How a script ended, or None while it runs."""
         with _LOCK:
-            return self._processes[pid][0].exitcode
+            return self._processes[pid].exitcode
 
     def wait(self, pid: int) -> Ended:
         """Wait until a script has ended. What it wrote is empty where it was killed before it opened it."""
         until(lambda: self.code(pid) is not None)
-        files = [self._processes[pid][1] / f".{pid}.{name}" for name in ("out", "err")]
+        files = [self.folder / f".{pid}.{name}" for name in ("out", "err")]
         said = [file.read_text(errors="replace") if file.exists() else "" for file in files]
         for file in files:
             file.unlink(missing_ok=True)
@@ -174,8 +173,8 @@ class Shell:
             self.ok(f"{stage} --dataset custom --train_steps 8 --steps_per_checkpoint 4 --log_dir {run}")
 
     def end(self) -> None:
-        """Kill what still runs, as after a test that failed on its way."""
-        for process, _ in self._processes.values():
+        """Kill what still runs, as after a test that failed on its way: multiprocessing would wait for it."""
+        for process in self._processes.values():
             process.kill()
 
     def run(self, command: str, **env: str) -> Ended:

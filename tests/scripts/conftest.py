@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,9 @@ from warm import Shell
 
 
 @pytest.fixture(scope="session")
-def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Shell]]:
-    """Makes shells in empty folders, or in one that is given."""
-    shells: list[Shell] = []
-
-    def make(folder: Path | None = None, **env: str) -> Shell:
-        shells.append(Shell(folder or tmp_path_factory.mktemp("shell"), **env))
-        return shells[-1]
-
-    yield make
-    for shell in shells:
-        shell.end()
+def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shell]:
+    """Makes shells in empty folders."""
+    return lambda **env: Shell(tmp_path_factory.mktemp("shell"), **env)
 
 
 @pytest.fixture
@@ -40,9 +32,9 @@ def tiny_runs(new_shell: Callable[..., Shell]) -> Path:
 
 
 @pytest.fixture
-def tiny(new_shell: Callable[..., Shell], tiny_runs: Path, tmp_path: Path) -> Shell:
+def tiny(tiny_runs: Path, tmp_path: Path) -> Shell:
     """A shell in a copy of the tiny runs' folder, to write to."""
-    return new_shell(shutil.copytree(tiny_runs, tmp_path / "tiny"))
+    return Shell(shutil.copytree(tiny_runs, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")

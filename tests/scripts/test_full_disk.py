@@ -81,10 +81,7 @@ def test_not_even_one_step_fits(tiny: Shell, resize: Callable[[int], None]) -> N
 
 
 STAGE_2 = "--dataset custom --train_steps 2"
-SCORES = (
-    "experiments/calc_VQGAN_FID.py --ae_load_dir ae --features r64 --n_samples 6 --kid_subsets 0 --batch_size 4 "
-    "--device cpu --num_workers 0 --visdom_port 9 --sinks visdom --log_dir scores"
-)
+SCORES = "experiments/calc_VQGAN_FID.py {AE} --features r64 --n_samples 6 --kid_subsets 0 --log_dir scores"
 
 
 def test_codes_and_features_are_kept_in_the_run_where_their_folders_are_read_only(

@@ -60,8 +60,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny: Shell, stage: str, number: s
     ],
 )
 def test_ctrl_c_ends_an_experiment_that_the_same_command_goes_on_with(tiny: Shell, experiment: str, made: str) -> None:
-    models = "--batch_size 4 --device cpu --num_workers 0 --visdom_port 9 --load_dir prior --ae_load_dir ae"
-    pid = tiny.start(f"experiments/{experiment} {models} --log_dir run")
+    pid = tiny.start(f"experiments/{experiment} {{MODELS}} --log_dir run")
     until(lambda: tiny.code(pid) is not None or any((tiny.logs / "run").glob(made)))
     assert tiny.code(pid) is None, tiny.wait(pid)
     ended = ended_by(tiny, pid, signal.SIGINT)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,17 +15,11 @@ from warm import Shell, until
 STEPS = 60
 
 
-def logging(tiny: Shell, command: str, ranks: int = 1) -> list[int]:
-    """Process ids of a run in `logs/run`, once it has logged something."""
+def away(tiny: Shell, command: str, ranks: int = 1, photos: str = "photos") -> list[int]:
+    """Process ids of a run in `logs/run` whose photos were moved away, once one of them misses them."""
     pids = tiny.start_together(f"{command} --log_dir run", ranks)
     metrics = tiny.logs / "run/metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    return pids
-
-
-def away(tiny: Shell, command: str, ranks: int = 1, photos: str = "photos") -> list[int]:
-    """Process ids of a run whose photos were moved away, once one of them misses them."""
-    pids = logging(tiny, command, ranks)
     (tiny.folder / photos).rename(tiny.folder / "elsewhere")
     until(lambda: any("trying again" in (tiny.folder / f".{pid}.err").read_text() for pid in pids))
     return pids
@@ -58,19 +50,6 @@ def test_data_that_are_away_for_a_moment_change_nothing(tiny: Shell, photos: str
     (tiny.folder / "elsewhere").rename(tiny.folder / photos)
     assert tiny.wait(pid).code == 0
     ends_alike(tiny)
-
-
-def test_a_worker_that_is_killed_costs_no_step(tiny: Shell) -> None:
-    command = f"{tiny.stage_1} --dataset custom --num_workers 2 --steps_per_checkpoint 0 --train_steps 100000"
-    (pid,) = logging(tiny, command)
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    ended = tiny.wait(pid)
-    assert ended.code == 1
-    assert f"process {children[-1]}, which read images, exited unexpectedly" in ended.err
-    step = newest(tiny)
-    assert step >= json.loads((tiny.logs / "run/metrics.jsonl").read_text().splitlines()[-1])["step"]
-    assert f"continuing after step {step}" in tiny.ok(f"train_vqgan.py --resume --log_dir run --train_steps {step + 2}")
 
 
 def test_a_logs_folder_that_is_away_for_a_moment_ends_no_run(tiny: Shell) -> None:

@@ -1,13 +1,15 @@
-"""Both stages and samples on toy churches, from the shell."""
+"""Both stages and samples, from the shell: on toy churches, with published checkpoints, and of too short runs."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import yaml
 from PIL import Image
 
 from shown import shown
+from utils.pretrained.loading import load_autoencoder, load_prior
 from warm import REPO
 
 # Flags, and the prior and the autoencoder that they take: an average where there is one.
@@ -26,14 +29,6 @@ DRAWS = {
     "autoregressive": ("--load_dir autoregressive --sampler autoregressive", "autoregressive_20.th", "vqgan_ema_20.th"),
     "gumbel": ("--load_dir gumbel_prior", "gumbel_prior/saved_models/absorbing_ema_20.th", "vqgan_20.th"),
 }
-
-
-class Drawn(NamedTuple):
-    """What `get_samples.py` printed and drew by way of drawing, uint8 [5,16,16,3]; `grids`: sizes of the first call."""
-
-    printed: dict[str, str]
-    images: dict[str, np.ndarray]
-    grids: dict[str, tuple[int, int]]
 
 
 def metrics(run: Path, split: str) -> list[dict[str, Any]]:
@@ -50,7 +45,8 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def drawn(toy) -> Drawn:
+def drawn(toy) -> Any:
+    """What `get_samples.py` printed and drew by way of drawing, uint8 [5,16,16,3]; `grids`: sizes of the first call."""
     script = "experiments/get_samples.py {RUN}"
     toy.ok(f"{script} --batch_size 32 --n_samples 70 --load_dir absorbing --log_dir drawn_base")
     grids = {path.name: Image.open(path).size for path in (toy.logs / "drawn_base" / "images").rglob("*.png")}
@@ -61,7 +57,8 @@ def drawn(toy) -> Drawn:
         files = sorted((toy.logs / f"drawn_{name}" / "images").rglob("*.png"))
         assert [file.name for file in files] == [f"{i:06d}.png" for i in range(5)]  # nothing of the call before
         images[name] = np.stack([np.asarray(Image.open(file)) for file in files])
-    return Drawn(dict(zip(DRAWS, (out for (out,) in printed), strict=True)), images, grids)
+    printed = {name: out for name, (out,) in zip(DRAWS, printed, strict=True)}
+    return SimpleNamespace(printed=printed, images=images, grids=grids)
 
 
 @pytest.mark.parametrize(
@@ -146,20 +143,20 @@ def test_flips_double_the_latents(toy) -> None:
         assert shapes - {(8, 1, 64), (12, 1, 64)} == wanted  # reconstructions of few
 
 
-def test_exactly_as_many_as_asked_of_the_newest_steps(toy, drawn: Drawn) -> None:
+def test_exactly_as_many_as_asked_of_the_newest_steps(toy, drawn) -> None:
     assert drawn.grids == {"samples_000.png": (8 * 98 + 2, 8 * 98 + 2), "samples_001.png": (6 * 98 + 2, 98 + 2)}
     settings = settings_of(toy.logs / "drawn_base")
     assert (settings["load_step"], settings["ae_load_step"]) == (20, 20)
 
 
-def test_samples_are_images_that_differ_unless_all_is_the_same(drawn: Drawn) -> None:
+def test_samples_are_images_that_differ_unless_all_is_the_same(drawn) -> None:
     for name, images in drawn.images.items():
         assert images.shape == (5, 16, 16, 3), name
         assert len({image.tobytes() for image in images}) == 5, name
         assert np.array_equal(drawn.images["base"], images) == (name in ("base", "same_seed")), name
 
 
-def test_codes_that_are_drawn_are_not_drawn_again(toy, drawn: Drawn) -> None:
+def test_codes_that_are_drawn_are_not_drawn_again(toy, drawn) -> None:
     """So a call that was stopped while it decoded goes on."""
     flags = "--n_samples 5 --batch_size 3 --save_individually --load_dir absorbing --log_dir drawn_base"
     said = toy.ok(f"experiments/get_samples.py {{RUN}} {flags}").splitlines()
@@ -170,8 +167,9 @@ def test_codes_that_are_drawn_are_not_drawn_again(toy, drawn: Drawn) -> None:
     assert np.array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), drawn.images["base"])
 
 
-def test_the_first_lines_say_what_runs_where_and_with_which_weights_and_settings(drawn: Drawn) -> None:
+def test_the_lines_say_what_runs_where_and_with_which_weights_and_settings(toy, drawn) -> None:
     for name, (_, prior, autoencoder) in DRAWS.items():
+        assert drawn.printed[name].count("dashboard:") == 1  # there is none, but for the picture in the folder
         said = drawn.printed[name].splitlines()
         assert any(line.startswith("prior ") and f"/{prior}, " in line for line in said), name
         assert any(line.startswith("autoencoder ") and f"/{autoencoder}, " in line for line in said), name
@@ -181,10 +179,6 @@ def test_the_first_lines_say_what_runs_where_and_with_which_weights_and_settings
     assert [line.split()[0] for line in said[1:5]] == ["device", "precision", "prior", "autoencoder"]
     assert said[3].endswith(" M parameters")
     assert any(line.split() == ["sampler", "absorbing"] for line in said)
-
-
-def test_drawing_without_a_dashboard_warns_once_and_keeps_the_picture(toy, drawn: Drawn) -> None:
-    assert all(out.count("dashboard:") == 1 for out in drawn.printed.values())
     assert list(shown(toy.logs / "drawn_gumbel").panes) == ["samples"]
 
 
@@ -208,3 +202,55 @@ def test_stage_2_calls_nothing_that_macos_lacks(tiny) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert (tiny.logs / "mac/saved_models/absorbing_2.th").exists()
     assert list((tiny.logs / "ae/latents").glob("*/*.npy"))
+
+
+PRIORS = ("absorbing", "autoregressive")
+UNUSED = ("batch", "ndf", "disc_layers")
+
+
+@pytest.mark.parametrize("model", ["nearest_small", "gumbel_small"])
+def test_published_checkpoints(shell, golden_dir: Path, model: str) -> None:
+    for kind in ("vqgan", *PRIORS):
+        shutil.copytree(golden_dir / model / kind, shell.logs / kind)
+    settings = json.loads((golden_dir / model / "hparams.json").read_text())
+    assert {"codebook_size", "bert_n_emb"} <= settings.keys()
+    flags = [f"--{name} {value}" for name, value in settings.items() if name not in UNUSED]
+    flags = "{RUN} --ae_load_dir vqgan --ae_load_step 10 --ema " + re.sub(r"[\[\],]", " ", " ".join(flags))
+    sample = f"experiments/get_samples.py {flags} --load_step 20 --save_individually --n_samples 3"
+    train = f"train_sampler.py {flags} --toy_images 16 --train_steps 3 --log_dir new"
+    shell.abreast([f"{sample} --load_dir {kind} --sampler {kind} --log_dir of_{kind}" for kind in PRIORS], [train])
+    for kind in PRIORS:
+        files = sorted((shell.logs / f"of_{kind}/images").rglob("*.png"))
+        assert [Image.open(file).size for file in files] == [(settings["img_size"],) * 2] * 3
+    assert (shell.logs / "new/saved_models/absorbing_3.th").exists()
+    assert (shell.logs / "vqgan/latents").is_dir()
+
+
+# Runs that are too short for their settings.
+AVERAGE = "note: --train_steps 8 is short for the moving average"
+START = "note: 100% of logs/{}_ema_8.th is still the random start of its moving average"
+AE, PRIOR = START.format("ae/saved_models/vqgan"), START.format("prior/saved_models/absorbing")
+SAMPLES = "experiments/get_samples.py {MODELS} --log_dir drawn --n_samples 2"
+
+
+def test_training_says_it_at_its_start(tiny_runs: Path) -> None:
+    first, second = ((tiny_runs / f"logs/{run}/log.txt").read_text() for run in ("ae", "prior"))
+    for log in (first, second):
+        assert log.count(AVERAGE) == 1
+        assert log.index(AVERAGE) < log.index("saved logs/")
+    assert AE in second
+    assert "note: --warmup_iters 30000 is beyond --train_steps 8" in second
+    assert "--disc_start_step" not in first.replace("disc_start_step ", "")  # which is 2
+
+
+def test_experiments_say_which_averages_are_mostly_their_start(tiny) -> None:
+    said = tiny.run(SAMPLES).err
+    assert f"{AE}, as it was trained for too few steps: --no_ema takes the raw weights\n" in said
+    assert PRIOR in said
+    assert "random start" not in tiny.run(f"{SAMPLES} --no_ema").err
+
+
+def test_programs_are_warned(tiny_runs: Path) -> None:
+    for load, run in ((load_autoencoder, "ae"), (load_prior, "prior")):
+        with pytest.warns(UserWarning, match="random start of its moving average.*: ema=False takes the raw weights"):
+            load(run, root=tiny_runs / "logs", device="cpu")

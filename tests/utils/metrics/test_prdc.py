@@ -1,4 +1,4 @@
-"""PRDC in blocks against the prdc package, which sees whole matrices; by several processes, see `prdc_together.py`."""
+"""PRDC in blocks against the prdc package, which sees whole matrices; by several processes, see `spread.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import prdc_together
+from spread import score
 from utils.machine.distributed import Ranks
 from utils.metrics.prdc import _SPARE, block_count, compute_prdc
 from warm import together
@@ -116,7 +116,7 @@ def test_several_processes_have_the_result_of_one_to_the_bit(tmp_path: Path) -> 
     ]
     torch.save(cases, tmp_path / "cases.pt")
     for count in (2, 3, 4):
-        together(count, prdc_together.work, tmp_path)
+        together(count, score, tmp_path)
     expected = [ours(real, fake, k, block=block) for real, fake, k, block in cases]
     for real, fake, k, block in cases[1:]:  # the package needs a third point
         assert check_against_package(real, fake, k, block=block)["density"] > 0
