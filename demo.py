@@ -16,17 +16,15 @@ from utils.runs.results import read_results
 from utils.runs.run_folder import RunFolder
 
 AUTOENCODER, PRIOR, SAMPLES, SCORES = "demo/vqgan", "demo/absorbing", "demo/samples", "demo/scores"
+_BOTH = "--sampler absorbing --dataset toy_churches"
 
 TRAIN_VQGAN = f"train_vqgan.py --dataset toy_churches --log_dir {AUTOENCODER} --amp --ema"
-TRAIN_PRIOR = (
-    f"train_sampler.py --sampler absorbing --dataset toy_churches --log_dir {PRIOR} "
-    f"--ae_load_dir {AUTOENCODER} --amp --ema"
-)
+TRAIN_PRIOR = f"train_sampler.py {_BOTH} --log_dir {PRIOR} --ae_load_dir {AUTOENCODER} --amp --ema"
 GET_SAMPLES = (
-    f"experiments/get_samples.py --sampler absorbing --dataset toy_churches --log_dir {SAMPLES} "
-    f"--ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema --n_samples 64 --temp 0.9 --amp"
+    f"experiments/get_samples.py {_BOTH} --log_dir {SAMPLES} --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema "
+    "--n_samples 64 --temp 0.9 --amp"
 )
-MODELS = f"--sampler absorbing --dataset toy_churches --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema"
+MODELS = f"{_BOTH} --ae_load_dir {AUTOENCODER} --load_dir {PRIOR} --ema"
 # Both compare the same 500 samples, which the first one draws, with validation images.
 _SCORED = f"{MODELS} --log_dir {SCORES} --n_samples 500 --temp 0.9 --split val --amp"
 CALC_FID = f"experiments/calc_FID.py {_SCORED}"
@@ -57,27 +55,24 @@ def run(command: str) -> None:
         sys.exit(code)
 
 
-def values_of(log_dir: str, metric: str | None = None, part: str = "values") -> dict[str, Any]:
-    """The newest numbers in a run's results, or the newest of a metric; `part` "conditions": what they depend on."""
+def newest(log_dir: str, metric: str | None = None) -> dict[str, Any]:
+    """The newest entry in a run's results, or the newest of a metric: `values`, and the `conditions` of them."""
     results = read_results(RunFolder(log_dir).results)
-    return [entry[part] for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
+    return [entry for entry in results if metric in (None, entry["conditions"].get("metric"))][-1]
 
 
 def report() -> str:
     """Figures and pictures of the finished runs."""
     vqgan, prior, samples = RunFolder(AUTOENCODER), RunFolder(PRIOR), RunFolder(SAMPLES)
-    reconstruction = [line for line in read_metrics(vqgan.metrics) if line["split"] == "val"][-1]
-    lines = read_metrics(prior.metrics)
-    codes = next(line for line in lines if line["split"] == "codes")
-    bound = [line for line in lines if line["split"] == "val"][-1]
-    grid = vqgan.images / f"originals_over_reconstructions_{reconstruction['step']}.png"
-    psnr, used = reconstruction["psnr_db"], reconstruction["codebook_used"]
-    likelihood = values_of("demo/nll")
-    fid, prdc = (values_of(SCORES, metric) for metric in ("FID", "PRDC"))
-    uniform, marginal = codes["log2_codebook_size"], codes["marginal_entropy_bits_per_token"]
+    first, lines = ({line["split"]: line for line in read_metrics(run.metrics)} for run in (vqgan, prior))  # the newest
+    grid = vqgan.images / f"originals_over_reconstructions_{first['val']['step']}.png"
+    psnr, used = first["val"]["psnr_db"], first["val"]["codebook_used"]
+    likelihood = newest("demo/nll")["values"]
+    fid, prdc = (newest(SCORES, metric)["values"] for metric in ("FID", "PRDC"))
+    uniform, marginal = lines["codes"]["log2_codebook_size"], lines["codes"]["marginal_entropy_bits_per_token"]
     return f"""
 Validation images, autoencoder:  PSNR {psnr:.2f} dB, {used:.0%} of the codebook in use
-Validation codes, prior:         ELBO {bound["elbo_bits_per_token"]:.3f} bits per token
+Validation codes, prior:         ELBO {lines["val"]["elbo_bits_per_token"]:.3f} bits per token
   to compare with:               log2 K = {uniform:.3f}, entropy of the training codes' frequencies = {marginal:.3f}
 Validation images, both stages:  ELBO {likelihood["bits_per_dim"]:.3f} ± {likelihood["standard_error"]:.3f} bits per \
 dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["code_bits_per_dim"]:.3f})
@@ -90,7 +85,7 @@ dimension (pixels {likelihood["pixel_bits_per_dim"]:.3f}, codes {likelihood["cod
 Originals over reconstructions:  {grid}
 64 samples:                      {samples.images / "samples_000.png"}
 Samples, nearest training ones:  {RunFolder("demo/neighbours").images / "neighbours.png"} (of the first \
-{values_of("demo/neighbours", part="conditions")["training_images"]})
+{newest("demo/neighbours")["conditions"]["training_images"]})
 Three times as wide:             {RunFolder("demo/big_samples").images / "samples"}/
 Loss curves' numbers:            {vqgan.metrics}
                                  {prior.metrics}

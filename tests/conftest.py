@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,10 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 def folder_named_by(variable: str) -> Path:
     """The folder that an environment variable names; without it the test is skipped."""
-    folder = os.environ.get(variable)
-    if not folder:
-        pytest.skip(f"{variable} names no folder")
-    return Path(folder)
+    return Path(os.environ.get(variable) or pytest.skip(f"{variable} names no folder"))
 
 
 @pytest.fixture(scope="session")
@@ -34,21 +31,14 @@ def images_dir() -> Path:
     return folder_named_by("IMAGES_DIR")
 
 
-class _Unloaded(FeatureExtractorInceptionV3):
-    """Keeps its random start."""
-
-    def load_state_dict(self, *_: object, **__: object) -> None: ...
-
-
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of torch-fidelity's Inception-v3 in names and shapes, with random values."""
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    torch.manual_seed(0)
-    network = _Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=empty)
     file = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save({}, file)
+    torch.manual_seed(0)
+    with patch.object(FeatureExtractorInceptionV3, "load_state_dict"):  # it keeps its random start
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     torch.save(network.state_dict(), file)
     return file
 

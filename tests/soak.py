@@ -3,9 +3,8 @@
 Each run of a stage is killed (SIGKILL) again and again, every third time once it has begun to save a step, and goes on
 by the same command until it is done. Then its weights, average, training state, codes, metrics and plots must be those
 of a run that nobody disturbed, to the bit; and after every kill the newest step that the run had called saved must be
-there, whole. Scripts are forked from a warm process, see `warm.py`; images and models are tiny.
-
-Experiments are killed and started again until they are done; see `soak_experiments.py`.
+there, whole. Experiments are killed and started again too: they must end as undisturbed ones, and what they leave when
+they are killed must be whole. Images and models are tiny.
 
 The outcome is written as JSON; the exit status is 1 if anything differed.
 """
@@ -24,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -32,224 +31,220 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parent / "helpers"))
 
-from soak_experiments import EXPERIMENTS, Experiments
-
 from compare import differences_of_folders
 from utils.reporting.training_report import TIMINGS
 from utils.runs.checkpoints import load_state
 from utils.runs.logged import read_metrics
 from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
-from warm import REPO, Warm
+from warm import REPO, Shell
 
-RUN = "--dataset toy_churches --toy_images 480 --batch_size 8 --device cpu --num_workers 0 --visdom_port 9"
-MODEL = (
-    "--nf 32 --ch_mult 1 1 --res_blocks 1 --attn_resolutions --emb_dim 8 --codebook_size 16 --img_size 8 --ndf 8 "
-    "--disc_layers 1 --disc_start_step 10 --restart_dead_codes 7"
-)
-PRIOR = (
-    "--bert_n_emb 32 --bert_n_head 2 --bert_n_layers 1 --warmup_iters 10 --attn_pdrop 0.1 --total_steps 4 --n_samples 2"
-)
 OFTEN = (
-    "--steps_per_log 3 --steps_per_eval 20 --steps_per_save_output 30 --steps_per_display_output 30 --ema "
-    "--ema_beta 0.9 --horizontal_flip --sinks visdom"
+    "--dataset toy_churches --toy_images 480 --batch_size 8 --steps_per_log 3 --steps_per_eval 20 --horizontal_flip "
+    "--steps_per_save_output 30 --steps_per_display_output 30 --ema_beta 0.9"
 )
+PRIOR = f"{Shell.stage_2} {OFTEN} --no_amp --warmup_iters 10 --attn_pdrop 0.1"
 STAGES = {
-    VQGAN: f"train_vqgan.py {RUN} {MODEL} {OFTEN} --amp",
-    ABSORBING: f"train_sampler.py {RUN} {PRIOR} {OFTEN} --no_amp --ae_load_dir ae",
-    AUTOREGRESSIVE: f"train_sampler.py {RUN} {PRIOR} {OFTEN} --no_amp --ae_load_dir ae --sampler autoregressive",
+    VQGAN: f"{Shell.stage_1} {OFTEN} --amp --disc_start_step 10 --restart_dead_codes 7",
+    ABSORBING: PRIOR,
+    AUTOREGRESSIVE: f"{PRIOR} --sampler autoregressive",
 }
+EXPERIMENTS = {
+    "calc_FID": "{MODELS} --features r64 --split all --n_samples 24 --kid_subset_size 5 --kid_subsets 4 --save_images",
+    "calc_PRDC": "{MODELS} --features r64 --split all --n_samples 24",
+    "calc_VQGAN_FID": "{AE} --features r64 --split all --kid_subset_size 5 --kid_subsets 4",
+    "calc_approximate_ELBO": "{MODELS} --train_steps 12 --steps_per_eval 4",
+    "calc_nearest_neighbours": "{MODELS} --n_samples 4 --distance r64 --top_k 3",
+    "generate_big_samples": "{MODELS} --n_samples 2 --shape 8 12",
+    "inpaint": "{MODELS} --n_images 10",
+    "get_samples": "{MODELS} --n_samples 40 --save_individually",
+}
+# Whose content grows or changes before an experiment is done, and which tell of time or processes.
+GROWING = ("*.th", "*.jsonl", "log.txt", "hparams.yaml")
+ABOUT_THE_PROCESS = (".lock", "log.txt", "newest.json", "summary.png")
 
 
-@dataclass
-class Tally:
-    """What happened to the runs of one stage."""
+class Disturbed:
+    """A command that is killed at random moments, up to `lives` times before it may end, then compared: `name`.
 
-    kills: int = 0
-    kills_aimed_into_saving: int = 0
-    kills_beside_a_half_written_step: int = 0
-    kills_before_the_first_step: int = 0
-    runs: int = 0
-    resumes: int = 0
-    whole_steps_lost: int = 0
-    problems: list[str] = field(default_factory=list)
+    It works in logs/run; logs/reference holds what it leaves when nobody disturbs it. `look` judges what a kill left.
+    """
 
+    lives, caches = 12, ["ae/latents"]  # caches are those that others fill too
 
-class Soak:
-    """Runs of every kind in one folder."""
-
-    def __init__(self, warm: Warm, steps: int, every: int, seed: int) -> None:
-        self.warm = warm
-        self.logs = warm.folder / "logs"
-        self.steps = steps
-        self.every = every
+    def __init__(self, shell: Shell, name: str, command: str, seed: int) -> None:
+        self.shell, self.name, self.command, self.logs = shell, name, f"{command} --log_dir run", shell.logs
         self.dice = random.Random(seed)
+        self.tally: Counter[str] = Counter(whole_steps_lost=0)
+        self.problems: list[str] = []
 
-    def prepare(self) -> dict[str, float]:
-        """Undisturbed runs of every kind; seconds that each took."""
-        self.warm.ok(f"{STAGES[VQGAN]} --train_steps 4 --log_dir ae")
-        seconds = {}
-        for kind in STAGES:
-            begin = time.monotonic()
-            self.warm.ok(self.command(kind, f"reference_{kind}"))
-            seconds[kind] = time.monotonic() - begin
-        (self.logs / "ae/latents").rename(self.logs / "reference_latents")
+    def outcome(self, kills: int) -> dict:
+        """Kill it so often: what happened."""
+        for cache in self.caches:
+            shutil.rmtree(self.logs / cache, ignore_errors=True)
+        self.seconds = self.end("reference")
+        while self.tally["kills"] < kills:
+            for life in range(min(self.lives, kills - self.tally["kills"])):
+                begin = time.monotonic()
+                if not self.one_life():
+                    if life == 0:  # the whole of it took less than it did before
+                        self.seconds = time.monotonic() - begin
+                    break
+            self.end("ended")
+            self.tally["runs"] += 1
+            self.problems += self.differences(self.logs / "ended", self.logs / "reference")
+        return {**self.tally, "problems": self.problems}
+
+    def end(self, where: str) -> float:
+        """Run the command to its end, and move its folder and caches away; the seconds that it took."""
+        begin = time.monotonic()
+        self.shell.ok(self.command)
+        seconds = time.monotonic() - begin
+        folder = self.logs / where
+        shutil.rmtree(folder, ignore_errors=True)
+        (self.logs / "run").rename(folder)
+        for cache in self.caches:
+            if (self.logs / cache).exists():
+                (self.logs / cache).rename(folder / f"shared_{Path(cache).name}")
         return seconds
 
-    def command(self, kind: str, run: str) -> str:
-        """Of a run: it begins, or goes on from where it was killed."""
-        lengths = f"--train_steps {self.steps} --steps_per_checkpoint {self.every}"
-        return f"{STAGES[kind]} {lengths} --log_dir {run}"
-
-    def stage(self, kind: str, kills: int, seconds: float) -> Tally:
-        """Kill runs of a stage until there were so many kills, and compare each with the undisturbed one."""
-        tally = Tally()
-        while tally.kills < kills:
-            run = f"killed_{kind}_{tally.runs}"
-            shutil.rmtree(self.logs / "ae/latents", ignore_errors=True)
-            for life in range(min(12, kills - tally.kills)):
-                begin = time.monotonic()
-                if not self.one_life(kind, run, seconds, tally):
-                    if life == 0:  # the whole run took less than it did before
-                        seconds = time.monotonic() - begin
-                    break
-            ended = self.warm.run(self.command(kind, run))
-            tally.runs += 1
-            tally.resumes += 1
-            if ended.code:
-                tally.problems.append(f"{run} could not be resumed: {ended.err[-500:]}")
-            else:
-                tally.problems += self.differences(kind, run)
-            shutil.rmtree(self.logs / run)
-        return tally
-
-    def one_life(self, kind: str, run: str, seconds: float, tally: Tally) -> bool:
-        """Start or resume a run and kill it; False if it came to its end first."""
-        folder = RunFolder(run, self.logs)
-        marks = set(folder.saved_models.glob(".*_saving_*"))
-        resumed = folder.hparams.exists()
-        pid = self.warm.start(self.command(kind, run))
-        aimed = tally.kills % 3 == 0
-        if aimed:
-            while not set(folder.saved_models.glob(".*_saving_*")) - marks and self.warm.code(pid) is None:
-                time.sleep(0.0002)
-            time.sleep(self.dice.uniform(0, 0.02))
-        else:
-            time.sleep(self.dice.uniform(0, 0.6 * seconds))
-        if self.warm.code(pid) is None:
+    def one_life(self) -> bool:
+        """Start the command, or go on with it, and kill it; False if it came to its end first."""
+        pid = self.shell.start(self.command)
+        self.wait(pid)
+        if self.shell.code(pid) is None:
             os.kill(pid, signal.SIGKILL)
-        ended = self.warm.wait(pid)
-        if ended.code == 0:
-            return False
+        ended = self.shell.wait(pid)
+        if ended.code not in (0, -signal.SIGKILL):
+            self.problems.append(f"{self.name} ended with {ended.code} before it was killed: {ended.err[-500:]}")
         if ended.code != -signal.SIGKILL:
-            tally.problems.append(f"{run} ended with {ended.code} before it was killed: {ended.err[-500:]}")
             return False
-        tally.kills += 1
-        tally.resumes += resumed
-        states = folder.state_steps(kind)
-        tally.kills_aimed_into_saving += aimed
-        tally.kills_beside_a_half_written_step += bool(folder.unfinished_steps(kind))
-        tally.kills_before_the_first_step += not states
-        self.check_saved(folder, kind, states, tally)
+        self.tally["kills"] += 1
+        self.look()
         return True
 
-    def check_saved(self, folder: RunFolder, kind: str, states: list[int], tally: Tally) -> None:
-        """The newest step that the log calls saved is there, and whole."""
-        log = folder.log.read_text() if folder.log.exists() else ""
-        said = [int(step) for step in re.findall(rf"saved \S+/{kind}_(\d+)\.th", log)]
-        if said and (not states or states[-1] < max(said)):
-            tally.whole_steps_lost += 1
-            tally.problems.append(f"{folder.path}: step {max(said)} was saved and is lost")
-        if states:
-            load_state(folder, kind, states[-1])  # raises where a checksum differs
+    def wait(self, pid: int) -> None:
+        """Wait for the moment to kill it."""
+        time.sleep(self.dice.uniform(0.2, 1) * self.seconds)
 
-    def differences(self, kind: str, run: str) -> list[str]:
+    def differences(self, ours: Path, theirs: Path) -> list[str]:
         """What a finished run does not share with the undisturbed one."""
-        ours, theirs = RunFolder(run, self.logs), RunFolder(f"reference_{kind}", self.logs)
-        pairs = [(folder.path / part for folder in (ours, theirs)) for part in ("saved_models", "images")]
-        if kind != VQGAN:
-            pairs.append(self.logs / name for name in ("ae/latents", "reference_latents"))
-        found = [difference for pair in pairs for difference in differences_of_folders(*pair)]
-        if self.metrics(ours) != self.metrics(theirs):
-            found.append(f"{run}: metrics differ")
-        return found
+        return differences_of_folders(ours, theirs, ABOUT_THE_PROCESS)
 
-    def metrics(self, folder: RunFolder) -> list[dict]:
-        """All that a seed determines."""
-        return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(folder.metrics)]
 
-    def memory(self, kind: str, steps: int) -> dict[str, float]:
-        """Resident memory of an undisturbed run, in MB: median early on (5% to 15% of the steps) and at the end."""
-        run, seen = f"memory_{kind}", []
-        pid = self.warm.start(
-            f"{STAGES[kind]} --train_steps {steps} --steps_per_checkpoint {steps // 4} --log_dir {run}"
+class Training(Disturbed):
+    """Of a stage, whose name is that of the files of its weights."""
+
+    def wait(self, pid: int) -> None:
+        saved = self.logs / "run/saved_models"
+        marks = set(saved.glob(".*_saving_*"))
+        aimed = self.tally["kills"] % 3 == 0
+        while aimed and not set(saved.glob(".*_saving_*")) - marks and self.shell.code(pid) is None:
+            time.sleep(0.0002)
+        time.sleep(self.dice.uniform(0, 0.02 if aimed else 0.6 * self.seconds))
+
+    def look(self) -> None:
+        """The newest step that the log calls saved is there, and whole."""
+        folder = RunFolder("run", self.logs)
+        states = folder.state_steps(self.name)
+        self.tally["kills_aimed_into_saving"] += self.tally["kills"] % 3 == 1
+        self.tally["kills_beside_a_half_written_step"] += bool(folder.unfinished_steps(self.name))
+        self.tally["kills_before_the_first_step"] += not states
+        log = folder.log.read_text() if folder.log.exists() else ""
+        said = max(map(int, re.findall(rf"saved \S+/{self.name}_(\d+)\.th", log)), default=0)
+        if said > max(states, default=0):
+            self.tally["whole_steps_lost"] += 1
+            self.problems.append(f"{folder.path}: step {said} was saved and is lost")
+        if states:
+            load_state(folder, self.name, states[-1])  # raises where a checksum differs
+
+    def differences(self, ours: Path, theirs: Path) -> list[str]:
+        found = differences_of_folders(ours, theirs, (*ABOUT_THE_PROCESS, "*.jsonl"))
+        first, second = (
+            [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run / "metrics.jsonl")]
+            for run in (ours, theirs)
         )
-        log = self.logs / run / "metrics.jsonl"
-        while self.warm.code(pid) is None:
-            lines = read_metrics(log) if log.exists() else []
-            try:
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-            except OSError:
-                break
-            if lines:
-                seen.append((lines[-1]["step"], pages * os.sysconf("SC_PAGESIZE") / 1e6))
-            time.sleep(0.05)
-        ended = self.warm.wait(pid)
-        assert ended.code == 0, ended
-        shutil.rmtree(self.logs / run)
-        early = statistics.median(mb for step, mb in seen if 0.05 * steps <= step <= 0.15 * steps)
-        late = statistics.median(mb for step, mb in seen if step >= 0.9 * steps)
-        return {"steps": steps, "early_mb": early, "late_mb": late, "growth_percent": 100 * (late / early - 1)}
+        return found if first == second else [*found, f"{ours}: metrics differ"]
+
+
+class Experiment(Disturbed):
+    """Which notes after each batch how far it is."""
+
+    lives, caches = 3, ["features", "ae/latents"]
+
+    def look(self) -> None:
+        run = self.logs / "run"
+        left = [file for file in run.rglob("*") if file.is_file()]
+        self.tally["kills_that_left_work"] += any(file.match("*.npy") or file.match("*.th") for file in left)
+        if left:
+            ignored = (*ABOUT_THE_PROCESS, *GROWING)
+            self.problems += differences_of_folders(run, self.logs / "reference", ignored, part=True)
+
+
+def memory(shell: Shell, command: str, steps: int) -> dict[str, float]:
+    """Resident memory of an undisturbed run, in MB: median early on (5% to 15% of the steps) and at the end."""
+    pid = shell.start(f"{command} --train_steps {steps} --steps_per_checkpoint {steps // 4} --log_dir run")
+    log, seen = shell.logs / "run/metrics.jsonl", []
+    while shell.code(pid) is None:
+        lines = read_metrics(log) if log.exists() else []
+        try:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        except OSError:
+            break
+        if lines:
+            seen.append((lines[-1]["step"], pages * os.sysconf("SC_PAGESIZE") / 1e6))
+        time.sleep(0.05)
+    ended = shell.wait(pid)
+    assert ended.code == 0, ended
+    shutil.rmtree(shell.logs / "run")
+    early = statistics.median(mb for step, mb in seen if 0.05 * steps <= step <= 0.15 * steps)
+    late = statistics.median(mb for step, mb in seen if step >= 0.9 * steps)
+    return {"steps": steps, "early_mb": early, "late_mb": late, "growth_percent": 100 * (late / early - 1)}
 
 
 def hardware() -> dict[str, str]:
     """The machine and the versions that the numbers are of."""
-    cpu = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
-    )
-    memory = os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{cpu or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
-    return {"machine": machine, "python": platform.python_version(), "torch": torch.__version__}
+    cpu = (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()])[0]
+    memory = f"{os.sysconf('SC_PAGESIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"machine": f"{cpu}, {os.cpu_count()} cores, {memory}", **versions}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="kills per stage")
-    parser.add_argument("--experiment_kills", type=int, default=20, help="kills per experiment")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each killed run")
-    parser.add_argument("--every", type=int, default=4, help="steps between its checkpoints")
-    parser.add_argument(
-        "--memory_steps", type=int, default=2000, help="steps of the runs whose memory is watched; 0: none"
-    )
-    parser.add_argument("--growth", type=float, default=2.0, help="percent that their memory may grow by")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument(
-        "--out", type=Path, default=REPO / "benchmarks/results/soak.json", help="where the outcome goes"
-    )
+    for name, default, tells in (
+        ("kills", 100, "kills per stage"),
+        ("experiment_kills", 20, "kills per experiment"),
+        ("steps", 60, "steps of each killed run"),
+        ("every", 4, "steps between its checkpoints"),
+        ("memory_steps", 2000, "steps of the runs whose memory is watched; 0: none"),
+        ("seed", 0, "of the moments"),
+        ("out", REPO / "benchmarks/results/soak.json", "where the outcome goes"),
+    ):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=tells)
     options = parser.parse_args()
 
     flags = " ".join(f"--{name} {value}" for name, value in vars(options).items() if name != "out")
-    result: dict = {"command": f"python tests/soak.py {flags}", **hardware(), "stages": {}, "experiments": {}}
-    with tempfile.TemporaryDirectory() as folder, Warm(Path(folder)) as warm:
-        soak = Soak(warm, options.steps, options.every, options.seed)
-        seconds = soak.prepare()
-        for kind in STAGES:
-            tally = soak.stage(kind, options.kills, seconds[kind])
-            result["stages"][kind] = vars(tally)
-            print(kind, vars(tally), flush=True)
-        if options.memory_steps:
-            result["memory"] = {kind: soak.memory(kind, options.memory_steps) for kind in STAGES}
-            print("memory", result["memory"], flush=True)
-    with tempfile.TemporaryDirectory() as folder, Warm(Path(folder), often=True) as warm:
-        experiments = Experiments(warm, STAGES[VQGAN], STAGES[ABSORBING], options.seed)
-        for name in EXPERIMENTS if options.experiment_kills else ():
-            outcome = experiments.one(name, options.experiment_kills)
-            result["experiments"][name] = vars(outcome)
-            print(name, vars(outcome), flush=True)
+    result: dict = {"command": f"python tests/soak.py {flags}", **hardware()}
+    result |= {"stages": {}, "memory": {}, "experiments": {}}
+    with tempfile.TemporaryDirectory() as stages, tempfile.TemporaryDirectory() as experiments:
+        shell = Shell(Path(stages))
+        shell.ok(f"{STAGES[VQGAN]} --train_steps 4 --log_dir ae")
+        for kind, command in STAGES.items():
+            killed = f"{command} --train_steps {options.steps} --steps_per_checkpoint {options.every}"
+            result["stages"][kind] = Training(shell, kind, killed, options.seed).outcome(options.kills)
+            print(kind, result["stages"][kind], flush=True)
+            if options.memory_steps:
+                result["memory"][kind] = memory(shell, command, options.memory_steps)
+        shell = Shell(Path(experiments), SAVE_OFTEN="1", SIMPLE_FEATURES="1")
+        shell.train_tiny_models()
+        for name, words in EXPERIMENTS.items() if options.experiment_kills else ():
+            experiment = Experiment(shell, name, f"experiments/{name}.py {words}", options.seed)
+            result["experiments"][name] = experiment.outcome(options.experiment_kills)
+            print(name, result["experiments"][name], flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-    tallies = [*result["stages"].values(), *result["experiments"].values()]
-    grown = [m for m in result.get("memory", {}).values() if m["growth_percent"] >= options.growth]
-    return 1 if grown or any(tally["problems"] for tally in tallies) else 0
+    problems = [each for part in ("stages", "experiments") for each in result[part].values() if each["problems"]]
+    return int(any(problems) or any(each["growth_percent"] >= 2 for each in result["memory"].values()))
 
 
 if __name__ == "__main__":

@@ -24,16 +24,9 @@ for _ in range(600):  # a signal just before a sleep is heeded after it
 
 def test_an_interrupted_command_saves_before_the_demo_ends(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SAVING)
-    demo = subprocess.Popen(
-        [sys.executable, "-c", "import demo; demo.run('train.py')"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert demo.stdout is not None
+    command, env = [sys.executable, "-c", "import demo; demo.run('train.py')"], os.environ | {"PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    demo = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, **streams)
     for line in demo.stdout:
         if line == "training\n":
             break

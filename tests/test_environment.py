@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -26,74 +24,57 @@ else:
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
 PACKAGES = ("experiments", "hparams", "models", "utils")
-
-
-def pyproject() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def direct_requirements() -> list[Requirement]:
-    project = pyproject()
-    return [Requirement(line) for line in project["project"]["dependencies"] + project["dependency-groups"]["dev"]]
+README, MAKEFILE, PINS = ((ROOT / name).read_text() for name in ("README.md", "Makefile", "requirements.txt"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NEEDED = map(Requirement, PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"])
+DIRECT = {canonicalize_name(requirement.name): requirement for requirement in NEEDED}
 
 
 def pins(python: str | None = None) -> dict[str, str]:
     """Release of every package in requirements.txt that applies to this machine, or to another `python` on it."""
     environment = {"python_full_version": python, "python_version": python.rpartition(".")[0]} if python else None
     found = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"([\w.-]+)==(\S+)(?: ; (.*?))?(?: \\)?$", line):
-            name, release, marker = match.groups()
-            if marker is None or Marker(marker).evaluate(environment):
-                assert canonicalize_name(name) not in found
-                found[canonicalize_name(name)] = release
+    for pin in map(Requirement, re.findall(r"^[\w.-]+==[^\\\n]+", PINS, re.MULTILINE)):
+        if pin.marker is None or pin.marker.evaluate(environment):
+            assert canonicalize_name(pin.name) not in found
+            found[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     return found
 
 
 @pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0", "3.14.0"])
 def test_pins_fulfil_pyproject(python: str) -> None:
     pinned = pins(python)
-    for requirement in direct_requirements():
-        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+    assert [name for name, needed in DIRECT.items() if not needed.specifier.contains(pinned[name])] == []
 
 
 def test_readme_and_makefile_name_the_same_pythons() -> None:
-    oldest, too_new = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", pyproject()["project"]["requires-python"]).groups()
-    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    assert f"(3, {oldest}) <= sys.version_info < (3, {too_new})" in makefile
-    assert all(f"3.{oldest} to 3.{int(too_new) - 1}" in text for text in (readme, makefile))
+    oldest, too_new = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["project"]["requires-python"]).groups()
+    assert f"(3, {oldest}) <= sys.version_info < (3, {too_new})" in MAKEFILE
+    assert all(f"3.{oldest} to 3.{int(too_new) - 1}" in text for text in (README, MAKEFILE))
 
 
 def test_every_pin_has_a_hash_and_no_address() -> None:
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    entries = re.split(r"(?m)^(?=[a-z])", text)[1:]
+    entries = re.split(r"(?m)^(?=[a-z])", PINS)[1:]
     assert len(entries) > 50
     assert all("--hash=sha256:" in entry for entry in entries)
-    assert "://" not in text
+    assert "://" not in PINS
 
 
 def test_installed_releases_are_the_pinned_ones() -> None:
     pinned = pins()
-    for requirement in direct_requirements():
-        installed = Version(importlib.metadata.version(requirement.name))
-        assert installed.public == pinned[canonicalize_name(requirement.name)], requirement
+    assert {name: Version(version(name)).public for name in DIRECT} == {name: pinned[name] for name in DIRECT}
 
 
 def test_conda_file_says_the_same() -> None:
     *conda, pip_part = yaml.safe_load((ROOT / "requirements.yml").read_text(encoding="utf-8"))["dependencies"]
     named = dict(line.split("=", 1) for line in conda if "=" in line)
-    python = named.pop("python") + ".1"
+    pinned = pins(named.pop("python") + ".1")
     named |= dict(line.split("==") for line in pip_part["pip"])
-    pinned = pins(python)
-    expected = {}
-    for requirement in direct_requirements():
-        name = canonicalize_name(requirement.name)
-        expected[CONDA_NAMES.get(name, name)] = pinned[name]
-    assert named == expected
+    assert named == {CONDA_NAMES.get(name, name): pinned[name] for name in DIRECT}
 
 
 def test_every_package_folder_is_installed(tmp_path: Path) -> None:
-    listed = pyproject()["tool"]["setuptools"]["packages"]
+    listed = PROJECT["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert {folder.replace("/", ".") for folder in folders} <= set(listed)
 
@@ -111,21 +92,21 @@ def test_another_package_of_our_name_that_is_installed_is_refused_with_what_help
     (site / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     (site / file).parent.mkdir(exist_ok=True)
     (site / file).write_text("raise SystemExit('of another project')\n")
-    python, env = tmp_path / "venv/bin/python", {**os.environ, "PYTHONPATH": ""}
-    scripts = sorted(ROOT.glob("experiments/[!_]*.py"))[:: 1 if file.startswith("utils") else -20]
-    for script in scripts:
-        done = subprocess.run([python, script, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env, name = {**os.environ, "PYTHONPATH": ""}, Path(file).parts[0].removesuffix(".py")
+
+    def run(*words: str | Path, cwd: Path = tmp_path, **env_too: str) -> subprocess.CompletedProcess[str]:
+        command = [tmp_path / "venv/bin/python", *words, "--help"]
+        return subprocess.run(command, cwd=cwd, env=env | env_too, capture_output=True, text=True)
+
+    for script in sorted(ROOT.glob("experiments/[!_]*.py"))[:: 1 if file.startswith("utils") else -20]:
+        done = run(script)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert done.stderr.startswith(
-            f"{script.name}: error: Python takes {Path(file).parts[0].split('.')[0]} from {site}"
-        )
+        assert done.stderr.startswith(f"{script.name}: error: Python takes {name} from {site}")
     path = re.search("`PYTHONPATH=(.*?) python ", done.stderr)[1]
     module = re.search("`python -m (.*?) …`", done.stderr)[1]
-    helped = [
-        subprocess.run([python, scripts[-1], "--help"], env={**env, "PYTHONPATH": path}, capture_output=True),
-        subprocess.run([python, "-m", module, "--help"], cwd=ROOT, env=env, capture_output=True),
-    ]
-    assert all(done.stdout.startswith(b"usage: ") and done.returncode == 0 for done in helped), helped
+    for helped in (run(script, PYTHONPATH=path), run("-m", module, cwd=ROOT)):
+        assert helped.stdout.startswith("usage: "), helped
+        assert helped.returncode == 0
 
 
 def test_a_folder_of_our_name_that_holds_no_module_does_no_harm(tmp_path: Path) -> None:
@@ -144,4 +125,4 @@ def test_no_file_touches_the_module_search_path() -> None:
 
 def test_build_constraints_are_said_once_more_for_uv() -> None:
     lines = (ROOT / "build-constraints.txt").read_text(encoding="utf-8").split()
-    assert lines == pyproject()["tool"]["uv"]["build-constraint-dependencies"]
+    assert lines == PROJECT["tool"]["uv"]["build-constraint-dependencies"]

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from utils.machine.files import sha256_of
-
 
 def same(a: Any, b: Any) -> bool:
     """Whether two nested containers hold the same values, tensors to the bit."""
@@ -28,25 +26,18 @@ def same_files(*files: Path) -> bool:
     """Whether two files that `torch.save` wrote hold the same, or others are equal."""
     if files[0].suffix == ".th":
         return same(*(torch.load(file, weights_only=True) for file in files))
-    return sha256_of(files[0]) == sha256_of(files[1])
+    return files[0].read_bytes() == files[1].read_bytes()
 
 
-def visible(folder: Path, ignored: Collection[str]) -> set[str]:
+def visible(folder: Path, ignored: Collection[str]) -> set[Path]:
     """Files below a folder that no pattern matches, without hidden ones and those in hidden folders."""
-    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return {
-        str(file)
-        for file in files
-        if not any(part.startswith(".") for part in file.parts) and not any(map(file.match, ignored))
-    }
+    files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    return {file for file in files if not any(map(file.match, ignored)) and "/." not in f"/{file}"}
 
 
 def differences_of_folders(ours: Path, theirs: Path, ignored: Collection[str] = (), *, part: bool = False) -> list[str]:
     """What `ours` does not share with `theirs`; with `part` it may have fewer files."""
     own, wanted = visible(ours, ignored), visible(theirs, ignored)
-    found = [f"{ours}: {name} is too much" for name in sorted(own - wanted)]
-    if not part:
-        found += [f"{ours}: {name} is missing" for name in sorted(wanted - own)]
-    return found + [
-        f"{ours}: {name} differs" for name in sorted(own & wanted) if not same_files(ours / name, theirs / name)
-    ]
+    alone = own - wanted if part else own ^ wanted
+    unequal = {name for name in own & wanted if not same_files(ours / name, theirs / name)}
+    return [f"{ours}: {name} differs" for name in sorted(alone | unequal)]

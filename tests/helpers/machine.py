@@ -1,9 +1,12 @@
-"""One of two machines under torchrun, without the seconds of start: machine.py PORT SCRIPT …, for `Warm.start`."""
+"""torchrun; and one of two machines under it, without the seconds of start: machine.py PORT SCRIPT …"""
 
 from __future__ import annotations
 
+import os
 import runpy
+import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,27 +20,18 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 REPO = Path(__file__).parents[2]
 
 
-def launch(
-    work: Callable[[], None], *, processes: int = 1, port: int = 0, logs: Path | None = None, **options: Any
-) -> dict[int, ProcessFailure]:
+def launch(work: Callable[[], None], logs: Path | None = None, **options: Any) -> dict[int, ProcessFailure]:
     """Do `work()` in processes of torchrun's own agent; those that failed, by rank.
 
-    port: of the rendezvous. logs: folder for what they say on stderr. options: of the `LaunchConfig`.
+    logs: folder for what they say on stderr. options: of the `LaunchConfig`.
     """
     specs = DefaultLogsSpecs(str(logs), redirects=Std.ERR) if logs else DefaultLogsSpecs()
-    one_machine = {"min_nodes": 1, "max_nodes": 1, "max_restarts": 0}
-    config = LaunchConfig(
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"127.0.0.1:{port}",
-        run_id="job1",
-        local_addr="127.0.0.1",
-        logs_specs=specs,
-        start_method="fork",
-        **one_machine | options,
-    )
+    defaults: dict[str, Any] = {
+        "min_nodes": 1, "max_nodes": 1, "max_restarts": 0, "nproc_per_node": 1, "rdzv_endpoint": "127.0.0.1:0",
+        "rdzv_backend": "c10d", "run_id": "job1", "local_addr": "127.0.0.1", "start_method": "fork",
+    }  # fmt: skip
     try:
-        elastic_launch(config, _as_a_script)(work)
+        elastic_launch(LaunchConfig(**defaults | options, logs_specs=specs), _as_a_script)(work)
     except ChildFailedError as error:
         return error.failures
     return {}
@@ -57,6 +51,14 @@ def _as_a_script(work: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def torchrun(folder: Path, processes: int, restarts: int, command: str, port: int) -> subprocess.Popen[bytes]:
+    """Start a command under torchrun in a working directory; its words go to `torchrun.txt` there."""
+    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --max-restarts={restarts} --master_port={port}"
+    words, env = [sys.executable, *shlex.split(f"{launcher} {REPO}/{command}")], {"OMP_NUM_THREADS": "1"}
+    with (folder / "torchrun.txt").open("ab") as out:
+        return subprocess.Popen(words, cwd=folder, env=os.environ | env, stdout=out, stderr=subprocess.STDOUT)
+
+
 def main() -> None:
     port, script, *words = sys.argv[1:]
 
@@ -64,7 +66,7 @@ def main() -> None:
         sys.argv = [str(REPO / script), *words]
         runpy.run_path(sys.argv[0], run_name="__main__")
 
-    failures = launch(be_the_script, port=int(port), min_nodes=2, max_nodes=2, max_restarts=2)
+    failures = launch(be_the_script, rdzv_endpoint=f"127.0.0.1:{port}", min_nodes=2, max_nodes=2, max_restarts=2)
     sys.exit(f"failed: {failures}" if failures else 0)
 
 

@@ -23,16 +23,18 @@ class Malice:
         return os.mkdir, (str(self.folder),)
 
 
-def as_checkpoint(victim: Path) -> bytes:
-    file = io.BytesIO()
-    torch.save({"weight": Malice(victim)}, file)
+def written(write: Callable[[io.BytesIO], Any]) -> bytes:
+    """What a function writes to a file."""
+    write(file := io.BytesIO())
     return file.getvalue()
+
+
+def as_checkpoint(victim: Path) -> bytes:
+    return written(lambda file: torch.save({"weight": Malice(victim)}, file))
 
 
 def as_legacy_checkpoint(victim: Path) -> bytes:
-    file = io.BytesIO()
-    torch.save({"weight": Malice(victim)}, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
+    return written(lambda file: torch.save({"weight": Malice(victim)}, file, _use_new_zipfile_serialization=False))
 
 
 def as_pickle(victim: Path) -> bytes:
@@ -40,26 +42,15 @@ def as_pickle(victim: Path) -> bytes:
 
 
 def as_array(victim: Path) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.array([Malice(victim)], dtype=object), allow_pickle=True)
-    return file.getvalue()
+    return written(lambda file: np.save(file, np.array([Malice(victim)], dtype=object), allow_pickle=True))
 
 
 def as_arrays(victim: Path) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, a=np.array([Malice(victim)], dtype=object))
-    return file.getvalue()
+    return written(lambda file: np.savez(file, a=np.array([Malice(victim)], dtype=object)))
 
 
 def as_yaml(victim: Path) -> bytes:
     return f"dataset: !!python/object/apply:os.mkdir ['{victim}']\n".encode()
 
 
-FORMS: tuple[Callable[[Path], bytes], ...] = (
-    as_checkpoint,
-    as_legacy_checkpoint,
-    as_pickle,
-    as_array,
-    as_arrays,
-    as_yaml,
-)
+FORMS = (as_checkpoint, as_legacy_checkpoint, as_pickle, as_array, as_arrays, as_yaml)

@@ -24,26 +24,13 @@ QUANTIZERS: dict[Any, Any] = {
     "gumbel": partial(GumbelQuantizer, 16, 8, kl_weight=1e-2, straight_through=False),
 }
 _AUTOENCODER: dict[str, Any] = {
-    "n_channels": 3,
-    "img_size": 16,
-    "nf": 32,
-    "ch_mult": (1, 2),
-    "res_blocks": 1,
-    "attn_resolutions": (16,),
+    "n_channels": 3, "img_size": 16, "nf": 32, "ch_mult": (1, 2), "res_blocks": 1, "attn_resolutions": (16,),
     "emb_dim": 8,
-}
+}  # fmt: skip
 _TRANSFORMER: dict[str, Any] = {
-    "codebook_size": 9,
-    "vocab_size": 10,
-    "n_emb": 16,
-    "n_head": 4,
-    "n_layers": 2,
-    "block_size": 6,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "causal": False,
-}
+    "codebook_size": 9, "vocab_size": 10, "n_emb": 16, "n_head": 4, "n_layers": 2, "block_size": 6, "causal": False,
+    "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+}  # fmt: skip
 
 
 def seeded(seed: int = 0) -> torch.Generator:

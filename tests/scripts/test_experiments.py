@@ -32,9 +32,9 @@ def entries(shell: Any, run: str) -> list[dict[str, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def scored(toy: Any, warm: Any, new_shell: Any) -> Any:
+def scored(toy: Any, new_shell: Any) -> Any:
     """A shell beside the toy runs, in which each experiment has run."""
-    shell = new_shell(warm)
+    shell = new_shell()
     shell.logs.symlink_to(toy.logs)
     (shell.folder / "data").symlink_to(toy.folder / "data")
     commands = {
@@ -138,8 +138,8 @@ def test_saved_images_score_the_same(scored: Any) -> None:
     assert streamed["fid"] == pytest.approx(frechet_distance(*statistics), rel=1e-3)
 
 
-def test_inception_with_weights_from_a_file(new_shell: Any, warm: Any, inception_file: Path) -> None:
-    shell = new_shell(warm)
+def test_inception_with_weights_from_a_file(new_shell: Any, inception_file: Path) -> None:
+    shell = new_shell()
     real, fake = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 16, 16), np.uint8)
     for folder, images in (("real", real), ("fake", fake)):
         for i, image in enumerate(images):

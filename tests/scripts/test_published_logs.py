@@ -213,8 +213,8 @@ def load(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def logs(golden_dir: Path, new_shell: Callable, warm: Any) -> Iterator[Logs]:
-    logs = Logs(new_shell(warm), json.loads((golden_dir / "state_dict_keys.json").read_text()))
+def logs(golden_dir: Path, new_shell: Callable) -> Iterator[Logs]:
+    logs = Logs(new_shell(), json.loads((golden_dir / "state_dict_keys.json").read_text()))
     yield logs
     shutil.rmtree(logs.shell.folder)
 

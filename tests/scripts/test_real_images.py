@@ -41,9 +41,9 @@ def write_lsun(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(new_shell, warm) -> Path:
+def trained(new_shell) -> Path:
     """A logs folder: `vqgan` from photographs, `churches` from an LMDB."""
-    shell = new_shell(warm)
+    shell = new_shell()
     for i, image in enumerate(crops(64, 130)):
         file = shell.folder / "photographs" / ("png", "jpeg/deep")[i % 2] / f"{i:03d}.{('png', 'JPG')[i % 2]}"
         file.parent.mkdir(parents=True, exist_ok=True)

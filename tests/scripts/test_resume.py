@@ -35,13 +35,13 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def resumed(toy, warm, new_shell) -> Path:
+def resumed(toy, new_shell) -> Path:
     """A logs folder with each of `RUNS` twice: in one go (`<name>`), and in two (`<name>_resumed`).
 
     The second is the first, as if killed on its way from step 30 to 60, and started again: by --resume in float32, by
     its own command else, with another number of processes that read images, which must not matter.
     """
-    shell = new_shell(warm)
+    shell = new_shell()
     shutil.copytree(toy.folder / "data", shell.folder / "data")
     shutil.copytree(toy.logs / "vqgan", shell.logs / "vqgan")
     whole = {name: f"{command} --train_steps 60 --steps_per_checkpoint 30" for name, command in RUNS.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
 import signal
@@ -67,9 +68,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisdomServer]:
 
 
 @pytest.fixture(scope="module")
-def watched(toy, warm: Any, server: VisdomServer, new_shell) -> Any:
+def watched(toy, server: VisdomServer, new_shell) -> Any:
     """A shell whose logs/ holds a watched run of each stage."""
-    shell = new_shell(warm)
+    shell = new_shell()
     (shell.folder / "data").symlink_to(toy.folder / "data")
     shell.logs.mkdir()
     (shell.logs / "vqgan").symlink_to(toy.logs / "vqgan")
@@ -248,16 +249,16 @@ def test_a_run_of_an_odd_name(watched, server: VisdomServer, browser: Browser, a
 
 def test_a_run_whose_server_hangs(watched, server: VisdomServer) -> None:
     """It goes on, and its weights do not notice."""
-    process = watched.start(f"{STAGE_2} --visdom_port {server.port} --train_steps 40 --log_dir hung")
+    pid = watched.start(f"{STAGE_2} --visdom_port {server.port} --train_steps 40 --log_dir hung")
     metrics = watched.logs / "hung/metrics.jsonl"
     eventually(lambda: metrics.exists() and '"train"' in metrics.read_text())
-    process.send_signal(signal.SIGSTOP)  # or it might be over before it has happened
+    os.kill(pid, signal.SIGSTOP)  # or it might be over before it has happened
     server.freeze()
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=240)
+    os.kill(pid, signal.SIGCONT)
+    ended = watched.wait(pid)
     server.thaw()
-    assert process.returncode == 0, out + err
-    assert (out + err).count("dashboard:") < 2  # none where the run ends before the server's time is up
+    assert ended.code == 0, ended
+    assert (ended.out + ended.err).count("dashboard:") < 2  # none where the run ends before the server's time is up
     assert [line["step"] for line in read_metrics(metrics) if line["split"] == "train"] == list(range(2, 41, 2))
     weights, expected = (
         torch.load(watched.logs / run / "saved_models/absorbing_40.th", weights_only=True)

@@ -152,13 +152,11 @@ def wrong(shell) -> Any:
 
 
 @pytest.fixture(scope="module")
-def runs(toy, warm, new_shell) -> Any:
+def runs(toy, new_shell) -> Any:
     """A copy of the toy runs, with damaged ones beside them, in a place without a network."""
     nowhere = "http://127.0.0.1:9"
     proxies = {f"{scheme}_proxy": nowhere for scheme in ("http", "https")}
-    shell = new_shell(
-        warm, **proxies, HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere, no_proxy="", NO_PROXY="", TORCH_HOME="torch"
-    )
+    shell = new_shell(**proxies, HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere, no_proxy="", NO_PROXY="", TORCH_HOME="torch")
     for name in ("vqgan", "absorbing", "autoregressive", "nested/gumbel"):
         shutil.copytree(toy.logs / name, shell.logs / name)
     shutil.copytree(toy.folder / "data", shell.folder / "data")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from spread import run_all
 
 Load = Callable[..., dict[str, Any]]
 
@@ -19,10 +17,8 @@ Load = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """What a case left: load(name, rank)."""
-    out, script = tmp_path_factory.mktemp("spread"), Path(__file__).parents[2] / "helpers/spread.py"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script, out], env=env, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path_factory.mktemp("spread")
+    run_all(out)
     return lambda name, rank=0: torch.load(out / f"{name}.{rank}.pt", weights_only=True)
 
 

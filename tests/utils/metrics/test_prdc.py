@@ -1,11 +1,7 @@
-"""PRDC in blocks against the prdc package, which sees whole matrices; by several processes, see `prdc_together.py`."""
+"""PRDC in blocks against the prdc package, which sees whole matrices; by several processes, see `spread.py`."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import prdc
@@ -13,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from spread import score
 from utils.machine.distributed import Ranks
 from utils.metrics.prdc import _SPARE, block_count, compute_prdc
+from warm import together
 
-HELPER = Path(__file__).parents[2] / "helpers/prdc_together.py"
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -76,17 +73,18 @@ def test_several_processes_have_the_result_of_one_to_the_bit(tmp_path: Path) -> 
         (*near_ties(), 3, 8),
     ]
     torch.save(cases, tmp_path / "cases.pt")
-    command, env = [sys.executable, HELPER, tmp_path], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for count in (2, 3, 4):
+        together(count, score, tmp_path)
     expected = [compute_prdc(real, fake, k, block=block) for real, fake, k, block in cases]
     for real, fake, k, block in cases[1:]:  # the package needs a third point
         assert check_against_package(real, fake, k, block=block)["density"] > 0
     for count in (2, 3, 4):
         for rank in range(count):
-            found = json.loads((tmp_path / f"{count}.{rank}.json").read_text())
-            ticks = [block_count(len(x), len(y), block, Ranks(rank, count)) for x, y, _, block in cases]
-            assert found == [list(each) for each in zip(expected, ticks, strict=True)]
+            found = torch.load(tmp_path / f"{count}.{rank}.pt", weights_only=True)
+            assert [values for values, _ in found] == expected
+            assert [ticks for _, ticks in found] == [
+                block_count(len(real), len(fake), block, Ranks(rank, count)) for real, fake, _, block in cases
+            ]
 
 
 def test_what_cannot_be_compared() -> None:
