@@ -235,12 +235,7 @@ STAGE_1_ROWS = [
     Row("visdom_port", "--visdom_port 19", says(":19")),
     Row("steps_per_log", "--steps_per_log 2", steps_of("train", 2), base="--train_steps 3"),
     Row("steps_per_eval", "--steps_per_eval 2", steps_of("val", 2), base="--train_steps 3"),
-    Row(
-        "steps_per_checkpoint",
-        "--steps_per_checkpoint 2",
-        saved("vqgan_ema", 2, 3),
-        "--train_steps 3",
-    ),
+    Row("steps_per_checkpoint", "--steps_per_checkpoint 2", saved("vqgan_ema", 2, 3), "--train_steps 3"),
     Row(
         "steps_per_display_output",
         "--steps_per_display_output 1",
