@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, make_dataclass
 from typing import Any, Literal
 
@@ -52,31 +53,24 @@ def test_refuses_other_types(annotation: Any) -> None:
         settings_of(stage_of(group=make_dataclass("Broken", [("x", annotation, setting(None, ""))])))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [("count", "1", 1), ("count", "9", 9), ("share", "0", 0.0), ("rate", "1e-9", 1e-9), ("kind", "two", "two")],
-)
-def test_from_text(name: str, text: str, value: object) -> None:
-    got = from_text(SETTINGS[name], text)
-    assert got == value
-    assert type(got) is type(value)
+def test_from_text() -> None:
+    given = {"count": "9", "share": "0", "rate": "1e-9", "kind": "two"}
+    got = [from_text(SETTINGS[name], text) for name, text in given.items()]
+    assert repr(got) == repr([9, 0.0, 1e-9, "two"])  # of the right types, too
+    assert from_text(SETTINGS["count"], "1") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("count", "0", "'0' is not a whole number of at least 1 and of at most 9"),
-        ("count", "10", "'10' is not a whole number of at least 1 and of at most 9"),
-        ("count", "2.0", "'2.0' is not a whole number"),
-        ("share", "1", "'1' is not a number of at least 0 and below 1"),
-        *(("rate", text, f"{text!r} is not a number above 0") for text in ("0", "nan", "inf", "fast")),
-        ("kind", "tow", "'tow' is not one of one, two (did you mean two?)"),
-    ],
-)
-def test_from_text_says_what_is_allowed(name: str, text: str, message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        from_text(SETTINGS[name], text)
-    assert str(error.value).startswith(message)
+def test_from_text_says_what_is_allowed() -> None:
+    for name, text, allowed in (
+        ("count", "0", "a whole number of at least 1 and of at most 9"),
+        ("count", "10", "a whole number of at least 1 and of at most 9"),
+        ("count", "2.0", "a whole number"),
+        ("share", "1", "a number of at least 0 and below 1"),
+        *(("rate", text, "a number above 0") for text in ("0", "nan", "inf", "fast")),
+        ("kind", "tow", "one of one, two (did you mean two?)"),
+    ):
+        with pytest.raises(ValueError, match=rf"^'{text}' is not {re.escape(allowed)}"):
+            from_text(SETTINGS[name], text)
 
 
 def test_from_yaml() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,14 +132,3 @@ def test_any_text_as_a_value_is_taken_or_refused(tmp_path_factory, name: str, te
     words = ["--dataset", "churches", f"--{name}", text]
     with suppress(UserError):
         parse(VQGANStage, words, description="", example="", logs=tmp_path_factory.mktemp("logs"))
-
-
-@ROBUST
-@given(cut=st.floats(0, 1))
-def test_settings_that_were_cut_off_never_pass_for_whole_ones(tmp_path_factory, cut: float) -> None:
-    file: Path = tmp_path_factory.mktemp("run") / "hparams.yaml"
-    save_settings(resolve(VQGANStage, {"dataset": "churches"}, logs=file.parent), file)
-    content = file.read_bytes()
-    file.write_bytes(content[: int(cut * (len(content) - 1))])
-    with pytest.raises(UserError, match=r"hparams\.yaml"):
-        saved.load(file, VQGANStage)
