@@ -57,6 +57,11 @@ def script(*body: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     return subprocess.run([sys.executable, "-c", code], timeout=60, check=False, **options)
 
 
+def test_settings_need_no_heavy_imports() -> None:
+    code = "import sys, hparams.cli; print({'torch', 'numpy', 'yaml', 'PIL', 'visdom'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
 def test_a_script_that_is_interrupted_or_faulty(ended: Ended) -> None:
     assert ended(lambda: raises(KeyboardInterrupt())) == (130, "")
     code, said = ended(lambda: raises(RuntimeError("a fault of the program")))
