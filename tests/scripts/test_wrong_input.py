@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,6 @@ BEDROOMS = "train_vqgan.py --dataset bedrooms --datasets_file"
 SAMPLES = "experiments/get_samples.py {RUN} --n_samples 2"
 NEIGHBOURS = "experiments/calc_nearest_neighbours.py {RUN} --n_samples 2 --load_dir absorbing"
 INPAINT = "experiments/inpaint.py {RUN} --load_dir absorbing"
-BIG = "experiments/generate_big_samples.py --dataset churches --ae_load_dir vqgan_churches"
 ELBO = "experiments/calc_approximate_ELBO.py --load_dir absorbing --log_dir new"
 FID = "experiments/calc_FID.py {RUN} --log_dir scores"
 PRDC = "experiments/calc_PRDC.py {RUN} --log_dir scores"
@@ -28,12 +28,10 @@ NO_CUDA = f"{STAGE_1} --log_dir new --device cuda"
 
 # Refused before torch is imported, in an empty folder: commands, and what the line must say.
 IN_AN_EMPTY_FOLDER = {
-    "train_vqgan.py --log_dir x": ["--dataset is required"],
     "train_vqgan.py --dataset churches": ["datasets.yaml", "--datasets_file"],
     "train_vqgan.py --dataset churches --datasets_file other.yaml": ["no train LMDB", "other.yaml"],  # but a file
     f"{BEDROOMS} other.yaml": ["bedroom_train_lmdb", "other.yaml"],
     f"{BEDROOMS} cut.yaml": ["LMDB", "cut", "again"],  # is empty
-    f"{BIG} --ema load_dir absorbing_churches --shape 32 16": ["'load_dir'", "did you mean --load_dir?"],
     "train_sampler.py {RUN} --ae_load_dir v": ["--ae_load_dir", "logs/v"],
     f"{SAMPLES} --load_dir p --ae_load_dir v": ["--load_dir", "logs/p"],
     "train_vqgan.py {RUN} --load_step 5 --log_dir new": ["--load_dir", "logs/new"],
@@ -108,8 +106,7 @@ def runs(toy, warm, new_shell) -> Any:
         (shell.logs / f"only_ema/saved_models/absorbing_{step}.th").unlink()
     (shell.logs / "vqgan/saved_models/vqgan_state_10.th").unlink()
     (shell.logs / "misspelt").mkdir()
-    settings = (shell.logs / "vqgan/hparams.yaml").read_text()
-    (shell.logs / "misspelt/hparams.yaml").write_text(settings.replace("codebook_size", "codebok_size"))
+    (shell.logs / "misspelt/hparams.yaml").write_text("codebok_size: 32\n")
     for name in ("one", "broken"):
         (shell.folder / name).mkdir()
         for letter in "ab":
@@ -117,17 +114,16 @@ def runs(toy, warm, new_shell) -> Any:
             Image.fromarray(noise).save(shell.folder / name / f"{letter}.jpg")
     np.save(shell.folder / "codes.npy", np.full((3, 64), 32))
     np.save(shell.folder / "nan.npy", np.full((8, 4), np.nan, np.float32))
-    for name, width in (("few", 4), ("wide", 5)):
-        np.save(shell.folder / f"{name}.npy", np.zeros((8, width), np.float32))
-    broken = shell.folder / "broken/b.jpg"
-    broken.write_bytes(broken.read_bytes()[:100])
+    np.save(shell.folder / "few.npy", np.zeros((8, 4), np.float32))
+    np.save(shell.folder / "wide.npy", np.zeros((8, 5), np.float32))
+    os.truncate(shell.folder / "broken/b.jpg", 100)
     return shell
 
 
 def refuses(shell: Any, command: str, says: list[str]) -> None:
     before = shell.snapshot()
     line = shell.refused(command)
-    assert all(part in line for part in says), line
+    assert [part for part in says if part not in line] == [], line
     assert shell.snapshot() == before
 
 
