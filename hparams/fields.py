@@ -107,7 +107,7 @@ def _settings_of(stage_class: type) -> dict[str, Setting]:
     return found
 
 
-settings_of: Callable[[type], dict[str, Setting]] = cache(_settings_of)
+settings_of: Callable[[type], dict[str, Setting]] = cache(_settings_of)  # the same dictionary for every caller
 
 
 def groups_of(stage_class: type) -> dict[str, Any]:
