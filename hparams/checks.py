@@ -17,40 +17,24 @@ from hparams.derived import bound_terms, latent_shape
 from hparams.errors import UserError
 from hparams.fields import as_text, values_of
 from hparams.script import require_open_files
-from hparams.settings.metrics import LikelihoodSettings, NeighbourSettings
-from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
-from hparams.settings.sampling import InpaintingSettings, LargerSettings, SamplingSettings
+from hparams.settings.experiments import InpaintingSettings, LargerSettings, LikelihoodSettings, NeighbourSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings, SamplingSettings, VQGANSettings
 from hparams.settings.stages import AutoencoderSource, RunSettings, Stage
 from hparams.settings.training import TrainingSettings
 
+ImageSource = Literal["prior", "latents", "images", "features"]
+_GIVEN: dict[str, ImageSource] = {"latents_path": "latents", "fake_images_path": "images", "fake_feats": "features"}
 LPIPS_MIN_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}  # of images, in pixels
-_GROUPS = 32  # of every GroupNorm
 _RULES: list[Callable[..., None]] = []
 
 
 def check(stage: Stage) -> None:
-    """Apply every rule for the groups of a resolved stage.
-
-    Raises:
-        UserError: something does not fit.
-    """
+    """UserError unless a resolved stage keeps every rule for its groups."""
     groups = vars(stage) | {"stage": stage}
     for rule in _RULES:
         names = inspect.signature(rule).parameters
         if names.keys() <= groups.keys():
             rule(**{name: groups[name] for name in names})
-
-
-def check_network(stage: Stage) -> None:
-    """The rules for the network that a stage trains, and no others.
-
-    Raises:
-        UserError: something does not fit.
-    """
-    if prior := vars(stage).get("prior"):
-        heads(prior)
-    else:
-        autoencoder_fits(vars(stage)["autoencoder"])
 
 
 def _rule(function: Callable[..., None]) -> Callable[..., None]:
@@ -60,13 +44,9 @@ def _rule(function: Callable[..., None]) -> Callable[..., None]:
 
 @_rule
 def _run(run: RunSettings) -> None:
-    """The device is in PyTorch's notation, and not one GPU for NCCL's processes; a visdom server has an address.
-
-    Sinks have their packages, and the system lets this process open as many files as its workers take.
-    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         raise UserError(f"--device {run.device}: use auto, cpu, cuda or cuda:N")
-    if ":" in run.device and launch.local_processes() > 1 and run.dist_backend != "gloo":
+    if ":" in run.device and launch.local_processes() > 1 and run.dist_backend != "gloo":  # NCCL wants one for each
         raise UserError(
             f"--device {run.device} is one GPU for {launch.local_processes()} processes: use --device cuda for one "
             "each, or --dist_backend gloo to share it"
@@ -84,18 +64,15 @@ def require_packages(sinks: Collection[str]) -> None:
 
 
 def visdom_address(server: str, port: int, base_url: str = "/") -> str:
-    """Where a visdom server answers, if one runs there: without a slash at its end, whatever slashes `base_url` has.
-
-    Raises:
-        UserError: server, port and path make no address.
-    """
+    """Where a visdom server answers, without a slash at its end; UserError if server, port and path make no address."""
     address = f"{server if '://' in server else 'http://' + server}:{port}"
     if not re.fullmatch(r"https?://([^\s/?#@\[\]]*@)?([^\s/?#@:\[\]]+|\[[0-9a-fA-F:.]+\]):\d+", address):
         raise UserError(
             f"--visdom_server {server} --visdom_port {port}: not an address: give them as http://localhost and 8097, "
             "and a path below them by --visdom_base_url"
         )
-    folders = base_url.strip("/").split("/") if base_url.strip("/") else []
+    path = base_url.strip("/")
+    folders = path.split("/") if path else []
     if not all(re.fullmatch(r"[\w.~%!$&'()*+,;=@-]+", folder, re.ASCII) and folder.strip(".") for folder in folders):
         raise UserError(f"--visdom_base_url {base_url}: not the path of an address: give it as /visdom, or / for none")
     return "/".join([address, *folders])
@@ -103,7 +80,6 @@ def visdom_address(server: str, port: int, base_url: str = "/") -> str:
 
 @_rule
 def _training(training: TrainingSettings) -> None:
-    """Flags about reloading come together, and at least one checkpoint is kept."""
     if training.load_optim and not training.load_step:
         raise UserError("--load_optim needs --load_step: say which step's optimisers to read")
     if training.load_dir and not training.load_step:
@@ -114,7 +90,6 @@ def _training(training: TrainingSettings) -> None:
 
 @_rule
 def _objective(training: TrainingSettings, prior: PriorSettings) -> None:
-    """Some time has a weight in the objective."""
     published = (prior.sampler, prior.loss_type, prior.reweighting) == ("absorbing", "reweighted_elbo", "published")
     if published and prior.total_steps == 1:
         raise UserError(
@@ -125,8 +100,8 @@ def _objective(training: TrainingSettings, prior: PriorSettings) -> None:
 
 @_rule
 def autoencoder_fits(autoencoder: AutoencoderSettings) -> None:
-    """Image size, levels, widths and latent shape fit."""
-    a = autoencoder
+    """UserError unless image size, levels, widths and latent shape fit."""
+    a, groups = autoencoder, 32  # of every GroupNorm
     if a.n_channels != 3:
         raise UserError(f"--n_channels {a.n_channels}: images are read as RGB, use --n_channels 3")
     shape = latent_shape(a.img_size, a.ch_mult)
@@ -135,34 +110,28 @@ def autoencoder_fits(autoencoder: AutoencoderSettings) -> None:
             f"--latent_shape {as_text(a.latent_shape)} does not fit --img_size {a.img_size} with the {len(a.ch_mult)} "
             f"levels of --ch_mult {as_text(a.ch_mult)}: use --latent_shape {as_text(shape)}"
         )
-    if a.nf % _GROUPS:
-        raise UserError(
-            f"--nf {a.nf} is not a multiple of {_GROUPS}, the groups of every normalisation: "
-            f"use --nf {max(_GROUPS, round(a.nf / _GROUPS) * _GROUPS)}"
-        )
+    if a.nf % groups:
+        fix = max(groups, round(a.nf / groups) * groups)
+        raise UserError(f"--nf {a.nf} is not a multiple of {groups}, the groups of every normalisation: use --nf {fix}")
 
 
 @_rule
 def _losses(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
-    """Discriminator and perceptual network accept images of this size."""
-    side = autoencoder.img_size
+    side, least = autoencoder.img_size, LPIPS_MIN_SIDES["vgg"]
     # Strided 4x4 convolutions with padding 1 halve (rounding down); the two last, with stride 1, take one pixel each.
     if (side >> vqgan.disc_layers) - 2 < 1:
         deepest = (side // 3).bit_length() - 1
         fix = f"use --disc_layers {deepest} or fewer" if deepest >= 1 else "use images of at least 6 pixels"
         raise UserError(f"--disc_layers {vqgan.disc_layers} leaves nothing of --img_size {side}: {fix}")
-    if vqgan.perceptual == "lpips" and side < LPIPS_MIN_SIDES["vgg"]:
-        raise UserError(
-            f"--perceptual lpips needs images of at least {LPIPS_MIN_SIDES['vgg']} pixels, --img_size is {side}: "
-            "use --perceptual none"
-        )
+    if vqgan.perceptual == "lpips" and side < least:
+        problem = f"--perceptual lpips needs images of at least {least} pixels, --img_size is {side}"
+        raise UserError(f"{problem}: use --perceptual none")
 
 
 @_rule
 def _length(stage: Stage, prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
-    """The Transformer's length fits; that of a trained one was its autoencoder's."""
     codes = autoencoder.latent_shape[1] * autoencoder.latent_shape[2]
-    if prior.block_size != codes:
+    if prior.block_size != codes:  # that of a trained prior was its autoencoder's
         fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " * hasattr(stage, "checkpoint")
         raise UserError(
             f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
@@ -171,13 +140,12 @@ def _length(stage: Stage, prior: PriorSettings, autoencoder: AutoencoderSettings
 
 
 @_rule
-def heads(prior: PriorSettings) -> None:
-    """The attention heads divide the width."""
+def heads_fit(prior: PriorSettings) -> None:
+    """UserError unless the attention heads divide the width."""
     if prior.bert_n_emb % prior.bert_n_head:
-        raise UserError(
-            f"--bert_n_head {prior.bert_n_head} does not divide --bert_n_emb {prior.bert_n_emb}: "
-            f"use --bert_n_emb {-(-prior.bert_n_emb // prior.bert_n_head) * prior.bert_n_head}"
-        )
+        fix = -(-prior.bert_n_emb // prior.bert_n_head) * prior.bert_n_head
+        problem = f"--bert_n_head {prior.bert_n_head} does not divide --bert_n_emb {prior.bert_n_emb}"
+        raise UserError(f"{problem}: use --bert_n_emb {fix}")
 
 
 @_rule
@@ -192,45 +160,31 @@ def _trained(stage: Stage, source: AutoencoderSource) -> None:
         if not folder:
             raise UserError(f"{flag} is required: name the run folder of the trained {what}")
         if folder == stage.run.log_dir:
-            raise UserError(
-                f"--log_dir {folder} is also {flag}: use another --log_dir, so that the settings of that run are kept"
-            )
+            fix = "use another --log_dir, so that the settings of that run are kept"
+            raise UserError(f"--log_dir {folder} is also {flag}: {fix}")
 
 
-def image_source(stage: Stage) -> Literal["prior", "latents", "images", "features"]:
-    """Where an experiment's generated images come from; only the first two need trained models.
-
-    Raises:
-        UserError: two flags say it.
-    """
-    groups = vars(stage)
-    flags: dict[Literal["latents", "images", "features"], tuple[str, str | None]] = {}
-    if generated := groups.get("generated"):
-        flags["latents"] = ("--latents_path", generated.latents_path)
-        flags["images"] = ("--fake_images_path", generated.fake_images_path)
-    if prdc := groups.get("prdc"):
-        flags["features"] = ("--fake_feats", prdc.fake_feats)
-    given = {source: flag for source, (flag, path) in flags.items() if path}
+def image_source(stage: Stage) -> ImageSource:
+    """Where generated images come from; only the first two need trained models. UserError if two flags say it."""
+    values = values_of(stage)
+    given = [name for name in _GIVEN if values.get(name)]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given.values())} both say what to compare: leave one of them out")
-    return next(iter(given), "prior")
+        flags = " and ".join(f"--{name}" for name in given)
+        raise UserError(f"{flags} both say what to compare: leave one of them out")
+    return _GIVEN[given[0]] if given else "prior"
 
 
 @_rule
 def _sampling_steps(sampling: SamplingSettings, prior: PriorSettings) -> None:
-    """The reverse process has no more steps than the forward one."""
-    if sampling.sample_steps > prior.total_steps:
-        raise UserError(
-            f"--sample_steps {sampling.sample_steps} is more than --total_steps {prior.total_steps}: "
-            f"use {prior.total_steps} or fewer"
-        )
+    steps, most = sampling.sample_steps, prior.total_steps
+    if steps > most:
+        raise UserError(f"--sample_steps {steps} is more than --total_steps {most}: use {most} or fewer")
 
 
 @_rule
 def _larger(
     larger: LargerSettings, sampling: SamplingSettings, prior: PriorSettings, autoencoder: AutoencoderSettings
 ) -> None:
-    """The prior sees both sides of a code, the grid is at least as large as its own, and windows leave no gap."""
     if prior.sampler != "absorbing":
         raise UserError(
             f"--sampler {prior.sampler}: larger images need a prior that predicts a code from all those around it, as "
@@ -238,23 +192,21 @@ def _larger(
         )
     _ancestral(sampling, "larger images are drawn code by code")
     _, height, width = autoencoder.latent_shape
-    if len(larger.shape) != 2 or larger.shape[0] < height or larger.shape[1] < width:
+    shape, side = larger.shape, min(height, width)
+    if len(shape) != 2 or shape[0] < height or shape[1] < width:
         raise UserError(
-            f"--shape {as_text(larger.shape)}: give height and width in codes, at least {height} {width}, the size of "
-            "the training images' codes"
+            f"--shape {as_text(shape)}: give height and width in codes, at least {height} {width}, the size of the "
+            "training images' codes"
         )
-    if larger.stride > min(height, width):
-        raise UserError(
-            f"--stride {larger.stride} leaves gaps between windows of {height}x{width} codes: "
-            f"use {min(height, width)} or less"
-        )
+    if larger.stride > side:
+        problem = f"--stride {larger.stride} leaves gaps between windows of {height}x{width} codes"
+        raise UserError(f"{problem}: use {side} or less")
 
 
 @_rule
 def _inpainting(
     inpainting: InpaintingSettings, sampling: SamplingSettings, prior: PriorSettings, autoencoder: AutoencoderSettings
 ) -> None:
-    """The prior sees what is kept on every side, and one region is given, which lies in the image."""
     if prior.sampler != "absorbing":
         raise UserError(
             f"--sampler {prior.sampler}: what is painted anew has to fit what is kept on every side of it, which only "
@@ -265,8 +217,7 @@ def _inpainting(
         return
     if inpainting.mask_path:
         raise UserError("--region and --mask_path both say what to paint anew: leave one of them out")
-    side = autoencoder.img_size
-    told = f"--region {as_text(inpainting.region)}"
+    side, told = autoencoder.img_size, f"--region {as_text(inpainting.region)}"
     if len(inpainting.region) != 4 or 0 in inpainting.region[2:]:
         raise UserError(f"{told}: give top, left, height and width in pixels, such as {side // 2} 0 {side // 2} {side}")
     top, left, height, width = inpainting.region
@@ -294,55 +245,46 @@ def _weights(stage: Stage) -> None:
 
 @_rule
 def _image_count(stage: Stage) -> None:
-    drawn = vars(stage).get("reconstruction") or vars(stage).get("sampling")
-    if drawn and drawn.n_samples and image_source(stage) == "prior":
-        check_image_count(stage, drawn.n_samples, "--n_samples")
+    n_samples = values_of(stage).get("n_samples")
+    if n_samples and image_source(stage) == "prior":
+        check_image_count(stage, n_samples, "--n_samples")
 
 
 def check_image_count(stage: Stage, images: int, where: str) -> None:
-    """There are enough images for a covariance, for KID's subsets, and for every image's neighbours."""
+    """UserError unless the images suffice for a covariance, for KID's subsets, and for every image's neighbours."""
     groups = vars(stage)
-    if images < 2 and ("kid" in groups or "prdc" in groups):
+    kid, prdc = groups.get("kid"), groups.get("prdc")
+    if images < 2 and (kid or prdc):
         raise UserError(f"{where} has {images} image, too few to compare: use more images")
-    if (kid := groups.get("kid")) and kid.kid_subsets and kid.kid_subset_size > images:
+    if kid and kid.kid_subsets and kid.kid_subset_size > images:
         raise UserError(
             f"--kid_subset_size {kid.kid_subset_size} is more than the {images} images of {where}: "
             f"use {max(2, images // 2)} or fewer, or --kid_subsets 0 for no KID"
         )
-    if (prdc := groups.get("prdc")) and prdc.nearest_k >= images:
-        raise UserError(
-            f"--nearest_k {prdc.nearest_k} is not less than the {images} images of {where}: use more images"
-        )
+    if prdc and prdc.nearest_k >= images:
+        problem = f"--nearest_k {prdc.nearest_k} is not less than the {images} images of {where}"
+        raise UserError(f"{problem}: use more images")
 
 
 @_rule
 def _likelihood(likelihood: LikelihoodSettings, prior: PriorSettings, run: RunSettings) -> None:
-    """Processes share updates evenly, the published protocol is one of 5 bits, a bound has enough terms to evaluate."""
     if likelihood.train_steps and run.batch_size % launch.processes():
         raise UserError(
             f"--batch_size {run.batch_size}: {launch.processes()} processes cannot share an update of the log-sigma "
-            f"head of {run.batch_size} images evenly: use a number of processes that divides it, or another "
-            "--batch_size"
+            f"head evenly: use a number of processes that divides it, or another --batch_size"
         )
     if likelihood.protocol == "published" and likelihood.bits != 5:
-        raise UserError(
-            f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}: "
-            "leave one of them out"
-        )
-    terms = bound_terms(likelihood.code_bound, prior.total_steps, prior.block_size)
-    if likelihood.elbo_steps > 2 * terms and prior.sampler == "absorbing":
-        raise UserError(
-            f"--elbo_steps {likelihood.elbo_steps} is more than twice the {terms} terms of --code_bound "
-            f"{likelihood.code_bound}: use {2 * terms} or fewer"
-        )
+        problem = f"--protocol published counts log 32 per dimension, which is 5 bits, not --bits {likelihood.bits}"
+        raise UserError(f"{problem}: leave one of them out")
+    most = 2 * bound_terms(likelihood.code_bound, prior.total_steps, prior.block_size)
+    if likelihood.elbo_steps > most and prior.sampler == "absorbing":
+        bound = f"the {most // 2} terms of --code_bound {likelihood.code_bound}"
+        raise UserError(f"--elbo_steps {likelihood.elbo_steps} is more than twice {bound}: use {most} or fewer")
 
 
 @_rule
 def _neighbours(neighbours: NeighbourSettings, autoencoder: AutoencoderSettings) -> None:
-    """The network of LPIPS takes images of this size."""
-    n = neighbours
-    if n.distance == "lpips" and autoencoder.img_size < (least := LPIPS_MIN_SIDES[n.lpips_net]):
-        raise UserError(
-            f"--lpips_net {n.lpips_net} needs images of at least {least} pixels, --img_size is {autoencoder.img_size}: "
-            "use --distance r64"
-        )
+    net, side = neighbours.lpips_net, autoencoder.img_size
+    if neighbours.distance == "lpips" and side < LPIPS_MIN_SIDES[net]:
+        problem = f"--lpips_net {net} needs images of at least {LPIPS_MIN_SIDES[net]} pixels, --img_size is {side}"
+        raise UserError(f"{problem}: use --distance r64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -13,10 +13,11 @@ from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of, values_of
 from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
-from hparams.resolve import LOGS, default_log_dir, resolve
-from hparams.settings.stages import Plain, Stage
+from hparams.resolve import resolve
+from hparams.script import LOGS
+from hparams.settings.stages import Stage
 
-PlainT = TypeVar("PlainT", bound=Plain)
+T = TypeVar("T")
 
 _NONE = "none"  # typed for no value, where a flag may have none
 # Flags of earlier versions, and what says the same.
@@ -30,29 +31,24 @@ _RETIRED = {
 
 
 def parse(
-    stage_class: type[PlainT],
-    argv: Sequence[str] | None = None,
+    stage_class: type[T],
+    argv: list[str] | None = None,
     *,
-    prog: str | None = None,
+    prog: str = "",
     description: str,
     example: str,
     logs: Path = LOGS,
-) -> PlainT:
-    """Read a command line and resolve it, that of a stage against presets and saved runs.
+) -> T:
+    """Read a command line and resolve it, that of a stage against presets and the saved runs in `logs`.
 
-    Args:
-        stage_class: which script's settings.
-        argv: the words after the script's name; by default those of this process.
-        prog: the script's name in ``--help``; by default that of this process.
-        description: first paragraph of ``--help``.
-        example: a whole command, printed at the end of ``--help``.
-        logs: the folder that holds the run folders.
+    `argv`, the words after the script's name, and `prog`, that name in ``--help``, are this process's by default.
+    ``--help`` begins with `description` and ends with `example`, a whole command.
 
     Raises:
         UserError: anything about the flags is wrong; the message names the flag and the fix.
         SystemExit: after ``--help``, with status 0.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else argv
     settings = settings_of(stage_class)
     parser = _build_parser(stage_class, prog, description, example)
     if {"-h", "--help"} & set(words):
@@ -104,9 +100,9 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
 
 
-def _build_parser(stage_class: type[Plain], prog: str | None, description: str, example: str) -> _Parser:
+def _build_parser(stage_class: type, prog: str, description: str, example: str) -> _Parser:
     parser = _Parser(
-        prog=prog,
+        prog=prog or None,
         usage="%(prog)s [flags]",
         description=description,
         epilog=f"example:\n  {example}",
@@ -115,15 +111,12 @@ def _build_parser(stage_class: type[Plain], prog: str | None, description: str, 
         argument_default=argparse.SUPPRESS,
     )
     settings = parser.settings = settings_of(stage_class)
-    differences = _preset_differences(stage_class)
-    if issubclass(stage_class, Stage):
-        differences["log_dir"] = {"": default_log_dir(stage_class, "<dataset>", "<sampler>")}
+    differences = _preset_differences(stage_class) if issubclass(stage_class, Stage) else {}
     sections: dict[str, Any] = {}
     for setting in settings.values():
-        subject = setting.subject or setting.group_class.title
-        if subject not in sections:
-            sections[subject] = parser.add_argument_group(subject)
-        _add_flag(sections[subject], setting, differences.get(setting.name, {}), settings)
+        if setting.subject not in sections:
+            sections[setting.subject] = parser.add_argument_group(setting.subject)
+        _add_flag(sections[setting.subject], setting, differences.get(setting.name, {}), settings)
     return parser
 
 
@@ -152,20 +145,16 @@ def _add_flag(section: Any, setting: Setting, differences: dict[str, Any], setti
     section.add_argument(setting.flag, type=convert, nargs=nargs, metavar=metavar, help=text)
 
 
-def _preset_differences(stage_class: type[Plain]) -> dict[str, dict[str, Any]]:
-    """By setting: under "" the first data set's value, shown as the default, then the others by where they hold."""
-    sampler = settings_of(stage_class).get("sampler")
-    tables = stage_class.preset_tables
-    first = preset(tables, DATASETS[0])
+def _preset_differences(stage_class: type[Stage]) -> dict[str, dict[str, Any]]:
+    """By setting: under "" the first data set's value, shown as the default, then the others by data set."""
+    first = preset(stage_class.preset_tables, DATASETS[0])
     found: dict[str, dict[str, Any]] = {name: {"": value} for name, value in first.items()}
-    for kind in sampler.choices if sampler else ("absorbing",):
-        for dataset in DATASETS:
-            usual = first if kind == "absorbing" else preset(tables, dataset)
-            label = dataset if kind == "absorbing" else f"{kind} {dataset}"
-            for name, value in preset(tables, dataset, kind).items():
-                if name not in usual or value != usual[name]:
-                    found.setdefault(name, {})[label] = value
-    return found
+    for dataset in DATASETS:
+        for name, value in preset(stage_class.preset_tables, dataset).items():
+            if name not in first or value != first[name]:
+                found.setdefault(name, {})[dataset] = value
+    log_dir = stage_class.default_log_dir.format(dataset="<dataset>", sampler="<sampler>")
+    return found | {"log_dir": {"": log_dir}}
 
 
 def _slip(word: str, settings: Mapping[str, Setting]) -> str:

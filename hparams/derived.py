@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from hparams.errors import UserError
@@ -11,40 +12,13 @@ from hparams.fields import as_text
 
 def derive(values: dict[str, Any]) -> None:
     """Fill in what follows from others, in place: settings of any stage by name, None where they are to follow."""
-
-    def missing(name: str) -> bool:
-        return name in values and values[name] is None
-
-    if missing("global_batch"):
-        values["global_batch"] = values["batch_size"] * values["accumulate_steps"]
-    if missing("lr"):
-        values["lr"] = values["base_lr"] * values["global_batch"]
-    if missing("latent_shape"):
-        values["latent_shape"] = latent_shape(values["img_size"], values["ch_mult"])
-    if len(values["latent_shape"]) == 3:  # any other is refused
-        _, height, width = values["latent_shape"]
-        if missing("block_size"):
-            values["block_size"] = height * width
-        if missing("shape"):
-            values["shape"] = (height, 2 * width)
-    if missing("bits"):
-        values["bits"] = 5 if values["protocol"] == "published" else 8
-    if missing("elbo_steps") and not missing("block_size"):
-        terms = bound_terms(values["code_bound"], values["total_steps"], values["block_size"])
-        values["elbo_steps"] = min(64, 2 * terms)
-    if missing("region") and missing("mask_path"):
-        side = values["img_size"]
-        values["region"] = (side // 2, 0, side - side // 2, side)
-    if missing("sample_steps"):
-        values["sample_steps"] = values["total_steps"]
+    for name, follow in _FOLLOWS.items():
+        if name in values and values[name] is None:
+            values[name] = follow(values)
 
 
 def latent_shape(img_size: int, ch_mult: tuple[int, ...]) -> tuple[int, int, int]:
-    """Shape (1, h, w) of one image's codes: each level but the first halves the image.
-
-    Raises:
-        UserError: the image cannot be halved that often.
-    """
+    """Shape (1, h, w) of one image's codes: each level but the first halves the image. UserError if that cannot be."""
     factor = 2 ** (len(ch_mult) - 1)
     if img_size % factor:
         raise UserError(
@@ -59,29 +33,45 @@ def bound_terms(code_bound: str, total_steps: int, block_size: int) -> int:
     return total_steps if code_bound == "t_step" else block_size
 
 
-def divide_batch(values: dict[str, Any], typed: Mapping[str, Any], kept: Mapping[str, Any], processes: int) -> None:
-    """Make `global_batch` = `batch_size` · `accumulate_steps` · processes, in place.
+def _sides(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width in codes; of a shape that the checks will refuse, any."""
+    shape = [*values["latent_shape"], 1, 1]
+    return shape[1], shape[2]
 
-    Args:
-        values: settings by name; `global_batch` is None where neither typed nor kept.
-        typed: the flags that were typed.
-        kept: settings of the run that goes on. Its updates keep their size, whatever the number of processes.
-        processes: how many share an update.
 
-    Raises:
-        UserError: they cannot.
+def _lower_half(img_size: int) -> tuple[int, int, int, int]:
+    return (img_size // 2, 0, img_size - img_size // 2, img_size)
+
+
+_FOLLOWS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # later ones from earlier ones
+    "global_batch": lambda v: v["batch_size"] * v["accumulate_steps"],
+    "lr": lambda v: v["base_lr"] * v["global_batch"],
+    "latent_shape": lambda v: latent_shape(v["img_size"], v["ch_mult"]),
+    "block_size": lambda v: math.prod(_sides(v)),
+    "shape": lambda v: (_sides(v)[0], 2 * _sides(v)[1]),
+    "bits": lambda v: 5 if v["protocol"] == "published" else 8,
+    "elbo_steps": lambda v: min(64, 2 * bound_terms(v["code_bound"], v["total_steps"], v["block_size"])),
+    "region": lambda v: _lower_half(v["img_size"]) if v["mask_path"] is None else None,
+    "sample_steps": lambda v: v["total_steps"],
+}
+
+
+def divide_batch(values: dict[str, Any], typed: Collection[str], kept: Mapping[str, Any], processes: int) -> None:
+    """Make `global_batch` = `batch_size` · `accumulate_steps` · `processes` (those that share an update), in place.
+
+    `values` are settings by name; `global_batch` is None where it was neither typed nor `kept`, as by the run that goes
+    on: its updates keep their size, whatever the number of processes. UserError if they cannot.
     """
-    if "batch_size" in kept and values["global_batch"] is None:  # saved before updates could be shared
-        values["global_batch"] = kept["batch_size"]
-    if values["global_batch"] is None:
-        values["global_batch"] = values["batch_size"] * values["accumulate_steps"] * processes
+    if values["global_batch"] is None:  # kept, but saved before updates could be shared, or new
+        batch = values["batch_size"] * values["accumulate_steps"] * processes
+        values["global_batch"] = kept.get("batch_size", batch)
     whole = values["global_batch"]
-    if whole % processes:
+    share, rest = divmod(whole, processes)
+    if rest:
         raise UserError(
             f"--global_batch {whole}: {processes} processes cannot share an update of {whole} images evenly: use a "
             "number of processes that divides it, or another --global_batch"
         )
-    share = whole // processes
     fixed, follows = "accumulate_steps", "batch_size"
     if "batch_size" in typed:
         fixed, follows = follows, fixed

@@ -8,16 +8,25 @@ setting is one new field.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import numbers
+import operator
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, ClassVar
 
 _METADATA_KEY = "setting"
 _NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_LIMITS = {
+    "minimum": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("of at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 class Group:
@@ -43,11 +52,10 @@ class Setting:
     below: float | None = None
     saved: bool = True  # False: describes one call, not the run; never written to or read from a run folder
     allow_empty: bool = False
-    subject: str = ""  # under which --help lists it; "" for the group's title
+    subject: str = ""  # under which --help lists it; by default its group's title
     # Read from the field's place and annotation.
     name: str = ""
     group: str = ""  # attribute of the stage that holds it
-    group_class: type[Group] = Group
     kind: type = str  # bool, int, float or str
     many: bool = False  # a tuple of them
     optional: bool = False  # None is a value
@@ -55,7 +63,6 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The flag on the command line."""
         return f"--{self.name}"
 
     @property
@@ -63,28 +70,29 @@ class Setting:
         """What is accepted, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        limits = {"of at least": self.minimum, "above": self.above, "of at most": self.maximum, "below": self.below}
-        texts = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
-        return " ".join([_NOUNS[self.kind], " and ".join(texts)]).strip()
+        limits = " and ".join(f"{words} {bound}" for words, _, bound in self.limits)
+        return f"{_NOUNS[self.kind]} {limits}".strip()
+
+    @property
+    def limits(self) -> list[tuple[str, Callable[[float, float], bool], float]]:
+        """Those that the setting has: words, comparison, bound."""
+        bounds = ((words, holds, getattr(self, name)) for name, (words, holds) in _LIMITS.items())
+        return [(words, holds, bound) for words, holds, bound in bounds if bound is not None]
 
 
-def setting(default: Any, help: str, **details: Any) -> Any:
+def setting(default: Any, help: str, unit: str = "", **details: Any) -> Any:
     """A dataclass field that describes a setting; its type is the field's annotation, `details` are `Setting`'s.
 
     Annotations may be bool, int, float, str, a ``Literal`` of strings (its values are the choices),
     ``tuple[int, ...]`` or ``tuple[float, ...]``, each also with ``| None``.
-
-    Raises:
-        TypeError: a setting has no such detail.
     """
-    return field(default=default, metadata={_METADATA_KEY: Setting(default, help, **details)})
+    return field(default=default, metadata={_METADATA_KEY: Setting(default, help, unit, **details)})
 
 
-def settings_of(stage_class: type) -> dict[str, Setting]:
+def _settings_of(stage_class: type) -> dict[str, Setting]:
     """All settings of a stage by name, in the order in which they are declared.
 
-    Raises:
-        TypeError: two groups of the stage declare the same name, or a type is not one that :func:`setting` lists.
+    TypeError if two groups declare the same name, or a type is not one that :func:`setting` lists.
     """
     found: dict[str, Setting] = {}
     for group, group_class in groups_of(stage_class).items():
@@ -92,20 +100,14 @@ def settings_of(stage_class: type) -> dict[str, Setting]:
         for item in dataclasses.fields(group_class):
             if item.name in found:
                 raise TypeError(f"{stage_class.__name__}: {item.name} is in both {found[item.name].group} and {group}")
-            kind, many, optional, choices = _read_type(hints[item.name], f"{group_class.__name__}.{item.name}")
-            declared = item.metadata[_METADATA_KEY]
-            found[item.name] = replace(
-                declared,
-                minimum=1 if kind is int and declared.minimum is None else declared.minimum,
-                name=item.name,
-                group=group,
-                group_class=group_class,
-                kind=kind,
-                many=many,
-                optional=optional,
-                choices=choices,
-            )
+            declared, kind = item.metadata[_METADATA_KEY], _read_type(hints[item.name], item.name)
+            minimum = 1 if kind["kind"] is int and declared.minimum is None else declared.minimum
+            subject = declared.subject or group_class.title
+            found[item.name] = replace(declared, minimum=minimum, subject=subject, name=item.name, group=group, **kind)
     return found
+
+
+settings_of: Callable[[type], dict[str, Setting]] = cache(_settings_of)  # the same dictionary for every caller
 
 
 def groups_of(stage_class: type) -> dict[str, Any]:
@@ -116,16 +118,11 @@ def groups_of(stage_class: type) -> dict[str, Any]:
 
 def values_of(stage: Any) -> dict[str, Any]:
     """The values of all settings of a stage, by name."""
-    groups = (getattr(stage, group.name) for group in dataclasses.fields(stage))
-    return {name: value for group in groups for name, value in vars(group).items()}
+    return {name: value for group in vars(stage).values() for name, value in vars(group).items()}
 
 
 def from_text(setting: Setting, text: str) -> Any:
-    """One value typed on the command line (one element where the setting is a tuple).
-
-    Raises:
-        ValueError: the text is not an allowed value; the message says what is.
-    """
+    """A value typed on the command line, one element where the setting is a tuple; ValueError says what is allowed."""
     try:
         value = setting.kind(text)
     except ValueError:
@@ -134,11 +131,7 @@ def from_text(setting: Setting, text: str) -> Any:
 
 
 def from_yaml(setting: Setting, value: Any) -> Any:
-    """A value read from a saved file, as the type that the setting declares.
-
-    Raises:
-        ValueError: the value has another type or is not allowed; the message says what is.
-    """
+    """A value read from a saved file, as the type that the setting declares; ValueError says what is allowed."""
     if value is None:
         if setting.optional or setting.none_means:
             return None
@@ -152,10 +145,7 @@ def from_yaml(setting: Setting, value: Any) -> Any:
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that ``word`` most probably stands for, if one is close."""
-    import difflib
-
-    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
 
 
 def as_text(value: Any) -> str:
@@ -169,21 +159,17 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def _read_type(hint: Any, where: str) -> tuple[type, bool, bool, tuple[str, ...]]:
-    """(kind, many, optional, choices) of an annotation."""
-    optional = False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [item for item in typing.get_args(hint) if item is not type(None)]
-        if len(inner) != 1:
-            raise TypeError(f"{where}: {hint} is not a type of settings")
-        hint, optional = inner[0], True
-    many = typing.get_origin(hint) is tuple
-    kind = typing.get_args(hint)[0] if many else hint
-    if typing.get_origin(kind) is typing.Literal:
-        return str, many, optional, typing.get_args(kind)
-    if kind not in _NOUNS:
-        raise TypeError(f"{where}: {hint} is not a type of settings")
-    return kind, many, optional, ()
+def _read_type(hint: Any, name: str) -> dict[str, Any]:
+    """`kind`, `many`, `optional` and `choices` of an annotation."""
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    inner = [item for item in alternatives if item is not type(None)]
+    many = typing.get_origin(inner[0]) is tuple
+    kind = typing.get_args(inner[0])[0] if many else inner[0]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    kind = str if choices else kind
+    if len(inner) > 1 or kind not in _NOUNS:
+        raise TypeError(f"{name}: {hint} is not a type of settings")
+    return {"kind": kind, "many": many, "optional": len(alternatives) > len(inner), "choices": choices}
 
 
 def _scalar_from_yaml(setting: Setting, value: Any) -> Any:
@@ -196,16 +182,8 @@ def _scalar_from_yaml(setting: Setting, value: Any) -> Any:
 
 
 def _in_range(setting: Setting, value: Any, given: Any) -> Any:
-    inside = not setting.choices or value in setting.choices
-    if setting.kind in (int, float):
-        inside = (
-            (setting.kind is int or math.isfinite(value))
-            and (setting.minimum is None or value >= setting.minimum)
-            and (setting.maximum is None or value <= setting.maximum)
-            and (setting.above is None or value > setting.above)
-            and (setting.below is None or value < setting.below)
-        )
-    if not inside:
+    inside = value in setting.choices if setting.choices else all(holds(value, b) for _, holds, b in setting.limits)
+    if not inside or (setting.kind is float and not math.isfinite(value)):
         raise ValueError(_refusal(setting, given))
     return value
 

@@ -10,11 +10,7 @@ _LONGEST_NAME = 255  # bytes, of most file systems
 
 
 def run_folder(flag: str, name: str) -> str:
-    """A run's name below ``logs/`` in its shortest spelling.
-
-    Raises:
-        UserError: the name is empty or would leave ``logs/``.
-    """
+    """A run's name below ``logs/`` in its shortest spelling; UserError if it is empty or would leave ``logs/``."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("~") or not name.isprintable():
         raise UserError(f"{flag} {name!r}: give a name below logs/, without a leading / and without ..")
@@ -28,11 +24,11 @@ def require_run(flag: str, logs: Path, folder: str, by: str = "") -> None:
     if (logs / folder).is_dir():
         return
     require_possible_folder(logs / folder)
-    below = PurePosixPath(folder)
+    below = folder.removeprefix(f"{logs.name}/")
     if not logs.is_dir():
         fix = f"there is no {logs}/ here, run this in the folder that has it"
-    elif below.parts[:1] == (logs.name,) and (logs / below.relative_to(logs.name)).is_dir():
-        fix = f"leave out {logs.name}/, and name {below.relative_to(logs.name)}{by}"
+    elif below != folder and (logs / below).is_dir():
+        fix = f"leave out {logs.name}/, and name {below}{by}"
     else:
         fix = f"name a folder under {logs}/{by}"
     raise UserError(f"{flag}: there is no run folder {logs / folder}; {fix}")
@@ -44,9 +40,8 @@ def require_possible_folder(folder: Path) -> None:
         if place.is_file():
             raise UserError(f"{place} is a file, where a folder belongs: move it away")
         if place.is_symlink() and not place.exists():
-            raise UserError(
-                f"{place} is a link to {place.readlink()}, which is not there: make that folder, or the link anew"
-            )
+            target = place.readlink()
+            raise UserError(f"{place} is a link to {target}, which is not there: make that folder, or the link anew")
 
 
 def data_path_of_a_run(name: str, path: str, file: Path, logs: Path) -> None:

@@ -5,34 +5,33 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 
 from hparams.errors import UserError
 
 
 def check() -> None:
     """UserError if the environment says that torchrun started this process, and then does not say what it would."""
-    if not launched():
-        return
-    least = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    wrong = {
-        name: f"is {value!r}, which is no number of at least {least[name]}"
-        for name in least
-        if (value := os.environ.get(name)) is not None
-        and not (re.fullmatch("[0-9]+", value) and int(value) >= least[name])
-    }
-    if not os.environ["MASTER_ADDR"]:
-        wrong["MASTER_ADDR"] = "is empty"
-    needed = ("WORLD_SIZE",) if os.environ.get("WORLD_SIZE") == "1" else ("WORLD_SIZE", "MASTER_PORT")
-    wrong |= {name: "is not set" for name in needed if name not in os.environ}
-    if not wrong and int(os.environ.get("MASTER_PORT", "1")) > 65535:
-        wrong["MASTER_PORT"] = f"is {os.environ['MASTER_PORT']}, but ports end at 65535"
-    if not wrong and rank() >= processes():
-        wrong["RANK"] = f"is {rank()}, but has to be below WORLD_SIZE, {processes()}"
-    for name, what in wrong.items():
+    if launched() and (wrong := _wrong(os.environ)):
         raise UserError(
-            f"the environment variable {name} {what}, though RANK and MASTER_ADDR are there, as set by torchrun: start "
-            "all processes by torchrun, or `unset RANK` to run one"
+            f"the environment variable {wrong}, though RANK and MASTER_ADDR are there, as set by torchrun: start all "
+            "processes by torchrun, or `unset RANK` to run one"
         )
+
+
+def _wrong(env: Mapping[str, str]) -> str:
+    """The first variable that torchrun would set otherwise, and how it is; "" for none."""
+    if not env["MASTER_ADDR"]:
+        return "MASTER_ADDR is empty"
+    for name, least in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        value = env.get(name)
+        if value is not None and not (re.fullmatch("[0-9]+", value) and int(value) >= least):
+            return f"{name} is {value!r}, which is no number of at least {least}"
+        if value is None and (name == "WORLD_SIZE" or (name == "MASTER_PORT" and env["WORLD_SIZE"] != "1")):
+            return f"{name} is not set"
+    if int(env.get("MASTER_PORT", "1")) > 65535:
+        return f"MASTER_PORT is {env['MASTER_PORT']}, but ports end at 65535"
+    return f"RANK is {rank()}, but has to be below WORLD_SIZE, {processes()}" if rank() >= processes() else ""
 
 
 def processes() -> int:

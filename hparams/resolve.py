@@ -17,50 +17,44 @@ that lie elsewhere are read only where a typed flag says so. ``--resume`` alone,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hparams import checks, folders, same_command, saved
 from hparams.derived import derive, divide_batch
 from hparams.errors import UserError
-from hparams.fields import Setting, from_yaml, groups_of, settings_of
+from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
 from hparams.script import LOGS
 from hparams.settings.models import AutoencoderSettings, PriorSettings
-from hparams.settings.stages import AutoencoderSource, Plain, PriorStage, Stage, VQGANStage
+from hparams.settings.stages import AutoencoderSource, PriorStage, Stage, VQGANStage
 
-PlainT = TypeVar("PlainT", bound=Plain)
+T = TypeVar("T")
 StageT = TypeVar("StageT", bound=Stage)
 
-_STARTING_POINT = frozenset({"load_dir", "load_step", "load_optim"})
-_FOLDERS = ("log_dir", "load_dir", "ae_load_dir")
-_IMAGE_SIZES = ("img_size", "ch_mult", "latent_shape")
-_REBUILT = (PriorSettings, AutoencoderSettings, AutoencoderSource)
-_DATA = frozenset({"dataset", "custom_dataset_path", "datasets_file", "toy_images"})
-_DISCRIMINATOR = frozenset({"ndf", "disc_layers"})  # its architecture
+_STARTING_POINT = {"load_dir", "load_step", "load_optim"}
+_IMAGE_SIZES = {"img_size", "ch_mult", "latent_shape"}
+_AUTOENCODER = {item.name for item in fields(AutoencoderSettings)}
+_REBUILT = _AUTOENCODER | {item.name for group in (PriorSettings, AutoencoderSource) for item in fields(group)}
+_DATA = {"dataset", "custom_dataset_path", "datasets_file", "toy_images"}
+_DISCRIMINATOR = {"ndf", "disc_layers"}  # its architecture
 
 
-def resolve(stage_class: type[PlainT], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> PlainT:
-    """Settle every setting of a stage; of one without a data set no preset and no saved run has a say.
+def resolve(stage_class: type[T], typed: Mapping[str, Any], *, logs: Path = LOGS, processes: int = 1) -> T:
+    """Settle every setting of a script: the stage with every derived value filled in and all checks passed.
 
-    Args:
-        stage_class: which script's settings.
-        typed: the flags that were typed, by name, with values of the declared types.
-        logs: the folder that holds the run folders.
-        processes: how many run the script together.
-
-    Returns:
-        The stage with every derived value filled in and all checks passed.
+    `typed` are the flags by name, with values of the declared types; `logs` holds the run folders; so many `processes`
+    run the script together. Where the script is no `Stage`, no preset and no saved run has a say.
 
     Raises:
         UserError: a required flag is missing, a saved file is not usable, values do not fit together, or training would
             go on with other settings than the run has.
-        TypeError: ``typed`` or a preset names no setting of the stage.
+        TypeError: ``typed`` names no setting of the stage.
     """
-    _require_known(typed, stage_class)
-    typed = dict(typed)
-    _shorten_folders(typed)
+    if unknown := typed.keys() - settings_of(stage_class).keys():
+        raise TypeError(f"{stage_class.__name__} has no setting {', '.join(sorted(unknown))}")
+    typed = _with_short_folders(typed)
     if not issubclass(stage_class, Stage):
         return _build(stage_class, typed)
     stage = _resolve(stage_class, typed, logs, processes)
@@ -69,32 +63,24 @@ def resolve(stage_class: type[PlainT], typed: Mapping[str, Any], *, logs: Path =
     return stage
 
 
-def _resolve(stage_class: type[StageT], typed: dict[str, Any], logs: Path, processes: int) -> StageT:
-    settings = settings_of(stage_class)
+def _resolve(stage_class: type[StageT], typed: Mapping[str, Any], logs: Path, processes: int) -> StageT:
     kept = _saved_values(stage_class, typed, logs)
     chosen = {**kept, **typed}
-    dataset = _dataset(chosen)
-    sampler = _sampler(chosen, settings)
-
-    defaults = {name: setting.default for name, setting in settings.items()}
-    values = defaults | preset(stage_class.preset_tables, dataset, sampler) | chosen
-    _require_known(values, stage_class)
-    if values["log_dir"] is None:
-        values["log_dir"] = default_log_dir(stage_class, dataset, sampler)
+    values = _with_defaults(stage_class, chosen)
+    values["log_dir"] = values["log_dir"] or stage_class.default_log_dir.format_map(values)
     if "resume" in values and values["load_step"] and values["load_dir"] is None:
         values["load_dir"] = values["log_dir"]
-    _shorten_folders(values)
+    values = _with_short_folders(values)
     if "global_batch" in values:
         divide_batch(values, typed, kept if typed.get("resume") else {}, processes)
     derive(values)
-
     stage = _build(stage_class, values)
     checks.check(stage)
     folders.require_possible_folder(logs / stage.run.log_dir / "saved_models")
     return stage
 
 
-def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_dir: str, processes: int) -> StageT:
+def _going_on(stage_class: type[StageT], typed: Mapping[str, Any], logs: Path, log_dir: str, processes: int) -> StageT:
     """The settings of the run in `log_dir`, whose command was started again, on as many processes as there are now."""
     kept = saved.load(logs / log_dir / saved.FILE_NAME, stage_class)
     asked = _resolve(stage_class, typed, logs, same_command.processes_of(kept))
@@ -112,13 +98,9 @@ def _going_on(stage_class: type[StageT], typed: dict[str, Any], logs: Path, log_
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:
     """The settings of a finished run, for programs: defaults < preset < the run's saved settings < `given`.
 
-    A folder without saved settings counts as one of the published models, which have the same sizes for every data set.
-
-    Args:
-        stage_class: the stage that made the run.
-        folder: the run folder.
-        given: settings of either training stage by name, as YAML has them (lists or tuples); those that this stage
-            does not have are ignored.
+    A `folder` without saved settings counts as one of the published models, which have the same sizes for every data
+    set. `given` are settings of either training stage by name, as YAML has them (lists or tuples); those that this
+    stage does not have are ignored.
 
     Raises:
         TypeError: `given` names no setting.
@@ -137,28 +119,24 @@ def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any
     chosen["dataset"] = chosen.get("dataset") or "churches"
     if chosen.get("block_size"):  # says all that a prior needs to know of the images' size
         chosen = {name: value for name, value in chosen.items() if name not in _IMAGE_SIZES}
-    values = {name: setting.default for name, setting in settings.items()}
-    values |= preset(stage_class.preset_tables, chosen["dataset"], _sampler(chosen, settings)) | chosen
+    values = _with_defaults(stage_class, chosen)
     derive(values)
     stage = _build(stage_class, values)
-    checks.check_network(stage)
+    if isinstance(stage, PriorStage):
+        checks.heads_fit(stage.prior)
+    else:
+        checks.autoencoder_fits(vars(stage)["autoencoder"])
     return stage
 
 
-def default_log_dir(stage_class: type[Stage], dataset: str, sampler: str = "") -> str:
-    """The run folder's name where none was typed."""
-    return stage_class.default_log_dir.format(dataset=dataset, sampler=sampler)
-
-
-def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -> dict[str, Any]:
+def _saved_values(stage_class: type[Stage], typed: Mapping[str, Any], logs: Path) -> dict[str, Any]:
     """What saved runs say, the stronger source winning."""
-    groups, trains = groups_of(stage_class), "training" in groups_of(stage_class)
+    groups = groups_of(stage_class)
+    trains = "training" in groups
     values: dict[str, Any] = {}
     if typed.get("resume"):
-        if typed.get("load_step") or typed.get("load_dir") or typed.get("load_optim"):
-            raise UserError(
-                "--resume continues from this run's newest step: leave out --load_dir, --load_step and --load_optim"
-            )
+        if any(typed.get(name) for name in _STARTING_POINT):
+            raise UserError("--resume continues from the last step: leave out --load_dir, --load_step and --load_optim")
         folder = _own_folder(stage_class, typed)
         folders.require_run("--resume", logs, folder, by=" by --log_dir")
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)
@@ -170,43 +148,33 @@ def _saved_values(stage_class: type[Stage], typed: dict[str, Any], logs: Path) -
     elif "checkpoint" in groups and typed.get("load_dir"):
         if not (typed.get("ae_load_dir") and typed.get("dataset")):
             folders.require_run("--load_dir", logs, typed["load_dir"])
-        values = _of_other_run(logs, typed["load_dir"], PriorStage, stage_class, typed, _REBUILT)
+        values = _of_other_run(stage_class, typed, logs, typed["load_dir"], PriorStage, _REBUILT | _DATA)
     elif trains and typed.get("load_step"):
         folder = typed.get("load_dir") or _own_folder(stage_class, typed)
-        values = _of_other_run(logs, folder, stage_class, stage_class, typed, _REBUILT, _DATA | _DISCRIMINATOR)
+        values = _of_other_run(stage_class, typed, logs, folder, stage_class, _REBUILT | _DATA | _DISCRIMINATOR)
 
     ae_folder = typed.get("ae_load_dir", values.get("ae_load_dir"))
     if ae_folder != values.get("ae_load_dir"):
         values.pop("ae_load_step", None)  # a step of another run
     if ae_folder and "source" in groups:
         ae_folder = folders.run_folder("--ae_load_dir", ae_folder)
-        names = frozenset() if values or trains else _DATA
-        if names and not typed.get("dataset"):
+        feeds_data = not values and not trains
+        if feeds_data and not typed.get("dataset"):
             folders.require_run("--ae_load_dir", logs, ae_folder)
-        values |= _of_other_run(logs, ae_folder, VQGANStage, stage_class, typed, (AutoencoderSettings,), names)
+        names = _AUTOENCODER | _DATA if feeds_data else _AUTOENCODER
+        values |= _of_other_run(stage_class, typed, logs, ae_folder, VQGANStage, names)
     return values
 
 
 def _of_other_run(
-    logs: Path,
-    folder: str,
-    made_by: type[Stage],
-    stage_class: type[Stage],
-    typed: Mapping[str, Any],
-    groups: tuple[type, ...],
-    names: frozenset[str] = _DATA,
+    stage_class: type[Stage], typed: Mapping[str, Any], logs: Path, folder: str, made_by: type[Stage], names: set[str]
 ) -> dict[str, Any]:
-    """What a run that may come from anywhere says about the settings of `groups`, and about others by their `names`.
+    """What a run that may come from anywhere says about the settings of these names.
 
-    Raises:
-        UserError: it says that the data are somewhere that only a typed flag may lead to.
+    UserError if it says that the data are somewhere that only a typed flag may lead to.
     """
-    settings, file = settings_of(stage_class), logs / folder / saved.FILE_NAME
-    values = {
-        name: value
-        for name, value in saved.load(file, made_by).items()
-        if name in settings and (settings[name].group_class in groups or name in names)
-    }
+    file, names = logs / folder / saved.FILE_NAME, names & settings_of(stage_class).keys()
+    values = {name: value for name, value in saved.load(file, made_by).items() if name in names}
     chosen = {**values, **typed}
     custom = chosen.get("dataset") == "custom" and chosen.get("custom_dataset_path")
     where = "custom_dataset_path" if custom else "datasets_file"
@@ -215,38 +183,30 @@ def _of_other_run(
     return values
 
 
-def _own_folder(stage_class: type[Stage], typed: dict[str, Any]) -> str:
+def _own_folder(stage_class: type[Stage], typed: Mapping[str, Any]) -> str:
     if "log_dir" in typed:
         return str(typed["log_dir"])
     if "dataset" not in typed:
         raise UserError("--log_dir is required to find the run (or --dataset, for its default name)")
-    return default_log_dir(stage_class, _dataset(typed), _sampler(typed, settings_of(stage_class)))
+    return stage_class.default_log_dir.format_map(_with_defaults(stage_class, typed))
 
 
-def _require_known(values: Mapping[str, Any], stage_class: type[Plain]) -> None:
-    if unknown := values.keys() - settings_of(stage_class).keys():
-        raise TypeError(f"{stage_class.__name__} has no setting {', '.join(sorted(unknown))}")
-
-
-def _dataset(chosen: Mapping[str, Any]) -> str:
+def _with_defaults(stage_class: type[Stage], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults < the data set's preset < what was chosen."""
     if not chosen.get("dataset"):
         raise UserError(f"--dataset is required: one of {', '.join(DATASETS)}")
-    return str(chosen["dataset"])
+    defaults = {name: setting.default for name, setting in settings_of(stage_class).items()}
+    return {**defaults, **preset(stage_class.preset_tables, chosen["dataset"]), **chosen}
 
 
-def _sampler(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
-    """The kind of prior, "" in a stage without one."""
-    return str(chosen.get("sampler", settings["sampler"].default if "sampler" in settings else ""))
+def _with_short_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the names of run folders in their shortest spelling."""
+    named = [name for name in ("log_dir", "load_dir", "ae_load_dir") if values.get(name) is not None]
+    return {**values, **{name: folders.run_folder(f"--{name}", values[name]) for name in named}}
 
 
-def _shorten_folders(values: dict[str, Any]) -> None:
-    for name in _FOLDERS:
-        if values.get(name) is not None:
-            values[name] = folders.run_folder(f"--{name}", values[name])
-
-
-def _build(stage_class: type[PlainT], values: Mapping[str, Any]) -> PlainT:
-    groups: dict[str, dict[str, Any]] = {group: {} for group in groups_of(stage_class)}
+def _build(stage_class: type[T], values: Mapping[str, Any]) -> T:
+    groups: dict[str, Any] = {group: {} for group in groups_of(stage_class)}
     for name, setting in settings_of(stage_class).items():
         groups[setting.group][name] = values.get(name, setting.default)
-    return stage_class(**{group: group_class(**groups[group]) for group, group_class in groups_of(stage_class).items()})
+    return stage_class(**{name: made(**groups[name]) for name, made in groups_of(stage_class).items()})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from hparams import launch
 from hparams.errors import UserError
-from hparams.fields import Setting, as_text, settings_of
+from hparams.fields import Setting, as_text, settings_of, values_of
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 SHARES = frozenset({"global_batch", "batch_size", "accumulate_steps"})  # how processes divide an update
@@ -44,29 +44,25 @@ def processes_of(kept: Mapping[str, Any]) -> int:
     return max(1, kept["global_batch"] // (kept["batch_size"] * kept["accumulate_steps"]))
 
 
-def require_same(stage: Stage, kept: Mapping[str, Any], typed: Mapping[str, Any], folder: Path) -> None:
+def require_same(stage: Stage, kept: Mapping[str, Any], typed: Collection[str], folder: Path) -> None:
     """UserError, with the first difference, unless a command asks for the settings of the run in `folder`.
 
-    Args:
-        stage: what the command resolves to, divided over as many processes as the run was.
-        kept: the run's saved settings.
-        typed: the command's flags: they are named first.
-        folder: of the run.
+    `stage` is what the command resolves to, divided over as many processes as the run was, whose saved settings are
+    `kept`. Flags that were `typed` are named first.
     """
     if not kept:
         raise UserError(f"{folder} has saved steps, and no settings to compare this command's with: add --resume")
-    settings = settings_of(type(stage))
+    values, settings = values_of(stage), settings_of(type(stage))
     differ = []
     for name in sorted(kept, key=lambda name: name not in typed):
-        setting, now = settings[name], getattr(getattr(stage, settings[name].group), name)
-        free = is_of_machine(setting) or (is_place(setting) and launch.processes() > 1)
-        newest = name == "ae_load_step" and now is None  # the newest one when the run began
-        if name != "log_dir" and not free and not newest and now != kept[name]:
-            differ.append((setting.flag, as_text(kept[name]), as_text(now)))
+        free = is_of_machine(settings[name]) or (is_place(settings[name]) and launch.processes() > 1)
+        newest = name == "ae_load_step" and values[name] is None  # the newest one when the run began
+        if name != "log_dir" and not free and not newest and values[name] != kept[name]:
+            differ.append(name)
     if differ:
-        flag, then, now = differ[0]
-        others = f" ({', '.join(other for other, _, _ in differ[1:])} too)" if differ[1:] else ""
+        name, *others = differ
+        too = f" ({', '.join(f'--{other}' for other in others)} too)" if others else ""
         raise UserError(
-            f"{flag}: the run in {folder} has {then}, this command {now}{others}: --resume goes on with the run's "
-            "settings and the flags that are typed, another --log_dir starts anew"
+            f"--{name}: the run in {folder} has {as_text(kept[name])}, this command {as_text(values[name])}{too}: "
+            "--resume goes on with the run's settings and the flags that are typed, another --log_dir starts anew"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,22 @@ _SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "t
 def to_flat(stage: Stage) -> dict[str, Any]:
     """All settings by name, in plain types (tuples become lists), those of a single call left out."""
     values = values_of(stage)
-    return {
-        name: list(values[name]) if isinstance(values[name], tuple) else values[name]
-        for name in _saved_settings(type(stage))
-    }
+    kept = ((name, values[name]) for name in _saved_settings(type(stage)))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept}
 
 
 def as_yaml(stage: Stage) -> str:
     """The text of the file."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        """Lists on one line."""
+    def line(name: str, value: Any) -> str:
+        """Lists on one line, as None has those that hold no others."""
+        return yaml.safe_dump({name: value}, default_flow_style=None if isinstance(value, list) else False)
 
-    Dumper.add_representer(
-        list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
-    )
-    flat = to_flat(stage)
-    blocks = []
-    for group in dataclasses.fields(stage):
-        values = {name: flat[name] for name in vars(getattr(stage, group.name)) if name in flat}
-        text = yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=False)
-        blocks.append(f"# {getattr(stage, group.name).title}\n{text}")
+    flat, blocks = to_flat(stage), []
+    for group in vars(stage).values():
+        lines = [line(name, flat[name]) for name in vars(group) if name in flat]
+        blocks.append("".join([f"# {group.title}\n", *lines]))
     return f"# {len(flat)} settings\n" + "\n".join(blocks)
 
 
@@ -49,12 +42,9 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
 
     A null where the type does not allow None says nothing, so that the value is derived again.
 
-    Args:
-        path: the ``hparams.yaml``.
-        stage_class: the stage whose run folder it should be.
-
     Raises:
-        UserError: the file cannot be read, or holds an unknown name or a value that is not allowed.
+        UserError: the file cannot be read, holds an unknown name or a value that is not allowed, or is that of a run of
+            another stage than `stage_class`.
     """
     import yaml
 
@@ -75,20 +65,17 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
         raise UserError(f"{path}: should hold one 'name: value' per line")
     count = re.match(r"# (\d+) settings\n", text)
     if count and len(content) < int(count[1]):
-        raise UserError(
-            f"{path}: is cut off, {len(content)} of {count[1]} settings are there; "
-            "restore it, or correct its first line"
-        )
+        held = f"{len(content)} of {count[1]} settings"
+        raise UserError(f"{path}: is cut off, {held} are there; restore it, or correct its first line")
     if count and not text.endswith("\n"):  # and what is there of a value may look whole
         raise UserError(f"{path}: is cut off, or not ended, in its last line: check the value there, and end the line")
 
-    known = _saved_settings(stage_class)
+    known, values = _saved_settings(stage_class), {}
     if retired := {name: content.pop(name) for name in _RETIRED if name in content}:
         content["sinks"] = [sink for name, sink in _RETIRED.items() if retired.get(name, True)]
-    values = {}
     for name, value in content.items():
         if name not in known:
-            raise UserError(f"{path}: {_unknown(str(name), content, stage_class, list(known))}")
+            raise UserError(f"{path}: {_unknown(str(name), content, stage_class)}")
         try:
             values[name] = from_yaml(known[name], value)
         except ValueError as error:
@@ -98,13 +85,9 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
 
 def describe(stage: Stage) -> str:
     """The settings as aligned text, for terminal and log."""
-    settings = settings_of(type(stage))
-    width = max(len(name) for name in settings)
-    lines = []
-    for group in dataclasses.fields(stage):
-        values = getattr(stage, group.name)
-        lines.append(values.title)
-        lines += [f"  {name:<{width}}  {as_text(value)}" for name, value in vars(values).items()]
+    width, lines = max(map(len, settings_of(type(stage)))), []
+    for group in vars(stage).values():
+        lines += [group.title, *(f"  {name:<{width}}  {as_text(value)}" for name, value in vars(group).items())]
     return "\n".join(lines)
 
 
@@ -112,10 +95,10 @@ def _saved_settings(stage_class: type[Stage]) -> dict[str, Setting]:
     return {name: setting for name, setting in settings_of(stage_class).items() if setting.saved}
 
 
-def _unknown(name: str, content: dict[Any, Any], stage_class: type[Stage], known: list[str]) -> str:
+def _unknown(name: str, content: dict[Any, Any], stage_class: type[Stage]) -> str:
     for other, script in _SCRIPTS.items():
         if other is not stage_class and content.keys() <= _saved_settings(other).keys():
             wanted = _SCRIPTS.get(stage_class, stage_class.__name__)
             return f"is a run of {script}, but a run of {wanted} is needed here; name that run's folder"
-    close = nearest(name, known)
+    close = nearest(name, _saved_settings(stage_class))
     return f"unknown setting {name!r}" + (f", did you mean {close!r}?" if close else "; remove it")

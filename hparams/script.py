@@ -39,19 +39,16 @@ _PATH_FIXES = {
     ),
     errno.ENOENT: "it was moved or deleted while this ran, or was never there",
 }
-
-_MALLOPT = {-1: 2**31 - 1, -3: 2**25}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h, at their most
-
 _FILES_OF_SCRIPT = 64  # of a process without workers: its own, and those that libraries open
 _FILES_PER_WORKER = 16  # pipes to each, and batches on their way to this process
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main and exit, with one line on stderr if it failed.
+    """Run a script's main and exit: 0, or with one line on stderr.
 
-    Status 0; 2 for a UserError or a path that the user named and that cannot be used; 1 for a RunError, a disk that
-    takes or gives no data, too little memory, or a bug, whose traceback is shown; 130 when interrupted. With
-    `--traceback` the traceback of the others is shown above their line.
+    Status 2 for a UserError or a path that the user named and that cannot be used; 1 for a RunError, a disk that takes
+    or gives no data, too little memory, or a bug, whose traceback is shown; 130 when interrupted. With `--traceback`
+    the traceback of the others is shown above their line.
 
     Under torchrun the line names rank and host, and stands in torchrun's error record. Mistakes in flags fail all
     processes of a machine alike: torchrun ends the others while they wait for the first to say so.
@@ -83,7 +80,8 @@ def _status_of(main: Callable[[], None]) -> int:
                 print(f"{prefix}{type(error).__name__}", file=sys.stderr)
         if line is None:
             raise
-        if _wants_traceback(sys.argv[1:]):
+        typed = [word for word in sys.argv[1:] if word in ("--traceback", "--no_traceback")]  # parsing may have failed
+        if typed[-1:] == ["--traceback"]:
             _print_traceback(error)
         print(f"{prefix}{' '.join(line.split())}", file=sys.stderr)
         return status
@@ -96,11 +94,6 @@ def _record_for_torchrun(line: str) -> None:
         record = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
         with suppress(OSError):
             Path(file).write_text(json.dumps({"message": record}), encoding="utf-8")
-
-
-def _wants_traceback(words: list[str]) -> bool:
-    """Whether `--traceback` was typed; not by parsing, which may be what failed."""
-    return [word for word in words if word in ("--traceback", "--no_traceback")][-1:] == ["--traceback"]
 
 
 def _print_traceback(error: Exception) -> None:
@@ -116,13 +109,13 @@ def _as_line(error: Exception) -> str | None:
     """What to say in place of a traceback; None for what only a programmer can mend."""
     if isinstance(error, (UserError, RunError)):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.filename or 'a file'}: {error.strerror}; what was saved before is whole"
-    line = _about_machine(error)
-    if line is None and isinstance(error, OSError) and (path := _path_of_the_user(error, sys.argv[1:])):
+    if line := _about_machine(error):
+        return line
+    if isinstance(error, OSError):
+        path = error.filename or "a file" if error.errno in _DISK_ERRORS else _path_of_the_user(error, sys.argv[1:])
         fix = _PATH_FIXES.get(error.errno or 0)
-        return f"{path}: {error.strerror}{f': {fix}' if fix else '; what was saved before is whole'}"
-    return line
+        return f"{path}: {error.strerror}{f': {fix}' if fix else '; what was saved before is whole'}" if path else None
+    return None
 
 
 def _path_of_the_user(error: OSError, words: list[str]) -> str | None:
@@ -148,9 +141,8 @@ def _about_machine(error: Exception) -> str | None:
         return "no more files may be opened here: lower --num_workers, or raise the limit (ulimit -n)"
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory: lower --batch_size, or use --amp"
-    if isinstance(error, RuntimeError) and (
-        death := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
-    ):
+    death = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
+    if isinstance(error, RuntimeError) and death:
         return (
             f"process {death[1]}, which read images, {death[2].partition('. ')[0].rstrip('.')}; too little memory may "
             "be why: lower --num_workers or --batch_size; the same command goes on from what was saved"
@@ -204,17 +196,13 @@ def keep_freed_memory() -> None:
     By default glibc returns large tensors to the kernel, which clears every page anew for the next one: up to a fifth
     of the time of an evaluation in bfloat16 on a CPU. The process's peak memory stays the same.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, value in _MALLOPT.items():
-            mallopt(parameter, value)
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD of glibc's malloc.h, at its most
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
 
 
 def name_nameless_user() -> None:
-    """Give a user whom the system does not know, as `docker run --user` makes them, their number for a name.
-
-    PyTorch names folders of its own after the user, and fails where there is no name.
-    """
+    """Name a user whom the system does not know (`docker run --user`) by number: PyTorch names folders after users."""
     try:
         getpass.getuser()
     except (KeyError, OSError):  # OSError: from Python 3.13 on
@@ -222,12 +210,9 @@ def name_nameless_user() -> None:
 
 
 def require_open_files(num_workers: int) -> None:
-    """Raise this process's limit of open files, if need be, to what so many workers take.
+    """Raise this process's limit of open files, if need be, to what so many workers take; UserError if it cannot be.
 
     With too few, threads of libraries and workers would print tracebacks and hang.
-
-    Raises:
-        UserError: the limit cannot be raised as far.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES_OF_SCRIPT + _FILES_PER_WORKER * num_workers

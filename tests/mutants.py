@@ -118,7 +118,7 @@ metrics are logged one step early | test_training_run.py
     self._record.scalars(done, TRAIN,  =>  self._record.scalars(done - 1, TRAIN,
 curves are means since the run's start | test_bookkeeping.py
     self._sums, self._counts = {}, Counter() scalars  =>  scalars
-a user's mistake exits with 1 | test_cli.py
+a user's mistake exits with 1 | test_script.py
     status = 2 if isinstance(error, UserError)  =>  status = 1 if isinstance(error, UserError)
 """
 

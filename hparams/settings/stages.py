@@ -12,11 +12,11 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from hparams.fields import Group, setting
-from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
-from hparams.settings.sampling import SamplingSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings, SamplingSettings, VQGANSettings
 from hparams.settings.training import TrainingSettings
 
 SinkName = Literal["visdom", "summary", "tensorboard", "wandb"]
+SINKS: tuple[SinkName, ...] = ("visdom", "summary")
 FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 _data = partial(setting, subject="data")
@@ -27,16 +27,14 @@ _together = partial(setting, subject="several processes", saved=False)
 
 @dataclass(frozen=True)
 class RunSettings(Group, title="run"):
-    """What every script needs: data, run folder, device, dashboard."""
-
     dataset: Literal["churches", "bedrooms", FolderDataset, "toy_churches"] = _data(
         None, "data set; picks the preset", none_means="that of the loaded run, else required"
     )
-    custom_dataset_path: str | None = _data(None, "folder of images, for --dataset custom", unit="folder")
-    datasets_file: str = _data("datasets.yaml", "file that says where each data set lies", unit="file")
-    log_dir: str = setting(None, "run folder, under logs/; may contain slashes", unit="name")
-    seed: int = setting(0, "seed of every random stream", unit="seed", minimum=0, maximum=2**63 - 1)
-    device: str = _device("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N", unit="device")
+    custom_dataset_path: str | None = _data(None, "folder of images, for --dataset custom", "folder")
+    datasets_file: str = _data("datasets.yaml", "file that says where each data set lies", "file")
+    log_dir: str = setting(None, "run folder, under logs/; may contain slashes", "name")
+    seed: int = setting(0, "seed of every random stream", "seed", minimum=0, maximum=2**63 - 1)
+    device: str = _device("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N", "device")
     amp: bool = _device(False, "mixed precision, of the type --amp_dtype")
     amp_dtype: Literal["auto", "bfloat16", "float16"] = _device(
         "auto", "type for --amp; auto: bfloat16 where the hardware has it, else float16 with a loss scaler"
@@ -44,66 +42,51 @@ class RunSettings(Group, title="run"):
     compile: Literal["auto", "on", "off"] = _device(
         "auto", "compile layers, and replay steps as CUDA graphs; auto: on CUDA, no graphs when several processes train"
     )
-    batch_size: int = setting(20, "images in a batch of each process", unit="images")
-    num_workers: int = _data(4, "processes that read images; 0: the main process reads them", unit="n", minimum=0)
+    batch_size: int = setting(20, "images in a batch of each process", "images")
+    num_workers: int = _data(4, "processes that read images; 0: the main process reads them", "n", minimum=0)
     max_bad_images: float = _data(
-        0.01, "end when a larger share of images is unreadable; else others stand in", unit="share", minimum=0, below=1
+        0.01, "end when a larger share of images is unreadable; else others stand in", "share", minimum=0, below=1
     )
-    toy_images: int = _data(10_000, "scenes of toy_churches; a tenth more, at least 64, validate", unit="images")
+    toy_images: int = _data(10_000, "scenes of toy_churches; a tenth more, at least 64, validate", "images")
     sinks: tuple[SinkName, ...] = _shown(
-        ("visdom", "summary"),
-        "what shows the run, as experiments/replay_dashboard.py does later; summary: the page summary.png",
-        allow_empty=True,
+        SINKS, "what shows the run, or experiments/replay_dashboard.py later; summary: summary.png", allow_empty=True
     )
-    visdom_server: str = _shown("http://localhost", "address of the visdom server, without its port", unit="url")
-    visdom_port: int = _shown(8097, "port of the visdom server", unit="port", maximum=65535)
-    visdom_base_url: str = _shown("/", "path below which the visdom server answers, as its own -base_url", unit="path")
+    visdom_server: str = _shown("http://localhost", "address of the visdom server, without its port", "url")
+    visdom_port: int = _shown(8097, "port of the visdom server", "port", maximum=65535)
+    visdom_base_url: str = _shown("/", "path below which the visdom server answers, as its own -base_url", "path")
     quiet: bool = _shown(False, "print nothing but warnings, errors and results", saved=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = _together(
         "auto", "under torchrun: how processes communicate; auto: nccl if each has a GPU of its own, else gloo"
     )
-    dist_timeout: int = _together(600, "under torchrun: how long one process waits for another", unit="seconds")
+    dist_timeout: int = _together(600, "under torchrun: how long one process waits for another", "seconds")
     dry_run: bool = setting(False, "check the settings, print them, and stop", saved=False)
     traceback: bool = setting(False, "show the traceback of an error above its line", saved=False)
 
 
 @dataclass(frozen=True)
 class AutoencoderSource(Group, title="trained autoencoder"):
-    """Which trained autoencoder makes the codes."""
-
-    ae_load_dir: str | None = setting(None, "run of the trained VQGAN, under logs/", unit="run", none_means="required")
-    ae_load_step: int | None = setting(None, "step of the trained VQGAN", unit="step", none_means="the newest")
+    ae_load_dir: str | None = setting(None, "run of the trained VQGAN, under logs/", "run", none_means="required")
+    ae_load_step: int | None = setting(None, "step of the trained VQGAN", "step", none_means="the newest")
 
 
 @dataclass(frozen=True)
-class Plain:
-    """All settings of one script.
+class Stage:
+    """All settings of a script that works on a data set, in a run folder.
 
-    A subclass names the `tables` of `hparams.presets` that it adds to those of its base, later ones winning.
+    A subclass names the `tables` of `hparams.presets` that it adds to those of its base, later ones winning; `log_dir`,
+    the run folder's name where none is typed, with {dataset} and {sampler} filled in; and whether its script opens the
+    data set (`reads_data`).
     """
 
     preset_tables: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, tables: tuple[str, ...] = ()) -> None:
-        cls.preset_tables = (*cls.preset_tables, *tables)
-
-
-@dataclass(frozen=True)
-class Stage(Plain):
-    """All settings of a script that works on a data set, in a run folder.
-
-    `log_dir` is that folder's name where none is typed, with {dataset} and {sampler} filled in. `reads_data`: whether
-    the script opens the data set.
-    """
-
     default_log_dir: ClassVar[str] = "{dataset}"
     reads_data: ClassVar[bool] = True
 
     run: RunSettings
 
     def __init_subclass__(cls, tables: tuple[str, ...] = (), log_dir: str = "", reads_data: bool = True) -> None:
-        super().__init_subclass__(tables)
-        cls.default_log_dir, cls.reads_data = log_dir or cls.default_log_dir, reads_data
+        cls.preset_tables, cls.reads_data = (*cls.preset_tables, *tables), reads_data
+        cls.default_log_dir = log_dir or cls.default_log_dir
 
 
 @dataclass(frozen=True)
@@ -116,7 +99,7 @@ class VQGANStage(Stage, tables=("autoencoder", "autoencoder_training"), log_dir=
 
 
 @dataclass(frozen=True)
-class PriorStage(Stage, tables=("autoencoder", "{sampler}", "{sampler}_training"), log_dir="{sampler}_{dataset}"):
+class PriorStage(Stage, tables=("autoencoder", "prior", "prior_training"), log_dir="{sampler}_{dataset}"):
     """Stage 2: a prior over the codes."""
 
     training: TrainingSettings

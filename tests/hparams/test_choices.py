@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import pytest
-
 from hparams.fields import settings_of
 from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment
-from hparams.settings.stages import PriorStage, Stage, VQGANStage
+from hparams.settings.stages import PriorStage, VQGANStage
 from models.prior.bounds import CODE_BOUNDS
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES, REWEIGHTINGS
 from models.sampling.larger import ORDERS
@@ -18,9 +14,8 @@ from utils.pretrained.building import PRIORS, QUANTIZERS
 from utils.runs.run_folder import KINDS, VQGAN
 
 
-@pytest.mark.parametrize(
-    ("stage", "flag", "known"),
-    [
+def test_a_flag_and_the_mathematics_know_the_same() -> None:
+    for stage, flag, known in (
         (VQGANStage, "quantizer", QUANTIZERS),
         (VQGANStage, "beta_term", BETA_TERMS),
         (PriorStage, "sampler", [kind for kind in KINDS if kind != VQGAN]),
@@ -31,7 +26,5 @@ from utils.runs.run_folder import KINDS, VQGAN
         (PriorStage, "sample_type", SAMPLERS),
         (LikelihoodExperiment, "code_bound", CODE_BOUNDS),
         (LargerExperiment, "order", ORDERS),
-    ],
-)
-def test_a_flag_and_the_mathematics_know_the_same(stage: type[Stage], flag: str, known: Iterable[str]) -> None:
-    assert settings_of(stage)[flag].choices == tuple(known)
+    ):
+        assert settings_of(stage)[flag].choices == tuple(known), flag

@@ -16,54 +16,40 @@ from hparams.resolve import resolve
 from hparams.settings.experiments import LargerExperiment, PRDCExperiment, SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
-STAGES: list[type[Stage]] = [VQGANStage, PriorStage, SamplesExperiment, PRDCExperiment, LargerExperiment]
+LOADED = "--ae_load_dir v --load_dir p"
+WORDS: dict[type[Stage], str] = {VQGANStage: "", PriorStage: "--ae_load_dir v", PRDCExperiment: ""}
+WORDS |= {SamplesExperiment: LOADED, LargerExperiment: LOADED}
 
 
 @pytest.mark.parametrize(
     ("stage", "words", "expected"),
     [
-        (VQGANStage, "--dataset churches --beta 0.5", ""),
-        (VQGANStage, "--dataset churches --beta 0.5 --quantizer gumbel", "--beta does nothing with --quantizer gumbel"),
+        (VQGANStage, "--beta 0.5", ""),
+        (VQGANStage, "--beta 0.5 --quantizer gumbel", "--beta does nothing with --quantizer gumbel"),
         (VQGANStage, "--dataset toy_churches --quantizer gumbel", ""),  # the preset's own flags are not typed
-        (VQGANStage, "--dataset churches --custom_dataset_path x", "--custom_dataset_path does nothing with --dataset"),
+        (VQGANStage, "--custom_dataset_path x", "--custom_dataset_path does nothing with --dataset"),
         (VQGANStage, "--dataset custom --custom_dataset_path x", ""),
-        (VQGANStage, "--dataset churches --ema_beta 0.9", "--ema_beta does nothing with --no_ema"),
-        (VQGANStage, "--dataset churches --sinks none --visdom_base_url x", "does nothing with --sinks none"),
-        (VQGANStage, "--dataset churches --ema_beta 0.9 --ema", ""),
-        (VQGANStage, "--dataset churches --ema_warmup", "--ema_warmup does nothing with --no_ema"),
-        (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --amp_dtype float16", "with --no_amp"),
-        (PriorStage, "--dataset churches --ae_load_dir v --loss_type mlm --reweighting paper", "with --loss_type mlm"),
-        (SamplesExperiment, "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3", ""),
-        (
-            SamplesExperiment,
-            "--dataset churches --ae_load_dir v --load_dir p --sampler autoregressive --sample_steps 3",
-            "--sample_steps does nothing with --sampler autoregressive",
-        ),
-        (
-            PRDCExperiment,
-            "--dataset churches --fake_images_path x --temp 1",
-            "--temp does nothing with --fake_images_path x",
-        ),
-        (
-            LargerExperiment,
-            "--dataset churches --ae_load_dir v --load_dir p --sample_steps 3",
-            "--sample_steps does nothing with --order raster",
-        ),
-        (PRDCExperiment, "--dataset churches --fake_images_path x --save_images", "--save_images does nothing with"),
-        (PRDCExperiment, "--dataset churches --fake_images_path x --nearest_k 5", ""),
-        (PRDCExperiment, "--dataset churches --ae_load_dir v --load_dir p --temp 1 --n_samples 9", ""),
+        (VQGANStage, "--ema_beta 0.9", "--ema_beta does nothing with --no_ema"),
+        (VQGANStage, "--sinks none --visdom_base_url x", "does nothing with --sinks none"),
+        (VQGANStage, "--ema_beta 0.9 --ema", ""),
+        (VQGANStage, "--ema_warmup", "--ema_warmup does nothing with --no_ema"),
+        (SamplesExperiment, "--amp_dtype float16", "with --no_amp"),
+        (PriorStage, "--loss_type mlm --reweighting paper", "with --loss_type mlm"),
+        (SamplesExperiment, "--sample_steps 3", ""),
+        (SamplesExperiment, "--sampler autoregressive --sample_steps 3", "--sample_steps does nothing with --sampler"),
+        (PRDCExperiment, "--fake_images_path x --temp 1", "--temp does nothing with --fake_images_path x"),
+        (LargerExperiment, "--sample_steps 3", "--sample_steps does nothing with --order raster"),
+        (PRDCExperiment, "--fake_images_path x --save_images", "--save_images does nothing with"),
+        (PRDCExperiment, "--fake_images_path x --nearest_k 5", ""),
+        (PRDCExperiment, f"{LOADED} --temp 1 --n_samples 9", ""),
     ],
 )
 def test_idle_flags_are_said(
-    stage: type[Stage],
-    words: str,
-    expected: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    stage: type[Stage], words: str, expected: str, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "p").mkdir()
     monkeypatch.setattr(sys, "argv", ["script.py"])
+    words = f"--dataset churches {WORDS[stage]} {words}"
     parse(stage, words.split(), description="", example="", logs=tmp_path)
     said = capsys.readouterr().err
     assert said.count("\n") == bool(expected)
@@ -72,21 +58,21 @@ def test_idle_flags_are_said(
 
 
 def test_conditions_name_settings_and_their_values() -> None:
-    known = {name: setting for stage in STAGES for name, setting in settings_of(stage).items()}
-    for condition in CONDITIONS:
-        assert set(condition.names) <= known.keys()
-        assert condition.values == (None,) or set(condition.values) <= set(known[condition.other].choices or [True])
+    known = {name: setting for stage in WORDS for name, setting in settings_of(stage).items()}
+    for names, other, values in CONDITIONS:
+        assert {*names, other} <= known.keys()
+        assert values == (None,) or set(values) <= set(known[other].choices or [True])
 
 
-STAGE_1 = {"dataset": "churches", "ema": True, "disc_start_step": 5}
-STAGE_2 = {"dataset": "churches", "ema": True, "warmup_iters": 5, "ae_load_dir": "ae"}
+def notes(stage: type[VQGANStage | PriorStage], logs: Path, **typed: Any) -> list[str]:
+    ae = {"ae_load_dir": "ae"} if stage is PriorStage else {}
+    return notes_on_length(resolve(stage, {"dataset": "churches", **ae, **typed}, logs=logs))
 
 
 def test_presets_give_no_notes(tmp_path: Path) -> None:
     for dataset in DATASETS:
-        typed = {"dataset": dataset, "ema": True}
-        assert notes_on_length(resolve(VQGANStage, typed, logs=tmp_path)) == []
-        assert notes_on_length(resolve(PriorStage, typed | {"ae_load_dir": "ae"}, logs=tmp_path)) == []
+        assert notes(VQGANStage, tmp_path, dataset=dataset, ema=True) == []
+        assert notes(PriorStage, tmp_path, dataset=dataset, ema=True) == []
 
 
 @pytest.mark.parametrize(
@@ -102,24 +88,24 @@ def test_presets_give_no_notes(tmp_path: Path) -> None:
         ({"train_steps": 9_999, "load_step": 7, "load_dir": "trained"}, False),
     ],
 )
-@pytest.mark.parametrize("stage", [(VQGANStage, STAGE_1), (PriorStage, STAGE_2)], ids=["vqgan", "prior"])
+@pytest.mark.parametrize(("stage", "start"), [(VQGANStage, "disc_start_step"), (PriorStage, "warmup_iters")])
 def test_a_run_shorter_than_five_time_constants_of_its_average(
-    stage: tuple[Any, dict[str, Any]], changes: dict[str, Any], said: bool, tmp_path: Path
+    stage: type[VQGANStage | PriorStage], start: str, changes: dict[str, Any], said: bool, tmp_path: Path
 ) -> None:
-    notes = notes_on_length(resolve(stage[0], {**stage[1], **changes}, logs=tmp_path))
-    assert len(notes) == said
-    for flag in ("--train_steps", "--ema_warmup", "--ema_beta") if said else ():
-        assert flag in notes[0]
+    lines = notes(stage, tmp_path, **{"ema": True, start: 5, **changes})
+    assert len(lines) == said
+    assert all(flag in line for line in lines for flag in ("--train_steps", "--ema_warmup", "--ema_beta"))
 
 
-def test_what_would_begin_after_the_end(tmp_path: Path) -> None:
-    def notes(stage: type[VQGANStage | PriorStage], **typed: Any) -> list[str]:
-        ae = {"ae_load_dir": "ae"} if stage is PriorStage else {}
-        return notes_on_length(resolve(stage, {"dataset": "churches", **ae, **typed}, logs=tmp_path))
-
-    (line,) = notes(VQGANStage, train_steps=500)
-    assert line == "--disc_start_step 30001 is beyond --train_steps 500: the discriminator never takes part"
-    assert notes(VQGANStage, train_steps=500, disc_start_step=500) == []  # asks for none
-    (line,) = notes(PriorStage, train_steps=500)
-    assert line == "--warmup_iters 10000 is beyond --train_steps 500: the learning rate never reaches --lr"
-    assert notes(PriorStage, train_steps=500, warmup_iters=500) == []
+@pytest.mark.parametrize(
+    ("stage", "start", "line"),
+    [
+        (VQGANStage, "disc_start_step", "--disc_start_step 30001 is beyond {}: the discriminator never takes part"),
+        (PriorStage, "warmup_iters", "--warmup_iters 10000 is beyond {}: the learning rate never reaches --lr"),
+    ],
+)
+def test_what_would_begin_after_the_end(
+    stage: type[VQGANStage | PriorStage], start: str, line: str, tmp_path: Path
+) -> None:
+    assert notes(stage, tmp_path, train_steps=500) == [line.format("--train_steps 500")]
+    assert notes(stage, tmp_path, **{"train_steps": 500, start: 500}) == []  # asks for none

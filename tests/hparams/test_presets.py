@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hparams.fields import Setting, as_text, from_text, settings_of
-from hparams.presets import DATASETS, TABLES
+from hparams.presets import ALL, DATASETS, TABLES
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from stages import STAGES
@@ -20,26 +20,16 @@ def allowed(setting: Setting, value: object) -> bool:
 
 
 @pytest.mark.parametrize("stage_class", STAGES.values(), ids=STAGES)
-@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
-def test_tables_hold_settings_of_the_stage_and_allowed_values(stage_class: type[Stage], sampler: str) -> None:
+def test_tables_hold_settings_of_the_stage_and_values_are_allowed(stage_class: type[Stage]) -> None:
     settings = settings_of(stage_class)
-    for name in stage_class.preset_tables:
-        table = TABLES[name.format(sampler=sampler)]
-        assert set(table.rows) <= set(DATASETS)
-        for row in (table.base, *table.rows.values()):
-            for key, value in row.items():
-                assert allowed(settings[key], value), (key, value)
+    for table in (TABLES[name] for name in stage_class.preset_tables):
+        assert set(table) <= {ALL, *DATASETS}
+        assert all(allowed(settings[key], value) for row in table.values() for key, value in row.items())
+    assert all(setting.default is None or allowed(setting, setting.default) for setting in settings.values())
 
 
 def test_every_table_belongs_to_a_stage() -> None:
-    named = {name for stage in STAGES.values() for name in stage.preset_tables}
-    assert {name.format(sampler=kind) for name in named for kind in ("absorbing", "autoregressive")} == set(TABLES)
-
-
-@pytest.mark.parametrize("stage_class", STAGES.values(), ids=STAGES)
-def test_defaults_are_allowed_values(stage_class: type[Stage]) -> None:
-    for setting in settings_of(stage_class).values():
-        assert setting.default is None or allowed(setting, setting.default), setting.name
+    assert {name for stage in STAGES.values() for name in stage.preset_tables} == set(TABLES)
 
 
 @pytest.mark.parametrize("dataset", ["churches", "bedrooms", "ffhq", "custom"])
@@ -50,8 +40,7 @@ def test_published_vqgan(dataset: str, tmp_path: Path) -> None:
     assert (a.codebook_size, a.emb_dim, a.latent_shape, a.beta) == (1024, 256, (1, 16, 16), 0.25)
     assert (v.ndf, v.disc_layers, v.disc_start_step, v.disc_weight_max) == (64, 3, 30001, 1.0)
     assert (v.perceptual, v.perceptual_weight, v.codebook_init, v.restart_dead_codes) == ("lpips", 1.0, "uniform", 0)
-    assert (stage.run.batch_size, t.train_steps) == (3, 2_200_000)
-    assert t.lr == pytest.approx(4.5e-6 * 3)
+    assert (stage.run.batch_size, t.train_steps, t.lr) == (3, 2_200_000, pytest.approx(4.5e-6 * 3))
 
 
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
@@ -66,8 +55,7 @@ def test_published_prior(dataset: str, lr: float, warmup: int, sampler: str, tmp
     assert (p.attn_pdrop, p.embd_pdrop, p.resid_pdrop) == (0, 0, 0)
     assert (p.loss_type, p.mask_schedule, p.warmup_iters) == ("reweighted_elbo", "random", warmup)
     assert (stage.training.lr, stage.run.batch_size, stage.training.train_steps) == (lr, 20, 2_000_000)
-    assert stage.sampling.sample_steps == 256
-    assert stage.run.log_dir == f"{sampler}_{dataset}"
+    assert (stage.sampling.sample_steps, stage.run.log_dir) == (256, f"{sampler}_{dataset}")
 
 
 def test_toy_churches_needs_no_download_and_has_8x8_codes(tmp_path: Path) -> None:
@@ -75,9 +63,5 @@ def test_toy_churches_needs_no_download_and_has_8x8_codes(tmp_path: Path) -> Non
     assert (first.autoencoder.img_size, first.autoencoder.latent_shape) == (32, (1, 8, 8))
     assert (first.vqgan.perceptual, first.vqgan.codebook_init) == ("none", "encoder")
     assert first.vqgan.restart_dead_codes > 0
-    for sampler in ("absorbing", "autoregressive"):
-        second = resolve(
-            PriorStage, {"dataset": "toy_churches", "ae_load_dir": "ae", "sampler": sampler}, logs=tmp_path
-        )
-        assert second.autoencoder == first.autoencoder
-        assert second.prior.block_size == 64
+    second = resolve(PriorStage, {"dataset": "toy_churches", "ae_load_dir": "ae"}, logs=tmp_path)
+    assert (second.autoencoder, second.prior.block_size) == (first.autoencoder, 64)

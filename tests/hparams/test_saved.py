@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,38 +10,23 @@ from hparams.errors import UserError
 from hparams.fields import settings_of
 from hparams.resolve import resolve
 from hparams.saved import describe, load, to_flat
-from hparams.settings.experiments import SamplesExperiment
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from utils.runs.run_folder import save_settings
 
 
 def build(stage_class: type[Stage], **typed: object) -> Stage:
-    names = settings_of(stage_class)
-    base = {"dataset": "churches", "ae_load_dir": "ae", "load_dir": "prior"}
-    if stage_class is not SamplesExperiment:
-        del base["load_dir"]
-    return resolve(stage_class, {**{k: v for k, v in base.items() if k in names}, **typed}, logs=Path("no_such_logs"))
-
-
-@pytest.mark.parametrize("stage_class", [VQGANStage, PriorStage, SamplesExperiment])
-def test_round_trip(stage_class: type[Stage], tmp_path: Path) -> None:
-    stage = build(stage_class)
-    path = tmp_path / "deep" / "er" / "hparams.yaml"
-    save_settings(stage, path)
-    settings = settings_of(stage_class)
-    expected = {n: getattr(getattr(stage, s.group), n) for n, s in settings.items() if s.saved}
-    assert load(path, stage_class) == expected
-    assert [file.name for file in path.parent.iterdir()] == ["hparams.yaml"]
+    ae = {"ae_load_dir": "ae"} if stage_class is PriorStage else {}
+    return resolve(stage_class, {"dataset": "churches", **ae, **typed}, logs=Path("no_such_logs"))
 
 
 def test_file_is_flat_plain_and_readable(tmp_path: Path) -> None:
-    path = tmp_path / "hparams.yaml"
-    stage = build(VQGANStage)
+    path, stage = tmp_path / "deep" / "er" / "hparams.yaml", build(VQGANStage)
     save_settings(stage, path)
     text = path.read_text()
     assert "\nch_mult: [1, 1, 2, 2, 4]\n" in text
     assert "# autoencoder\n" in text
     assert yaml.safe_load(text) == to_flat(stage)
+    assert [file.name for file in path.parent.iterdir()] == ["hparams.yaml"]
 
 
 def test_settings_of_one_call_are_not_saved(tmp_path: Path) -> None:
@@ -56,24 +42,22 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> 
     path = tmp_path / "hparams.yaml"
     save_settings(build(VQGANStage), path)
     text = path.read_text()
-    for length in (len(text) - 1, len(text) - 2, text.rindex("\n", 0, -1) + 1):
+    late = (len(text) - 1, len(text) - 2, text.rindex("\n", 0, -1) + 1)
+    for length in (*late, *range(0, len(text), 40)):
         path.write_text(text[:length])
-        with pytest.raises(UserError, match=r"hparams\.yaml: is cut off"):
+        with pytest.raises(UserError, match=r"hparams\.yaml: is cut off" if length in late else r"hparams\.yaml"):
             load(path, VQGANStage)
 
 
-@pytest.mark.parametrize(
-    ("switches", "sinks"),
-    [
+def test_switches_of_earlier_versions_are_sinks(tmp_path: Path) -> None:
+    for switches, sinks in (
         ("dashboard: true\nsummary: true", ("visdom", "summary")),
         ("dashboard: false\nsummary: true", ("summary",)),
         ("summary: false", ("visdom",)),
         ("dashboard: false\nsummary: false", ()),
-    ],
-)
-def test_switches_of_earlier_versions_are_sinks(switches: str, sinks: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "hparams.yaml").write_text(f"# 3 settings\nnf: 64\n{switches}\nlr: 0.1\n")
-    assert load(tmp_path / "hparams.yaml", VQGANStage) == {"nf": 64, "lr": 0.1, "sinks": sinks}
+    ):
+        (tmp_path / "hparams.yaml").write_text(f"# 3 settings\nnf: 64\n{switches}\nlr: 0.1\n")
+        assert load(tmp_path / "hparams.yaml", VQGANStage) == {"nf": 64, "lr": 0.1, "sinks": sinks}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +68,6 @@ def test_switches_of_earlier_versions_are_sinks(switches: str, sinks: tuple[str,
         ("1: red\n", "unknown setting '1'; remove it"),
         ("nf: wide\n", "nf: 'wide' is not a whole number of at least 1"),
         ("ch_mult: 4\n", "ch_mult: 4 is not a list, each value a whole number of at least 1"),
-        ("quantizer: best\n", "quantizer: 'best' is not one of nearest, gumbel"),
-        ("amp: 1\n", "amp: '1' is not true or false"),
         ("- nf\n- 64\n", "should hold one 'name: value' per line"),
         ("", "should hold one 'name: value' per line"),
         ("nf: 64\nch_mult: [1, 2\n", "line 3: is not valid YAML"),
@@ -93,12 +75,9 @@ def test_switches_of_earlier_versions_are_sinks(switches: str, sinks: tuple[str,
     ],
 )
 def test_bad_files_name_file_and_key(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "hparams.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as error:
+    (path := tmp_path / "hparams.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}.*{re.escape(message)}"):
         load(path, VQGANStage)
-    assert str(error.value).startswith(str(path))
-    assert message in str(error.value)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -110,10 +89,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_other_script_is_recognised(tmp_path: Path) -> None:
-    path = tmp_path / "hparams.yaml"
-    save_settings(build(PriorStage), path)
+    save_settings(build(PriorStage), tmp_path / "hparams.yaml")
     with pytest.raises(UserError, match=r"is a run of train_sampler\.py, but a run of train_vqgan\.py is needed"):
-        load(path, VQGANStage)
+        load(tmp_path / "hparams.yaml", VQGANStage)
 
 
 def test_describe_lists_every_setting_aligned() -> None:

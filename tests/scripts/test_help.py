@@ -36,21 +36,15 @@ def test_help_tells_every_flag_and_does_not_wait_for_torch(tmp_path: Path, scrip
 
 def test_a_dry_run_prints_the_settings_in_force(toy) -> None:
     before = toy.snapshot()
-    for command, shown in (
-        ("train_vqgan.py {RUN} {VQGAN} --log_dir new", {"codebook_size": "32", "batch_size": "8", "log_dir": "new"}),
-        (
-            "train_sampler.py {RUN} --log_dir new --ae_load_dir nested/gumbel --ae_load_step 10",
-            {"quantizer": "gumbel", "ae_load_step": "10", "block_size": "64"},
-        ),
-        (
-            "experiments/get_samples.py --log_dir new --load_dir absorbing --temp 0.9",
-            {"dataset": "toy_churches", "ae_load_dir": "vqgan", "bert_n_emb": "32", "temp": "0.9"},
-        ),
-        ("train_vqgan.py --log_dir vqgan --resume --train_steps 40", {"train_steps": "40", "ndf": "8"}),
-    ):
-        out = toy.ok(f"{command} --dry_run")
-        for name, value in shown.items():
-            assert re.search(rf"^ +{name} +{re.escape(value)}$", out, re.MULTILINE), (command, name)
+    gumbel = "--ae_load_dir nested/gumbel --ae_load_step 10"
+    for command, shown in {
+        "train_vqgan.py {RUN} {VQGAN} --log_dir new": "codebook_size 32, batch_size 8, log_dir new",
+        f"train_sampler.py {{RUN}} --log_dir new {gumbel}": "quantizer gumbel, ae_load_step 10, block_size 64",
+        "experiments/get_samples.py --log_dir new --load_dir absorbing --temp 0.9": "ae_load_dir vqgan, temp 0.9",
+        "train_vqgan.py --log_dir vqgan --resume --train_steps 40": "dataset toy_churches, train_steps 40, ndf 8",
+    }.items():
+        rows = [line.split() for line in toy.ok(f"{command} --dry_run").splitlines() if line.startswith("  ")]
+        assert [row for row in shown.split(", ") if row.split() not in rows] == [], command
     assert toy.snapshot() == before
 
 
@@ -58,11 +52,7 @@ def test_a_dry_run_prints_the_settings_in_force(toy) -> None:
 @pytest.mark.parametrize("place", ["the repository", "elsewhere"])
 def test_both_ways_to_call_an_experiment(tmp_path: Path, words: list[str], place: str) -> None:
     folder = REPO if place == "the repository" else tmp_path
-    help_text, refusal = (
-        subprocess.run([sys.executable, *words, *flags], cwd=folder, capture_output=True, text=True)
-        for flags in (["--help"], ["--dataset", "churches", "--load_dir", "no such run", "--ae_load_dir", "none"])
-    )
-    assert help_text.returncode == 0
-    assert "--n_samples" in help_text.stdout
-    assert refusal.returncode == 2
-    assert refusal.stderr.startswith("get_samples.py: error: --load_dir")
+    flags = ["--dataset", "churches", "--load_dir", "no such run", "--ae_load_dir", "none"]
+    done = subprocess.run([sys.executable, *words, *flags], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("get_samples.py: error: --load_dir")
