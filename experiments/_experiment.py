@@ -14,8 +14,13 @@ from hparams.checks import image_source
 from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.saved import describe
-from hparams.settings.experiments import FeatureExperiment, PRDCExperiment, PriorExperiment, ReconstructionExperiment
-from hparams.settings.metrics import PRDCSettings
+from hparams.settings.experiments import (
+    FeatureExperiment,
+    PRDCExperiment,
+    PRDCSettings,
+    PriorExperiment,
+    ReconstructionExperiment,
+)  # fmt: skip
 from hparams.settings.stages import Stage
 from utils.data.datasets import open_folder
 from utils.runs.preflight import check_autoencoder, check_data, check_file, check_prior

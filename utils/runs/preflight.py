@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hparams.errors import UserError
-from hparams.settings.sampling import CheckpointSource
+from hparams.settings.experiments import CheckpointSource
 from hparams.settings.stages import AutoencoderSource, RunSettings
 from utils.data.datasets import Split, check_images
 from utils.runs.run_folder import VQGAN, RunFolder
