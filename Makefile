@@ -8,7 +8,7 @@ UV := $(VENV)/bin/uv
 # The pins alone decide what is installed: no settings file of the user's, no Python but the one named.
 UV_ENV := UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Two processes of two threads each would wait for one another on two cores.
 check test: export OMP_NUM_THREADS := 1
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -33,8 +33,10 @@ from hparams.fields import values_of
 from hparams.resolve import resolve
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.pictures import image_grid
+from utils.reporting.sinks import open_sinks
 from utils.reporting.summary import draw_summary
 from utils.reporting.training_report import TrainingReport
+from utils.runs.job import Job
 from utils.runs.run_folder import ABSORBING, VQGAN, RunFolder
 
 STEPS_PER_LOG, STEPS_PER_PICTURE = 10, 5_000  # as published
@@ -77,8 +79,7 @@ def visdom(state: str, folder: Path) -> Iterator[int]:
 
 def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
     """Milliseconds on the training thread: of a logged step, of a picture, of closing; and of drawing the page."""
-    with tempfile.TemporaryDirectory() as name, visdom(state, Path(name)) as port:
-        folder = RunFolder("run", Path(name))
+    with tempfile.TemporaryDirectory() as name, visdom(state, Path(name)) as port, ExitStack() as stack:
         typed = {
             "dataset": "churches",
             "visdom_port": port,
@@ -90,9 +91,10 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
             settings = resolve(VQGANStage, typed)
         else:
             settings = resolve(PriorStage, {**typed, "ae_load_dir": "vqgan"}, logs=Path(name))
-        report = TrainingReport(
-            values_of(settings), kind, folder, start=0, resume_step=None, device=torch.device("cpu")
-        )
+        job = stack.enter_context(Job(settings, torch.device("cpu"), open_sinks=open_sinks))
+        job.folder = RunFolder("run", Path(name))
+        job.take_folder(resume_step=None)
+        report = TrainingReport(job, values_of(settings), kind, start=0, kept=False)
         seconds = {"data": 0.01, "step": 2.0, "other": 0.01}
         spent, worked = [], []
         for number in range(1, logs + 1):
@@ -109,13 +111,14 @@ def measure(kind: str, state: str, logs: int, pause: float) -> dict[str, float]:
             time.sleep(pause)
         grid = image_grid(torch.randint(256, (64, 3, 256, 256), dtype=torch.uint8), 8)
         begin = time.perf_counter()
-        report._record.picture(logs * 10, "samples", grid, write=False)
+        job.record.picture(logs * 10, "samples", grid, write=False)
         picture = time.perf_counter() - begin
         begin = time.perf_counter()
         report.close()
+        stack.close()
         closing = time.perf_counter() - begin
         begin = time.perf_counter()
-        draw_summary(folder)
+        draw_summary(job.folder)
         page = time.perf_counter() - begin
     return {
         "log_median_ms": 1000 * statistics.median(spent),

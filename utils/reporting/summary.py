@@ -47,7 +47,8 @@ def draw_summary(folder: RunFolder) -> None:
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that no font has is drawn as a box
             _page(board, folder.name).savefig(file, format="png")
     except OSError as error:
-        raise UserError(f"{error.filename or folder.path}: {error.strerror}") from error
+        place = error.filename2 or error.filename or folder.path  # filename2: where a file was to be renamed to
+        raise UserError(f"{place}: {error.strerror}") from error
 
 
 def _page(board: Board, title: str) -> Figure:
