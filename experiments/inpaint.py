@@ -33,7 +33,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     """
     import torch
 
-    from models.vqgan.autoencoder import codes_of
+    from models.sampling.inpainting import codes_of
     from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
     from utils.sampling.drawing import decoded, sampled_codes

@@ -18,7 +18,8 @@ from hparams.errors import UserError
 from hparams.fields import as_text, values_of
 from hparams.script import require_open_files
 from hparams.settings.experiments import InpaintingSettings, LargerSettings, LikelihoodSettings, NeighbourSettings
-from hparams.settings.models import AutoencoderSettings, PriorSettings, SamplingSettings, VQGANSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings.sampling import SamplingSettings
 from hparams.settings.stages import AutoencoderSource, RunSettings, Stage
 from hparams.settings.training import TrainingSettings
 
@@ -132,7 +133,8 @@ def _losses(vqgan: VQGANSettings, autoencoder: AutoencoderSettings) -> None:
 def _length(stage: Stage, prior: PriorSettings, autoencoder: AutoencoderSettings) -> None:
     codes = autoencoder.latent_shape[1] * autoencoder.latent_shape[2]
     if prior.block_size != codes:  # that of a trained prior was its autoencoder's
-        fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " * hasattr(stage, "checkpoint")
+        is_trained = hasattr(stage, "checkpoint")
+        fix = "name the autoencoder that the prior learnt from by --ae_load_dir, or " if is_trained else ""
         raise UserError(
             f"--block_size {prior.block_size} does not fit --latent_shape {as_text(autoencoder.latent_shape)}: "
             f"{fix}use --block_size {codes}"

@@ -11,17 +11,17 @@ from typing import Any, NoReturn, TypeVar
 from hparams import launch
 from hparams.errors import UserError
 from hparams.fields import Setting, as_text, from_text, nearest, settings_of, values_of
+from hparams.folders import LOGS
 from hparams.notes import idle_flags
 from hparams.presets import DATASETS, preset
 from hparams.resolve import resolve
-from hparams.script import LOGS
 from hparams.settings.stages import Stage
 
 T = TypeVar("T")
 
 _NONE = "none"  # typed for no value, where a flag may have none
 # Flags of earlier versions, and what says the same.
-_RETIRED = {
+_RETIRED_FLAGS = {
     "--dashboard": "--sinks visdom",
     "--no_dashboard": "--sinks summary, or --sinks none",
     "--summary": "--sinks summary",
@@ -160,8 +160,8 @@ def _preset_differences(stage_class: type[Stage]) -> dict[str, dict[str, Any]]:
 def _slip(word: str, settings: Mapping[str, Setting]) -> str:
     """What to say of a word that is neither a flag nor a flag's value."""
     flag, name = word.partition("=")[0], _as_name(word)
-    if flag in _RETIRED:
-        return f"unknown flag {flag}: use {_RETIRED[flag]}"
+    if flag in _RETIRED_FLAGS:
+        return f"unknown flag {flag}: use {_RETIRED_FLAGS[flag]}"
     if flag.startswith("-"):
         close = nearest(flag.strip("-"), _names(settings))
         return f"unknown flag {flag}" + (f", did you mean --{close}?" if close else ": see --help")

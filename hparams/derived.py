@@ -44,7 +44,7 @@ def _lower_half(img_size: int) -> tuple[int, int, int, int]:
 
 
 _FOLLOWS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # later ones from earlier ones
-    "global_batch": lambda v: v["batch_size"] * v["accumulate_steps"],
+    "global_batch": lambda v: v["batch_size"] * v["accumulate_steps"],  # of one process; else see `divide_batch`
     "lr": lambda v: v["base_lr"] * v["global_batch"],
     "latent_shape": lambda v: latent_shape(v["img_size"], v["ch_mult"]),
     "block_size": lambda v: math.prod(_sides(v)),
@@ -59,12 +59,14 @@ _FOLLOWS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # later ones from e
 def divide_batch(values: dict[str, Any], typed: Collection[str], kept: Mapping[str, Any], processes: int) -> None:
     """Make `global_batch` = `batch_size` · `accumulate_steps` · `processes` (those that share an update), in place.
 
-    `values` are settings by name; `global_batch` is None where it was neither typed nor `kept`, as by the run that goes
-    on: its updates keep their size, whatever the number of processes. UserError if they cannot.
+    `values` are settings by name, `typed` the flags among them, `kept` those of a run that goes on. `global_batch` is
+    settled first: as typed, else as kept, since the updates of a run keep their size on any number of processes, else
+    as the product. UserError if the three do not fit.
     """
-    if values["global_batch"] is None:  # kept, but saved before updates could be shared, or new
-        batch = values["batch_size"] * values["accumulate_steps"] * processes
-        values["global_batch"] = kept.get("batch_size", batch)
+    if values["global_batch"] is None and "batch_size" in kept:  # an old run: one process, whose batch was the update
+        values["global_batch"] = kept["batch_size"]
+    elif values["global_batch"] is None:
+        values["global_batch"] = values["batch_size"] * values["accumulate_steps"] * processes
     whole = values["global_batch"]
     share, rest = divmod(whole, processes)
     if rest:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from hparams.errors import UserError
 
+LOGS = Path("logs")  # the folder that holds the run folders
 _LONGEST_NAME = 255  # bytes, of most file systems
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from hparams.fields import as_text
 from hparams.settings.stages import PriorStage, VQGANStage
 
-# Flags, another setting, and those values of it, or among its own, with which alone they act; None: is not given.
+# Flags; another setting; the values of that with which alone the flags act (None: it is not given). Where the other
+# setting has several values, one of these among them suffices.
 CONDITIONS: tuple[tuple[tuple[str, ...], str, tuple[str | bool | None, ...]], ...] = (
     (("custom_dataset_path",), "dataset", ("custom",)),
     (("toy_images",), "dataset", ("toy_churches",)),

@@ -1,4 +1,4 @@
-"""What differs from the defaults of ``hparams.settings.stages``, by stage and data set.
+"""What differs from the defaults in ``hparams.settings``, by stage and data set.
 
 Each table has a row for all data sets, and further rows where a data set differs. A stage names its tables, and a later
 one wins. Sizes of networks stand apart from how they are trained, because experiments need only the sizes.

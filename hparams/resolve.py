@@ -25,8 +25,8 @@ from hparams import checks, folders, same_command, saved
 from hparams.derived import derive, divide_batch
 from hparams.errors import UserError
 from hparams.fields import from_yaml, groups_of, settings_of
+from hparams.folders import LOGS
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
-from hparams.script import LOGS
 from hparams.settings.models import AutoencoderSettings, PriorSettings
 from hparams.settings.stages import AutoencoderSource, PriorStage, Stage, VQGANStage
 
@@ -91,8 +91,9 @@ def _going_on(stage_class: type[StageT], typed: Mapping[str, Any], logs: Path, l
     if "batch_size" in typed and global_batch % (typed["batch_size"] * processes) == 0:
         again["batch_size"] = typed["batch_size"]  # what fits into memory: fewer processes take more passes
     stage = _resolve(stage_class, again, logs, processes)
-    not_asked_to: Any = {"training": replace(vars(stage)["training"], resume=False)}
-    return replace(stage, **not_asked_to)
+    # --resume was not typed: it is set above to have the saved settings read.
+    as_typed: Any = {"training": replace(vars(stage)["training"], resume=False)}
+    return replace(stage, **as_typed)
 
 
 def resolve_run(stage_class: type[StageT], folder: Path, given: Mapping[str, Any]) -> StageT:

@@ -11,7 +11,7 @@ from hparams.fields import Setting, as_text, from_yaml, nearest, settings_of, va
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 
 FILE_NAME = "hparams.yaml"
-_RETIRED = {"dashboard": "visdom", "summary": "summary"}  # switches of earlier versions, and the sink of each
+_RETIRED_SWITCHES = {"dashboard": "visdom", "summary": "summary"}  # switches of earlier versions, and the sink of each
 _SCRIPTS: dict[type[Stage], str] = {VQGANStage: "train_vqgan.py", PriorStage: "train_sampler.py"}
 
 
@@ -71,8 +71,8 @@ def load(path: Path, stage_class: type[Stage]) -> dict[str, Any]:
         raise UserError(f"{path}: is cut off, or not ended, in its last line: check the value there, and end the line")
 
     known, values = _saved_settings(stage_class), {}
-    if retired := {name: content.pop(name) for name in _RETIRED if name in content}:
-        content["sinks"] = [sink for name, sink in _RETIRED.items() if retired.get(name, True)]
+    if retired := {name: content.pop(name) for name in _RETIRED_SWITCHES if name in content}:
+        content["sinks"] = [sink for name, sink in _RETIRED_SWITCHES.items() if retired.get(name, True)]
     for name, value in content.items():
         if name not in known:
             raise UserError(f"{path}: {_unknown(str(name), content, stage_class)}")

@@ -21,8 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from hparams import launch
 from hparams.errors import RunError, UserError
-
-LOGS = Path("logs")  # the folder that holds the run folders
+from hparams.folders import LOGS
 
 # PyTorch's own words, so that torch need not be imported.
 _NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hparams.fields import Group, setting
-from hparams.settings.models import AutoencoderSettings, PriorSettings, SamplingSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings
+from hparams.settings.sampling import SamplingSettings
 from hparams.settings.stages import AutoencoderSource, Stage
 
 

@@ -2,7 +2,7 @@
 
 A group is a dataclass of fields, a stage one of groups. A field's name is its flag (``nf`` is ``--nf``) and its key in
 a saved ``hparams.yaml``; it is unique within a stage. A field whose default is None though its type is not optional is
-filled in by `hparams.derived`.
+filled in by `hparams.resolve`, most of them by `hparams.derived`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from hparams.fields import Group, setting
-from hparams.settings.models import AutoencoderSettings, PriorSettings, SamplingSettings, VQGANSettings
+from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
+from hparams.settings.sampling import SamplingSettings
 from hparams.settings.training import TrainingSettings
 
 SinkName = Literal["visdom", "summary", "tensorboard", "wandb"]

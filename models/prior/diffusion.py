@@ -75,7 +75,8 @@ def objective(
     elif loss_type == "reweighted_elbo":
         if reweighting not in REWEIGHTINGS:
             raise ValueError(f"reweighting must be one of {REWEIGHTINGS}, not {reweighting!r}")
-        loss = (total_steps - t + (reweighting == "paper")) / total_steps * per_token
+        shift = 1 if reweighting == "paper" else 0
+        loss = (total_steps - t + shift) / total_steps * per_token
     elif loss_type == "mlm":
         loss = cross_entropy / mask.sum(1).clamp(min=1)
     else:

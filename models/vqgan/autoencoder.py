@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parts import NOISE, Noise
@@ -66,13 +65,3 @@ class VQAutoEncoder(nn.Module):
     def distribution(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids [B,N] int → mean and log standard deviation of the pixels, each [B,C,H,W]; the mean is not clipped."""
         return self.generator.distribution(self.quantize.lookup(ids.long(), self.latent_size))
-
-
-def codes_of(pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
-    """Codes that stand for any of some pixels: [H,W] bool → [h,w] bool, where h and w divide H and W."""
-    return F.adaptive_max_pool2d(pixels[None].float(), latent_size)[0] > 0
-
-
-def pixels_of(codes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Pixels that some codes stand for: [h,w] bool → [H,W] bool."""
-    return F.interpolate(codes[None, None].float(), image_size)[0, 0] > 0

@@ -76,12 +76,15 @@ class VectorQuantizer(Quantizer):
         return self.embedding.weight
 
     def forward(self, z: Tensor, *, step: int = 0, noise: Noise = NOISE) -> Quantized:
-        """ẑ_q = z + sg(z_q − z); loss ‖z − sg(z_q)‖² + β ‖sg(z) − z_q‖², means over places and channels."""
+        """ẑ_q = z + sg(z_q − z); loss ‖z − sg(z_q)‖² + β ‖sg(z) − z_q‖², means over places and channels.
+
+        β weighs the codebook term, as in the published code; with `beta_term` `commitment` the first term, as in the
+        VQ-VAE paper.
+        """
         z = z.float()
         ids = self.ids(z)
         z_q = self.lookup(ids, z.shape[-2:])
         commitment, codebook = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
-        # Departure from the VQ-VAE paper, as published and by default: beta weighs the codebook term.
         full, weighed = (commitment, codebook) if self.beta_term == "codebook" else (codebook, commitment)
         return Quantized(z, z + (z_q - z).detach(), ids, full + self.beta * weighed)
 

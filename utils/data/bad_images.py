@@ -1,4 +1,7 @@
-"""Images that cannot be read: others stand in for them, and they are counted and listed, up to a share of the data."""
+"""Images that cannot be read: counted, listed, and allowed up to a share of the data.
+
+`utils.data.batches` puts others in their place.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +47,17 @@ class BadImages:
     Args:
         file: lists them, a line each: name, what is wrong, size of the data set.
         share: of a data set, the most that may be unreadable.
-        say: takes a line for each, which says what becomes of the image `until_then`: until it is replaced.
+        say: takes a line for each, which says what becomes of the image `until_replaced`.
         keep: go on from what the file lists, else remove it.
         writes: whether this process is the one of several alike that writes the file.
     """
 
     def __init__(
         self, file: Path, share: float, say: Callable[[str], None], *, keep: bool, writes: bool = True,
-        until_then: str = STANDS_IN,
+        until_replaced: str = STANDS_IN,
     ) -> None:
-        self._file, self._share, self._say, self._writes, self._until_then = file, share, say, writes, until_then
+        self._file, self._share, self._say, self._writes = file, share, say, writes
+        self._until_replaced = until_replaced
         self._found: dict[str, tuple[str, ...]] = {}  # name → what is wrong, and of how many images it is one
         if keep and file.exists():
             lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -80,7 +84,7 @@ class BadImages:
             except OSError as error:
                 self._say(f"WARNING: {self._file} not written ({error.strerror})")
         for number, (reason, _) in enumerate(new.values(), len(self) - len(new) + 1):
-            self._say(f"WARNING: {reason}; until then {self._until_then} ({number} so far)")
+            self._say(f"WARNING: {reason}; until then {self._until_replaced} ({number} so far)")
         # A list that an earlier version left does not say of which data set: those count for each.
         count = sum(line[1:] in ((), (of,)) for line in self._found.values())
         if count > self._share * images:

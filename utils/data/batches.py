@@ -170,15 +170,18 @@ def _load(
     data: ImageData, batches: Iterable[np.ndarray], batch_size: int, workers: int, bad: Report | None, pin: bool = False
 ) -> Iterator[torch.Tensor]:
     reader = BatchReader(data)
-    by_workers = _read_by_workers(reader, batches, batch_size, workers)
-    for stacked, unreadable in by_workers if workers else map(reader.read_patiently, batches):
+    read = _read_by_workers(reader, batches, batch_size, workers) if workers else map(reader.read_patiently, batches)
+    for stacked, unreadable in read:
         if unreadable:
             if bad is None:
                 raise UserError(next(iter(unreadable.values())))
             bad(unreadable, len(data))
         images = torch.from_numpy(stacked)
-        # A copy: the workers write a later batch to the same memory.
-        yield images.pin_memory() if pin else images.clone() if workers else images
+        if pin:
+            images = images.pin_memory()
+        elif workers:  # a copy, as they write a later batch to the same memory
+            images = images.clone()
+        yield images
 
 
 def _read_by_workers(

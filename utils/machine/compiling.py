@@ -45,7 +45,7 @@ def capture_stream(
     Not with float16, whose loss scaler keeps state on the host. Several processes need NCCL, as no graph holds gloo's
     messages, and `on`, as that has not been tried on a GPU.
     """
-    together = ranks.count == 1 or (ranks.control and choice == "on")  # control: there is NCCL
+    together = ranks.count == 1 or (ranks.uses_nccl and choice == "on")
     captured = together and amp_dtype is not torch.float16 and captures_graphs(choice, device)
     return torch.cuda.Stream(device) if captured else None
 

@@ -40,8 +40,13 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files, log and dashboard."""
+        """Whether this is the process that writes log, dashboard, and the files that are no one's share."""
         return self.rank == 0
+
+    @property
+    def uses_nccl(self) -> bool:
+        """Whether NCCL sends what lies on the device."""
+        return self.control is not None
 
     @property
     def part(self) -> BatchPart:

@@ -68,36 +68,18 @@ def begin_comparison(
     run, given, sizes = settings.run, settings.generated, settings.autoencoder
     prdc = settings.prdc if isinstance(settings, PRDCExperiment) else PRDCSettings()
     extractor = cache(lambda: build_features(settings.features.features, settings.features.feature_weights, job.device))
-    source, named = image_source(settings), dict[str, Value]()
+    source = image_source(settings)
     if source == "features":
         generated = _from_file("--fake_feats", str(prdc.fake_feats))
     elif source == "images":
         path = str(given.fake_images_path)
         data = open_folder(Path(path), img_size=sizes.img_size, flag="--fake_images_path")
-        named |= {"fake_images": path, "fake_images_key": data.fingerprint[:8], "n_fake": len(data)}
+        named: dict[str, Value] = {"fake_images": path, "fake_images_key": data.fingerprint[:8], "n_fake": len(data)}
         generated = _from_data(extractor(), data, len(data), f"--fake_images_path {path}", named, job.folder.features)
+    elif source == "latents":
+        generated = _from_latents(job, settings, extractor())
     else:
-        network = extractor()  # first, as its weights may be missing
-        if source == "latents":
-            ema, path = settings.checkpoint.ema is not False, str(given.latents_path)
-            autoencoder, file, ae_key = load_trained_autoencoder(job, sizes, settings.source, ema=ema)
-            h, w = autoencoder.latent_size
-            ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=sizes.codebook_size)
-            n, where, ids_key = len(ids), f"--latents_path {path}", content_key(ids)
-            codes: Callable[[Job], tuple[Rows | np.ndarray, str]] = lambda _: (ids, ids_key)  # noqa: E731
-            named |= {"latents": path, "latents_sha256": ids_key[:8], "n_fake": n}
-            named |= {"autoencoder": str(file), "dtype": precision_name(job.amp_dtype)}
-        else:
-            models, sampling = load_trained_models(job, settings), settings.sampling
-            autoencoder, ae_key, n, where = models.autoencoder, models.ae_key, sampling.n_samples, "--n_samples"
-            codes = lambda job: sampled_codes(job, models, sampling)  # noqa: E731
-            named |= {"n_fake": n, **sampling_conditions(sampling, settings.prior.sampler)}
-            named |= models.conditions(job, run.dataset)
-
-        def features(job: Job) -> Rows:
-            return _decoded(job, network, autoencoder, ae_key, *codes(job), saves=given.save_images)
-
-        generated = FeatureSource(n, network.width, where, {**network.conditions, **named}, features)
+        generated = _from_prior(job, settings, extractor())
     if prdc.real_feats:
         real = _from_file("--real_feats", prdc.real_feats)
     else:
@@ -145,6 +127,33 @@ def _from_file(flag: str, path: str) -> FeatureSource:
     n, width = features.shape
     conditions = {name: path, f"{name}_sha256": sha256_of(Path(path))[:8], f"{name}_n": n}
     return FeatureSource(n, width, f"{flag} {path}", conditions, lambda _: features)
+
+
+def _from_latents(job: Job, settings: FeatureExperiment, extractor: FeatureExtractor) -> FeatureSource:
+    ema, sizes, path = settings.checkpoint.ema is not False, settings.autoencoder, str(settings.generated.latents_path)
+    autoencoder, file, ae_key = load_trained_autoencoder(job, sizes, settings.source, ema=ema)
+    h, w = autoencoder.latent_size
+    ids = read_latents("--latents_path", Path(path), tokens=h * w, codebook_size=sizes.codebook_size)
+    n, key = len(ids), content_key(ids)
+    conditions: dict[str, Value] = {**extractor.conditions, "latents": path, "latents_sha256": key[:8], "n_fake": n}
+    conditions |= {"autoencoder": str(file), "dtype": precision_name(job.amp_dtype)}
+
+    def features(job: Job) -> Rows:
+        return _decoded(job, extractor, autoencoder, ae_key, ids, key, saves=settings.generated.save_images)
+
+    return FeatureSource(n, extractor.width, f"--latents_path {path}", conditions, features)
+
+
+def _from_prior(job: Job, settings: FeatureExperiment, extractor: FeatureExtractor) -> FeatureSource:
+    models, sampling, saves = load_trained_models(job, settings), settings.sampling, settings.generated.save_images
+    conditions: dict[str, Value] = {**extractor.conditions, "n_fake": sampling.n_samples}
+    conditions |= sampling_conditions(sampling, settings.prior.sampler) | models.conditions(job, settings.run.dataset)
+
+    def features(job: Job) -> Rows:
+        ids, key = sampled_codes(job, models, sampling)
+        return _decoded(job, extractor, models.autoencoder, models.ae_key, ids, key, saves=saves)
+
+    return FeatureSource(sampling.n_samples, extractor.width, "--n_samples", conditions, features)
 
 
 def _decoded(

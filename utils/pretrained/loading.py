@@ -11,7 +11,8 @@ import torch
 from hparams import folders, saved
 from hparams.errors import UserError
 from hparams.fields import settings_of
-from hparams.resolve import LOGS, resolve_run
+from hparams.folders import LOGS
+from hparams.resolve import resolve_run
 from hparams.settings.models import AutoencoderSettings, PriorSettings
 from hparams.settings.stages import PriorStage, Stage, VQGANStage
 from models.ema import share_of_start, updates_before
@@ -20,7 +21,7 @@ from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.devices import pick_device
 from utils.pretrained.building import build_autoencoder, build_prior
 from utils.runs.checkpoints import LOGSIGMA, load_into, load_state_dict
-from utils.runs.run_folder import ABSORBING, AUTOREGRESSIVE, VQGAN, RunFolder
+from utils.runs.run_folder import ABSORBING, AE_FLAGS, AUTOREGRESSIVE, VQGAN, RunFolder
 
 _MOST_OF_START = 0.05  # that an average may hold without a word
 
@@ -104,8 +105,7 @@ def note_of_average(file: Path) -> str | None:
 
 def autoencoder_file(log_dir: str | None, step: int | None, *, ema: bool) -> Path:
     """The file that --ae_load_dir and --ae_load_step name. UserError: no such run, step or file."""
-    folder = RunFolder(str(log_dir))
-    return folder.pick_model_file(VQGAN, folder.pick_step(VQGAN, step, ("--ae_load_dir", "--ae_load_step")), ema=ema)
+    return RunFolder(str(log_dir)).pick(VQGAN, step, AE_FLAGS, ema=ema)[1]
 
 
 def step_of(file: Path) -> tuple[RunFolder, str, int]:
@@ -122,7 +122,7 @@ def _only_kind(folder: RunFolder) -> str:
 
 
 def _file(folder: RunFolder, kind: str, step: int | None, *, ema: bool) -> Path:
-    file = folder.pick_model_file(kind, folder.pick_step(kind, step, ("log_dir", "step")), ema=ema)
+    _, file = folder.pick(kind, step, ("log_dir", "step"), ema=ema)
     if line := note_of_average(file):
         warnings.warn(f"{line}: ema=False takes the raw weights", stacklevel=3)
     return file

@@ -43,13 +43,14 @@ class TrainedModels:
         }
 
     def conditions(self, job: Job, dataset: str) -> dict[str, Value]:
-        """What every number that comes of these models depends on, for `Job.record`."""
+        """What every number that comes of these models depends on, for `Job.result`."""
         files = {"prior": str(self.prior_file), "autoencoder": str(self.ae_file)}
         return {"dataset": dataset, **files, "dtype": precision_name(job.amp_dtype), "seed": job.seed}
 
 
 def load_trained_models(job: Job, settings: PriorExperiment) -> TrainedModels:
-    """Load prior and autoencoder of an experiment; lines on stderr say what the prior learnt otherwise.
+    """Load prior and autoencoder of an experiment; lines on stderr say where the prior's run had another data set or
+    autoencoder.
 
     Raises:
         UserError: no such run, step or file, or a file that does not fit the settings.
@@ -57,7 +58,7 @@ def load_trained_models(job: Job, settings: PriorExperiment) -> TrainedModels:
     checkpoint, sizes = settings.checkpoint, settings.autoencoder
     kind, ema, folder = settings.prior.sampler, checkpoint.ema is not False, RunFolder(str(checkpoint.load_dir))
     autoencoder, ae_file, ae_key = load_trained_autoencoder(job, sizes, settings.source, ema=ema)
-    file = folder.pick_model_file(kind, folder.pick_step(kind, checkpoint.load_step), ema=ema)
+    _, file = folder.pick(kind, checkpoint.load_step, ema=ema)
     prior = restore_prior(settings.prior, sizes.codebook_size, file, job.device)
     _say(_doubts(settings.run.dataset, file, ae_file))
     _say_of_average(file)

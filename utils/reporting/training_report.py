@@ -22,7 +22,9 @@ Numbers = Mapping[str, float]
 HEADLINES = {"loss": "loss", "l1": "L1", "elbo_bits_per_token": "ELBO"}
 
 # Metrics about the machine, which no seed determines.
-TIMINGS = ("steps_per_second", "images_per_second", "data_ms", "step_ms", "other_ms")
+TIMINGS = (
+    "steps_per_second", "images_per_second", "data_ms", "step_ms", "other_ms", "gpu_memory_gib", "gpu_reserved_gib",
+)  # fmt: skip
 
 SECONDS_BETWEEN_SNAPSHOTS = 15.0  # of what is shown anew each time: histograms and the status
 

@@ -158,7 +158,8 @@ class Job:
     def list_bad_images(self, *, keep: bool = False, until_replaced: str = STANDS_IN) -> None:
         """Let the run folder list images that cannot be read, up to the share allowed; keep: go on from its list."""
         file, share, writes = self.folder.bad_images, self._settings.run.max_bad_images, self.ranks.first
-        self.bad_images = BadImages(file, share, self.warn, keep=keep, writes=writes, until_then=until_replaced).report
+        listed = BadImages(file, share, self.warn, keep=keep, writes=writes, until_replaced=until_replaced)
+        self.bad_images = listed.report
 
     def introduce(self, what: str, facts: Mapping[str, str], notes: Sequence[str] = ()) -> None:
         """Say what runs, in which folder, on which devices, in which precision, `facts`, notes, and the settings."""

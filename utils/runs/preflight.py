@@ -12,7 +12,7 @@ from hparams.errors import UserError
 from hparams.settings.experiments import CheckpointSource
 from hparams.settings.stages import AutoencoderSource, RunSettings
 from utils.data.datasets import Split, check_images
-from utils.runs.run_folder import VQGAN, RunFolder
+from utils.runs.run_folder import AE_FLAGS, VQGAN, RunFolder
 
 
 def check_data(run: RunSettings, *, hold_out: bool = True, split: Split | None = None) -> None:
@@ -23,17 +23,13 @@ def check_data(run: RunSettings, *, hold_out: bool = True, split: Split | None =
 
 def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> AutoencoderSource:
     """The trained autoencoder and its step; UserError unless its file exists."""
-    folder = RunFolder(str(source.ae_load_dir))
-    step = folder.pick_step(VQGAN, source.ae_load_step, ("--ae_load_dir", "--ae_load_step"))
-    folder.pick_model_file(VQGAN, step, ema=ema)
+    step, _ = RunFolder(str(source.ae_load_dir)).pick(VQGAN, source.ae_load_step, AE_FLAGS, ema=ema)
     return replace(source, ae_load_step=step)
 
 
 def check_prior(source: CheckpointSource, sampler: str) -> CheckpointSource:
     """The trained prior and its step; UserError unless its file exists."""
-    folder = RunFolder(str(source.load_dir))
-    step = folder.pick_step(sampler, source.load_step)
-    folder.pick_model_file(sampler, step, ema=source.ema is not False)
+    step, _ = RunFolder(str(source.load_dir)).pick(sampler, source.load_step, ema=source.ema is not False)
     return replace(source, load_step=step)
 
 

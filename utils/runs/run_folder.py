@@ -7,14 +7,15 @@ from pathlib import Path
 
 from hparams import saved
 from hparams.errors import UserError
-from hparams.folders import require_run
-from hparams.resolve import LOGS
+from hparams.folders import LOGS, require_run
 from hparams.settings.stages import Stage
 from utils.machine.files import whole_file
 
 Flags = tuple[str, str]  # that name a run's folder and a step of it, for messages
+AE_FLAGS, PRIOR_FLAGS = ("--ae_load_dir", "--ae_load_step"), ("--load_dir", "--load_step")
 
-VQGAN, ABSORBING, AUTOREGRESSIVE = KINDS = ("vqgan", "absorbing", "autoregressive")
+VQGAN, ABSORBING, AUTOREGRESSIVE = "vqgan", "absorbing", "autoregressive"  # the kinds of model
+KINDS = (VQGAN, ABSORBING, AUTOREGRESSIVE)
 DATA_FEATURES = LOGS / "features"  # of data sets, which all experiments share
 # The published code saves each optimiser to a file of its own, `<name>_optim_<step>.th`.
 OPTIMISERS = {VQGAN: ("ae", "disc"), ABSORBING: (ABSORBING,), AUTOREGRESSIVE: (AUTOREGRESSIVE,)}
@@ -31,7 +32,7 @@ class RunFolder:
 
     def __init__(self, log_dir: str, root: Path = LOGS) -> None:
         self.name, self.root, self.path = log_dir, root, root / log_dir
-        self.hparams, self.log = self.path / "hparams.yaml", self.path / "log.txt"
+        self.hparams, self.log = self.path / saved.FILE_NAME, self.path / "log.txt"
         self.metrics, self.newest = self.path / "metrics.jsonl", self.path / "newest.json"
         self.summary, self.results = self.path / "summary.png", self.path / "results.json"
         self.images, self.bad_images = self.path / "images", self.path / "bad_images.txt"
@@ -75,7 +76,7 @@ class RunFolder:
         newer = [step for step in steps if states and step > states[-1]]
         return sorted({step for step in [*begun, *newer] if step not in states})
 
-    def pick_step(self, kind: str, step: int | None, flags: Flags = ("--load_dir", "--load_step")) -> int:
+    def pick_step(self, kind: str, step: int | None, flags: Flags = PRIOR_FLAGS) -> int:
         """`step` if the run has it, or its newest for None. UserError, with one of `flags`: there is none."""
         require_run(flags[0], self.root, self.name)
         flag = flags[0] if step is None else flags[1]
@@ -100,6 +101,11 @@ class RunFolder:
         if not raw.exists():
             raise UserError(f"{raw} does not exist, only {average.name}: leave out --no_ema")
         return raw
+
+    def pick(self, kind: str, step: int | None, flags: Flags = PRIOR_FLAGS, *, ema: bool) -> tuple[int, Path]:
+        """The step and its model file, as `pick_step` and `pick_model_file` find them."""
+        step = self.pick_step(kind, step, flags)
+        return step, self.pick_model_file(kind, step, ema=ema)
 
     def starting_file(self, kind: str, step: int, *, ema: bool) -> Path:
         """The file from which a model, or its average, starts to train on: the other one where it is missing."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hparams.errors import NotFiniteError
-from hparams.settings.stages import SamplingSettings
+from hparams.settings.sampling import SamplingSettings
 from models.prior.prior import Codes, Prior
 from models.sampling.categorical import Rule
 from models.sampling.rounds import Drawing

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.vqgan.autoencoder import VQAutoEncoder, pixels_of
+from models.sampling.inpainting import pixels_of
+from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.batches import eval_batches
 from utils.data.datasets import ImageData
 from utils.data.pictures import image_grid

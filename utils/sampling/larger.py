@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hparams.settings.experiments import LargerSettings, SamplingSettings
+from hparams.settings.experiments import LargerSettings
+from hparams.settings.sampling import SamplingSettings
 from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
 from utils.machine.evaluation import evaluating

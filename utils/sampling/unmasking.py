@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hparams.settings.stages import SamplingSettings
+from hparams.settings.sampling import SamplingSettings
 from models.prior.prior import Prior
 from models.sampling.categorical import Rule
 from models.sampling.samplers import diffusion_trajectory

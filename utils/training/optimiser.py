@@ -1,4 +1,4 @@
-"""Adam for one network, which skips updates that are not finite, and its moments from a checkpoint of any code."""
+"""Adam for one network, which skips updates that are not finite; its rate, and moments from checkpoints of any code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from hparams.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # names in Adam's state of a parameter
+
+
+def warmed_up(lr: float, step: int, warmup_iters: int) -> float:
+    """Learning rate of the update after `step` updates: linear from 0, `lr` from `warmup_iters` on."""
+    return lr * min(1.0, step / warmup_iters) if warmup_iters else lr
 
 
 class Optimiser:
@@ -105,4 +110,5 @@ class Optimiser:
         if wrong:
             listed = ", ".join(wrong[:6]) + (", …" if len(wrong) > 6 else "")
             raise UserError(f"{source} does not fit this model: no moments of the shape of {listed}")
-        self.load_adam({"state": moments, "param_groups": [{"params": [*ids, *(f"new {name}" for name in lacking)]}]})
+        without_moments = [f"new {name}" for name in lacking]  # the state has nothing of these: Adam starts them anew
+        self.load_adam({"state": moments, "param_groups": [{"params": [*ids, *without_moments]}]})

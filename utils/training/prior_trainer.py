@@ -16,14 +16,10 @@ from utils.machine.distributed import replicate, synced
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator, reseed, seed_global
 from utils.runs.job import Job
+from utils.training.optimiser import warmed_up
 from utils.training.trainer import StageTrainer
 
 VALIDATION_PASSES = 5  # over the validation codes, each with fresh times and masks, as published
-
-
-def warmed_up(lr: float, step: int, warmup_iters: int) -> float:
-    """Learning rate of the update after `step` updates: linear from 0, `lr` from `warmup_iters` on."""
-    return lr * min(1.0, step / warmup_iters) if warmup_iters else lr
 
 
 class Objective(nn.Module):

@@ -48,13 +48,13 @@ class RunState:
 
     def _resume(self, ranks: Ranks) -> int:
         """From the newest step whose files are unharmed, by the first process's judgement."""
-        folder, kind, whole = self._start.folder, self._start.kind, {}
+        folder, kind, read = self._start.folder, self._start.kind, {}
 
         def newest() -> int:
             errors = []
             for step in reversed(self._start.own_steps):
                 try:
-                    whole.update(checkpoints.load_state(folder, kind, step))
+                    read.update(checkpoints.load_state(folder, kind, step))
                     return step
                 except UserError as error:
                     errors.append(error)
@@ -63,7 +63,7 @@ class RunState:
 
         step = ranks.from_first(newest)
         file = folder.state_file(kind, step)
-        state: dict[str, Any] = whole or checkpoints.load_file(file)
+        state: dict[str, Any] = read or checkpoints.load_file(file)  # the first process has read it
         for ema, model in self._trainer.models().items():
             sibling = folder.model_file(kind, step, ema=ema)
             if sibling.name not in state["siblings"]:

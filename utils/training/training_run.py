@@ -35,10 +35,10 @@ class TrainingRun:
 
         Of several processes, which share the folder, each restores its trainer, and the first alone writes.
         """
-        begin = TrainingStart(settings, kind)
-        self.settings, self.kind, self.folder = settings, kind, begin.folder
+        origin = TrainingStart(settings, kind)
+        self.settings, self.kind, self.folder = settings, kind, origin.folder
         self._job, self._ranks, self._trainer, self._training = job, job.ranks, trainer, settings.training
-        self._state = RunState(trainer, begin)
+        self._state = RunState(trainer, origin)
         self.start, self.end = self._state.restore(job.ranks), settings.training.train_steps
         self._notes = [f"note: {line}" for line in notes_on_length(settings)] + self._state.notes
         if job.ranks.first:
@@ -46,11 +46,11 @@ class TrainingRun:
             self._notes.append(space_note(self.folder.path, trainer.models(), settings.training, to_do))
         if unfinished := self.folder.unfinished_steps(kind):
             self._notes.append(f"not finished, and left aside: step {', '.join(map(str, unfinished))}")
-        goes_on = begin.own_steps or (self.start > 0 and begin.source.path == self.folder.path)
+        goes_on = origin.own_steps or (self.start > 0 and origin.source.path == self.folder.path)
         kept = self.start if goes_on and self.folder.metrics.exists() else None
-        # The settings of a run that goes on are saved, for any number of processes.
-        job.take_folder(resume_step=kept, saves=settings.training.resume or not begin.own_steps)
-        if job.ranks.first and begin.own_steps:  # an earlier process may have ended before it came to that
+        # A run that its own command continues has its settings in the folder: they hold for any number of processes.
+        job.take_folder(resume_step=kept, saves=settings.training.resume or not origin.own_steps)
+        if job.ranks.first and origin.own_steps:  # an earlier process may have ended before it came to that
             clean_up(self.folder, kind, self.start, settings.training)
         self._report = report = TrainingReport(job, values_of(settings), kind, start=self.start, kept=kept is not None)
         self.say, self.warn, self.validated, self.baselines = job.say, job.warn, report.validated, report.baselines
@@ -78,8 +78,8 @@ class TrainingRun:
 
     def introduce(self, data: str) -> None:
         """First lines of the log: what runs where, on what, from where; then the settings."""
-        begin, to_do = f"continuing after step {self.start}" if self.start else "starting", self.end - self.start
-        steps = f"{begin}, {to_do} steps to do{'' if to_do else '; a larger --train_steps goes on'}"
+        how, to_do = f"continuing after step {self.start}" if self.start else "starting", self.end - self.start
+        steps = f"{how}, {to_do} steps to do{'' if to_do else '; a larger --train_steps goes on'}"
         more = {"parameters": tell_parameters(self._trainer.models()[False]), "data": data, "steps": steps}
         self._job.introduce(f"{self.kind} on {self.settings.run.dataset}", more, self._notes)
 

@@ -17,7 +17,7 @@ from utils.machine.devices import autocast
 from utils.machine.distributed import ALONE, Ranks, replicate, synced
 
 Scale = Tensor | float  # a factor on a loss and its gradients, for float16
-_KEPT = 1 - 0.1  # of nn.BatchNorm2d's running statistics, at every batch
+_KEPT = 1 - 0.1  # of the running statistics at every batch: 1 − nn.BatchNorm2d's momentum
 
 
 @dataclass(frozen=True)

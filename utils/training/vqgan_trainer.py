@@ -33,7 +33,7 @@ class VQGANTrainer(StageTrainer[VQGAN]):
         # A graph holds no number of the host's: not the step's, nor the random state that micro-batches go back to.
         capturable = not vqgan.ae.quantize.depends_on_step and training.accumulate_steps == 1
         super().__init__(job, training, vqgan, trained, vqgan.ae.idle_parameters(), capturable=capturable)
-        self.horizontal_flip, self.care = training.horizontal_flip, settings
+        self.horizontal_flip, self.settings = training.horizontal_flip, settings
         compile_blocks(vqgan, job.compile, job.device)
         # How often each code was used since dead ones were last restarted
         self.usage = torch.zeros(vqgan.ae.quantize.size, dtype=torch.int64, device=job.device)
@@ -53,7 +53,7 @@ class VQGANTrainer(StageTrainer[VQGAN]):
         x = self._prepare(images)
         if self.horizontal_flip and derive_seed(self.seed, "flip", step) % 2:
             x = x.flip(-1)
-        if step == 0 and self.care.codebook_init == "encoder" and self.vqgan.ae.quantize.restartable:
+        if step == 0 and self.settings.codebook_init == "encoder" and self.vqgan.ae.quantize.restartable:
             with torch.no_grad():
                 self._restart(torch.ones_like(self.usage, dtype=torch.bool), self.vqgan.ae.encoder(x), generator)
         phase = (self.vqgan.adversarial(step), self.vqgan.discriminator_learns(step))
@@ -137,7 +137,7 @@ class VQGANTrainer(StageTrainer[VQGAN]):
 
     def _care_for_codes(self, counts: Tensor, z: Tensor, step: int, generator: torch.Generator) -> None:
         """Count the uses of codes, and restart those without any every `restart_dead_codes` steps."""
-        every, until = self.care.restart_dead_codes, self.care.restart_dead_codes_until
+        every, until = self.settings.restart_dead_codes, self.settings.restart_dead_codes_until
         if not (every and self.vqgan.ae.quantize.restartable) or (until and step >= until):
             return
         self.usage += counts

@@ -8,7 +8,7 @@ from small_models import QUANTIZERS, normal, seeded, uniform
 from small_models import autoencoder as small
 from torch import nn
 
-from models.vqgan.autoencoder import codes_of, pixels_of
+from models.sampling.inpainting import codes_of, pixels_of
 from models.vqgan.layers import AttnBlock, Downsample, ResBlock
 from models.vqgan.networks import Discriminator
 from models.vqgan.quantizers import VectorQuantizer

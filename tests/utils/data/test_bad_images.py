@@ -23,7 +23,7 @@ def test_as_many_as_the_share_are_accepted_and_no_more(tmp_path: Path) -> None:
     # The last too: a line each, whatever it holds.
     listed = [f"{name}.png\tcannot read {name}.png{': replace it' * (name == 'a')}\tof 10 images" for name in "abc"]
     assert (tmp_path / "bad.txt").read_text().splitlines() == listed
-    BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False, until_then="it goes").report({"d.png": "no"}, 10)
+    BadImages(tmp_path / "bad.txt", 1.0, said.append, keep=False, until_replaced="it goes").report({"d.png": "no"}, 10)
     assert said[-1] == "WARNING: no; until then it goes (1 so far)"
 
 

@@ -14,7 +14,8 @@ import torch
 from hparams.errors import NotFiniteError
 from hparams.fields import settings_of
 from hparams.resolve import resolve
-from hparams.settings.stages import PriorStage, SamplingSettings
+from hparams.settings.sampling import SamplingSettings
+from hparams.settings.stages import PriorStage
 from jobs import a_job
 from models.prior.absorbing import AbsorbingDiffusion
 from models.vqgan.autoencoder import VQAutoEncoder

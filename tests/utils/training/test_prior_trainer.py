@@ -11,7 +11,8 @@ from torch import Tensor
 from models.prior.diffusion import LOSS_TYPES, MASK_SCHEDULES
 from models.prior.prior import Codes, Draws, PriorLoss
 from trainers import prior_trainer as trainer
-from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer, warmed_up
+from utils.training.optimiser import warmed_up
+from utils.training.prior_trainer import VALIDATION_PASSES, PriorTrainer
 
 N = 64
 SAMPLERS = ["absorbing", "autoregressive"]
