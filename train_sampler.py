@@ -10,7 +10,8 @@ from hparams.cli import parse
 from hparams.errors import NotFiniteError
 from hparams.script import run_script
 from hparams.settings.stages import PriorStage
-from utils.runs.preflight import check_autoencoder, check_data
+from utils.data.datasets import check_images
+from utils.runs.preflight import check_autoencoder
 from utils.training.training_start import TrainingStart
 
 EXAMPLE = (
@@ -21,7 +22,7 @@ EXAMPLE = (
 
 def main() -> None:
     settings = parse(PriorStage, description=__doc__, example=EXAMPLE)
-    check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
+    check_images(settings.run, hold_out=settings.training.steps_per_eval > 0)
     # Saved with the run: its codes stay those of one autoencoder, also when stage 1 has gone on.
     settings = replace(settings, source=check_autoencoder(settings.source))
     if TrainingStart(settings, settings.prior.sampler).has_work():
@@ -32,9 +33,10 @@ def train(settings: PriorStage) -> None:
     """Train as the settings say, from the start or from where an earlier run ended."""
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.data.batch_order import BatchOrder
+    from utils.data.datasets import open_images
     from utils.machine.devices import rows
     from utils.machine.seeding import seed_global
-    from utils.pretrained.building import build_prior, open_data
+    from utils.pretrained.building import build_prior
     from utils.pretrained.loading import autoencoder_file, note_of_average, restore_autoencoder
     from utils.reporting.sinks import open_sinks
     from utils.runs.job import open_job, require_same_images
@@ -50,8 +52,8 @@ def train(settings: PriorStage) -> None:
     with open_job(settings, open_sinks) as job:
         device, ranks = job.device, job.ranks
         img_size, codebook_size = settings.autoencoder.img_size, settings.autoencoder.codebook_size
-        images = open_data(settings.run, split="train", img_size=img_size, hold_out=validates)
-        held_out = open_data(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
+        images = open_images(settings.run, split="train", img_size=img_size, hold_out=validates)
+        held_out = open_images(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
         require_same_images(f"--dataset {settings.run.dataset}", [images, held_out] if held_out else [images], ranks)
         ae_file = autoencoder_file(ae_load_dir, ae_step, ema=True)
         autoencoder = restore_autoencoder(settings.autoencoder, ae_file, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hparams.cli import parse
 from hparams.script import run_script
 from hparams.settings.stages import VQGANStage
-from utils.runs.preflight import check_data
+from utils.data.datasets import check_images
 from utils.runs.run_folder import VQGAN
 from utils.training.training_start import TrainingStart
 
@@ -14,7 +14,7 @@ EXAMPLE = "python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --
 
 def main() -> None:
     settings = parse(VQGANStage, description=__doc__, example=EXAMPLE)
-    check_data(settings.run, hold_out=settings.training.steps_per_eval > 0)
+    check_images(settings.run, hold_out=settings.training.steps_per_eval > 0)
     if TrainingStart(settings, VQGAN).has_work():
         train(settings)
 
@@ -24,9 +24,10 @@ def train(settings: VQGANStage) -> None:
     # Imported late, so that --help and a refused flag need not wait for torch.
     from utils.data.batch_order import BatchOrder
     from utils.data.batches import eval_batches, train_batches
+    from utils.data.datasets import open_images
     from utils.data.pictures import comparison_rows
     from utils.machine.seeding import seed_global
-    from utils.pretrained.building import build_vqgan, open_data
+    from utils.pretrained.building import build_vqgan
     from utils.pretrained.perceptual import build_perceptual
     from utils.reporting.sinks import open_sinks
     from utils.runs.job import open_job, require_same_images
@@ -37,8 +38,8 @@ def train(settings: VQGANStage) -> None:
     batch_size, workers, validates = settings.run.batch_size, settings.run.num_workers, training.steps_per_eval > 0
     with open_job(settings, open_sinks) as job:
         device, ranks = job.device, job.ranks
-        images = open_data(settings.run, split="train", img_size=img_size, hold_out=validates)
-        held_out = open_data(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
+        images = open_images(settings.run, split="train", img_size=img_size, hold_out=validates)
+        held_out = open_images(settings.run, split="val", img_size=img_size, hold_out=True) if validates else None
         require_same_images(f"--dataset {settings.run.dataset}", [images, held_out] if held_out else [images], ranks)
         order = BatchOrder(len(images), training.global_batch, settings.run.seed, ranks.part)
         seed_global(settings.run.seed, "vqgan")

@@ -22,8 +22,8 @@ from hparams.settings.experiments import (
     ReconstructionExperiment,
 )  # fmt: skip
 from hparams.settings.stages import Stage
-from utils.data.datasets import open_folder
-from utils.runs.preflight import check_autoencoder, check_data, check_file, check_prior
+from utils.data.datasets import check_images, open_folder
+from utils.runs.preflight import check_autoencoder, check_file, check_prior
 from utils.runs.run_folder import KINDS, RunFolder
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def check_comparison(settings: FeatureT) -> FeatureT:
     check_file("--real_feats", prdc.real_feats)
     check_file("--fake_feats", prdc.fake_feats)
     if not prdc.real_feats:
-        check_data(settings.run, split=settings.real.split)
+        check_images(settings.run, split=settings.real.split)
     return settings
 
 
@@ -94,7 +94,7 @@ def check_reconstruction(settings: ReconstructionExperiment) -> ReconstructionEx
     settings = replace(settings, source=check_autoencoder(settings.source, ema=settings.weights.ema is not False))
     check_file("--feature_weights", settings.features.feature_weights)
     check_file("--lpips_weights", settings.reconstruction.lpips_weights)
-    check_data(settings.run, split=settings.real.split)
+    check_images(settings.run, split=settings.real.split)
     return settings
 
 

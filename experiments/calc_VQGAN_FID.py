@@ -20,12 +20,12 @@ EXAMPLE = (
 def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     """Reconstruct a split, and compare with it as a set and image by image."""
     from hparams.checks import check_image_count
+    from utils.data.datasets import open_images
     from utils.machine.devices import precision_name
     from utils.metrics.feature_sources import of_data
     from utils.metrics.features import build_features
     from utils.metrics.fid import distances
     from utils.metrics.reconstructions import compare_reconstructions, lpips_if_there, picture_of
-    from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_autoencoder
     from utils.runs.job import tell_parameters
     from utils.runs.run_folder import RunFolder
@@ -34,7 +34,7 @@ def calculate(job: Job, settings: ReconstructionExperiment) -> None:
     source, sizes, split, compared = settings.source, settings.autoencoder, settings.real.split, settings.reconstruction
     extractor = build_features(settings.features.features, settings.features.feature_weights, job.device)
     autoencoder, file, key = load_trained_autoencoder(job, sizes, source, ema=settings.weights.ema is not False)
-    data = open_data(settings.run, split=split, img_size=sizes.img_size, hold_out=True)
+    data = open_images(settings.run, split=split, img_size=sizes.img_size, hold_out=True)
     real = of_data(extractor, data, split, compared.n_samples)
     check_image_count(settings, real.n, real.where)
     lpips = lpips_if_there(job, compared.lpips_net, compared.lpips_weights, sizes.img_size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import LikelihoodExperiment
-from utils.runs.preflight import check_data
+from utils.data.datasets import check_images
 
 if TYPE_CHECKING:
     from utils.runs.job import Job
@@ -18,22 +18,22 @@ EXAMPLE = command("calc_approximate_ELBO.py", "nll_ffhq", "--steps_per_eval 5000
 def check(settings: LikelihoodExperiment) -> LikelihoodExperiment:
     """The settings with the steps of what is loaded; UserError if something is not there."""
     settings = check_experiment(settings)
-    check_data(settings.run, hold_out=True)
+    check_images(settings.run, hold_out=True)
     return settings
 
 
 def calculate(job: Job, settings: LikelihoodExperiment) -> None:
     """Train the log-sigma head, evaluate both terms on the validation set, and record the result."""
+    from utils.data.datasets import open_images
     from utils.machine.seeding import seed_global
     from utils.metrics.head import HeadTrainer
     from utils.metrics.likelihood import describe_code_term, summarise, terms_of_images
-    from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models, note_if_seen
 
     run, likelihood, img_size = settings.run, settings.likelihood, settings.autoencoder.img_size
     seed_global(run.seed, "log-sigma head")  # checkpoints of before the head have none
     models = load_trained_models(job, settings)
-    train_data, val_data = (open_data(run, split=s, img_size=img_size, hold_out=True) for s in ("train", "val"))
+    train_data, val_data = (open_images(run, split=s, img_size=img_size, hold_out=True) for s in ("train", "val"))
     head = HeadTrainer(job, models, likelihood, train_data)
     job.begin(
         f"likelihood of {settings.prior.sampler} on {run.dataset}",

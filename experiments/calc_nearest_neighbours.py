@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import NeighboursExperiment
-from utils.runs.preflight import check_data, check_file
+from utils.data.datasets import check_images
+from utils.runs.preflight import check_file
 
 if TYPE_CHECKING:
     from utils.runs.job import Job
@@ -18,7 +19,7 @@ EXAMPLE = command("calc_nearest_neighbours.py", "nearest_neighbours_churches")
 def check(settings: NeighboursExperiment) -> NeighboursExperiment:
     """The settings with the steps of what is loaded; UserError if something is not there."""
     settings = check_experiment(settings)
-    check_data(settings.run, hold_out=False)
+    check_images(settings.run, hold_out=False)
     check_file("--lpips_weights", settings.neighbours.lpips_weights)
     return settings
 
@@ -28,8 +29,8 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
 
     Codes of samples are kept as they are drawn, and so is what was compared: an interrupted call goes on.
     """
+    from utils.data.datasets import open_images
     from utils.metrics.neighbours import build_embedding, images_to_compare, nearest_images, write_neighbours
-    from utils.pretrained.building import open_data
     from utils.pretrained.trained_models import load_trained_models
     from utils.sampling.drawing import decoded, sampled_codes, sampling_conditions
     from utils.sampling.sample_files import write_samples
@@ -37,7 +38,7 @@ def find(job: Job, settings: NeighboursExperiment) -> None:
     run, wanted, sampling = settings.run, settings.neighbours, settings.sampling
     models = load_trained_models(job, settings)
     embedding = build_embedding(job, wanted.distance, wanted.lpips_net, wanted.lpips_weights)
-    data = open_data(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
+    data = open_images(run, split="all", img_size=settings.autoencoder.img_size, hold_out=False)
     most = images_to_compare(data, wanted.train_images, wanted.top_k)
     compared = f"the first {most} of {len(data)} training images" if most < len(data) else f"all {most} training images"
     job.begin(

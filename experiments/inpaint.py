@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from experiments._experiment import check_experiment, command, experiment
 from hparams.script import run_script
 from hparams.settings.experiments import InpaintingExperiment
+from utils.data.datasets import check_images
 from utils.data.images import painted_pixels
-from utils.runs.preflight import check_data, check_file
+from utils.runs.preflight import check_file
 
 if TYPE_CHECKING:
     from utils.runs.job import Job
@@ -20,7 +21,7 @@ EXAMPLE = command("inpaint.py", "inpainted_churches", "--region 128 0 128 256")
 def check(settings: InpaintingExperiment) -> InpaintingExperiment:
     """The settings with the steps of what is loaded; UserError if something is not there, or there is no region."""
     settings = check_experiment(settings)
-    check_data(settings.run, split=settings.inpainting.split)
+    check_images(settings.run, split=settings.inpainting.split)
     check_file("--mask_path", settings.inpainting.mask_path)
     painted_pixels(settings.inpainting.mask_path, settings.inpainting.region, settings.autoencoder.img_size)
     return settings
@@ -34,7 +35,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
     import torch
 
     from models.sampling.inpainting import codes_of
-    from utils.pretrained.building import open_data
+    from utils.data.datasets import open_images
     from utils.pretrained.trained_models import load_trained_models
     from utils.sampling.drawing import decoded, sampled_codes
     from utils.sampling.inpainting import completions_picture, given_codes
@@ -43,7 +44,7 @@ def paint(job: Job, settings: InpaintingExperiment) -> None:
 
     run, inpainting, img_size = settings.run, settings.inpainting, settings.autoencoder.img_size
     models = load_trained_models(job, settings)
-    whole = open_data(run, split=inpainting.split, img_size=img_size, hold_out=True)
+    whole = open_images(run, split=inpainting.split, img_size=img_size, hold_out=True)
     data, each = whole.first(inpainting.n_images), settings.sampling.n_samples
     painted = torch.from_numpy(painted_pixels(inpainting.mask_path, inpainting.region, img_size))
     hidden = codes_of(painted, models.autoencoder.latent_size)

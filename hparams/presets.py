@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from hparams.fields import settings_of
-from hparams.settings.stages import FolderDataset, VQGANStage
+from hparams.settings.data import FolderDataset
+from hparams.settings.stages import VQGANStage
 
 Row = Mapping[str, Any]
 DATASETS: tuple[str, ...] = settings_of(VQGANStage)["dataset"].choices
@@ -50,8 +51,7 @@ TABLES: Mapping[str, Mapping[str, Row]] = {
     "prior": {"toy_churches": _TOY_PRIOR},
     "prior_training": {
         ALL: {"batch_size": 20, "lr": 2e-4, "warmup_iters": 10_000, "train_steps": 2_000_000},
-        "ffhq": _SLOW,
-        "custom": _SLOW,
+        **dict.fromkeys(FOLDERS, _SLOW),
         "toy_churches": _TOY_PRIOR_TRAINING,
     },
     "experiment": {"toy_churches": {"batch_size": 64, "num_workers": 0}},

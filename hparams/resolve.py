@@ -27,6 +27,7 @@ from hparams.errors import UserError
 from hparams.fields import from_yaml, groups_of, settings_of
 from hparams.folders import LOGS
 from hparams.presets import ADDED_TO_PRESETS, DATASETS, preset
+from hparams.settings.data import DataSettings
 from hparams.settings.models import AutoencoderSettings, PriorSettings
 from hparams.settings.stages import AutoencoderSource, PriorStage, Stage, VQGANStage
 
@@ -37,7 +38,7 @@ _STARTING_POINT = {"load_dir", "load_step", "load_optim"}
 _IMAGE_SIZES = {"img_size", "ch_mult", "latent_shape"}
 _AUTOENCODER = {item.name for item in fields(AutoencoderSettings)}
 _REBUILT = _AUTOENCODER | {item.name for group in (PriorSettings, AutoencoderSource) for item in fields(group)}
-_DATA = {"dataset", "custom_dataset_path", "datasets_file", "toy_images"}
+_DATA = {field.name for field in fields(DataSettings)}
 _DISCRIMINATOR = {"ndf", "disc_layers"}  # its architecture
 
 
@@ -177,8 +178,8 @@ def _of_other_run(
     file, names = logs / folder / saved.FILE_NAME, names & settings_of(stage_class).keys()
     values = {name: value for name, value in saved.load(file, made_by).items() if name in names}
     chosen = {**values, **typed}
-    custom = chosen.get("dataset") == "custom" and chosen.get("custom_dataset_path")
-    where = "custom_dataset_path" if custom else "datasets_file"
+    own = (name for name in _DATA if name.startswith(f"{chosen.get('dataset')}_") and chosen.get(name))
+    where = next(own, "datasets_file")
     if stage_class.reads_data and where in values and where not in typed:
         folders.data_path_of_a_run(where, values[where], file, logs)
     return values

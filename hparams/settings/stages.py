@@ -12,13 +12,13 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from hparams.fields import Group, setting
+from hparams.settings.data import DataSettings
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
 from hparams.settings.sampling import SamplingSettings
 from hparams.settings.training import TrainingSettings
 
 SinkName = Literal["visdom", "summary", "tensorboard", "wandb"]
 SINKS: tuple[SinkName, ...] = ("visdom", "summary")
-FolderDataset = Literal["ffhq", "custom"]  # those that lie in a folder of images
 
 _data = partial(setting, subject="data")
 _device = partial(setting, subject="device and precision")
@@ -27,12 +27,7 @@ _together = partial(setting, subject="several processes", saved=False)
 
 
 @dataclass(frozen=True)
-class RunSettings(Group, title="run"):
-    dataset: Literal["churches", "bedrooms", FolderDataset, "toy_churches"] = _data(
-        None, "data set; picks the preset", none_means="that of the loaded run, else required"
-    )
-    custom_dataset_path: str | None = _data(None, "folder of images, for --dataset custom", "folder")
-    datasets_file: str = _data("datasets.yaml", "file that says where each data set lies", "file")
+class RunSettings(DataSettings, title="run"):
     log_dir: str = setting(None, "run folder, under logs/; may contain slashes", "name")
     seed: int = setting(0, "seed of every random stream", "seed", minimum=0, maximum=2**63 - 1)
     device: str = _device("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N", "device")
@@ -48,7 +43,6 @@ class RunSettings(Group, title="run"):
     max_bad_images: float = _data(
         0.01, "end when a larger share of images is unreadable; else others stand in", "share", minimum=0, below=1
     )
-    toy_images: int = _data(10_000, "scenes of toy_churches; a tenth more, at least 64, validate", "images")
     sinks: tuple[SinkName, ...] = _shown(
         SINKS, "what shows the run, or experiments/replay_dashboard.py later; summary: summary.png", allow_empty=True
     )

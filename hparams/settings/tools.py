@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hparams.fields import Group, setting
-from hparams.settings.stages import SINKS, FolderDataset, SinkName
+from hparams.settings.data import FolderDataset
+from hparams.settings.stages import SINKS, SinkName
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hparams.settings.data import DataSettings
 from shown import shown
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
@@ -131,7 +132,8 @@ def test_saved_images_score_the_same(scored: Any) -> None:
     assert read == pytest.approx(streamed, rel=1e-4)
 
     where, extractor = scored.folder / "datasets.yaml", build_features("r64", None, CPU)
-    real = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    which = DataSettings("toy_churches", None, str(where), 96)
+    real = open_images(which, split="val", img_size=16, hold_out=True)
     fake = [np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files]
     sets = (extractor(torch.from_numpy(np.stack(images))).numpy() for images in (fake, [real[i] for i in range(64)]))
     statistics = (FeatureStatistics(x.mean(0, np.float64), np.cov(x, rowvar=False)) for x in sets)

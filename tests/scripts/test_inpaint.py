@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hparams.settings.data import DataSettings
 from shown import shown
 from utils.data.datasets import open_images
 from utils.pretrained.loading import load_autoencoder
@@ -39,7 +40,8 @@ def codes(toy: Any) -> np.ndarray:
 
 def test_what_is_outside_the_region_keeps_its_codes(toy: Any, codes: np.ndarray) -> None:
     where = toy.folder / "datasets.yaml"
-    data = open_images("toy_churches", split="val", img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    which = DataSettings("toy_churches", None, str(where), 96)
+    data = open_images(which, split="val", img_size=16, hold_out=True)
     images = torch.from_numpy(np.stack([data[i] for i in range(3)])) / 255
     original = load_autoencoder("vqgan", root=toy.logs, device="cpu").encode(images).view(3, 1, 8, 8).numpy()
     changed = codes != original

@@ -18,12 +18,12 @@ from hparams.settings.experiments import LargerExperiment, LikelihoodExperiment,
 from models.prior.bounds import bound_nats
 from models.prior.transformer import SelfAttention
 from models.vqgan.gaussian import dequantise
+from utils.data.datasets import open_images
 from utils.data.pictures import to_uint8
 from utils.machine.seeding import make_generator, seed_global
 from utils.metrics import head, likelihood
 from utils.metrics.head import HeadTrainer
 from utils.metrics.likelihood import code_term, summarise, terms_of_images
-from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import TrainedModels, load_trained_models
 from utils.runs.job import Job
 from utils.runs.logged import read_metrics
@@ -57,7 +57,7 @@ def likelihood_of(folder: Path, **changes: Any) -> tuple[LikelihoodExperiment, J
     seed_global(0, "log-sigma head")
     job = job_of(settings, folder)
     models = load_trained_models(job, settings)
-    data = [open_data(settings.run, split=split, img_size=16, hold_out=True) for split in ("train", "val")]
+    data = [open_images(settings.run, split=split, img_size=16, hold_out=True) for split in ("train", "val")]
     return settings, job, models, data
 
 

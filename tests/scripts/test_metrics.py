@@ -14,6 +14,7 @@ from PIL import Image
 import utils.metrics.feature_sources as sources
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID
 from hparams.cli import parse
+from hparams.settings.data import DataSettings
 from hparams.settings.experiments import FIDExperiment, PRDCExperiment, ReconstructionExperiment
 from utils.data.datasets import open_images
 from utils.data.pictures import save_png
@@ -71,7 +72,8 @@ def test_given_codes_are_decoded(score: Any) -> None:
 @pytest.mark.parametrize(("split", "n"), [("train", 96), ("val", 64)])
 def test_a_set_is_at_no_distance_from_itself(score: Any, toy: Any, split: str, n: int) -> None:
     where = toy.folder / "datasets.yaml"
-    real = open_images("toy_churches", split=split, img_size=16, toy_images=96, datasets_file=where, hold_out=True)
+    which = DataSettings("toy_churches", None, str(where), 96)
+    real = open_images(which, split=split, img_size=16, hold_out=True)
     for i in range(n):
         save_png(Path("same") / f"{i:03d}.png", real[i])
     assert len(real) == n

@@ -20,6 +20,7 @@ import yaml
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
+from hparams.settings.data import DataSettings
 from utils.data.image_folders import IMAGE_SUFFIXES, FolderImages
 from utils.data.images import decode_rgb, resize_and_crop
 from utils.data.lmdb_images import LMDBImages
@@ -83,35 +84,32 @@ class ImageData:
         return hashlib.sha256(b"".join(self._store.listing(self._part))).hexdigest()
 
 
-def open_images(
-    dataset: str, *, split: Split, img_size: int, custom_dataset_path: str | Path | None = None,
-    datasets_file: str | Path = "datasets.yaml", hold_out: bool, toy_images: int = 10_000, seed: int = 0,
-) -> ImageData:
+def open_images(data: DataSettings, *, split: Split, img_size: int, hold_out: bool, seed: int = 0) -> ImageData:
     """Opens one split of a data set. Cheap: nothing is decoded (but toy churches are drawn at their first use).
 
     Args:
         split: LSUN and toy churches have an LMDB each for train and val, and "all" is the training one, which is what
             the published FID compares with. Of a folder "all" is every image.
-        custom_dataset_path: the folder of `custom`, before its entry in the `datasets_file`.
         hold_out: folders only. Train on the first 95% and validate on the rest; otherwise train on all.
-        toy_images: scenes of toy_churches' training split. A tenth as many, at least 64, validate. `seed` is theirs.
+        seed: of the scenes of toy_churches, whatever the run's. A tenth as many as train, at least 64, validate.
 
     UserError: unknown data set, no entry, nothing at its path, an empty folder, or a damaged LMDB. ValueError: the val
     split of a folder of which nothing is held out.
     """
+    dataset, toy_images = data.dataset, data.toy_images
     if dataset not in DATASETS:
         raise UserError(f"no data set {dataset!r}: --dataset is one of {', '.join(DATASETS)}")
     lmdb_split = "val" if split == "val" else "train"
     if dataset in _LMDB_STEMS:
-        images = LMDBImages(find_paths(dataset, datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset]))
+        images = LMDBImages(find_paths(dataset, data.datasets_file).lmdb(lmdb_split, _LMDB_STEMS[dataset]))
     elif dataset == "toy_churches":
-        folder = _toy_folder(datasets_file) / f"{img_size}px_{toy_images}_{seed}"
+        folder = _toy_folder(data.datasets_file) / f"{img_size}px_{toy_images}_{seed}"
         val_images = max(64, toy_images // 10)
         write_toy_churches(folder, size=img_size, train_images=toy_images, val_images=val_images, seed=seed)
         images = LMDBImages(folder / f"toy_churches_{lmdb_split}_lmdb")
     else:
-        custom = custom_paths(custom_dataset_path, datasets_file) if dataset == "custom" else None
-        return _open_split(dataset, custom or find_paths(dataset, datasets_file), split, img_size, hold_out)
+        paths = custom_paths(data) if dataset == "custom" else find_paths(dataset, data.datasets_file)
+        return _open_split(dataset, paths, split, img_size, hold_out)
     return ImageData(dataset, images, img_size, range(len(images)))
 
 
@@ -120,20 +118,14 @@ def open_folder(folder: Path, *, img_size: int, flag: str) -> ImageData:
     return _open_split("images", DatasetPaths("images", str(folder), Path(), flag), "all", img_size, hold_out=False)
 
 
-def check_images(
-    dataset: str, *, custom_dataset_path: str | Path | None = None, datasets_file: str | Path = "datasets.yaml",
-    hold_out: bool, split: Split | None = None,
-) -> None:
+def check_images(data: DataSettings, *, hold_out: bool = True, split: Split | None = None) -> None:
     """Raises what `open_images` would for `split`, else for train, and for val when held out. Writes nothing."""
     splits: tuple[Split, ...] = (split,) if split else ("train", "val") if hold_out else ("train",)
-    if dataset == "toy_churches":
-        _toy_folder(datasets_file)
+    if data.dataset == "toy_churches":
+        _toy_folder(data.datasets_file)
         return
     for each in splits:
-        open_images(
-            dataset, split=each, img_size=1, custom_dataset_path=custom_dataset_path, datasets_file=datasets_file,
-            hold_out=hold_out,
-        )
+        open_images(data, split=each, img_size=1, hold_out=hold_out)
 
 
 def _toy_folder(datasets_file: str | Path) -> Path:
@@ -218,12 +210,12 @@ def find_paths(dataset: str, datasets_file: str | Path, default: str | None = No
     return DatasetPaths(dataset, paths, file.parent, origin)
 
 
-def custom_paths(custom_dataset_path: str | Path | None, datasets_file: str | Path) -> DatasetPaths:
+def custom_paths(data: DataSettings) -> DatasetPaths:
     """The folder of `--dataset custom`: the flag's (relative to the working directory), else the file's entry."""
-    if custom_dataset_path:
-        return DatasetPaths("custom", str(custom_dataset_path), Path(), "--custom_dataset_path")
+    if data.custom_dataset_path:
+        return DatasetPaths("custom", str(data.custom_dataset_path), Path(), "--custom_dataset_path")
     try:
-        return find_paths("custom", datasets_file)
+        return find_paths("custom", data.datasets_file)
     except UserError as error:
         raise UserError(f"--dataset custom needs --custom_dataset_path FOLDER ({error})") from error
 

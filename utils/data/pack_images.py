@@ -17,6 +17,7 @@ from hparams.cli import parse
 from hparams.errors import UserError
 from hparams.presets import FOLDERS
 from hparams.script import require_open_files, run_script
+from hparams.settings.data import DataSettings
 from hparams.settings.tools import Pack
 from utils.data.bad_images import BadImages
 from utils.data.batches import eval_batches
@@ -50,10 +51,8 @@ def main() -> None:
     out = Path(settings.out)
     if out.exists():
         raise UserError(f"--out {out}: exists already: name a new folder, or remove it")
-    data = open_images(
-        settings.dataset, split="all", img_size=settings.img_size, custom_dataset_path=settings.custom_dataset_path,
-        datasets_file=settings.datasets_file, hold_out=False,
-    )
+    which = DataSettings(settings.dataset, settings.custom_dataset_path, settings.datasets_file)
+    data = open_images(which, split="all", img_size=settings.img_size, hold_out=False)
     if settings.dry_run:
         print(f"{len(data)} images would be packed in {out}")
         return

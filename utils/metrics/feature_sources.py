@@ -20,13 +20,12 @@ from hparams.settings.experiments import FeatureExperiment, PRDCExperiment, PRDC
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.data.bad_images import Report
 from utils.data.batches import eval_batches
-from utils.data.datasets import ImageData, open_folder
+from utils.data.datasets import ImageData, open_folder, open_images
 from utils.machine.devices import precision_name
 from utils.machine.files import content_key, sha256_of
 from utils.metrics.features import FeatureExtractor, build_features
 from utils.metrics.fid import FeatureStatistics, feature_statistics
 from utils.metrics.given_files import read_features, read_latents
-from utils.pretrained.building import open_data
 from utils.pretrained.trained_models import load_trained_autoencoder, load_trained_models
 from utils.runs.job import Job
 from utils.runs.results import Value
@@ -83,7 +82,7 @@ def begin_comparison(
     if prdc.real_feats:
         real = _from_file("--real_feats", prdc.real_feats)
     else:
-        data = open_data(run, split=settings.real.split, img_size=sizes.img_size, hold_out=True)
+        data = open_images(run, split=settings.real.split, img_size=sizes.img_size, hold_out=True)
         real = of_data(extractor(), data, settings.real.split, generated.n if as_many else None)
     for each in (generated, real):
         check_image_count(settings, each.n, each.where)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 from hparams.settings.models import AutoencoderSettings, PriorSettings, VQGANSettings
-from hparams.settings.stages import RunSettings
 from models.prior.absorbing import AbsorbingDiffusion
 from models.prior.autoregressive import AutoregressivePrior
 from models.prior.prior import Prior
@@ -15,7 +14,6 @@ from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.networks import Discriminator, Sizes
 from models.vqgan.quantizers import GumbelQuantizer, Quantizer, VectorQuantizer
 from models.vqgan.vqgan import VQGAN, PerceptualLoss
-from utils.data.datasets import ImageData, Split, open_images
 
 QUANTIZERS: dict[str, Callable[[AutoencoderSettings], Quantizer]] = {
     "nearest": lambda s: VectorQuantizer(s.codebook_size, s.emb_dim, s.beta, s.beta_term),
@@ -63,12 +61,4 @@ def _transformer(settings: PriorSettings, codebook_size: int, *, causal: bool) -
         n_emb=settings.bert_n_emb, n_head=settings.bert_n_head, n_layers=settings.bert_n_layers,
         block_size=settings.block_size, causal=causal,
         embd_pdrop=settings.embd_pdrop, attn_pdrop=settings.attn_pdrop, resid_pdrop=settings.resid_pdrop,
-    )
-
-
-def open_data(run: RunSettings, *, split: Split, img_size: int, hold_out: bool) -> ImageData:
-    """One split of the run's data set; see `open_images`. Toy scenes are the same whatever the run's seed."""
-    return open_images(
-        run.dataset, split=split, img_size=img_size, hold_out=hold_out, toy_images=run.toy_images,
-        custom_dataset_path=run.custom_dataset_path, datasets_file=run.datasets_file,
     )

@@ -1,4 +1,4 @@
-"""What can be found wrong before anything is built: missing data and checkpoints. Imports no torch.
+"""What can be found wrong before anything is built: missing checkpoints and files. Imports no torch.
 
 Settles the newest step where none is named: training may save a newer one before the last process loads its own.
 """
@@ -10,15 +10,8 @@ from pathlib import Path
 
 from hparams.errors import UserError
 from hparams.settings.experiments import CheckpointSource
-from hparams.settings.stages import AutoencoderSource, RunSettings
-from utils.data.datasets import Split, check_images
+from hparams.settings.stages import AutoencoderSource
 from utils.runs.run_folder import AE_FLAGS, VQGAN, RunFolder
-
-
-def check_data(run: RunSettings, *, hold_out: bool = True, split: Split | None = None) -> None:
-    """UserError unless the data set, or this split of it, can be opened; see `check_images`."""
-    custom, file = run.custom_dataset_path, run.datasets_file
-    check_images(run.dataset, custom_dataset_path=custom, datasets_file=file, hold_out=hold_out, split=split)
 
 
 def check_autoencoder(source: AutoencoderSource, *, ema: bool = True) -> AutoencoderSource:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from hparams.errors import RunError, UserError
+from hparams.settings.data import DataSettings
 from utils.data import batches
 from utils.data.batch_order import BatchOrder
 from utils.data.batches import eval_batches, stand_in, train_batches
@@ -55,7 +56,7 @@ def test_a_step_has_the_same_batch_however_it_is_reached() -> None:
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     file = tmp_path_factory.mktemp("toys") / "datasets.yaml"
-    return open_images("toy_churches", split="train", img_size=8, toy_images=30, datasets_file=file, hold_out=False)
+    return open_images(DataSettings("toy_churches", None, str(file), 30), split="train", img_size=8, hold_out=False)
 
 
 def test_what_makes_no_order_is_refused(toys: ImageData) -> None:
@@ -165,7 +166,7 @@ def test_a_broken_image_is_one_line_from_a_worker_too(workers: int, tmp_path: Pa
     for i in range(8):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     (tmp_path / "5.png").write_bytes(b"no image")
-    data = open_images("custom", split="all", img_size=8, custom_dataset_path=tmp_path, hold_out=False)
+    data = open_images(DataSettings("custom", str(tmp_path)), split="all", img_size=8, hold_out=False)
     with pytest.raises(UserError, match=r"\A.*5\.png.*\Z"):  # to keep the error would keep the workers, for 10 s
         list(eval_batches(data, 2, num_workers=workers))
 

@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from hparams.errors import UserError
 from hparams.presets import DATASETS
+from hparams.settings.data import DataSettings
 from utils.data.datasets import ImageData, Split, check_images, custom_paths, find_paths, open_images
 from utils.data.image_folders import IMAGE_SUFFIXES, list_images
 from utils.data.images import BadImageError
@@ -105,14 +106,14 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_custom_flag_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--custom_dataset_path FOLDER"):
-        custom_paths(None, tmp_path / "datasets.yaml")
+        custom_paths(DataSettings("custom", None, tmp_path / "datasets.yaml"))
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
     file = written(tmp_path, "custom: {paths: theirs}")
-    assert custom_paths("mine", file).folder().resolve() == tmp_path / "mine"
-    assert custom_paths(None, file).folder() == tmp_path / "theirs"
+    assert custom_paths(DataSettings("custom", "mine", file)).folder().resolve() == tmp_path / "mine"
+    assert custom_paths(DataSettings("custom", None, file)).folder() == tmp_path / "theirs"
     with pytest.raises(UserError, match=r"nowhere for custom: correct --custom_dataset_path"):
-        custom_paths(tmp_path / "nowhere", file).folder()
+        custom_paths(DataSettings("custom", tmp_path / "nowhere", file)).folder()
 
 
 def test_the_file_in_the_repository_names_every_data_set() -> None:
@@ -143,12 +144,13 @@ def write_lsun(folder: Path, stem: str, n_train: int, n_val: int) -> None:
 
 
 def open_custom(folder: Path, split: Split, hold_out: bool = True, img_size: int = 16) -> ImageData:
-    return open_images("custom", split=split, img_size=img_size, custom_dataset_path=folder, hold_out=hold_out)
+    return open_images(DataSettings("custom", str(folder)), split=split, img_size=img_size, hold_out=hold_out)
 
 
 def open_toys(folder: Path, split: Split, **changes: int) -> ImageData:
-    options = {"img_size": 16, "toy_images": 20, "seed": 3, **changes}
-    return open_images("toy_churches", split=split, datasets_file=folder / "datasets.yaml", hold_out=True, **options)
+    options = {"img_size": 16, "seed": 3, **changes}
+    toys = DataSettings("toy_churches", None, str(folder / "datasets.yaml"), options.pop("toy_images", 20))
+    return open_images(toys, split=split, hold_out=True, **options)
 
 
 @pytest.mark.parametrize(("dataset", "stem"), [("churches", "church_outdoor"), ("bedrooms", "bedroom")])
@@ -156,7 +158,7 @@ def test_lsun(dataset: str, stem: str, tmp_path: Path) -> None:
     write_lsun(tmp_path / "lsun", stem, 12, 5)
     file = written(tmp_path, f"{dataset}: {{paths: lsun}}")
     train, val, every = (
-        open_images(dataset, split=split, img_size=16, datasets_file=file, hold_out=split != "train")
+        open_images(DataSettings(dataset, None, file), split=split, img_size=16, hold_out=split != "train")
         for split in SPLITS
     )
     assert (len(train), len(val), len(every)) == (12, 5, 12)
@@ -249,13 +251,13 @@ def test_toy_churches_are_written_on_first_use_where_the_file_says(text: str | N
 
 
 def test_checking_looks_at_the_held_out_part_too_and_writes_nothing(tmp_path: Path) -> None:
-    check_images("toy_churches", datasets_file=tmp_path / "datasets.yaml", hold_out=True)
+    check_images(DataSettings("toy_churches", None, str(tmp_path / "datasets.yaml")))
     assert list(tmp_path.iterdir()) == []
     write_lsun(tmp_path, "church_outdoor", 3, 1)
     file = written(tmp_path, "churches: {paths: {train: church_outdoor_train_lmdb}}")
-    check_images("churches", datasets_file=file, hold_out=False)
+    check_images(DataSettings("churches", None, file), hold_out=False)
     with pytest.raises(UserError, match="no val path"):
-        check_images("churches", datasets_file=file, hold_out=True)
+        check_images(DataSettings("churches", None, file))
 
 
 def test_fingerprint_is_stable_and_tells_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +318,7 @@ def test_so_have_copies_of_an_lmdb(tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'church'.*--dataset.*churches, bedrooms, ffhq, custom, toy_churches"):
-        open_images("church", split="train", img_size=8, hold_out=False)
+        open_images(DataSettings("church"), split="train", img_size=8, hold_out=False)
     (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(UserError, match=r"no images in .*correct --custom_dataset_path"):
         open_custom(tmp_path, "train")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hparams.errors import UserError
+from hparams.settings.data import DataSettings
 from utils.data import pack_images
 from utils.data.batches import stand_in
 from utils.data.datasets import ImageData, Split, open_images
@@ -26,7 +27,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def open_custom(folder: Path, split: Split, hold_out: bool = True) -> ImageData:
-    return open_images("custom", split=split, img_size=24, custom_dataset_path=folder, hold_out=hold_out)
+    return open_images(DataSettings("custom", str(folder)), split=split, img_size=24, hold_out=hold_out)
 
 
 def pack(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:

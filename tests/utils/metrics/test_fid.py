@@ -13,6 +13,7 @@ import torch_fidelity
 from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from hparams.settings.data import DataSettings
 from hparams.settings.experiments import KIDSettings
 from jobs import a_job
 from utils.data.datasets import open_images
@@ -30,7 +31,7 @@ def statistics_of(features: np.ndarray) -> FeatureStatistics:
 
 def test_equal_to_torch_fidelity(job: Job, inception_file: Path) -> None:
     """On scenes of toy churches."""
-    data = open_images("toy_churches", split="val", img_size=32, hold_out=False, toy_images=1)
+    data = open_images(DataSettings("toy_churches", toy_images=1), split="val", img_size=32, hold_out=False)
     for number in range(11):
         save_png(Path("x" if number < 6 else "y") / f"{number:03d}.png", data[number])
     kid = KIDSettings(kid_subsets=5, kid_subset_size=4)

@@ -13,6 +13,7 @@ import train_sampler
 import train_vqgan
 from hparams.errors import UserError
 from hparams.resolve import resolve
+from hparams.settings.data import DataSettings
 from hparams.settings.stages import PriorStage, VQGANStage
 from utils.data.datasets import ImageData, open_images
 from utils.machine.distributed import Ranks
@@ -57,7 +58,7 @@ def photos(folder: Path) -> ImageData:
     (folder / "photos").mkdir()
     for number in range(41):
         (folder / f"photos/{number}.png").touch()
-    return open_images("custom", split="all", img_size=8, custom_dataset_path=folder / "photos", hold_out=False)
+    return open_images(DataSettings("custom", str(folder / "photos")), split="all", img_size=8, hold_out=False)
 
 
 OTHER = r"other names or sizes of files on rank 1 on there \(41 images\) than on rank 0 on .+ \(41 images\): give all"

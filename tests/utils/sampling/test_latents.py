@@ -12,6 +12,7 @@ import torch
 from small_models import autoencoder as small_autoencoder
 from torch import Tensor
 
+from hparams.settings.data import DataSettings
 from jobs import a_job
 from models.vqgan.autoencoder import VQAutoEncoder
 from models.vqgan.quantizers import VectorQuantizer
@@ -29,8 +30,8 @@ def autoencoder(quantizer: Any = "nearest") -> VQAutoEncoder:
 
 
 def toys(folder: Path, **changes: Any) -> ImageData:
-    arguments = {"split": "train", "img_size": 16, "toy_images": IMAGES, "hold_out": False}
-    return open_images("toy_churches", datasets_file=folder / "datasets.yaml", **arguments | changes)
+    which = DataSettings("toy_churches", None, str(folder / "datasets.yaml"), changes.pop("toy_images", IMAGES))
+    return open_images(which, **{"split": "train", "img_size": 16, "hold_out": False} | changes)
 
 
 @pytest.fixture(scope="module")
