@@ -138,7 +138,8 @@ def _saved_values(stage_class: type[Stage], typed: Mapping[str, Any], logs: Path
     values: dict[str, Any] = {}
     if typed.get("resume"):
         if any(typed.get(name) for name in _STARTING_POINT):
-            raise UserError("--resume continues from the last step: leave out --load_dir, --load_step and --load_optim")
+            fix = "leave out --load_dir, --load_step and --load_optim"
+            raise UserError(f"--resume continues from this run's newest step: {fix}")
         folder = _own_folder(stage_class, typed)
         folders.require_run("--resume", logs, folder, by=" by --log_dir")
         values = saved.load(logs / folder / saved.FILE_NAME, stage_class)

@@ -160,7 +160,8 @@ def joined(device: torch.device, *, backend: str, timeout_s: int) -> Iterator[Ra
     except Exception as error:
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise _loss(error, store, ranks, timeout_s) from None
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
+        with suppress(ValueError):  # not in the main thread, which alone gets signals
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, if another one ended first: speak all the same
         with suppress(dist.DistError, RuntimeError):  # of processes that fail alike one speaks
             line = hashlib.sha256(f"{type(error).__name__}: {error}".encode(errors="replace")).hexdigest()
             if store.add(f"line/{line}", 1) > 1:

@@ -135,9 +135,11 @@ def replay(folder: RunFolder, sink: Sink, *, last_step: int | None = None, most_
         if line and (last_step is None or line["step"] <= last_step):
             step, split = line.pop("step"), line.pop("split")
             newest = max(newest, step)
-            numbers = {name: value for name, value in line.items() if isinstance(value, int | float | None)}
-            # Null stands for a value that was not finite.
-            sink.scalars(step, split, {name: nan if value is None else value for name, value in numbers.items()})
+            numbers: dict[str, float] = {}
+            for name, value in line.items():
+                with suppress(OverflowError, TypeError):  # of what is no number, or larger than any
+                    numbers[name] = nan if value is None else value + 0.0  # null stands for what was not finite
+            sink.scalars(step, split, numbers)
     if last_step is None:  # a picture of a later step is another run's, which was here before
         steps_per_log = settings.get("steps_per_log")
         last_step = newest + (steps_per_log if isinstance(steps_per_log, int) else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -56,10 +57,11 @@ class Server:
     def prepare(self, env: str) -> None:
         """Remove the panes of an environment. ValueError, and nothing is sent, if what answers is not visdom."""
         with self._session.get(f"{self.address}/", timeout=TIMEOUT, stream=True) as response:
-            if MARK not in next(response.iter_content(LONGEST_HEAD), b""):
+            if MARK not in b"".join(islice(response.iter_content(1024), LONGEST_HEAD // 1024)):  # however it is chunked
                 raise ValueError(f"{self.address} does not answer as visdom does")
         # Of an unknown environment visdom's server would print a traceback, at the start of every new run.
-        if env in json.loads(self._post("env_state", {})):
+        known = json.loads(self._post("env_state", {}))
+        if isinstance(known, list) and env in known:
             self._post("close", {"win": None, "eid": env})
 
     def send(self, endpoint: str, env: str, window: str, content: Message) -> None:

@@ -147,7 +147,8 @@ class Shards:
 
     def _parts(self) -> list[_Part]:
         """By their names alone, in order."""
-        files = [file for folder in (self._folder, self._otherwise) if folder for file in folder.glob("*.npy")]
+        folders = [folder for folder in (self._folder, self._otherwise) if folder and folder.is_dir()]
+        files = [file for folder in folders for file in folder.iterdir()]  # unlike glob(), refuses what it may not read
         found = [(name, file) for file in files if (name := _NAME.fullmatch(file.name))]
         parts = [_Part(int(name[1]), int(name[2]), name[3], file) for name, file in found]
         return sorted(parts, key=lambda part: (part.first, part.stop))

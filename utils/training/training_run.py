@@ -106,7 +106,9 @@ class TrainingRun:
         """The steps to do, each with its batch. SystemExit: a signal asked to stop, and the last step is saved."""
         self._report.begin()
         self._watch.start()
-        for step, batch in zip(range(self.start, self.end), batches, strict=False):
+        source = iter(batches)
+        for step in range(self.start, self.end):
+            batch = next(source)
             self._watch.mark("data")
             self._whole = None
             yield step, batch

@@ -31,6 +31,9 @@ def test_vectors_are_averaged_place_by_place_in_float64_and_without_gradients() 
     second.add({"counts": torch.tensor([0, 1])})
     for _ in range(9_999):
         second.add({"loss": value * 1})
+    for number in (1.0, 2.0**-30):
+        first.add({"l1": torch.tensor(number)})
+    assert first.pop()[0]["l1"] == (1 + 2.0**-30) / 2
     scalars, vectors = second.pop()
     assert scalars["loss"] == pytest.approx(float(value.detach()), rel=1e-12)
     assert vectors["counts"].tolist() == [2, 0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -144,3 +145,27 @@ OTHERS += [{"state": {}, "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}
 def test_other_content_is_refused(content: Any) -> None:
     with pytest.raises(UserError, match=r"^file does not hold the state of an Adam optimiser$"):
         loaded(content)
+
+
+@pytest.mark.parametrize("here", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("there", [torch.contiguous_format, torch.channels_last])
+def test_moments_go_on_in_another_memory_format(here: torch.memory_format, there: torch.memory_format) -> None:
+    """That of CUDA's convolutions is not the CPU's."""
+
+    def convolution(memory_format: torch.memory_format) -> tuple[nn.Module, Optimiser]:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 4, 3).to(memory_format=memory_format)  # type: ignore[call-overload]
+        return network, Optimiser(network.parameters(), 0.1, torch.device("cpu"), None)
+
+    def updated(network: nn.Module, optimiser: Optimiser) -> None:
+        optimiser.zero_grad()
+        network(torch.linspace(0, 1, 75).view(1, 3, 5, 5)).square().mean().backward()
+        optimiser.step()
+
+    (network, optimiser), (other, others) = convolution(here), convolution(there)
+    updated(other, others)
+    network.load_state_dict(other.state_dict())
+    optimiser.load_adam(copy.deepcopy(others.adam.state_dict()))
+    for each in ((network, optimiser), (other, others)):
+        updated(*each)
+    torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=1e-5, atol=1e-6)

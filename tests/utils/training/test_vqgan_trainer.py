@@ -120,7 +120,9 @@ def test_validation_and_reconstruction_are_of_the_averaged_model() -> None:
     run(training, 0, 3)
     nn.init.zeros_(training.vqgan.ae.generator.last_layer)  # the trained model only
     batches = [images(7), images(8, n=3)]  # of different sizes
+    usage = training.usage.clone()
     metrics = training.validate(batches)
+    assert torch.equal(training.usage, usage)  # which says what dead codes are
     assert training.ema is not None
     x = torch.cat(batches).double() / 255
     with torch.no_grad():
