@@ -42,6 +42,11 @@ def sampling_conditions(sampling: SamplingSettings, sampler: str) -> dict[str, V
     return {"temp": sampling.temp, **steps, **changed}
 
 
+def rule_of(sampling: SamplingSettings) -> Rule:
+    """What is drawn where a token is due."""
+    return Rule(sampling.temp)
+
+
 def sampled_codes(
     job: Job, models: TrainedModels, sampling: SamplingSettings, starts: Tensor | None = None
 ) -> tuple[Rows, str]:
@@ -82,7 +87,7 @@ def drawn_ids(
     generators = (make_generator("cpu", job.seed, "samples", index) for index in indices)
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
     drawing = Drawing(
-        job.batch_size, Rule(sampling.temp), steps=sampling.sample_steps, sampler=sampling.sample_type,
+        job.batch_size, rule_of(sampling), steps=sampling.sample_steps, sampler=sampling.sample_type,
         n=len(indices), wrap=Captured if captures_graphs(job.compile, job.device) else None, invalid=invalid,
     )
     samples = prior.samples(generators, drawing, None if starts is None else Codes(starts[list(indices)]))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hparams.settings.experiments import LargerSettings
 from hparams.settings.sampling import SamplingSettings
-from models.sampling.categorical import Rule
 from models.sampling.larger import larger_trajectory, reveal_plan, window_starts
 from utils.machine.evaluation import evaluating
 from utils.machine.files import content_key
@@ -19,7 +18,7 @@ from utils.machine.seeding import make_generator
 from utils.pretrained.trained_models import TrainedModels
 from utils.runs.job import Job
 from utils.runs.shards import Shards
-from utils.sampling.drawing import check_finite, decoded
+from utils.sampling.drawing import check_finite, decoded, rule_of
 
 
 def larger_codes(
@@ -67,7 +66,7 @@ def _draw(
     with evaluating(prior), job.progress(f"image {indices[0] + 1}", int(reveal.max()) + 1, "step") as progress:
         for x in larger_trajectory(  # noqa: B007 (the last one is the result)
             logits_at, torch.full_like(reveal, prior.mask_id), reveal, uniforms, mask_id=prior.mask_id,
-            window=models.autoencoder.latent_size, stride=larger.stride, rule=Rule(sampling.temp),
+            window=models.autoencoder.latent_size, stride=larger.stride, rule=rule_of(sampling),
             batch_size=job.batch_size, invalid=invalid,
         ):
             check_finite("the prior's predictions", invalid == 0, job.amp_dtype)

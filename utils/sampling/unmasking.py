@@ -7,13 +7,12 @@ from torch import Tensor
 
 from hparams.settings.sampling import SamplingSettings
 from models.prior.prior import Prior
-from models.sampling.categorical import Rule
 from models.sampling.samplers import diffusion_trajectory
 from models.vqgan.autoencoder import VQAutoEncoder
 from utils.machine.evaluation import evaluating
 from utils.machine.seeding import make_generator
 from utils.runs.job import Job
-from utils.sampling.drawing import check_finite
+from utils.sampling.drawing import check_finite, rule_of
 
 MOMENTS = 10  # states that are shown
 MOST_STEPS = 64  # of the reverse process, so that the picture costs little whatever T is
@@ -37,7 +36,7 @@ def unmasking_strip(job: Job, prior: Prior, autoencoder: VQAutoEncoder, sampling
     invalid = torch.zeros((), dtype=torch.int64, device=job.device)
     with evaluating(prior, autoencoder), job.autocast():
         trajectory = diffusion_trajectory(
-            prior.logits, start, mask_id=prior.mask_id, steps=steps, rule=Rule(sampling.temp), generator=generator,
+            prior.logits, start, mask_id=prior.mask_id, steps=steps, rule=rule_of(sampling), generator=generator,
             invalid=invalid,
         )
         states = list(trajectory)
